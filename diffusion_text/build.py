@@ -1,0 +1,281 @@
+"""From a config to the objects it names: the only place that knows all folders. Everything is checked here, before any compute.
+
+Each section of the config has a `name` that is looked up in its folder's table, and options that become keyword arguments. An option
+that is None is not passed; one that the choice does not take is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from diffusion_text import train
+from diffusion_text.data.corpora import CORPORA, Corpus
+from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
+from diffusion_text.model.partition import partition_spec
+from diffusion_text.model.transformer import Network, TransformerConfig, flops_per_token
+from diffusion_text.objective import OBJECTIVES, Bound
+from diffusion_text.objective.bound import Chunks, scored_weights
+from diffusion_text.process import PROCESSES
+from diffusion_text.sampler import SAMPLERS
+from diffusion_text.sampler.guidance import Guidance
+from diffusion_text.sampler.loop import Policy, Sample, sample
+from diffusion_text.schedules import SCHEDULES
+from diffusion_text.timing import TIMINGS
+from diffusion_text.train.sharding import replicated, row_shards
+from diffusion_text.types import Batch, Key, Layout, Loss, LossFn, Params, Process, Progress, Timing
+
+SECTIONS = ("data", "process", "schedule", "timing", "objective", "model", "optimizer", "train", "mesh", "evaluate", "sampler")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """`config.data`, checked; what each key means is said in configs/base.py."""
+
+  corpus: str
+  tokenizer: str
+  length: int
+  packing: str
+  random_offset: bool = False
+  path: str | None = None
+  dataset: str | None = None
+  data_dir: str | None = None
+  field: str | None = None
+  vocab_size: int | None = None
+  tokenizer_path: str | None = None
+  cache_dir: str = "~/.cache/diffusion_text"
+
+  def make_corpus(self) -> Corpus:
+    """The corpus, without reading it."""
+    options = {"path": self.path, "name": self.dataset, "data_dir": self.data_dir, "field": self.field}
+    return construct(CORPORA, {"name": self.corpus}, "data.corpus", **{k: v for k, v in options.items() if v is not None})
+
+  @property
+  def cache(self) -> pathlib.Path:
+    return pathlib.Path(os.path.expanduser(self.cache_dir))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+  """`config.train`, checked; what each key means is said in configs/base.py."""
+
+  steps: int
+  batch_size: int
+  accumulation: int
+  ema_decay: float
+  log_every: int
+  evaluate_every: int
+  save_every: int
+  keep: int
+  profile_steps: tuple[int, int]
+  max_seconds: float | None = None
+  restore_from: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+  """`config.evaluate`, checked; what each key means is said in configs/base.py."""
+
+  split: str
+  batch_size: int
+  num_draws: int
+  max_rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything that a config stands for, as objects. Building it computes nothing; only a missing tokenizer is trained."""
+
+  config: ml_collections.FrozenConfigDict
+  data: DataSettings
+  train: TrainSettings
+  evaluate: EvaluateSettings
+  tokenizer: Any
+  process: Process
+  timing: Timing
+  objective: Callable[..., Loss]
+  bound: Bound
+  network: Network
+  optimizer: train.Optimizer
+  mesh: Mesh
+
+  # --- pure functions ---------------------------------------------------------------------------------------------------------
+
+  def init_params(self, key: Key) -> Params:
+    """{"network": …, "process": …}, float32."""
+    network_key, process_key = jax.random.split(key)
+    return {"network": self.network.init(network_key), "process": self.process.init(process_key)}
+
+  def loss_fn(self, tokens_per_character: float) -> LossFn:
+    """The training loss; reports `bound` in nats/token and `bits_per_character` of the training batch."""
+
+    def loss(params: Params, key: Key, batch: Batch, progress: Progress) -> Loss:
+      dropout_key = jax.random.fold_in(jax.random.fold_in(key, 3), progress.part)
+      dropout_key = dropout_key if self.network.config.dropout else None
+      predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, dropout_key)
+      result = self.objective(params["process"], key, batch, progress, predict)
+      bits = result.sums["bound"] * (tokens_per_character / math.log(2))
+      return result._replace(sums={**result.sums, "bits_per_character": bits})
+
+    return loss
+
+  def nats_fn(self) -> Callable[..., Any]:
+    """Jitted (params, key, batch, progress) -> (nats [B], weight [B]): one draw of the bound, summed over each row."""
+
+    def nats(params: Params, key: Key, batch: Batch, progress: Progress):
+      predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, None)
+      values = self.bound.nats(params["process"], key, batch, progress, predict)
+      return jnp.sum(values, axis=1), jnp.sum(scored_weights(batch), axis=1)
+
+    return jax.jit(nats, out_shardings=replicated(self.mesh))
+
+  def sample_fn(self, policy: Policy) -> Callable[[Params, Key, Batch], Sample]:
+    """Jitted (params, keys [B], batch) -> Sample."""
+
+    def run(params: Params, keys: Key, batch: Batch) -> Sample:
+      layout = Layout(segment=batch.segment)
+      denoise = lambda inputs, t: self.network.apply(params["network"], inputs, t, layout, None)
+      return sample(policy, self.process, params["process"], denoise, keys, batch)
+
+    return jax.jit(run)
+
+  # --- shapes and placement ---------------------------------------------------------------------------------------------------
+
+  def create_state(self) -> train.TrainState:
+    key = train.named_key(self.config.seed, "init", 0)
+    return train.create_state(lambda: self.init_params(key), self.optimizer, ema=self.train.ema_decay > 0)
+
+  def abstract_state(self) -> train.TrainState:
+    """Shapes, dtypes and shardings of the train state, with nothing allocated."""
+    abstract = jax.eval_shape(self.create_state)
+    spec = lambda path, shape: partition_spec(path, shape, dict(self.mesh.shape))
+    return train.with_shardings(abstract, train.state_shardings(abstract, spec, self.mesh))
+
+  @property
+  def flops_per_token(self) -> float:
+    """Of a training step, forward and backward; about half of the tokens are scored under any schedule of masked diffusion."""
+    return 3 * flops_per_token(self.network.config, self.data.length, scored_fraction=0.5)
+
+
+def construct(table: Mapping[str, Any], section: Mapping[str, Any], where: str, /, **given: Any) -> Any:
+  """`table[section["name"]]` with the section's options that are not None, and `given`.
+
+  Raises ValueError, quoting the key and what the choice takes, for an unknown name, an option that is not taken or one that is missing.
+  """
+  name = section["name"]
+  if name not in table:
+    raise ValueError(f"config.{where}={name!r} is unknown; use one of {', '.join(sorted(table))}")
+  options = {key: value for key, value in section.items() if key != "name" and value is not None}
+  return strict(table[name], {**options, **given}, where, what=f"{where}={name!r}")
+
+
+def strict(cls: Any, options: Mapping[str, Any], where: str, what: str | None = None) -> Any:
+  """cls(**options) for a dataclass, after checking the keys; tuples from config files become tuples again."""
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  what = what or f"config.{where}"
+  for key, value in options.items():
+    if key not in fields:
+      raise ValueError(
+        f"config.{where} has {key}={value!r}, which {what} does not read; it takes {sorted(fields) or 'no option'}"
+      )
+  needed = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+  if missing := [name for name in needed if name not in options]:
+    raise ValueError(f"{what} needs {', '.join(missing)}; set it with --config.{where.split('.')[0]}.{missing[0]}=…")
+  return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+def present(section: Mapping[str, Any]) -> dict[str, Any]:
+  """The options of a section that are not None."""
+  return {key: value for key, value in section.items() if value is not None}
+
+
+def config_json(config: Any) -> str:
+  """A config as JSON; `config_from_json` reads it back."""
+  return json.dumps(ml_collections.ConfigDict(config).to_dict(), default=list, sort_keys=True)
+
+
+def config_from_json(text: str | bytes) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(json.loads(text))
+
+
+def make_tokenizer(data: DataSettings) -> Any:
+  """The tokenizer of `data.tokenizer_path`, or one learned from the training split."""
+  if data.tokenizer_path is not None:
+    path = pathlib.Path(data.tokenizer_path)
+    if not path.exists():
+      raise ValueError(f"data.tokenizer_path={data.tokenizer_path!r} is not there; make it with python -m experiments.tokenize")
+    return tokenizer_from_bytes(path.read_bytes())
+  return build_tokenizer(data.tokenizer, data.vocab_size, data.make_corpus().documents("train"))
+
+
+def make_policy(section: Mapping[str, Any], timing: Timing) -> Policy:
+  """The sampler of a `config.sampler` section."""
+  options = dict(section)
+  guidance = Guidance(options.pop("temperature"), options.pop("top_p"))
+  if options["steps"] < 1:
+    raise ValueError(f"sampler.steps={options['steps']} must be at least 1; 64 is a good start")
+  return construct(SAMPLERS, options, "sampler.name", timing=timing, guidance=guidance)
+
+
+def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experiment:
+  """Checks the whole config and makes every object. `tokenizer`: the one of a checkpoint; None makes it from the config.
+
+  Raises ValueError for a section that is missing or unknown, an option that nobody reads, or values that do not fit together.
+  """
+  c = ml_collections.FrozenConfigDict(config)
+  if unknown := set(c) ^ {"seed", *SECTIONS}:
+    raise ValueError(
+      f"config sections {sorted(unknown)} are unknown or missing; start from configs/base.py, which has every key"
+    )
+  sections = {name: c[name].to_dict() for name in SECTIONS}
+  data = strict(DataSettings, present(sections["data"]), "data")
+  settings = strict(TrainSettings, present(sections["train"]), "train")
+  evaluate = strict(EvaluateSettings, present(sections["evaluate"]), "evaluate")
+  mesh = train.make_mesh(**sections["mesh"], devices=devices)
+  timing = construct(TIMINGS, sections["timing"], "timing.name")
+  schedule = construct(SCHEDULES, sections["schedule"], "schedule.name")
+  warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
+  optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps)
+  make_policy(sections["sampler"], timing)
+  check_sizes(data, settings, evaluate, mesh)
+  data.make_corpus()
+
+  tokenizer = make_tokenizer(data) if tokenizer is None else tokenizer
+  process = construct(PROCESSES, sections["process"], "process.name", vocab_size=tokenizer.vocab_size, schedule=schedule)
+  sizes = {"vocab_size": process.vocab_size, "input_size": process.input_size}
+  model = {"scan_layers": None, **present(sections["model"]), **sizes}
+  network = Network.create(strict(TransformerConfig, model, "model"))
+  options = sections["objective"]
+  chunks = Chunks(options.pop("chunk"), ("replica", "fsdp") if row_shards(mesh) > 1 else ())
+  objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
+  bound = Bound(process, timing, chunks)
+  return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)
+
+
+def check_sizes(data: DataSettings, settings: TrainSettings, evaluate: EvaluateSettings, mesh: Mesh) -> None:
+  """Sizes that must divide one another, refused here rather than deep in a compiled step."""
+  shards = row_shards(mesh)
+  unit = shards * settings.accumulation
+  if settings.accumulation < 1 or settings.batch_size % unit:
+    up = -(-settings.batch_size // unit) * unit if unit > 0 else shards
+    raise ValueError(
+      f"train.batch_size={settings.batch_size} does not divide into train.accumulation={settings.accumulation} microbatches over"
+      f" {shards} devices (replica × fsdp); use {up}"
+    )
+  if evaluate.batch_size % shards:
+    up = -(-evaluate.batch_size // shards) * shards
+    raise ValueError(
+      f"evaluate.batch_size={evaluate.batch_size} does not divide over {shards} devices (replica × fsdp); use {up}"
+    )
+  if data.length < 2:
+    raise ValueError(f"data.length={data.length} must be at least 2 tokens; 256 is usual for characters")

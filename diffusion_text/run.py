@@ -1,0 +1,235 @@
+"""What the command lines do, over files: train a config in a workdir, load a workdir, score it, sample from it.
+
+A workdir holds config.json, checkpoints/ (state, data position, clock, tokenizer, config), metrics.jsonl and TensorBoard files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from diffusion_text import train
+from diffusion_text.build import Experiment, build, config_from_json, config_json, make_policy
+from diffusion_text.data.pipeline import evaluation_batches, train_iterator
+from diffusion_text.data.prompts import infill_rows, prompt_rows
+from diffusion_text.data.token_arrays import TokenArrays, token_arrays
+from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
+from diffusion_text.draws import row_keys
+from diffusion_text.evaluate.likelihood import Likelihood, evaluate
+from diffusion_text.sampler.loop import Sample
+from diffusion_text.types import Batch, Params
+
+log = logging.getLogger(__name__)
+
+# Keys that a run may change when it is continued in the same workdir.
+MAY_DIFFER = (
+  *("train.steps", "train.max_seconds", "train.log_every", "train.evaluate_every", "train.save_every", "train.keep"),
+  *("train.profile_steps", "evaluate", "sampler", "mesh", "data.cache_dir", "model.scan_layers", "model.attention"),
+)
+
+
+def checkpoints(workdir: str) -> str:
+  """Where a workdir keeps its checkpoints."""
+  return os.path.join(workdir, "checkpoints")
+
+
+def arrays(experiment: Experiment, split: str) -> TokenArrays:
+  """The tokens of a split, from the cache if they are there."""
+  data = experiment.data
+  return token_arrays(data.make_corpus(), experiment.tokenizer, split, data.cache)
+
+
+def held_out(experiment: Experiment, split: str, max_rows: int | None = None) -> Iterator[tuple[Batch, int]]:
+  """(global batch, characters scored in it) over a split, in order; at most `max_rows` rows, rounded up to whole batches."""
+  shard, shards = train.data_shard(experiment.mesh)
+  settings, data = experiment.evaluate, experiment.data
+  batches = evaluation_batches(
+    arrays(experiment, split), length=data.length, batch_size=settings.batch_size, packing_kind=data.packing
+  )
+  count = len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
+  for batch in itertools.islice(batches, count):
+    counted = characters(experiment.tokenizer, batch.ids, batch.weights)
+    rows = slice(shard * settings.batch_size // shards, (shard + 1) * settings.batch_size // shards)
+    yield train.global_batch(jax.tree.map(lambda leaf: leaf[rows], batch), experiment.mesh), counted
+
+
+def score(
+  experiment: Experiment, params: Params, *, split: str, num_draws: int, max_rows: int | None = None, nats_fn=None
+) -> Likelihood:
+  """The bound of a split. `nats_fn`: a compiled `experiment.nats_fn()` to be used again."""
+  with jax.set_mesh(experiment.mesh):
+    key = train.named_key(experiment.config.seed, "evaluate", 0)
+    return evaluate(nats_fn or experiment.nats_fn(), params, held_out(experiment, split, max_rows), key, num_draws)
+
+
+def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
+  """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one."""
+  config, settings, data, mesh = experiment.config, experiment.train, experiment.data, experiment.mesh
+  train.check_workdir(workdir, config_json(config), MAY_DIFFER)
+  corpus = arrays(experiment, "train")
+  shard, shards = train.data_shard(mesh)
+  iterator = train_iterator(
+    corpus,
+    length=data.length,
+    batch_size=settings.batch_size,
+    seed=config.seed,
+    packing_kind=data.packing,
+    random_offset=data.random_offset and data.packing == "stream",
+    process_index=shard,
+    process_count=shards,
+  )
+  with jax.set_mesh(mesh):
+    abstract = experiment.abstract_state()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    clock = train.Clock(devices=jax.device_count())
+    restored = train.restore(
+      checkpoints(workdir),
+      abstract,
+      data=iterator,
+      clock=clock,
+      fresh=jax.jit(experiment.create_state, out_shardings=shardings),
+      restore_from=None if settings.restore_from is None else _checkpoint_directory(settings.restore_from),
+    )
+    step = train.make_train_step(
+      experiment.loss_fn(len(corpus.tokens) / corpus.characters),
+      experiment.optimizer,
+      seed=config.seed,
+      accumulation=settings.accumulation,
+      ema_decay=settings.ema_decay or None,
+      mesh=mesh,
+    )
+    assets = {"tokenizer": experiment.tokenizer.to_bytes(), "config": config_json(config).encode()}
+    with (
+      train.Checkpointer(checkpoints(workdir), max_to_keep=settings.keep, keep_best="validation_bound", assets=assets) as saver,
+      train.MetricsWriter(workdir, resume_step=restored.resume_step) as writer,
+      train.reporter(settings.steps, terminal=terminal) as report,
+    ):
+      return train.train(
+        restored.state,
+        iterator,
+        train.jit_train_step(step, shardings, mesh),
+        loop_settings(experiment, workdir),
+        checkpointer=saver,
+        hooks=[train.Hook(settings.evaluate_every, _evaluation_hook(experiment))],
+        clock=clock,
+        place=lambda batch: train.global_batch(batch, mesh),
+        write=writer,
+        report=report,
+        evaluated=restored.evaluated,
+      )
+
+
+def loop_settings(experiment: Experiment, workdir: str) -> train.LoopSettings:
+  settings = experiment.train
+  first, last = settings.profile_steps
+  peak = train.peak_flops(jax.devices()[0].device_kind)
+  return train.LoopSettings(
+    steps=settings.steps,
+    log_every=settings.log_every,
+    save_every=settings.save_every,
+    max_seconds=settings.max_seconds,
+    profile_steps=(first, last) if last > first else None,
+    profile_dir=os.path.join(workdir, "profile") if last > first else None,
+    flops_per_token=experiment.flops_per_token,
+    peak_flops=None if peak is None else peak * jax.device_count(),
+  )
+
+
+def _evaluation_hook(experiment: Experiment):
+  nats_fn, settings = experiment.nats_fn(), experiment.evaluate
+
+  def hook(step: int, params: Params) -> dict[str, float]:
+    result = score(
+      experiment, params, split=settings.split, num_draws=settings.num_draws, max_rows=settings.max_rows, nats_fn=nats_fn
+    )
+    log.info("step %d %s: %s", step, settings.split, result)
+    return {
+      "validation_bound": result.nats_per_token,
+      "validation_bits_per_character": result.bits_per_char,
+      "validation_bits_per_character_error": result.bits_per_char_error,
+    }
+
+  return hook
+
+
+def _checkpoint_directory(path: str) -> str:
+  """A workdir or a directory of checkpoints -> the directory of checkpoints."""
+  inner = checkpoints(path)
+  chosen = inner if train.latest_step(inner) is not None else path
+  if train.latest_step(chosen) is None:
+    raise ValueError(f"train.restore_from={path!r} has no checkpoint; give a workdir that experiments.train has written")
+  return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A workdir, loaded: the experiment and its parameters (the average, if one was kept)."""
+
+  experiment: Experiment
+  params: Params
+  step: int
+
+
+def load_experiment(workdir: str, overrides: Any = ()) -> Experiment:
+  """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on this machine's devices.
+
+  overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16).
+  """
+  directory = checkpoints(workdir)
+  if train.latest_step(directory) is None:
+    raise ValueError(f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m experiments.train")
+  config = config_from_json(train.read_asset(directory, "config"))
+  config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=1, tensor=1, sequence=1, expert=1))
+  for key, value in overrides:
+    config.update_from_flattened_dict({key: value})
+  return build(config, tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")), devices=jax.devices()[:1])
+
+
+def load(workdir: str, overrides: Any = ()) -> Trained:
+  """Loads the newest readable checkpoint of a workdir. Raises ValueError or CheckpointError with what is wrong and where."""
+  experiment = load_experiment(workdir, overrides)
+  directory = checkpoints(workdir)
+  params = train.restore_params(directory, experiment.abstract_state().params)
+  rows = experiment.process.vocab_size
+  if experiment.tokenizer.vocab_size != rows:
+    raise ValueError(f"{workdir}: the tokenizer has {experiment.tokenizer.vocab_size} tokens, the network {rows}")
+  return Trained(experiment, params, train.latest_step(directory))
+
+
+def open_rows(tokenizer: Any, num: int, length: int, prompts: Sequence[str] = (), infills: Sequence[str] = ()) -> Batch:
+  """`num` rows for each prompt or infill text (or of nothing at all), as a batch on the host."""
+  if prompts and infills:
+    raise ValueError("give prompts or infill texts, not both: a prompt is an infill text with its hole at the end")
+  if num < 1:
+    raise ValueError(f"num={num} must be at least 1 sample")
+  repeated = lambda texts: [text for text in texts for _ in range(num)]
+  if infills:
+    return infill_rows(tokenizer, repeated(infills))
+  return prompt_rows(tokenizer, repeated(prompts or [""]), length)
+
+
+def generate(trained: Trained, batch: Batch, *, num: int, seed: int, policy=None) -> tuple[list[str], Sample]:
+  """Texts of the rows, padding left out, and the sample itself. Sample s of every text has the key of row s alone."""
+  experiment = trained.experiment
+  policy = policy or make_policy(experiment.config.sampler.to_dict(), experiment.timing)
+  keys = row_keys(seed, num)
+  keys = jax.random.wrap_key_data(np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1)))
+  result = jax.tree.map(np.asarray, experiment.sample_fn(policy)(trained.params, keys, batch))
+  real = np.ones(batch.ids.shape, bool) if batch.weights is None else np.asarray(batch.weights) > 0
+  return [experiment.tokenizer.decode(row[keep]) for row, keep in zip(result.ids, real)], result
+
+
+def read_run_config(workdir: str) -> ml_collections.ConfigDict | None:
+  """The config that a workdir belongs to; None for a new workdir."""
+  path = pathlib.Path(workdir) / "config.json"
+  return ml_collections.ConfigDict(json.loads(path.read_text())) if path.exists() else None

@@ -1,0 +1,225 @@
+"""The contracts. The one file that every other file may import; it imports none of ours.
+
+Axis letters, used in names (`ids_BxL`, `logits_BxLxV`) everywhere and explained only here:
+
+  B  batch rows                L  positions of a row         V  clean vocabulary (the noise symbol, if any, has id V)
+  D  width of the network      H  attention heads            G  key/value heads (G divides H)
+  K  width of one head         F  width of the MLP           E  width of a diffusion embedding
+  N  a flat list of positions  S  sampling steps             C  positions in one chunk
+
+Three ideas hold the project together (see README):
+  1. every token has its own time: `t` broadcasts to [B, L]; 0 = clean, 1 = noise;
+  2. the network predicts the clean token: `denoise(inputs, t).logits`, for every process;
+  3. one rule, over `Layout`, decides who sees whom.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key (`jax.random.key`), or an array of them
+Time = jax.Array  # float32, broadcastable to [B, L]; 0 = clean, 1 = noise
+Params = Any  # a nested dict of arrays
+State = Any  # z_t: ids [B, L] for discrete processes, vectors [B, L, E] for continuous ones
+
+
+def _pytree(cls):
+  """Frozen dataclass whose fields are all pytree children (None is an empty one)."""
+  return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@_pytree
+class Layout:
+  """Who sees whom, as three integers per position (DESIGN, idea 3).
+
+  Query q may see key k iff
+    segment[q] == segment[k]  and
+    ((block[q] == block[k] and noisy[q] == noisy[k]) or (not noisy[k] and block[k] < block[q])).
+
+  Each field is int32 `[B, L]` or `[1, L]`, or None, which means "the same for every position". So `Layout()` is
+  bidirectional attention over the whole row, at no cost.
+  """
+
+  segment: Array | None = None
+  block: Array | None = None
+  noisy: Array | None = None  # 1 = noisy, 0 = clean
+
+
+@_pytree
+class Inputs:
+  """What the network reads at each position.
+
+  ids: int32 [B, L], below the process's `input_size`.
+  position: int32 [B, L] or [1, L], the rotary position of each token; None means 0 … L-1.
+  """
+
+  ids: Array
+  position: Array | None = None
+
+
+class Prediction(NamedTuple):
+  """The network's answer, before the vocabulary is touched.
+
+  features [B, L, D]; `unembed(features[..., D]) -> logits[..., V]` in float32. Kept apart so that whoever reads the answer
+  pays for the logits of those positions only: at V = 32k the unembedding is most of the work.
+  """
+
+  features: Array
+  unembed: Callable[[Array], Array]
+
+  @property
+  def logits(self) -> Array:
+    """[B, L, V] float32: unnormalised log-probabilities of the clean token at every position."""
+    return self.unembed(self.features)
+
+
+@_pytree
+class Batch:
+  """One batch of token rows; numpy arrays on the host, global jax arrays on the devices.
+
+  ids: int32 [B, L], each below V.
+  given: bool [B, L], tokens that are known: t = 0, never scored, never altered. None: no token is given.
+  weights: float32 [B, L], 0 = padding. None: every token counts 1.
+  segment: int32 [B, L], the document of each token within its row; padding has one of its own. None: one document.
+  """
+
+  ids: Array
+  given: Array | None = None
+  weights: Array | None = None
+  segment: Array | None = None
+
+
+@_pytree
+class Progress:
+  """Where in training a loss is asked for.
+
+  step: int32 scalar, the optimizer step. part, parts: this is microbatch `part` of `parts` of the step's global batch;
+  draws that must be spread evenly over the whole batch (low-discrepancy times) need both.
+  """
+
+  step: Array | int = 0
+  part: Array | int = 0
+  parts: int = dataclasses.field(default=1, metadata={"static": True})
+
+
+class Loss(NamedTuple):
+  """A loss as sums, so that microbatches, devices and evaluation batches add up without bias.
+
+  total: float32 scalar, summed over tokens (nats if the objective is a bound); what is minimised is total / count.
+  count: float32 scalar, the weight of the tokens that were scored; does not depend on params.
+  sums: name -> float32 scalar; the trainer reports sum / count under that name.
+  """
+
+  total: Array
+  count: Array
+  sums: Mapping[str, Array]
+
+
+class LossFn(Protocol):
+  """All that the trainer knows of diffusion."""
+
+  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Loss: ...
+
+
+class Denoise(Protocol):
+  """A network with its parameters and layout bound: a distribution over the clean token at every position."""
+
+  def __call__(self, inputs: Inputs, t: Time) -> Prediction: ...
+
+
+class Predict(Protocol):
+  """The network with its parameters (and dropout) bound, the layout still open: what an objective is given."""
+
+  def __call__(self, inputs: Inputs, t: Time, layout: Layout) -> Prediction: ...
+
+
+class Times(NamedTuple):
+  """One draw of a timing.
+
+  t: float32 [B, L] or [B, 1], the time of each token. speed: broadcastable to t, dt/dτ over the shared clock τ, so that
+  E[speed · rate] over τ is the bound. layout: who sees whom in the rows that the network will read.
+  """
+
+  t: Array
+  speed: Array
+  layout: Layout
+
+
+class Process(Protocol):
+  """A corruption of clean tokens and its reversal. Pure; `params` is {} when nothing is learned.
+
+  Every method but `prior`, `corrupt` and `ends` is elementwise over positions: it also accepts flat lists of positions [N] (ids [N],
+  state [N, …], t [N], logits [N, V]), which is how callers pay for the logits of few positions only.
+  """
+
+  vocab_size: int  # V
+  input_size: int  # ids that the network reads: V, or V + 1 with a noise symbol
+
+  def init(self, key: Key) -> Params:
+    """Learned embedding or schedule; {} if nothing is learned."""
+
+  def prior(self, params: Params, key: Key, shape: tuple[int, ...]) -> State:
+    """z at t = 1."""
+
+  def corrupt(self, params: Params, key: Key, ids: Array, t: Time) -> State:
+    """A draw of q(z_t | ids); where t == 0 it is the clean state exactly."""
+
+  def inputs(self, params: Params, state: State, t: Time) -> Inputs:
+    """What the network reads."""
+
+  def scored(self, params: Params, state: State, t: Time) -> Array:
+    """bool [B, L]: False only where `rate` is zero whatever the logits, so that they need not be computed."""
+
+  def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
+    """[B, L] nats per unit time: the integrand of the bound."""
+
+  def ends(self, params: Params, key: Key, ids: Array, denoise: Denoise) -> Array:
+    """[B, L] nats: prior and reconstruction terms of the bound; zeros where the process has exact ends."""
+
+  def moves(self, params: Params, keys: Key, state: State, t: Time, s: Time) -> Array:
+    """bool [B, L]: False only where `step` with the same keys leaves the state as it is, whatever the logits."""
+
+  def step(self, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time) -> State:
+    """A draw of p(z_s | z_t), s <= t elementwise; `keys` holds one key per position, so no token depends on its batch."""
+
+  def decode(self, params: Params, state: State) -> Array:
+    """[B, L] int32: the clean ids, below V, that a state at t = 0 stands for."""
+
+
+class Timing(Protocol):
+  """The choice of a time for every token, and nothing else: any timing goes with any process."""
+
+  def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
+    """Times for a training or evaluation batch, as if no token were given (the objective sets those to t = 0)."""
+
+  def grid(self, steps: int, length: int) -> Array:
+    """[steps + 1, length] float32 from 1 to 0: the times that a sampler visits."""
+
+
+class DataIterator(Protocol):
+  """Endless batches, with a position that can be saved."""
+
+  def __next__(self) -> Batch: ...
+
+  def get_state(self) -> bytes: ...
+
+  def set_state(self, state: bytes) -> None: ...
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back, without loss for text that it knows."""
+
+  vocab_size: int  # V
+
+  def encode(self, text: str) -> Any:
+    """int32 [L]. Raises ValueError, with the character and its place, for text that it cannot hold."""
+
+  def decode(self, ids: Any) -> str: ...
+
+  def to_bytes(self) -> bytes:
+    """All that is needed to build it again; saved beside every checkpoint."""
