@@ -1,0 +1,1 @@
+"""Evaluation: the bound on held-out text, text statistics, and exact toy languages. Objectives and samplers are passed in."""

@@ -1,0 +1,10 @@
+"""Objectives: what is minimised, and what is reported. One file per idea, one line per objective here.
+
+An objective is a frozen dataclass over a process and a timing; called with (process params, key, batch, progress, predict) it
+returns a `types.Loss`. Only `Bound` may be reported as a likelihood; the others are surrogates that train well.
+"""
+
+from diffusion_text.objective.bound import Bound
+from diffusion_text.objective.cross_entropy import CrossEntropy
+
+OBJECTIVES = {"bound": Bound, "cross_entropy": CrossEntropy}

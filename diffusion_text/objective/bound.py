@@ -1,0 +1,107 @@
+"""The bound: an upper bound on -log p(x) in nats, the yardstick that every process shares (VDM, arXiv 2107.00630; MDLM eq. 10).
+
+-log p(x) <= ends(x) + E_τ[ Σ_i speed_i · rate_i(z_t, t, denoise(z_t, t)) ]
+
+1. times       t_i and speed_i for every token, low-discrepancy over the whole batch; given tokens have t = 0
+2. corruption  z_t ~ q(z_t | x)
+3. prediction  the network's features, before the vocabulary
+4. rates       logits only where the process says that the rate can differ from zero
+5. ends        prior and reconstruction terms
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_text.kernels.cross_entropy import map_rows
+from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Prediction, Process, Progress, State, Times, Timing
+
+
+def scored_weights(batch: Batch) -> Array:
+  """float32 [B, L]: the weight of each token in the loss; 0 for padding and for given tokens."""
+  weights = jnp.ones(batch.ids.shape, jnp.float32) if batch.weights is None else batch.weights
+  return weights if batch.given is None else jnp.where(batch.given, 0.0, weights)
+
+
+class Noised(NamedTuple):
+  """A batch that has been corrupted and read by the network (steps 1 to 3)."""
+
+  state: State
+  times: Times
+  prediction: Prediction
+
+
+def noised(
+  process: Process, timing: Timing, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+) -> Noised:
+  """Draws times and noise and calls the network once. All microbatches share the key of the times, none that of the noise."""
+  times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
+  if batch.given is not None:
+    times = times._replace(t=jnp.where(batch.given, 0.0, times.t))
+  key_corrupt = jax.random.fold_in(jax.random.fold_in(key, 1), progress.part)
+  state = process.corrupt(params, key_corrupt, batch.ids, times.t)
+  prediction = predict(process.inputs(params, state, times.t), times.t, times.layout)
+  return Noised(state, times, prediction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+  """How the vocabulary is visited. size: positions whose logits exist at a time; memory grows with size · V, not with B · L · V.
+  axes: mesh axes over which the rows of a batch are split; each device then gathers its own scored tokens.
+  """
+
+  size: int = 1024
+  axes: tuple[str, ...] = ()
+
+
+def per_token(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks, fn: Callable[..., Any]) -> Any:
+  """fn(ids, state, t, speed, logits) on the scored tokens, zeros elsewhere: a pytree of [B, L] arrays (step 4).
+
+  fn gets flat lists of `chunks.size` positions, so [B, L, V] never exists; positions that are not scored cost nothing.
+  """
+  shape = batch.ids.shape
+  wide = lambda time: jnp.broadcast_to(time, shape)
+  t, speed = wide(noise.times.t), wide(noise.times.speed)
+  counts = process.scored(params, noise.state, t) & (scored_weights(batch) > 0)
+  rows = (noise.prediction.features, batch.ids, noise.state, t, speed)
+  flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+
+  def score(rows):
+    features, ids, state, t, speed = rows
+    return fn(ids, state, t, speed, noise.prediction.unembed(features))
+
+  values = map_rows(score, counts.reshape(-1), flat, chunk=chunks.size, axes=chunks.axes)
+  return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """The bound as a training loss and, through `nats`, as the likelihood that is reported."""
+
+  process: Process
+  timing: Timing
+  chunks: Chunks = Chunks()
+
+  def nats(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Array:
+    """float32 [B, L]: one unbiased draw of the bound, in nats, of each scored token; 0 for padding and given tokens."""
+    noise = noised(self.process, self.timing, params, key, batch, progress, predict)
+    rates = per_token(
+      noise,
+      self.process,
+      params,
+      batch,
+      self.chunks,
+      lambda ids, state, t, speed, logits: speed * self.process.rate(params, ids, state, t, logits),
+    )
+    denoise = lambda inputs, t: predict(inputs, t, noise.times.layout)
+    ends = self.process.ends(params, jax.random.fold_in(key, 2), batch.ids, denoise)
+    return scored_weights(batch) * (rates + ends)
+
+  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+    total = jnp.sum(self.nats(params, key, batch, progress, predict))
+    return Loss(total, jnp.sum(scored_weights(batch)), {"bound": total})

@@ -1,0 +1,9 @@
+"""Processes: what noise is, and how it is undone. One file per family, one line per process here.
+
+A process knows schedules and nothing of networks, trainers or decoders; the contract is `types.Process`. To add one: its
+file, its line in this table, its config, its row in tests/process/conformance_test.py.
+"""
+
+from diffusion_text.process.masked import Masked
+
+PROCESSES = {"masked": Masked}
