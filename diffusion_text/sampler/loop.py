@@ -1,0 +1,116 @@
+"""The one sampling loop: ask the policy for the times, call the network once, let the policy advance the state, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_text.draws import token_keys
+from diffusion_text.kernels.cross_entropy import map_rows
+from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
+
+NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
+
+
+class Canvas(NamedTuple):
+  """What a policy sees at each call.
+
+  state z; open bool [B, L], the tokens to be generated; keys [B, L], one per token; call, the number of network calls so far;
+  plan, whatever the policy's `plan` returned.
+  """
+
+  state: State
+  open: Array
+  keys: Key
+  call: Array
+  plan: Any
+
+
+class Policy(Protocol):
+  """Who moves when. Everything is per row: no decision may depend on the other rows of the batch."""
+
+  def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
+    """Anything drawn or computed once, before the first call; a pytree of arrays."""
+
+  def unfinished(self, process: Process, params: Params, canvas: Canvas) -> Array:
+    """bool [B]: rows that need another network call."""
+
+  def times(self, process: Process, params: Params, canvas: Canvas) -> Time:
+    """float32 [B, L]: the time of each open token at this call (given tokens are at 0 whatever it says)."""
+
+  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
+    """The next state."""
+
+
+class Sample(NamedTuple):
+  """ids int32 [B, L]; committed int32 [B, L], the network call (from 0) at which a token last changed, NOT_DRAWN if never;
+  row_calls int32 [B], network calls each row needed; calls int32 scalar, network calls made."""
+
+  ids: Array
+  committed: Array
+  row_calls: Array
+  calls: Array
+
+
+def update(
+  canvas: Canvas, prediction: Prediction, moves: Array, fn: Callable[..., State], *arrays: Array, chunk: int = 256
+) -> State:
+  """fn(keys, state, logits, *arrays) at the positions that move, the old state elsewhere; logits only of those that move."""
+  shape = moves.shape
+  rows = (prediction.features, jax.random.key_data(canvas.keys), canvas.state, *arrays)
+  flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+
+  def one(rows):
+    features, key_data, state, *rest = rows
+    return fn(jax.random.wrap_key_data(key_data), state, prediction.unembed(features), *rest)
+
+  moved = map_rows(one, moves.reshape(-1), flat, chunk=chunk)
+  moved = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), moved)
+  return select(moves, moved, canvas.state)
+
+
+def select(where_BxL: Array, yes: State, no: State) -> State:
+  """Per token: yes where true, else no, for states with trailing axes too."""
+  widen = lambda leaf: where_BxL.reshape(*where_BxL.shape, *(1,) * (leaf.ndim - 2))
+  return jax.tree.map(lambda a, b: jnp.where(widen(a), a, b), yes, no)
+
+
+def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, keys_B: Key, batch: Batch) -> Sample:
+  """Generates every token of `batch` that is neither given nor padding; given tokens and padding come back as they were.
+
+  keys_B: one key per row (`draws.row_keys`): a row's text depends on its key, its given tokens and the policy only.
+  """
+  shape = batch.ids.shape
+  open_BxL = jnp.ones(shape, bool) if batch.given is None else ~batch.given
+  if batch.weights is not None:
+    open_BxL = open_BxL & (batch.weights > 0)
+  clean = process.corrupt(params, keys_B[0], batch.ids, jnp.zeros(shape, jnp.float32))
+  # The prior of row r comes from row r's key alone.
+  prior = jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], process.prior(params, key, (1, shape[1]))))(keys_B)
+  state = select(open_BxL, prior, clean)
+  canvas = Canvas(state, open_BxL, token_keys(keys_B, shape[1]), jnp.int32(0), None)
+  canvas = canvas._replace(plan=policy.plan(process, params, canvas))
+
+  def view(carry):
+    return canvas._replace(state=carry[0], call=carry[1])
+
+  def more(carry):
+    return jnp.any(policy.unfinished(process, params, view(carry)))
+
+  def body(carry):
+    state, call, committed, row_calls = carry
+    now = view(carry)
+    needed_B = policy.unfinished(process, params, now)
+    t = jnp.where(open_BxL, policy.times(process, params, now), 0.0)
+    prediction = denoise(process.inputs(params, state, t), t)
+    after = policy.advance(process, params, now, prediction)
+    changed = jax.tree.map(lambda a, b: jnp.any((a != b).reshape(*shape, -1), axis=-1), after, state)
+    changed_BxL = jax.tree.reduce(jnp.logical_or, changed)
+    return after, call + 1, jnp.where(changed_BxL, call, committed), row_calls + needed_B
+
+  start = (state, jnp.int32(0), jnp.full(shape, NOT_DRAWN, jnp.int32), jnp.zeros(shape[0], jnp.int32))
+  state, calls, committed, row_calls = jax.lax.while_loop(more, body, start)
+  return Sample(process.decode(params, state), committed, row_calls, calls)
