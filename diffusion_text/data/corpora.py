@@ -1,0 +1,267 @@
+"""Where text comes from.
+
+A corpus gives the documents of a split as `str`, in a fixed order, and names itself by `identity()`, a string that changes
+when the source changes (it goes into the names of cached token files). Nothing is normalised: what the file says is what the
+model sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+from diffusion_text.data import tfds_corpus
+
+SPLITS = ("train", "validation", "test")
+
+# Austen's six novels: 10,304 paragraphs (7 of them empty, between the novels), 4,007,105 characters with their line ends.
+AUSTEN_PARAGRAPHS = {"train": (0, 9659), "validation": (9659, 9842), "test": (9842, 10304)}
+AUSTEN_CHARACTERS = {"train": 3_726_564, "validation": 80_470, "test": 200_071}  # line ends included: 93.0 %, 2.0 %, 5.0 %
+AUSTEN_SHA256 = "39397e3b3736c343fba95d41f60b878e3a7ec9a5cc545c76a3d861b0b18bbc49"
+
+# Which hundredths of the training documents stand in for a split that a folder does not have.
+CARVED_HUNDREDTHS = {"test": range(0, 5), "validation": range(5, 7)}
+
+SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+SPLIT_NAMES |= {"dev": "validation", "test": "test"}
+
+
+class Corpus(Protocol):
+  """Documents by split."""
+
+  def documents(self, split: str) -> Iterator[str]:
+    """The documents of "train", "validation" or "test". Raises ValueError or FileNotFoundError before the first of them."""
+
+  def identity(self) -> str:
+    """Changes if the source does."""
+
+
+def check_split(split: str) -> None:
+  """Raises ValueError for anything but the three splits."""
+  if split not in SPLITS:
+    raise ValueError(f"split={split!r} is not a split; use one of {', '.join(SPLITS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Austen:
+  """Jane Austen's six novels (public domain, shipped with the package), one document per paragraph.
+
+  Order: Sense and Sensibility, Pride and Prejudice, Mansfield Park, Emma, Northanger Abbey, Persuasion. The test split is the
+  last 5 % of the characters and the validation split the 2 % before it, both cut at a paragraph (`AUSTEN_PARAGRAPHS`): the
+  tail of Persuasion. The three splits, each document followed by a newline, are the file, byte for byte.
+  """
+
+  def documents(self, split: str) -> Iterator[str]:
+    """Paragraphs, in the order of the books."""
+    check_split(split)
+    packed = resources.files("diffusion_text.data").joinpath("austen.txt.xz").read_bytes()
+    begin, end = AUSTEN_PARAGRAPHS[split]
+    # The file ends with a newline, so the piece after the last newline is no paragraph.
+    return iter(lzma.decompress(packed).decode("utf-8").split("\n")[begin:end])
+
+  def identity(self) -> str:
+    """The sha256 of the uncompressed file."""
+    return f"austen:{AUSTEN_SHA256}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text8:
+  """A file that is one long string, such as text8, in three contiguous parts: 90 %, 5 %, 5 % of its characters.
+
+  For the full 100,000,000 characters of text8 these are the usual 90 M, 5 M and 5 M. Each split is one document, so no
+  separator is ever added to it.
+  """
+
+  path: str
+
+  def documents(self, split: str) -> Iterator[str]:
+    """One document. Raises FileNotFoundError if there is no such file."""
+    check_split(split)
+    with _existing_text8(self.path).open(encoding="utf-8", newline="") as file:
+      text = file.read()
+    first, second = len(text) * 90 // 100, len(text) * 95 // 100
+    part = {"train": text[:first], "validation": text[first:second], "test": text[second:]}[split]
+    return iter([part] if part else [])
+
+  def identity(self) -> str:
+    """Path, size and time of the file."""
+    return f"text8:{_file_identity(_existing_text8(self.path))}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """A local folder of `.txt` (a document per non-empty line), `.jsonl` and `.parquet` files (a document per row, in `field`).
+
+  A file belongs to the split that a folder above it, or the beginning of its name, says: train/training,
+  validation/valid/val/dev, test (`test/a.txt`, `dev.jsonl`, `train-00000-of-00003.parquet`); if neither says anything, to
+  train. Files are read in the order of their paths. If no file is marked test (validation), 5 % (2 %) of the training
+  documents stand in for it, chosen by a hash of their text, and are left out of train: equal documents always fall in the
+  same split.
+  """
+
+  path: str
+  field: str = "text"
+
+  def documents(self, split: str) -> Iterator[str]:
+    """Raises FileNotFoundError for a missing or empty folder, ValueError for a missing field or a split without text."""
+    check_split(split)
+    files = self._files()
+    return _not_empty(
+      self._read(files, split), f"{self.path} has no text for split={split!r}; it holds {_counts(files)}. Add more"
+    )
+
+  def identity(self) -> str:
+    """Path, size and time of every file, and the field."""
+    marks = [f"{split}:{_file_identity(path)}" for split, paths in self._files().items() for path in paths]
+    return f"folder:{self.field}:{hashlib.sha256('|'.join(marks).encode()).hexdigest()}"
+
+  def _files(self) -> dict[str, list[Path]]:
+    root = Path(self.path)
+    if not root.is_dir():
+      raise FileNotFoundError(f"path={self.path!r} is not a folder; give the folder that holds .txt, .jsonl or .parquet files")
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for path in sorted(root.rglob("*")):
+      if path.suffix in _READERS and path.is_file():
+        files[_split_of(path.relative_to(root))].append(path)
+    if not any(files.values()):
+      raise FileNotFoundError(
+        f"path={self.path!r} holds no .txt, .jsonl or .parquet file; put the text there in one of these forms"
+      )
+    return files
+
+  def _read(self, files: dict[str, list[Path]], split: str) -> Iterator[str]:
+    carved = {name: share for name, share in CARVED_HUNDREDTHS.items() if not files[name]}
+    source = files[split] or files["train"]
+    for path in source:
+      for document in _READERS[path.suffix](path, self.field):
+        if source is files["train"]:
+          hundredth = zlib.crc32(document.encode("utf-8", "surrogatepass")) % 100
+          home = next((name for name, share in carved.items() if hundredth in share), "train")
+          if home != split:
+            continue
+        yield document
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+  """A tensorflow-datasets set that is prepared on disk, such as `lm1b`, `wikipedia/20230601.en` or `tiny_shakespeare:1.0.0`.
+
+  name: `set[/config][:version]`; the newest version on disk if none is given. data_dir: where sets are prepared; None means
+  $TFDS_DATA_DIR, else ~/tensorflow_datasets. field: the text feature. A set without a test split gives the last 5 % of its
+  training records for it, and one without validation the 2 % before those (or the last 2 %); they are left out of train.
+  Needs no TensorFlow and no network: a set that is not prepared as array_record fails at once, with the command that prepares
+  it.
+  """
+
+  name: str
+  data_dir: str | None = None
+  field: str = "text"
+
+  def documents(self, split: str) -> Iterator[str]:
+    """Raises FileNotFoundError if the set is not prepared, ValueError for a wrong field, file format or an empty split."""
+    check_split(split)
+    directory = tfds_corpus.prepared_directory(self.name, self.data_dir)
+    documents = tfds_corpus.documents(directory, split, self.field, SPLIT_NAMES)
+    return _not_empty(
+      documents, f"{self.name} has no records for split={split!r}; it is too small to carve one from. Use a larger set"
+    )
+
+  def identity(self) -> str:
+    """Prepared directory, time of preparation and field."""
+    directory = tfds_corpus.prepared_directory(self.name, self.data_dir)
+    return f"tfds:{self.field}:{_file_identity(directory / 'dataset_info.json')}"
+
+
+CORPORA = {"austen": Austen, "text8": Text8, "folder": Folder, "tfds": Tfds}
+
+
+def _existing_text8(path: str) -> Path:
+  if not Path(path).is_file():
+    raise FileNotFoundError(
+      f"path={path!r} is not a file; download http://mattmahoney.net/dc/text8.zip, unzip it, and give the "
+      "path of the file `text8`"
+    )
+  return Path(path)
+
+
+def _file_identity(path: Path) -> str:
+  status = path.stat()
+  return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _split_of(relative: Path) -> str:
+  """The split that a path names: its folders first, then the beginning of the file's name."""
+  for part in relative.parts[:-1]:
+    if part.lower() in SPLIT_NAMES:
+      return SPLIT_NAMES[part.lower()]
+  word = re.match(r"[a-z]*", relative.name.lower()).group()
+  return SPLIT_NAMES.get(word, "train")
+
+
+def _counts(files: dict[str, list[Path]]) -> str:
+  return ", ".join(f"{len(paths)} file(s) for {split}" for split, paths in files.items())
+
+
+def _not_empty(documents: Iterator[str], message: str) -> Iterator[str]:
+  """Draws the first document now, so that errors come before any work is done."""
+  first = next(documents, None)
+  if first is None:
+    raise ValueError(message)
+  return _chain(first, documents)
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+  yield first
+  yield from rest
+
+
+def _read_txt(path: Path, field: str) -> Iterator[str]:
+  del field  # plain text has none
+  with path.open(encoding="utf-8") as file:
+    for line in file:
+      if line.strip():
+        yield line.removesuffix("\n")
+
+
+def _read_jsonl(path: Path, field: str) -> Iterator[str]:
+  with path.open(encoding="utf-8") as file:
+    for number, line in enumerate(file, 1):
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line)
+      except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{number} is not JSON ({error}); write one JSON object per line") from error
+      if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        held = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(
+          f"{path}:{number} has no text in field={field!r}, it holds {held}; set field= to the one with the text"
+        )
+      if row[field]:
+        yield row[field]
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[str]:
+  import pyarrow.parquet  # heavy, and only this reader needs it
+
+  file = pyarrow.parquet.ParquetFile(path)
+  if field not in file.schema_arrow.names:
+    raise ValueError(
+      f"{path} has no column field={field!r}, it holds {file.schema_arrow.names}; set field= to the one with the text"
+    )
+  kind = file.schema_arrow.field(field).type
+  if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    raise ValueError(f"{path}: column field={field!r} holds {kind}, not text; set field= to a column of strings")
+  for batch in file.iter_batches(columns=[field]):
+    yield from (text for text in batch.column(0).to_pylist() if text)
+
+
+_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

@@ -1,0 +1,157 @@
+"""Rows of a fixed length out of a token array, as pure functions of row numbers.
+
+  stream      the documents as one stream, cut every `length` tokens; a row is one segment and may hold many documents
+  documents   whole documents, as many as fit, one segment each; a document longer than a row is cut
+
+A packing is a frozen object that knows how many rows there are and cuts any of them: `packed.rows(numbers)` gives ids [n,
+length] and, unless they are the same for every row of the split, weights and segments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import numpy as np
+
+from diffusion_text import types
+
+PADDING_SEGMENT = 0  # text has segments 1, 2, …
+
+
+class Packed(Protocol):
+  """Rows by number."""
+
+  count: int  # rows of one epoch
+  length: int
+
+  def rows(self, numbers: np.ndarray) -> types.Batch:
+    """Rows of an endless sequence of epochs: number n >= 0 is row n % count of epoch n // count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """The stream as a circle, cut every `length` tokens: no padding, and every token is in a row of every epoch.
+
+  tokens: integers [T]. The last row is completed from the beginning of the stream, so fewer than `length` tokens come twice.
+  random_offset: each epoch begins at another token, drawn from (seed, epoch), so that rows are cut elsewhere each time.
+  """
+
+  tokens: np.ndarray
+  length: int
+  random_offset: bool = False
+  seed: int = 0
+
+  def __post_init__(self):
+    check_length(self.length, self.tokens)
+
+  @property
+  def count(self) -> int:
+    """Rows of one epoch."""
+    return -(-len(self.tokens) // self.length)
+
+  def rows(self, numbers: np.ndarray) -> types.Batch:
+    """ids int32 [n, length], and nothing else: every token counts and no row has padding."""
+    begins = numbers % self.count * self.length
+    if self.random_offset:
+      begins = begins + np.array([_offset(self.seed, epoch, self.length) for epoch in (numbers // self.count).tolist()])
+    places = (begins[:, None] + np.arange(self.length)) % len(self.tokens)
+    return types.Batch(ids=self.tokens[places].astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+  """Rows that are ranges of the token array, padded on the right: stream packing without a circle, and whole documents.
+
+  tokens: integers [T]. begins, ends: int64 [R], each range at most `length` long. starts: int64, sorted, where a segment
+  begins, or None if a row is one segment.
+  """
+
+  tokens: np.ndarray
+  length: int
+  begins: np.ndarray
+  ends: np.ndarray
+  starts: np.ndarray | None = None
+
+  @property
+  def count(self) -> int:
+    """Rows of one epoch."""
+    return len(self.begins)
+
+  @functools.cached_property
+  def ragged(self) -> bool:
+    """Whether some row is shorter than `length`."""
+    return bool((self.ends - self.begins < self.length).any())
+
+  @functools.cached_property
+  def several(self) -> bool:
+    """Whether some row holds more than one segment."""
+    if self.starts is None:
+      return False
+    return bool((_segment(self.starts, self.begins) != _segment(self.starts, self.ends - 1)).any())
+
+  def rows(self, numbers: np.ndarray) -> types.Batch:
+    """ids int32, weights float32 and segment int32 [n, length]; weights and segment None if trivial in every row of the split.
+
+    A number < 0 gives a row of padding: ids 0, weights 0 (present then even if every row is full).
+    """
+    absent = numbers < 0
+    numbers = np.where(absent, 0, numbers % self.count)
+    begins, ends = self.begins[numbers], np.where(absent, self.begins[numbers], self.ends[numbers])
+    places = begins[:, None] + np.arange(self.length)
+    real = places < ends[:, None]
+    ids = np.where(real, self.tokens[np.minimum(places, len(self.tokens) - 1)], 0).astype(np.int32)
+    weights = real.astype(np.float32) if self.ragged or absent.any() else None
+    segment = None
+    if self.ragged or self.several:
+      inner = 0 if self.starts is None else _segment(self.starts, places) - _segment(self.starts, begins)[:, None]
+      segment = np.where(real, 1 + inner, PADDING_SEGMENT).astype(np.int32)
+    return types.Batch(ids=ids, weights=weights, segment=segment)
+
+
+def straight_stream(tokens: np.ndarray, length: int) -> Ranges:
+  """The stream cut every `length` tokens, each token exactly once; the last row may be padded, even if it is the only one."""
+  begins = np.arange(0, len(tokens), length, dtype=np.int64)
+  return Ranges(tokens, length, begins, np.minimum(begins + length, len(tokens)))
+
+
+def whole_documents(tokens: np.ndarray, offsets: np.ndarray, length: int) -> Ranges:
+  """Documents packed in order: each goes into the current row if it fits there whole, else it opens the next row.
+
+  tokens: [T]. offsets: int64 [documents + 1]. A document longer than `length` is cut every `length` tokens, and what is left
+  over is packed like a document. Every token is in exactly one row.
+  """
+  starts = segment_starts(offsets, length)
+  ends = np.append(starts[1:], len(tokens))
+  # following[i]: the first segment that no longer fits in a row that begins with segment i.
+  following = np.searchsorted(ends, starts + length, side="right").tolist()
+  first, firsts = 0, []
+  while first < len(starts):
+    firsts.append(first)
+    first = following[first]
+  begins = starts[np.array(firsts, np.int64)]
+  return Ranges(tokens, length, begins, np.append(begins[1:], len(tokens)), starts)
+
+
+def segment_starts(offsets: np.ndarray, length: int) -> np.ndarray:
+  """int64, sorted: where each document begins, and every `length` tokens within it. Empty documents are left out."""
+  sizes = np.diff(offsets)
+  cuts = -(-sizes // length)
+  within = np.arange(cuts.sum()) - np.repeat(np.cumsum(cuts) - cuts, cuts)
+  return np.repeat(np.asarray(offsets[:-1]), cuts) + within * length
+
+
+def check_length(length: int, tokens: np.ndarray) -> None:
+  """Raises ValueError unless 1 <= length <= tokens."""
+  if not 1 <= length <= len(tokens):
+    raise ValueError(f"length={length} for a split of {len(tokens)} tokens; use 1 <= length <= {len(tokens)}, or more text")
+
+
+def _segment(starts: np.ndarray, places: np.ndarray) -> np.ndarray:
+  return np.searchsorted(starts, places, side="right")
+
+
+@functools.lru_cache(maxsize=16)
+def _offset(seed: int, epoch: int, length: int) -> int:
+  return int(np.random.default_rng((seed, epoch)).integers(length))

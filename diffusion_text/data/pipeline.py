@@ -1,0 +1,182 @@
+"""Batches for training and evaluation out of a token array.
+
+The global batch is a function of (data, seed, step) alone: process p of P takes rows p·B/P … (p+1)·B/P of it, so that a run
+does not depend on how many processes feed it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from diffusion_text import types
+from diffusion_text.data import packing
+from diffusion_text.data.token_arrays import TokenArrays
+
+PACKINGS = ("stream", "documents")
+_PREFETCH = 4  # batches that wait in memory
+_THREADS = 2  # threads that make them
+
+
+class TrainIterator:
+  """Endless training batches (`types.DataIterator`), made ahead by threads.
+
+  The state counts the global batches that were handed out, not those that were made ahead; so it is exact, and the same for
+  every process and process count.
+  """
+
+  def __init__(self, batches: Any, choices: dict[str, Any]):
+    """batches: a grain iterator of Batch. choices: all that the order of rows depends on."""
+    self._batches = batches
+    self._choices = choices
+
+  def __iter__(self) -> TrainIterator:
+    return self
+
+  def __next__(self) -> types.Batch:
+    """This process's rows of the next global batch: numpy arrays [B / P, L]."""
+    return next(self._batches)
+
+  def get_state(self) -> bytes:
+    """Where the iterator stands, as JSON."""
+    return json.dumps({"grain": self._batches.get_state(), "choices": self._choices}).encode()
+
+  def set_state(self, state: bytes) -> None:
+    """Goes to a place that `get_state` gave. Raises ValueError if it was saved with other data or choices."""
+    saved = json.loads(state)
+    for name, value in self._choices.items():
+      if saved["choices"].get(name) != value:
+        raise ValueError(
+          f"the saved data position has {name}={saved['choices'].get(name)!r}, this iterator has {name}={value!r}; "
+          "use the saved one, or start without the saved position"
+        )
+    self._batches.set_state(saved["grain"])
+
+
+def train_iterator(
+  arrays: TokenArrays,
+  *,
+  length: int,
+  batch_size: int,
+  seed: int,
+  packing_kind: str = "stream",
+  random_offset: bool = False,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> TrainIterator:
+  """Shuffled rows, for ever: each epoch has every row once, in an order of its own drawn from `seed`.
+
+  length: tokens of a row. batch_size: rows of the global batch. packing_kind: one of PACKINGS (see `packing`). random_offset:
+  begin each epoch's stream at another token ("stream" only). A batch may hold the end of one epoch and the beginning of the
+  next. Raises ValueError, before any work, for sizes that do not fit together.
+  """
+  _check(packing_kind, length, batch_size, process_index, process_count)
+  packing.check_length(length, arrays.tokens)
+  if seed < 0:
+    raise ValueError(f"seed={seed}; use seed >= 0")
+  if packing_kind == "stream":
+    packed: packing.Packed = packing.Stream(arrays.tokens, length, random_offset, seed)
+  elif random_offset:
+    raise ValueError(
+      "random_offset=True with packing_kind='documents', whose rows begin with documents; use random_offset=False"
+    )
+  else:
+    packed = packing.whole_documents(arrays.tokens, arrays.offsets, length)
+  if packed.count < batch_size:
+    raise ValueError(
+      f"batch_size={batch_size}, but the split has only {packed.count} rows of length={length}; "
+      f"use batch_size <= {packed.count}, shorter rows or more text"
+    )
+  choices = {
+    "length": length,
+    "batch_size": batch_size,
+    "seed": seed,
+    "packing_kind": packing_kind,
+    "random_offset": random_offset,
+  }
+  choices |= {"tokens": len(arrays.tokens), "rows": packed.count}
+  return TrainIterator(_grain_iterator(packed, batch_size, seed, process_index, process_count), choices)
+
+
+def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, process_index: int, process_count: int) -> Any:
+  import grain  # takes a second
+
+  # grain's epoch e shuffles with seed + e: spread the seeds, or epoch 1 of seed 0 would be epoch 0 of seed 1.
+  shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+  rows = grain.MapDataset.range(packed.count).shuffle(seed=shuffle_seed).repeat()
+  share = batch_size // process_count
+
+  def batch(step: int, _: int) -> types.Batch:
+    first = step * batch_size + process_index * share
+    numbers = [place // packed.count * packed.count + rows[place] for place in range(first, first + share)]
+    return packed.rows(np.array(numbers, np.int64))
+
+  # One element per step, so that each process looks up its own rows only, and all of a batch's tokens are read at once.
+  batches = grain.MapDataset.range(1).repeat().map_with_index(batch)
+  return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)))
+
+
+class EvaluationBatches:
+  """A finite sequence of batches that can be gone through again and again; `len()` is their number.
+
+  All batches have the same shapes and the same fields. Every token of the split has weight 1 in exactly one place, the same
+  for any process count.
+  """
+
+  def __init__(self, packed: packing.Ranges, batch_size: int, process_index: int, process_count: int):
+    self._packed = packed
+    share = batch_size // process_count
+    rows = np.full(-(-packed.count // batch_size) * batch_size, -1, np.int64)
+    rows[: packed.count] = np.arange(packed.count)
+    self._padded = bool((rows < 0).any())
+    self._rows = rows.reshape(-1, process_count, share)[:, process_index]
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __iter__(self) -> Iterator[types.Batch]:
+    for rows in self._rows:
+      batch = self._packed.rows(rows)
+      if self._padded and batch.weights is None:  # the same fields in every batch, so that it is compiled once
+        batch = types.Batch(ids=batch.ids, weights=np.ones(batch.ids.shape, np.float32), segment=batch.segment)
+      yield batch
+
+
+def evaluation_batches(
+  arrays: TokenArrays,
+  *,
+  length: int,
+  batch_size: int,
+  packing_kind: str = "stream",
+  process_index: int = 0,
+  process_count: int = 1,
+) -> EvaluationBatches:
+  """All rows of a split once, in order: numpy arrays [B / P, L].
+
+  The last row is padded on the right and the last batch with whole rows: weight 0, a segment of their own. The characters
+  that were scored are `tokenizers.characters(tokenizer, batch.ids, batch.weights)`, summed over batches and processes:
+  `arrays.characters`. Raises ValueError, before any work, for sizes that do not fit together.
+  """
+  _check(packing_kind, length, batch_size, process_index, process_count)
+  if packing_kind == "stream":
+    packed = packing.straight_stream(arrays.tokens, length)
+  else:
+    packed = packing.whole_documents(arrays.tokens, arrays.offsets, length)
+  return EvaluationBatches(packed, batch_size, process_index, process_count)
+
+
+def _check(packing_kind: str, length: int, batch_size: int, process_index: int, process_count: int) -> None:
+  if packing_kind not in PACKINGS:
+    raise ValueError(f"packing_kind={packing_kind!r} is not a packing; use one of {', '.join(PACKINGS)}")
+  if length < 1:
+    raise ValueError(f"length={length}; use length >= 1")
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f"process_index={process_index} with process_count={process_count}; use 0 <= process_index < process_count"
+    )
+  if batch_size < 1 or batch_size % process_count:
+    up = max(1, -(-batch_size // process_count)) * process_count
+    raise ValueError(f"batch_size={batch_size} is not divisible by process_count={process_count}; use {up}")

@@ -1,0 +1,95 @@
+"""Reading a prepared tensorflow-datasets set, without TensorFlow and without the network.
+
+The set is opened from its directory and not by its name: looking a name up imports the set's code, and for hub sets asks the
+network for minutes before failing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+RECORDS_AT_ONCE = 1024
+
+
+def prepared_directory(name: str, data_dir: str | None) -> Path:
+  """The directory that holds `dataset_info.json` of `set[/config][:version]`, the newest version if none is named.
+
+  Raises FileNotFoundError if the set is not prepared, ValueError if it has several configs and the name says none, or if it
+  was not prepared as array_record.
+  """
+  root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  path, _, version = name.partition(":")
+  found = _versions(root / path, version)
+  if not found and "/" not in path and (root / path).is_dir():
+    configs = {config.name: _versions(config, version) for config in sorted((root / path).iterdir()) if config.is_dir()}
+    configs = {config: versions for config, versions in configs.items() if versions}
+    if len(configs) > 1:
+      raise ValueError(
+        f"name={name!r} has several configs on disk; use one of {', '.join(f'{path}/{config}' for config in configs)}"
+      )
+    found = next(iter(configs.values()), [])
+  if not found:
+    raise FileNotFoundError(
+      f"name={name!r} is not prepared under data_dir={str(root)!r}; prepare it with\n  {_command(name, root)}"
+    )
+  directory = found[-1]
+  file_format = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8")).get("fileFormat", "tfrecord")
+  if file_format != "array_record":
+    raise ValueError(
+      f"{directory} was prepared with file_format={file_format!r}, which cannot be read by index; "
+      f"remove it and prepare it with\n  {_command(name, root)}"
+    )
+  return directory
+
+
+def documents(directory: Path, split: str, field: str, split_names: Mapping[str, str]) -> Iterator[str]:
+  """The text of each record of a split, in stored order. `split_names` maps the names that sets use to ours."""
+  import tensorflow_datasets as tfds  # takes seconds
+
+  builder = tfds.builder_from_directory(directory)
+  if field not in (builder.info.features or {}):
+    held = sorted(builder.info.features or {})
+    raise ValueError(f"{directory} has no feature field={field!r}, it holds {held}; set field= to the one with the text")
+  own = {split_names[name]: name for name in builder.info.splits if name in split_names}
+  if "train" not in own and split not in own:
+    raise ValueError(
+      f"{directory} has only the splits {sorted(builder.info.splits)}; split={split!r} cannot be carved without a train"
+    )
+  source = builder.as_data_source(split=split_instruction(split, own))
+  for begin in range(0, len(source), RECORDS_AT_ONCE):
+    for record in source.__getitems__(range(begin, min(begin + RECORDS_AT_ONCE, len(source)))):
+      text = record[field]
+      if not isinstance(text, bytes | str):
+        raise ValueError(
+          f"{directory}: feature field={field!r} holds {type(text).__name__}, not text; set field= to a Text feature"
+        )
+      yield text.decode("utf-8") if isinstance(text, bytes) else text
+
+
+def split_instruction(split: str, own: Mapping[str, str]) -> str:
+  """The slice of a set for one of our splits. `own`: our name -> the set's name, for the splits that the set has."""
+  left, carved = 100, {}
+  for name, percent in (("test", 5), ("validation", 2)):
+    if name not in own:
+      carved[name] = (left - percent, left)
+      left -= percent
+  if split in own and split != "train":
+    return own[split]
+  begin, end = carved.get(split, (0, left))
+  return own["train"] if (begin, end) == (0, 100) else f"{own['train']}[{begin}%:{end}%]"
+
+
+def _versions(directory: Path, version: str) -> list[Path]:
+  """Prepared versions below `directory`, oldest first."""
+  found = [path.parent for path in directory.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
+  found = [path for path in found if version in ("", path.name)]
+  return sorted(found, key=lambda path: tuple(int(number) for number in path.name.split(".")))
+
+
+def _command(name: str, root: Path) -> str:
+  call = f"tfds.builder({name!r}, data_dir={str(root)!r}, file_format='array_record').download_and_prepare()"
+  return f'python -c "import tensorflow_datasets as tfds; {call}"'

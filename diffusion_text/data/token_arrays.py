@@ -1,0 +1,104 @@
+"""A split as one array of tokens on disk, made once and memory-mapped ever after."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_text.data import corpora, tokenizers
+
+_FORMAT = 1  # part of the cache's file names: raise it when the files change
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenArrays:
+  """The tokens of a split.
+
+  tokens: uint16 or uint32 [T], every document followed by the tokenizer's separator; a split of a single document has none
+  added. offsets: int64 [documents + 1]; document i, its separator included, is tokens[offsets[i]:offsets[i + 1]]. characters:
+  characters of the original text that the tokens stand for, separators included. unknown: tokens that are the unknown id.
+  """
+
+  tokens: np.ndarray
+  offsets: np.ndarray
+  characters: int
+  unknown: int
+
+
+def token_arrays(corpus: corpora.Corpus, tokenizer: Any, split: str, cache_dir: str | os.PathLike[str]) -> TokenArrays:
+  """Encodes a split, or maps the files of an earlier call with the same corpus, tokenizer and split.
+
+  The files are written to a folder of their own and then renamed, so several processes may start at once: one wins, all read
+  the same. Raises ValueError if the split is empty, or has several documents and the tokenizer no separator.
+  """
+  corpora.check_split(split)
+  name = hashlib.sha256(json.dumps([_FORMAT, corpus.identity(), tokenizer.fingerprint, split]).encode()).hexdigest()[:16]
+  directory = Path(cache_dir) / f"{split}-{name}"
+  if not directory.exists():
+    _write(corpus, tokenizer, split, directory)
+  meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+  tokens = np.memmap(directory / "tokens.bin", mode="r", dtype=_dtype(tokenizer), shape=(meta["tokens"],))
+  offsets = np.memmap(directory / "offsets.bin", mode="r", dtype=np.int64, shape=(meta["documents"] + 1,))
+  return TokenArrays(tokens, offsets, meta["characters"], meta["unknown"])
+
+
+def _dtype(tokenizer: Any) -> type[np.unsignedinteger]:
+  return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+
+
+def _write(corpus: corpora.Corpus, tokenizer: Any, split: str, directory: Path) -> None:
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+  try:
+    meta = _encode(corpus, tokenizer, split, draft)
+    (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    draft.chmod(0o755)  # mkdtemp makes it private, but caches are shared
+    try:
+      draft.rename(directory)
+    except OSError:  # another process was first: its files say the same
+      if not directory.exists():
+        raise
+  finally:
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+def _encode(corpus: corpora.Corpus, tokenizer: Any, split: str, draft: Path) -> dict[str, int]:
+  """Writes tokens.bin and offsets.bin; returns the counts for meta.json."""
+  meta = {"documents": 0, "tokens": 0, "characters": 0, "unknown": 0}
+  with (draft / "tokens.bin").open("wb") as tokens_file, (draft / "offsets.bin").open("wb") as offsets_file:
+
+    def write(ids: np.ndarray) -> None:
+      tokens_file.write(ids.astype(_dtype(tokenizer)).tobytes())
+      meta["tokens"] += len(ids)
+      meta["characters"] += tokenizers.characters(tokenizer, ids)
+      meta["unknown"] += int((ids == tokenizer.unknown).sum()) if tokenizer.unknown is not None else 0
+
+    def end_document() -> None:
+      if tokenizer.separator is None:
+        raise ValueError(
+          f"split={split!r} has several documents, but this {tokenizer.name} tokenizer has no newline to write between them; "
+          "build it from the documents of this corpus, or use bytes"
+        )
+      write(np.array([tokenizer.separator]))
+
+    for document in corpus.documents(split):
+      if meta["documents"] == 1:
+        end_document()  # of the first: only now is it known that there are several
+      offsets_file.write(np.int64(meta["tokens"]).tobytes())
+      for ids in tokenizers.encode_document(tokenizer, document):
+        write(ids)
+      meta["documents"] += 1
+      if meta["documents"] > 1:
+        end_document()
+    offsets_file.write(np.int64(meta["tokens"]).tobytes())
+  if not meta["tokens"]:
+    raise ValueError(f"split={split!r} of {corpus} has no tokens; use a corpus with text")
+  return meta

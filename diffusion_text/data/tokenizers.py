@@ -1,0 +1,355 @@
+"""Text to ids and back.
+
+Every tokenizer is lossless: `decode(encode(text)) == text` for text that it holds. Each id stands for a fixed string of UTF-8
+bytes, and all that follows from the text of single ids (decoding, counting characters, display) is computed from that one
+table.
+
+`separator` is the id of "\\n", which is written between documents; None for a tokenizer that has none. `unknown` is the id
+that stands for a character outside the vocabulary; None where that is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an unknown character decodes to: one character for one
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
+_CHUNK = 1 << 20  # characters that are encoded at once
+
+
+class _Table:
+  """What follows from the bytes that each id stands for."""
+
+  name: ClassVar[str]
+  unknown: int | None = None
+
+  def _table(self) -> list[bytes]:
+    raise NotImplementedError
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32 [L]. Raises ValueError, with the character and its place, for text that it cannot hold."""
+    raise NotImplementedError
+
+  def to_bytes(self) -> bytes:
+    """All that `tokenizer_from_bytes` needs."""
+    raise NotImplementedError
+
+  @functools.cached_property
+  def token_bytes(self) -> list[bytes]:
+    """The UTF-8 bytes of each of the V ids."""
+    return self._table()
+
+  @functools.cached_property
+  def character_counts(self) -> np.ndarray:
+    """int32 [V]: characters that begin in each token. A character counts where its first byte is, so none counts twice."""
+    return np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in self.token_bytes], np.int32)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """16 hexadecimal digits; equal for equal tokenizers, whatever the process or machine."""
+    return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
+
+  @property
+  def vocab_size(self) -> int:
+    """V."""
+    return len(self.token_bytes)
+
+  def decode(self, ids: Any) -> str:
+    """Text of ids [L]. Bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id outside the vocabulary."""
+    tokens = self.token_bytes
+    return b"".join([tokens[i] for i in self.check(ids).tolist()]).decode("utf-8", errors="replace")
+
+  def check(self, ids: Any) -> np.ndarray:
+    """The ids as a flat array. Raises ValueError for one outside the vocabulary."""
+    ids = np.asarray(ids).reshape(-1)
+    ids = ids if ids.size else ids.astype(np.int32)
+    wrong = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+    if wrong.size:
+      raise ValueError(
+        f"ids[{wrong[0]}]={ids[wrong[0]]} is outside the vocabulary 0 … {self.vocab_size - 1}; "
+        "pass clean ids, not noised ones, and the tokenizer that made them"
+      )
+    return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Characters(_Table):
+  """One id per character, in code-point order.
+
+  alphabet: the characters, sorted. has_unknown: one more id, the last, stands for every other character, so that held-out
+  text with a rare character can still be scored; it decodes to U+FFFD and counts as one character. Without it, such text is
+  an error.
+  """
+
+  alphabet: str
+  has_unknown: bool = True
+  name: ClassVar[str] = "characters"
+
+  def __post_init__(self):
+    if not self.alphabet or list(self.alphabet) != sorted(set(self.alphabet)):
+      raise ValueError(f"alphabet={self.alphabet!r} must hold distinct characters in order; use ''.join(sorted(set(text)))")
+
+  @property
+  def separator(self) -> int | None:
+    """The id of the newline."""
+    place = self.alphabet.find("\n")
+    return None if place < 0 else place
+
+  @property
+  def unknown(self) -> int | None:
+    """The last id, or None."""
+    return len(self.alphabet) if self.has_unknown else None
+
+  @functools.cached_property
+  def _codes(self) -> np.ndarray:
+    return np.frombuffer(self.alphabet.encode("utf-32-le"), np.uint32)
+
+  def _table(self) -> list[bytes]:
+    return [character.encode("utf-8") for character in self.alphabet + (REPLACEMENT if self.has_unknown else "")]
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32 [L], L characters. Without an unknown id, raises ValueError for a character outside the alphabet."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    ids = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1).astype(np.int32)
+    wrong = self._codes[ids] != codes
+    if wrong.any():
+      if not self.has_unknown:
+        place = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+          f"character {text[place]!r} at {place} is not among the {len(self.alphabet)} of the alphabet; remove it, "
+          f"learn the alphabet from text that has it, or use vocab_size={len(self.alphabet) + 1} to have an unknown id"
+        )
+      ids[wrong] = len(self.alphabet)
+    return ids
+
+  def to_bytes(self) -> bytes:
+    """See `_Table`."""
+    return b"characters\n" + json.dumps([self.alphabet, self.has_unknown]).encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes(_Table):
+  """The 256 bytes of UTF-8."""
+
+  name: ClassVar[str] = "bytes"
+  separator: ClassVar[int] = ord("\n")
+
+  def _table(self) -> list[bytes]:
+    return [bytes([value]) for value in range(256)]
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32 [L], L bytes."""
+    return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+  def to_bytes(self) -> bytes:
+    """See `_Table`."""
+    return b"bytes\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece(_Table):
+  """A sentencepiece model (BPE or unigram) made by `train_sentencepiece`.
+
+  model: the serialised model. Id 0 is the `<unk>` that sentencepiece insists on; it never occurs, since rare characters fall
+  back to bytes.
+  """
+
+  model: bytes = dataclasses.field(repr=False)
+  name: ClassVar[str] = "sentencepiece"
+
+  def __post_init__(self):
+    processor, newline = self._processor, self._processor.piece_to_id("\n")
+    if newline == processor.unk_id() or not processor.is_byte(processor.piece_to_id("<0x00>")):
+      raise ValueError(
+        "this sentencepiece model has no newline piece or no byte fallback, so it loses text; use train_sentencepiece"
+      )
+
+  @functools.cached_property
+  def _processor(self):
+    import sentencepiece  # only this tokenizer needs it
+
+    return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+  @property
+  def separator(self) -> int:
+    """The id of the newline."""
+    return self._processor.piece_to_id("\n")
+
+  def _table(self) -> list[bytes]:
+    processor = self._processor
+    tokens = []
+    for i in range(processor.get_piece_size()):
+      piece = processor.id_to_piece(i)
+      if processor.is_byte(i):
+        tokens.append(bytes([int(piece[3:5], 16)]))
+      elif processor.is_unknown(i) or processor.is_control(i):
+        tokens.append(b"")
+      else:
+        tokens.append(piece.replace(_SPACE, " ").encode("utf-8"))
+    return tokens
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32 [L]."""
+    text.encode("utf-8")  # sentencepiece drops lone surrogates silently; this raises
+    # sentencepiece cannot tell its own mark for a space from the same character in the text: spell that one in bytes.
+    mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode("utf-8")]
+    ids: list[int] = []
+    for n, part in enumerate(text.split(_SPACE)):
+      ids += mark if n else []
+      ids += self._processor.encode(part)
+    return np.array(ids, np.int32)
+
+  def to_bytes(self) -> bytes:
+    """See `_Table`."""
+    return b"sentencepiece\n" + self.model
+
+
+TOKENIZERS = {"characters": Characters, "bytes": Bytes, "sentencepiece": SentencePiece}
+
+
+def build_tokenizer(kind: str, vocab_size: int | None, documents: Iterable[str]) -> Characters | Bytes | SentencePiece:
+  """A tokenizer learned from training documents.
+
+  kind: a key of TOKENIZERS. vocab_size: for "sentencepiece", the number of pieces. For the others it follows from the text,
+  and a number given here must agree: "bytes" has 256; "characters" has the C of the documents (and the newline, if there are
+  several documents), and C + 1 ids with the unknown id, which None means too; C asks for none, as is usual for text8 (27).
+  Raises ValueError for an unknown kind, a size that cannot be, or no text.
+  """
+  if kind not in TOKENIZERS:
+    raise ValueError(f"kind={kind!r} is not a tokenizer; use one of {', '.join(TOKENIZERS)}")
+  if kind == "bytes":
+    if vocab_size not in (None, 256):
+      raise ValueError(f"vocab_size={vocab_size} for bytes; use 256, or None")
+    return Bytes()
+  if kind == "sentencepiece":
+    if vocab_size is None:
+      raise ValueError("vocab_size=None for sentencepiece; use the number of pieces, such as 4096")
+    return train_sentencepiece(documents, vocab_size)
+  return learn_characters(documents, vocab_size)
+
+
+def learn_characters(documents: Iterable[str], vocab_size: int | None = None) -> Characters:
+  """The alphabet of the documents; see `build_tokenizer` for vocab_size."""
+  seen: set[str] = set()
+  for n, document in enumerate(documents):
+    seen |= set(document)
+    if n == 1:
+      seen.add("\n")
+  if not seen:
+    raise ValueError("no characters in the documents; use a corpus with text")
+  if vocab_size not in (None, len(seen), len(seen) + 1):
+    raise ValueError(
+      f"vocab_size={vocab_size}, but the documents hold {len(seen)} characters; use {len(seen)} (others are an error), "
+      f"{len(seen) + 1} (with an unknown id) or None"
+    )
+  return Characters("".join(sorted(seen)), has_unknown=vocab_size != len(seen))
+
+
+def train_sentencepiece(
+  documents: Iterable[str], vocab_size: int, model_type: str = "bpe", max_characters: int = 50_000_000
+) -> SentencePiece:
+  """Trains a lossless model in memory, on the first max_characters of the documents. The same text gives the same bytes.
+
+  model_type: "bpe", or "unigram" (about ten times slower). Digits are single pieces. Raises ValueError if the text does not
+  support vocab_size pieces (259 or so at the least: the bytes, the newline, `<unk>`), or is empty.
+  """
+  import sentencepiece  # only this tokenizer needs it
+
+  if model_type not in ("bpe", "unigram"):
+    raise ValueError(f"model_type={model_type!r} is not known; use 'bpe' or 'unigram'")
+  lines = _training_lines(documents, max_characters)
+  first = next(lines, None)
+  if first is None:
+    raise ValueError("no text in the documents; use a corpus with text")
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=itertools.chain([first], lines),
+      model_writer=model,
+      vocab_size=vocab_size,
+      model_type=model_type,
+      normalization_rule_name="identity",
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      byte_fallback=True,
+      split_digits=True,
+      user_defined_symbols=["\n"],
+      unk_id=0,
+      bos_id=-1,
+      eos_id=-1,
+      pad_id=-1,
+      num_threads=1,  # the model's bytes depend on it
+      max_sentence_length=1 << 16,
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    raise ValueError(
+      f"vocab_size={vocab_size} does not suit this text; use another, or more text. sentencepiece says: {error}"
+    ) from error
+  return SentencePiece(model.getvalue())
+
+
+def tokenizer_from_bytes(data: bytes) -> Characters | Bytes | SentencePiece:
+  """The inverse of `to_bytes`. Raises ValueError for anything else."""
+  kind, _, payload = data.partition(b"\n")
+  if kind == b"characters":
+    return Characters(*json.loads(payload))
+  if kind == b"bytes":
+    return Bytes()
+  if kind == b"sentencepiece":
+    return SentencePiece(payload)
+  raise ValueError(f"data begins with {data[:16]!r}, which is no tokenizer; use what to_bytes() gave")
+
+
+def encode_document(tokenizer: Any, document: str) -> Iterator[np.ndarray]:
+  """The ids of a document in pieces of bounded size: the same ids as `encode(document)`, without its memory."""
+  for chunk in _chunks(document, _CHUNK):
+    yield tokenizer.encode(chunk)
+
+
+def characters(tokenizer: Any, ids: Any, weights: Any = None) -> int:
+  """Characters of the original text that ids stand for; where weights are given, of those with weight > 0 only.
+
+  A character that several tokens share (bytes) counts with the token that holds its first byte. So rows that cut a character
+  count it once in all, and the sum over all rows of a split is the length of its text, whatever the tokenizer.
+  """
+  ids = np.asarray(ids)
+  kept = ids if weights is None else ids[np.asarray(weights) > 0]
+  return int(tokenizer.character_counts[tokenizer.check(kept)].sum(dtype=np.int64))
+
+
+def pieces(tokenizer: Any, ids: Any) -> list[str]:
+  """The text of each single token, for display; bytes that are part of a character are written `\\xNN`."""
+  tokens = tokenizer.token_bytes
+  return [tokens[i].decode("utf-8", errors="backslashreplace") for i in tokenizer.check(ids).tolist()]
+
+
+def _chunks(text: str, size: int) -> Iterator[str]:
+  """Parts of about `size` characters, cut before a space where there is one: no sentencepiece piece crosses that point."""
+  begin = 0
+  while len(text) - begin > size:
+    cut = text.rfind(" ", begin + 1, begin + size)
+    end = cut if cut > 0 else begin + size
+    yield text[begin:end]
+    begin = end
+  if begin < len(text):
+    yield text[begin:]
+
+
+def _training_lines(documents: Iterable[str], max_characters: int) -> Iterator[str]:
+  left = max_characters
+  for document in documents:
+    for line in document.split("\n"):  # the newline is a piece of its own
+      yield from _chunks(line[:left], 1 << 12)
+      left -= len(line) + 1
+      if left <= 0:
+        return
