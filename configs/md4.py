@@ -1,0 +1,16 @@
+"""MD4: masked diffusion with the cosine schedule and a time input (Shi et al. 2024, arXiv 2406.04329).
+
+Published: text8 L=256 <= 1.37 bits/char, OpenWebText L=1024 perplexity <= 22.13 (12 x 768, 1M steps of 512 rows).
+Ours: not yet run.
+  python -m experiments.train --config=configs/md4.py:tiny --workdir=runs/md4
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.schedule.name = "cosine"
+  c.model.time_conditioning = True
+  c.model.activation = "swiglu"
+  return c

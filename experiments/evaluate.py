@@ -1,0 +1,35 @@
+"""Scores a trained model: the bound on held-out text in nats/token, perplexity and bits per character, with its standard error.
+
+python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4] [--max_rows=1000]
+"""
+
+import json
+
+from absl import flags
+
+from experiments.flags import run, workdir_flag
+
+WORKDIR = workdir_flag()
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which text")
+NUM_DRAWS = flags.DEFINE_integer(
+  "num_draws", 1, "draws of time and noise per row; more shrink the standard error", lower_bound=1
+)
+MAX_ROWS = flags.DEFINE_integer("max_rows", None, "score only the first rows; default all", lower_bound=1)
+JSON = flags.DEFINE_bool("json", False, "print one JSON line instead")
+
+
+def main(_):
+  from diffusion_text import run as runs
+
+  trained = runs.load(WORKDIR.value)
+  result = runs.score(trained.experiment, trained.params, split=SPLIT.value, num_draws=NUM_DRAWS.value, max_rows=MAX_ROWS.value)
+  if JSON.value:
+    row = {"step": trained.step, "split": SPLIT.value, "nats_per_token": result.nats_per_token}
+    row |= {"standard_error": result.standard_error, "perplexity": result.perplexity, "bits_per_char": result.bits_per_char}
+    print(json.dumps(row | {"bits_per_char_error": result.bits_per_char_error, "tokens": result.tokens, "rows": result.rows}))
+  else:
+    print(f"step {trained.step}, {SPLIT.value}: {result}")
+
+
+if __name__ == "__main__":
+  run(main)

@@ -1,0 +1,39 @@
+"""Trains a config in a workdir, going on from its newest checkpoint if there is one.
+
+  python -m experiments.train --config=configs/mdlm.py:tiny --workdir=runs/mdlm [--config.train.steps=100] [--dry_run]
+
+Exit code 42 after SIGTERM (saved; run the same command again), 130 after Ctrl-C (saved too).
+"""
+
+import sys
+
+from absl import flags
+
+from experiments.flags import config_flag, run, workdir_flag
+
+CONFIG = config_flag("configs/mdlm.py:tiny")
+WORKDIR = workdir_flag()
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan, compute nothing")
+
+
+def main(_):
+  from diffusion_text import plan, train
+  from diffusion_text.build import build, config_json
+  from diffusion_text.run import MAY_DIFFER, arrays, checkpoints, train_workdir
+
+  experiment = build(CONFIG.value)
+  print(plan.summary(experiment))
+  if DRY_RUN.value:
+    train.check_workdir(WORKDIR.value, config_json(experiment.config), MAY_DIFFER, write=False)
+    tokens = arrays(experiment, "train")
+    print(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")
+    step = train.latest_step(checkpoints(WORKDIR.value))
+    print(f"workdir      {WORKDIR.value}: " + ("new" if step is None else f"would go on from step {step}"))
+    return
+  result = train_workdir(experiment, WORKDIR.value)
+  print(f"{result.status} at step {result.step}; python -m experiments.sample --workdir={WORKDIR.value}")
+  sys.exit(result.exit_code)
+
+
+if __name__ == "__main__":
+  run(main)
