@@ -1,0 +1,69 @@
+"""Training: one state, one pure step, one loop. It knows a `LossFn` and a `DataIterator`, and nothing of diffusion.
+
+state, step          what moves, and the update that moves it
+optimizer            AdamW and learning-rate schedules
+sharding             the mesh, who holds what, batches across hosts
+loop, stop           the order of things, and how it ends
+checkpoint, workdir  all that moves on disk, and whose directory it is
+clock, metrics, progress
+"""
+
+from diffusion_text.train.checkpoint import (
+  Checkpointer,
+  CheckpointError,
+  Restored,
+  latest_step,
+  read_asset,
+  restore,
+  restore_params,
+)
+from diffusion_text.train.clock import Clock
+from diffusion_text.train.loop import Hook, LoopSettings, Result, TrainingDiverged, train
+from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
+from diffusion_text.train.optimizer import Optimizer, is_kernel, make_optimizer, make_schedule
+from diffusion_text.train.progress import reporter
+from diffusion_text.train.sharding import data_shard, global_batch, make_mesh, state_shardings, with_shardings
+from diffusion_text.train.state import TrainState, create_state, named_key
+from diffusion_text.train.step import evaluate, jit_train_step, make_eval_step, make_train_step
+from diffusion_text.train.stop import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from diffusion_text.train.workdir import check_workdir
+
+__all__ = [
+  "EXIT_INTERRUPTED",
+  "EXIT_PREEMPTED",
+  "CheckpointError",
+  "Checkpointer",
+  "Clock",
+  "Hook",
+  "LoopSettings",
+  "MetricsWriter",
+  "Optimizer",
+  "Restored",
+  "Result",
+  "TrainState",
+  "TrainingDiverged",
+  "check_workdir",
+  "create_state",
+  "data_shard",
+  "evaluate",
+  "global_batch",
+  "is_kernel",
+  "jit_train_step",
+  "latest_step",
+  "make_eval_step",
+  "make_mesh",
+  "make_optimizer",
+  "make_schedule",
+  "make_train_step",
+  "mfu",
+  "named_key",
+  "peak_flops",
+  "read_asset",
+  "read_metrics",
+  "reporter",
+  "restore",
+  "restore_params",
+  "state_shardings",
+  "train",
+  "with_shardings",
+]

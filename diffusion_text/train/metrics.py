@@ -1,0 +1,120 @@
+"""Metrics on disk (JSON lines and TensorBoard), and how much of the hardware a run uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+FILE = "metrics.jsonl"
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The rows of a metrics file, or of the one in a directory; each is {"step": int, name: float}.
+
+  Raises:
+    ValueError: if a line other than the last is not JSON. (The last one may be cut off when a run is killed: it is left out.)
+  """
+  path = pathlib.Path(path)
+  path = path / FILE if path.is_dir() else path
+  lines = path.read_text().splitlines()
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      if number < len(lines):
+        raise ValueError(f"{path}:{number} is not JSON: {line[:80]!r}; delete that line") from error
+  return rows
+
+
+class MetricsWriter:
+  """Appends rows to `directory/metrics.jsonl` and to TensorBoard files beside it. Does nothing on processes other than 0."""
+
+  def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None, tensorboard: bool = True):
+    """Opens the files.
+
+    Args:
+      directory: a local directory; made if absent.
+      resume_step: the step of the checkpoint that the run goes on from: rows after it will be written again and are dropped,
+        so that no step is there twice. None for a new run: an older file is kept as `metrics.jsonl.old`.
+      tensorboard: write event files too.
+    """
+    self._file = self._board = None
+    if jax.process_index() != 0:
+      return
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / FILE
+    if path.exists() and resume_step is None:
+      os.replace(path, path.with_name(FILE + ".old"))
+    elif path.exists():
+      kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= resume_step]
+      temporary = path.with_name(FILE + ".tmp")
+      temporary.write_text("".join(kept))
+      os.replace(temporary, path)  # atomic: a kill in between loses nothing
+    self._file = path.open("a")
+    if tensorboard:
+      from tensorboardX import SummaryWriter  # here, because it is slow to import
+
+      self._board = SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
+
+  def __call__(self, step: int, row: Mapping[str, float]) -> None:
+    """Writes one row, at once: a kill loses nothing that was written."""
+    if self._file is None:
+      return
+    self._file.write(json.dumps({"step": int(step)} | {name: float(value) for name, value in row.items()}) + "\n")
+    self._file.flush()
+    if self._board is not None:
+      for name, value in row.items():
+        self._board.add_scalar(name, float(value), int(step))
+
+  def close(self) -> None:
+    """Flushes and closes; again is harmless."""
+    for sink in (self._file, self._board):
+      if sink is not None:
+        sink.close()
+    self._file = self._board = None
+
+  def __enter__(self) -> MetricsWriter:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+# Peak dense bfloat16 FLOP/s of one jax device, by the start of `device_kind`; a longer name goes before its own beginning.
+PEAK_FLOPS = {
+  "TPU v4 lite": 138e12,  # v4i: Jouppi et al., ISCA 2021
+  "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4; a device is a megacore chip
+  "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
+  "TPU v5e": 197e12,  # the same chip, as some runtimes call it
+  "TPU v5p": 459e12,  # cloud.google.com/tpu/docs/v5p
+  "TPU v5": 459e12,  # what libtpu calls v5p
+  "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e (Trillium)
+  "TPU v6e": 918e12,  # the same chip
+  "NVIDIA A100": 312e12,  # NVIDIA A100 data sheet, without sparsity
+  "NVIDIA H100 PCIe": 756e12,  # NVIDIA H100 data sheet, half of the figure with sparsity
+  "NVIDIA H100": 989e12,  # SXM, same sheet
+  "NVIDIA H200": 989e12,  # NVIDIA H200 data sheet, the same cores as H100 SXM
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Peak bfloat16 FLOP/s of one device, e.g. of `jax.devices()[0].device_kind`; None if not known (CPUs, new chips)."""
+  return next((peak for name, peak in PEAK_FLOPS.items() if device_kind.startswith(name)), None)
+
+
+def mfu(flops_per_token: float, tokens_per_second: float, peak: float | None) -> float | None:
+  """Model FLOP/s utilisation (arXiv:2204.02311, appendix B), a fraction; None if the peak is not known.
+
+  Args:
+    flops_per_token: of the model, forward and backward, without rematerialisation.
+    tokens_per_second: of the whole run.
+    peak: FLOP/s of all devices together, see `peak_flops`.
+  """
+  return None if peak is None else flops_per_token * tokens_per_second / peak

@@ -1,0 +1,143 @@
+"""AdamW with a learning-rate schedule, built from explicit keywords. The mathematics is optax's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from diffusion_text.train.sharding import path_names
+from diffusion_text.types import Array, Params
+
+Path = tuple[str, ...]  # where a parameter is in the nested dict, e.g. ("layers", "mlp", "kernel")
+
+
+class Optimizer(NamedTuple):
+  """An `optax.GradientTransformation` (the first two fields) that also tells its learning rate.
+
+  learning_rate: int32 step -> float32, the rate of the update that takes `step` to `step + 1`.
+  """
+
+  init: Callable
+  update: Callable
+  learning_rate: Callable[[Array | int], Array]
+
+
+def is_kernel(path: Path) -> bool:
+  """Whether a parameter decays by default: matrices do; norm scales, biases and embedding tables do not.
+
+  Goes by name, not by rank: layers are stacked for `lax.scan`, so the scale of a norm is a matrix [layers, D] too.
+  """
+  return path[-1] == "kernel"
+
+
+SCHEDULES = ("constant", "cosine", "wsd")
+
+
+def make_schedule(
+  *,
+  learning_rate: float,
+  steps: int,
+  schedule: str = "cosine",
+  warmup_steps: int = 0,
+  decay_steps: int | None = None,
+  final_fraction: float = 0.1,
+) -> optax.Schedule:
+  """The learning rate as a function of the step: linear warm-up from 0, then `schedule`.
+
+  Args:
+    learning_rate: the peak, reached at `warmup_steps`.
+    steps: updates of the whole run; the schedule ends there and then stays.
+    schedule: "constant"; "cosine" (to `final_fraction` of the peak at `steps`); or "wsd", warm-up, stable, then a linear
+      decay over the last `decay_steps` (arXiv:2404.06395), whose stable part can be continued without knowing the end.
+    warmup_steps: 0 means that the first update already has the full rate.
+    decay_steps: for "wsd" only; None means the last tenth of the run.
+    final_fraction: of the peak, at the end; unused by "constant".
+
+  Raises:
+    ValueError: for an unknown schedule or values that do not fit each other.
+  """
+  if schedule not in SCHEDULES:
+    raise ValueError(f"schedule={schedule!r} is unknown; use one of {SCHEDULES}")
+  if not learning_rate > 0:
+    raise ValueError(f"learning_rate={learning_rate} must be above 0, e.g. 3e-4")
+  if steps < 1:
+    raise ValueError(f"steps={steps} must be at least 1")
+  if not 0 <= warmup_steps <= steps:
+    raise ValueError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}; use e.g. {max(steps // 20, 1)}")
+  if not 0 <= final_fraction <= 1:
+    raise ValueError(f"final_fraction={final_fraction} is a fraction of the peak: it must lie between 0 and 1")
+  if decay_steps is not None and schedule != "wsd":
+    raise ValueError(f"decay_steps={decay_steps} is read by schedule='wsd' only, not by {schedule!r}; leave it None")
+  decay = max(steps // 10, 1) if decay_steps is None else decay_steps
+  if schedule == "wsd" and not (decay >= 1 and warmup_steps + decay <= steps):
+    raise ValueError(f"decay_steps={decay} must be at least 1 and fit after warmup_steps={warmup_steps} in steps={steps}")
+  flat = optax.constant_schedule(learning_rate)
+  after = {
+    "constant": flat,
+    "cosine": optax.cosine_decay_schedule(learning_rate, max(steps - warmup_steps, 1), alpha=final_fraction),
+    "wsd": optax.join_schedules(
+      [flat, optax.linear_schedule(learning_rate, learning_rate * final_fraction, decay)], [steps - decay - warmup_steps]
+    ),
+  }[schedule]
+  warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))  # never asked when warmup_steps is 0
+  return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def make_optimizer(
+  *,
+  learning_rate: float,
+  steps: int,
+  schedule: str = "cosine",
+  warmup_steps: int = 0,
+  decay_steps: int | None = None,
+  final_fraction: float = 0.1,
+  b1: float = 0.9,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+  weight_decay: float = 0.1,
+  clip_norm: float | None = 1.0,
+  decays: Callable[[Path], bool] = is_kernel,
+) -> Optimizer:
+  """AdamW (arXiv:1711.05101) with decoupled weight decay times the learning rate, after clipping of the global norm.
+
+  Args:
+    learning_rate, steps, schedule, warmup_steps, decay_steps, final_fraction: see `make_schedule`.
+    b1, b2, eps: of Adam. b2 = 0.95 is the usual choice for transformers on text; 0.999 for small batches.
+    weight_decay: each update multiplies decaying parameters by 1 - rate · weight_decay.
+    clip_norm: gradients of a larger global norm are scaled down to it; None means never.
+    decays: path of a parameter -> whether it decays; see `is_kernel` for the default and its reason.
+
+  Raises:
+    ValueError: for values outside their range.
+  """
+  rate = make_schedule(
+    learning_rate=learning_rate,
+    steps=steps,
+    schedule=schedule,
+    warmup_steps=warmup_steps,
+    decay_steps=decay_steps,
+    final_fraction=final_fraction,
+  )
+  for name, value in (("b1", b1), ("b2", b2)):
+    if not 0 <= value < 1:
+      raise ValueError(f"{name}={value} must lie in [0, 1), e.g. b1=0.9, b2=0.95")
+  if not eps > 0:
+    raise ValueError(f"eps={eps} must be above 0, e.g. 1e-8")
+  if weight_decay < 0:
+    raise ValueError(f"weight_decay={weight_decay} must not be negative; 0 turns it off")
+  if clip_norm is not None and not clip_norm > 0:
+    raise ValueError(f"clip_norm={clip_norm} must be above 0; None turns it off")
+
+  def mask(params: Params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_names(path)), params)
+
+  chain = optax.chain(
+    optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.scale_by_learning_rate(rate),
+  )
+  return Optimizer(chain.init, chain.update, rate)

@@ -1,0 +1,202 @@
+"""The one train step and the one evaluation step. They know a `LossFn` and nothing of diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_text.train.optimizer import Optimizer
+from diffusion_text.train.sharding import ROWS, batch_sharding, replicated, row_shards
+from diffusion_text.train.state import TrainState, named_key
+from diffusion_text.types import Array, Batch, Loss, LossFn, Params, Progress
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Params, Batch, Any, Any], Loss]
+
+
+def loss_metrics(loss: Loss) -> Metrics:
+  """What is reported of a loss: "loss" = total / count, and each of its sums / count. All float32 scalars.
+
+  Raises:
+    ValueError: if one of the sums is called "loss".
+  """
+  if "loss" in loss.sums:
+    raise ValueError("Loss.sums has an entry 'loss', a name that the trainer uses for total / count; rename it")
+  count = _at_least_something(loss.count)
+  return {"loss": loss.total / count} | {name: value / count for name, value in loss.sums.items()}
+
+
+def add_losses(a: Loss, b: Loss) -> Loss:
+  """The loss of two batches together."""
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _at_least_something(count: Array) -> Array:
+  # A batch in which nothing is scored has sums of 0: it must give 0, not 0 / 0.
+  return jnp.where(count > 0, count, 1.0)
+
+
+def split_rows(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
+  """[B, …] -> [parts, B / parts, …]: row r goes to microbatch r % parts.
+
+  Interleaved on purpose. A device holds neighbouring rows, so each device gives every microbatch an equal share of its own
+  rows: no row travels, and every microbatch is spread over all devices. Contiguous microbatches would put the first on the
+  first devices and leave the others idle.
+
+  Raises:
+    ValueError: if the rows do not divide by parts (times the row shards of the mesh).
+  """
+  shards = 1 if mesh is None else row_shards(mesh)
+  rows = batch.ids.shape[0]
+  if rows % (parts * shards):
+    raise ValueError(
+      f"a batch of {rows} rows does not divide into accumulation={parts} microbatches over {shards} devices (replica × fsdp);"
+      f" use a multiple of {parts * shards} rows"
+    )
+
+  def split(x):
+    x = jnp.swapaxes(x.reshape(rows // parts, parts, *x.shape[1:]), 0, 1)
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, ROWS)))
+
+  return jax.tree.map(split, batch)
+
+
+def summed_gradients(
+  loss_fn: LossFn, params: Params, key: Array, batch: Batch, step: Array, *, parts: int, mesh: Mesh | None = None
+) -> tuple[Params, Loss]:
+  """The gradient of `Loss.total` and the `Loss`, both summed over `parts` microbatches, one at a time.
+
+  Sums, not means: microbatches with unequal counts of scored tokens then weigh as they do in one big batch. Every microbatch
+  gets the same key and its own `Progress.part`, so that a loss may spread its draws over the whole batch.
+  """
+
+  def microbatch(part, rows):
+    def total(p):
+      loss = loss_fn(p, key, rows, Progress(step=step, part=part, parts=parts))
+      return loss.total, loss
+
+    (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    return gradient, loss
+
+  if parts == 1:
+    return microbatch(0, batch)
+  pieces = split_rows(batch, parts, mesh)
+  like = jax.eval_shape(microbatch, jnp.int32(0), jax.tree.map(lambda x: x[0], pieces))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+  def accumulate(carry, piece):
+    return jax.tree.map(jnp.add, carry, microbatch(*piece)), None
+
+  return jax.lax.scan(accumulate, zeros, (jnp.arange(parts, dtype=jnp.int32), pieces))[0]
+
+
+def update_ema(ema: Params, params: Params, decay: float, step: Array) -> Params:
+  """ema + (1 - d) (params - ema) with d = min(decay, (1 + n) / (10 + n)) after n earlier updates.
+
+  The warm-up lets the average forget the initial weights: without it they dominate for 1 / (1 - decay) steps.
+  """
+  n = step.astype(jnp.float32)
+  d = jnp.minimum(decay, (1 + n) / (10 + n))
+  return jax.tree.map(lambda e, p: e + ((1 - d) * (p - e)).astype(e.dtype), ema, params)
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  optimizer: Optimizer,
+  *,
+  seed: int,
+  accumulation: int = 1,
+  ema_decay: float | None = None,
+  mesh: Mesh | None = None,
+) -> TrainStep:
+  """The pure train step `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it.
+
+  The loss gets the key `named_key(seed, "loss", step)`, the same for all microbatches (see `summed_gradients`).
+
+  Args:
+    loss_fn: see `types.LossFn`; returns sums over tokens.
+    optimizer: see `optimizer.make_optimizer`.
+    seed: of the run.
+    accumulation: microbatches per update; must divide the rows of the batch.
+    ema_decay: of the average of parameters; None if the state keeps none.
+    mesh: where the batch is sharded; None on one device.
+
+  Returns:
+    A step whose metrics are float32 scalars: loss, each of `Loss.sums` per count, grad_norm (before clipping), param_norm
+    (after the update: not finite if the update was not), learning_rate.
+
+  Raises:
+    ValueError: for values out of range, and when traced on a state that has an average while ema_decay is None, or the reverse.
+  """
+  if accumulation < 1:
+    raise ValueError(f"accumulation={accumulation} must be at least 1; 1 means no accumulation")
+  if ema_decay is not None and not 0 < ema_decay < 1:
+    raise ValueError(f"ema_decay={ema_decay} must lie in (0, 1), e.g. 0.9999; None keeps no average")
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    if (state.ema is None) != (ema_decay is None):
+      held = "no" if state.ema is None else "an"
+      raise ValueError(f"ema_decay={ema_decay} but the state has {held} average; create it with ema={ema_decay is not None}")
+    key = named_key(seed, "loss", state.step)
+    gradient, loss = summed_gradients(loss_fn, state.params, key, batch, state.step, parts=accumulation, mesh=mesh)
+    gradient = jax.tree.map(lambda g: g / _at_least_something(loss.count).astype(g.dtype), gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = None if state.ema is None else update_ema(state.ema, params, ema_decay, state.step)
+    own = {
+      "grad_norm": optax.tree.norm(gradient),
+      "param_norm": optax.tree.norm(params),
+      "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
+    }
+    if clash := own.keys() & loss.sums.keys():
+      raise ValueError(f"Loss.sums has entries {sorted(clash)}, names that the trainer uses; rename them")
+    return TrainState(state.step + 1, params, ema, opt_state), loss_metrics(loss) | own
+
+  return train_step
+
+
+def jit_train_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> TrainStep:
+  """Compiles a train step over a mesh. The state that goes in is donated: its memory becomes the state that comes out.
+
+  Args:
+    train_step: see `make_train_step`.
+    shardings: see `sharding.state_shardings`.
+    mesh: see `sharding.make_mesh`; 1 device or thousands, the code is the same.
+  """
+  return jax.jit(
+    train_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)), donate_argnums=0
+  )
+
+
+def make_eval_step(loss_fn: LossFn, *, seed: int) -> EvalStep:
+  """The pure evaluation step `(params, batch, index, step) -> Loss`, sums that `add_losses` adds up; wrap it in `jax.jit`.
+
+  index: int, the number of the batch. Its key depends on seed and index only, so that every evaluation of a run draws the same
+  noise and curves show the model, not the draw. step: int, the update, for losses that change during training.
+  """
+
+  def eval_step(params: Params, batch: Batch, index: Array | int, step: Array | int) -> Loss:
+    return loss_fn(params, named_key(seed, "evaluate", index), batch, Progress(step=step))
+
+  return eval_step
+
+
+def evaluate(eval_step: EvalStep, params: Params, batches, step: int) -> dict[str, float]:
+  """The metrics of `loss_metrics` over an iterable of batches, as floats.
+
+  Raises:
+    ValueError: if there is no batch.
+  """
+  total = None
+  for index, batch in enumerate(batches):
+    loss = eval_step(params, batch, index, step)
+    total = loss if total is None else add_losses(total, loss)
+  if total is None:
+    raise ValueError("there was no batch to evaluate; give at least one")
+  return {name: float(value) for name, value in jax.device_get(loss_metrics(total)).items()}

@@ -1,0 +1,239 @@
+"""Checkpoints: exact, kept as asked, and never silently wrong."""
+
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text import train as tr
+from diffusion_text.train import checkpoint
+from diffusion_text.train.checkpoint import CheckpointError
+
+from . import toy
+
+# orbax leaves its reads of the other arrays unfinished when one array is damaged.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def _state(step=0, ema=True):
+  state = tr.create_state(toy.init_params, toy.optimizer(), ema=ema)
+  marked = jax.tree.map(lambda x: x + step, state.params)
+  return dataclasses.replace(state, step=jnp.int32(step), params=marked)
+
+
+def _save(directory, steps, *, metrics=None, ema=True, **options):
+  with tr.Checkpointer(directory, **options) as checkpointer:
+    for step in steps:
+      scores = None if metrics is None else metrics.get(step)
+      checkpointer.save(step, _state(step, ema), data=b"%d" % step, clock=_clock(step), metrics=scores)
+
+
+def _clock(seconds=0.0):
+  clock = tr.Clock()
+  clock.from_dict({"seconds": seconds, "device_seconds": 2 * seconds})
+  return clock
+
+
+def _abstract(ema=True):
+  return jax.eval_shape(lambda: _state(ema=ema))
+
+
+def _restore(directory, **options):
+  data = toy.Rows()
+  options = {"fresh": _state, "clock": tr.Clock()} | options
+  return tr.restore(directory, options.pop("abstract", _abstract()), data=data, **options), data
+
+
+def _equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    np.testing.assert_array_equal(x, y)
+
+
+def _largest_file(directory):
+  # orbax merges what each process wrote (ocdbt.process_N) into `d`, and reads that.
+  files = [p for p in pathlib.Path(directory).rglob("*") if p.parent.name == "d" and "ocdbt.process" not in str(p)]
+  return max(files, key=os.path.getsize)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """A directory with checkpoints 3 and 6; tests work on copies."""
+  directory = tmp_path_factory.mktemp("saved") / "checkpoints"
+  _save(directory, [3, 6], metrics={6: {"bpc": 1.0}}, assets={"tokenizer": b"\x00\xffabc", "config.json": b"{}"})
+  return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def test_everything_comes_back_bitwise(copy):
+  restored, data = _restore(copy)
+  _equal(restored.state, _state(6))
+  assert (restored.step, restored.source, restored.evaluated, data.n) == (6, "workdir", True, 6)
+  assert restored.resume_step == 6
+
+
+def test_the_clock_goes_on_in_the_same_run_only(copy, tmp_path):
+  same, other = _clock(), _clock()
+  _restore(copy, clock=same)
+  _restore(tmp_path / "new", restore_from=copy, clock=other)
+  assert (same.to_dict(), other.seconds) == ({"seconds": 6.0, "device_seconds": 12.0}, 0.0)
+
+
+def test_without_an_average(tmp_path):
+  _save(tmp_path, [2], ema=False)
+  restored, _ = _restore(tmp_path, abstract=_abstract(ema=False))
+  assert restored.state.ema is None and not restored.evaluated
+  with pytest.raises(CheckpointError, match="ema"):
+    _restore(tmp_path)  # a run that wants an average does not get a wrong one
+
+
+def test_precedence(copy, tmp_path):
+  never = None
+  marked = {"pretrained": lambda: _state(70), "fresh": lambda: _state(80)}
+  restored, _ = _restore(copy, restore_from=str(tmp_path / "absent"), pretrained=never, fresh=never)  # 1.
+  assert (restored.step, restored.source) == (6, "workdir")
+  new = tmp_path / "new"
+  restored, data = _restore(new, restore_from=copy, pretrained=never, fresh=never)  # 2.
+  assert (restored.step, restored.source, data.n) == (6, "restore_from", 6)
+  assert not restored.evaluated and restored.resume_step is None
+  restored, data = _restore(new, **marked)  # 3.
+  assert (int(restored.state.step), restored.step, restored.source, data.n) == (70, 0, "pretrained", 0)
+  restored, _ = _restore(new, fresh=marked["fresh"])  # 4.
+  assert (int(restored.state.step), restored.source) == (80, "fresh")
+  with pytest.raises(CheckpointError, match=r"there is no checkpoint in .*absent; is the path right"):
+    _restore(new, restore_from=tmp_path / "absent")
+
+
+@pytest.mark.parametrize("how", ["truncate", "delete", "flip"])
+def test_a_damaged_newest_falls_back_and_says_so(copy, caplog, how):
+  victim = _largest_file(copy / "6")
+  if how == "truncate":
+    os.truncate(victim, os.path.getsize(victim) // 2)
+  elif how == "delete":
+    victim.unlink()
+  else:
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    victim.write_bytes(bytes(content))
+  with caplog.at_level(logging.WARNING):
+    restored, data = _restore(copy)
+  _equal(restored.state, _state(3))
+  assert restored.step == data.n == 3
+  assert f"checkpoint {copy}/6 cannot be read" in caplog.text and "step 3 is used" in caplog.text
+  _save(copy, [6])  # the run comes to step 6 again
+  assert checkpoint.steps_in(copy) == [3, 6] and (copy / "damaged-6").exists()
+  assert _restore(copy)[0].step == 6
+
+
+def test_a_checksum_catches_what_the_files_do_not_show(copy, monkeypatch):
+  """Mutant: without the comparison the wrong numbers would be accepted."""
+  real = checkpoint.checksums
+  monkeypatch.setattr(checkpoint, "checksums", lambda items: real(jax.tree.map(lambda x: x + 1, items)))
+  with pytest.raises(CheckpointError, match="does not match its checksum"):
+    _restore(copy)
+
+
+def test_nothing_good_is_an_error_and_not_a_fresh_start(copy):
+  for step in (3, 6):
+    os.truncate(_largest_file(copy / str(step)), 1)
+  with pytest.raises(CheckpointError, match=r"none of the checkpoints .* can be read, and a run does not start afresh"):
+    _restore(copy, pretrained=_state)
+  assert checkpoint.steps_in(copy) == [3, 6]  # and nothing is moved
+
+
+def test_another_model_is_refused(copy):
+  def bigger():
+    state = _state()
+    return dataclasses.replace(state, params=state.params | {"head": {"kernel": jnp.zeros((8, 12)), "bias": jnp.zeros(12)}})
+
+  with pytest.raises(CheckpointError, match="If the model or the optimizer changed, use a new workdir"):
+    _restore(copy, abstract=jax.eval_shape(bigger))
+
+
+def test_a_kill_during_the_first_save_leaves_nothing_to_resume(tmp_path):
+  (tmp_path / "5.orbax-checkpoint-tmp-1").mkdir()
+  assert tr.latest_step(tmp_path) is None
+  assert _restore(tmp_path)[0].source == "fresh"
+  _save(tmp_path, [1])
+  assert os.listdir(tmp_path) == ["1"]
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+  scores = {1: {"bpc": 3.0}, 2: {"bpc": 1.0}, 3: {"bpc": 2.0}, 5: {"bpc": float("nan")}, 6: {"bpc": 1.5}}
+  _save(tmp_path, range(1, 7), metrics=scores, max_to_keep=2, keep_best="bpc")
+  assert checkpoint.steps_in(tmp_path) == [2, 5, 6]
+  _save(tmp_path, [7], metrics={7: {"bpc": 0.5}}, max_to_keep=2, keep_best="bpc")  # remembered by another process
+  assert checkpoint.steps_in(tmp_path) == [6, 7]
+
+
+def test_keep_best_must_be_a_metric(tmp_path):
+  with pytest.raises(ValueError, match=r"keep_best='bpc' is not an evaluation metric; use one of \['loss'\]"):
+    _save(tmp_path, [1], metrics={1: {"loss": 1.0}}, keep_best="bpc")
+
+
+def test_errors_of_the_disk_are_raised(tmp_path):
+  directory = tmp_path / "checkpoints"
+  checkpointer = tr.Checkpointer(directory)
+  shutil.rmtree(directory)
+  directory.write_text("a file where the directory was")
+  with pytest.raises(CheckpointError, match=rf"could not save step 1 in {directory}: .*Is the disk full"):
+    checkpointer.save(1, _state(), data=b"", clock=tr.Clock())
+
+
+def test_errors_of_the_disk_in_the_background_are_raised(tmp_path, monkeypatch):
+  from orbax.checkpoint import JsonCheckpointHandler
+
+  async def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(JsonCheckpointHandler, "_save_fn", full)
+  checkpointer = tr.Checkpointer(tmp_path)
+  with pytest.raises(CheckpointError, match=r"No space left on device"):
+    checkpointer.save(1, _state(), data=b"", clock=tr.Clock())
+    checkpointer.wait()
+  assert checkpoint.steps_in(tmp_path) == []
+
+
+def test_parameters_and_assets_for_sampling(saved):
+  abstract = _abstract().params
+  _equal(tr.restore_params(saved, abstract), _state(0).params)  # the average
+  _equal(tr.restore_params(saved, abstract, ema=False), _state(6).params)
+  _equal(tr.restore_params(saved, abstract, ema=False, step=3), _state(3).params)
+  assert tr.read_asset(saved, "tokenizer") == b"\x00\xffabc"
+  with pytest.raises(CheckpointError, match=r"no asset 'vocab'; it has \['config.json', 'tokenizer'\]"):
+    tr.read_asset(saved, "vocab")
+  with pytest.raises(CheckpointError, match=r"no checkpoint 4 in .*; it has \[3, 6\]"):
+    tr.restore_params(saved, abstract, step=4)
+  with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    tr.restore_params(saved / "absent", abstract)
+
+
+def test_a_checkpoint_moves_between_meshes(tmp_path):
+  eight = tr.make_mesh(fsdp=4, tensor=2)
+  fresh, abstract, step, _ = toy.build(mesh=eight)
+  state, _ = step(fresh(), tr.global_batch(next(toy.Rows()), eight))
+  with tr.Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, state, data=b"1", clock=tr.Clock())
+  _, alone, *_ = toy.build()
+  for target in (alone, abstract, toy.build(mesh=tr.make_mesh(replica=4, fsdp=2))[1]):
+    restored, _ = _restore(tmp_path, abstract=target)
+    _equal(restored.state, state)
+    for leaf, wanted in zip(jax.tree.leaves(restored.state), jax.tree.leaves(target)):
+      assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_data_positions_of_other_processes_are_refused(copy, monkeypatch):
+  real = checkpoint.load
+  monkeypatch.setattr(checkpoint, "load", lambda *a: (real(*a)[0], real(*a)[1] | {"data": ["", ""]}))
+  with pytest.raises(CheckpointError, match="data positions of 2 processes, this run has 1; run on as many hosts"):
+    _restore(copy)

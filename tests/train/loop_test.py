@@ -1,0 +1,249 @@
+"""The loop: its order, its endings, and that a kill changes nothing."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text import train as tr
+from diffusion_text.train import checkpoint
+from diffusion_text.types import Loss
+
+from . import toy
+
+ROOT = pathlib.Path(tr.__file__).parents[2]
+
+
+def _start(workdir, *options):
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, str(pathlib.Path(toy.__file__)), str(workdir), *map(str, options)]
+  return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _finish(process):
+  output, _ = process.communicate(timeout=100)
+  return process.returncode, output
+
+
+def _curve(workdir):
+  unmoved = ("step", "loss", "grad_norm", "param_norm", "learning_rate", "masked_fraction", "norm")
+  return [{k: v for k, v in row.items() if k in unmoved} for row in tr.read_metrics(workdir)]
+
+
+def test_ten_steps_equal_five_then_a_kill_then_five(tmp_path):
+  straight = _start(tmp_path / "straight")
+  killed = _start(tmp_path / "killed", "--kill_at_draw", 7)
+  assert _finish(killed)[0] == -signal.SIGKILL
+  code, output = _finish(_start(tmp_path / "killed"))
+  assert code == 0, output
+  assert "continuing from" in output
+  code, output = _finish(straight)
+  assert code == 0, output
+  with np.load(tmp_path / "straight" / "final.npz") as a, np.load(tmp_path / "killed" / "final.npz") as b:
+    assert len(a.files) > 10 and a.files == b.files
+    for name in a.files:
+      np.testing.assert_array_equal(a[name], b[name])
+  drawn = [int(line) for line in (tmp_path / "killed" / "drawn0.txt").read_text().split()]
+  assert drawn == [0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
+  assert _curve(tmp_path / "killed") == _curve(tmp_path / "straight")
+  assert [row["step"] for row in _curve(tmp_path / "killed")] == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_and_exits_with_42(tmp_path, processes):
+  """With several processes only one is told, and all end at one step."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  options = ("--steps", 100000, "--seconds_per_step", 0.05, "--processes", processes, "--port", port)
+  running = [_start(tmp_path / "run", *options, "--process", i) for i in range(processes)]
+  deadline = time.monotonic() + 90
+  while not (tmp_path / "run" / "metrics.jsonl").exists() or len(tr.read_metrics(tmp_path / "run")) < 3:
+    if time.monotonic() > deadline or any(process.poll() is not None for process in running):
+      for process in running:
+        process.kill()
+      pytest.fail("did not start:\n" + "\n".join(_finish(process)[1] for process in running))
+    time.sleep(0.05)
+  running[-1].send_signal(signal.SIGTERM)
+  for code, output in map(_finish, running):
+    assert code == tr.EXIT_PREEMPTED == 42, output
+  for i in range(processes):  # every batch drawn is in the checkpoint
+    assert tr.latest_step(tmp_path / "run" / "checkpoints") == len((tmp_path / "run" / f"drawn{i}.txt").read_text().split())
+
+
+class Recorder:
+  """A run of the toy in this process that writes down what happens, in order."""
+
+  def __init__(self, directory=None, *, loss_fn=toy.noisy_loss, settings=None, every=2, call=None, **options):
+    self.events, self.rows = [], []
+    fresh, _, step, _ = toy.build(loss_fn)
+    outer = self
+
+    class Watched(toy.Rows):
+      def __next__(self):
+        outer.events.append(f"draw {self.n}")
+        return super().__next__()
+
+      def get_state(self):
+        outer.events.append(f"save at draw {self.n}")
+        return super().get_state()
+
+    def watched(state, batch):
+      self.events.append("step")
+      return step(state, batch)
+
+    def hook(at, params):
+      self.events.append(f"evaluate {at}")
+      return call(at, params) if call else {"score": float(at)}
+
+    def write(at, row):
+      self.events.append(f"{'scores' if 'score' in row else 'log'} {at}")
+      self.rows.append((at, dict(row)))
+
+    self.data = Watched()
+    self.args = (fresh(), self.data, watched, settings or tr.LoopSettings(steps=4, log_every=1, save_every=2))
+    self.options = {"hooks": [tr.Hook(every, hook)], "write": write} | options
+    self.directory = directory
+
+  def run(self):
+    if self.directory is None:
+      return tr.train(*self.args, **self.options)
+    with tr.Checkpointer(self.directory) as checkpointer:
+      return tr.train(*self.args, checkpointer=checkpointer, **self.options)
+
+
+def test_order_of_the_loop(tmp_path):
+  recorder = Recorder(tmp_path)
+  result = recorder.run()
+  assert (result.status, result.step, int(result.state.step), result.exit_code) == ("finished", 4, 4, 0)
+  assert recorder.events == [
+    *("evaluate 0", "scores 0"),
+    *("draw 0", "step", "draw 1", "step", "log 1"),  # the first step's metrics are read after the second is on its way
+    *("log 2", "evaluate 2", "scores 2", "save at draw 2"),
+    *("draw 2", "step", "draw 3", "step", "log 3"),
+    *("log 4", "evaluate 4", "scores 4", "save at draw 4"),
+  ]
+  assert checkpoint.steps_in(tmp_path) == [2, 4]
+
+
+def test_a_resumed_run_repeats_neither_evaluation_nor_save(tmp_path):
+  Recorder(tmp_path).run()
+  again = Recorder(tmp_path)
+  restored = tr.restore(tmp_path, jax.eval_shape(lambda: again.args[0]), data=again.data, clock=tr.Clock(), fresh=None)
+  again.args = (restored.state, *again.args[1:])
+  again.options["evaluated"] = restored.evaluated
+  assert again.run().status == "finished"
+  assert again.events == []
+
+
+def _poison_at(step):
+  def loss_fn(params, key, batch, progress):
+    loss = toy.noisy_loss(params, key, batch, progress)
+    return Loss(jnp.where(progress.step == step, jnp.nan, loss.total), loss.count, loss.sums)
+
+  return loss_fn
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_nan_stops_before_anything_is_saved(tmp_path, step):
+  """At step 3 the poisoned state is the one that the save at 4 would take; it must be looked at first."""
+  recorder = Recorder(tmp_path, loss_fn=_poison_at(step))
+  with pytest.raises(tr.TrainingDiverged, match=rf"diverged at update {step + 1}: loss=nan") as error:
+    recorder.run()
+  assert f"The last good checkpoint is {tmp_path}/2" in str(error.value) and "lower learning_rate" in str(error.value)
+  assert checkpoint.steps_in(tmp_path) == [2]
+  assert "evaluate 4" not in recorder.events
+  params = tr.restore_params(tmp_path, jax.eval_shape(toy.init_params))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_gradient_that_is_not_finite_stops_too():
+  def loss_fn(params, key, batch, progress):
+    loss = toy.plain_loss(params, key, batch, progress)
+    return loss._replace(total=loss.total + jnp.sqrt(0 * params["head"]["bias"][0]))  # value 0, derivative nan
+
+  with pytest.raises(tr.TrainingDiverged, match=r"update 1: grad_norm=nan, param_norm=nan .*There is no checkpoint"):
+    Recorder(loss_fn=loss_fn).run()
+
+
+@pytest.mark.parametrize(("number", "status", "code"), [(signal.SIGTERM, "preempted", 42), (signal.SIGINT, "interrupted", 130)])
+def test_signals_finish_the_step_and_save(tmp_path, number, status, code):
+  before = signal.getsignal(number)
+
+  def write(at, row):
+    if at == 1 and "loss" in row:  # read while step 2 is on its way
+      os.kill(os.getpid(), number)
+
+  result = Recorder(tmp_path, write=write, settings=tr.LoopSettings(steps=50, log_every=1, save_every=7)).run()
+  assert (result.status, result.step, result.exit_code) == (status, 2, code)
+  assert checkpoint.steps_in(tmp_path) == [2]
+  assert signal.getsignal(number) is before
+
+
+def test_the_time_budget_counts_training_only_and_ends_with_evaluation_and_save(tmp_path):
+  now = [0.0]
+
+  def call(step, params):
+    now[0] += 1000.0
+    return {"score": 0.0}
+
+  recorder = Recorder(tmp_path, call=call, every=100, settings=tr.LoopSettings(steps=50, log_every=1, max_seconds=9.5))
+  recorder.options["clock"] = tr.Clock(now=lambda: now[0])
+  step = recorder.args[2]
+
+  def slow(state, batch):
+    now[0] += 3.0
+    return step(state, batch)
+
+  recorder.args = (*recorder.args[:2], slow, recorder.args[3])
+  result = recorder.run()
+  assert (result.status, result.step) == ("finished", 4)
+  assert recorder.events[-3:] == ["evaluate 4", "scores 4", "save at draw 4"]
+
+
+def test_reports_speed_and_use_of_the_hardware():
+  reports, now = [], [0.0]
+
+  def clock():
+    now[0] += 0.5
+    return now[0]
+
+  settings = tr.LoopSettings(steps=4, log_every=2, flops_per_token=10.0, peak_flops=1e6)
+  recorder = Recorder(settings=settings, hooks=[], report=reports.append, clock=tr.Clock(now=clock))
+  recorder.run()
+  assert [r["step"] for r in reports] == [2, 4]
+  last = reports[-1]
+  assert last["mfu"] == pytest.approx(10 * last["tokens_per_second"] / 1e6)
+  assert last["tokens_per_second"] == pytest.approx(last["steps_per_second"] * toy.ROWS * toy.L)
+  assert {"loss", "seconds_left", "device_hours"} <= last.keys()
+
+
+def test_profile(tmp_path):
+  settings = tr.LoopSettings(steps=3, profile_steps=(1, 2), profile_dir=str(tmp_path))
+  Recorder(settings=settings, hooks=[]).run()
+  assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+  ("bad", "says"),
+  [
+    ({"steps": 0}, "steps=0 must be at least 1"),
+    ({"save_every": 0}, "save_every=0"),
+    ({"max_seconds": 0}, "max_seconds=0 must be above 0; None means no limit"),
+    ({"profile_steps": (5, 5), "profile_dir": "x"}, r"profile_steps=\(5, 5\) must be"),
+    ({"profile_steps": (5, 6)}, "profile_dir=None go together"),
+  ],
+)
+def test_bad_settings(bad, says):
+  with pytest.raises(ValueError, match=says):
+    tr.LoopSettings(**({"steps": 4} | bad))
+  with pytest.raises(ValueError, match="every=0"):
+    tr.Hook(0, print)

@@ -1,0 +1,71 @@
+"""Rows on disk, restarts, and the use of the hardware."""
+
+import json
+
+import pytest
+
+from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
+
+
+def _write(directory, steps, **options):
+  with MetricsWriter(directory, tensorboard=False, **options) as writer:
+    for step in steps:
+      writer(step, {"loss": step / 2})
+
+
+def test_resume_leaves_no_step_twice(tmp_path):
+  _write(tmp_path, [1, 2, 3, 4])
+  _write(tmp_path, [3, 4, 5], resume_step=2)
+  assert read_metrics(tmp_path) == [{"step": s, "loss": s / 2} for s in (1, 2, 3, 4, 5)]
+
+
+def test_a_row_cut_off_by_a_kill_is_dropped(tmp_path):
+  _write(tmp_path, [1, 2])
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text() + '{"step": 3, "lo')
+  assert [row["step"] for row in read_metrics(path)] == [1, 2]
+  _write(tmp_path, [3], resume_step=2)
+  assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+
+
+def test_damage_elsewhere_is_an_error(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+  with pytest.raises(ValueError, match=r"metrics.jsonl:2 is not JSON: 'nonsense'"):
+    read_metrics(tmp_path)
+
+
+def test_a_new_run_keeps_the_old_file_beside(tmp_path):
+  _write(tmp_path, [1])
+  _write(tmp_path, [7])
+  assert [row["step"] for row in read_metrics(tmp_path)] == [7]
+  assert json.loads((tmp_path / "metrics.jsonl.old").read_text())["step"] == 1
+
+
+def test_rows_are_on_disk_before_close(tmp_path):
+  writer = MetricsWriter(tmp_path, tensorboard=False)
+  writer(1, {"loss": float("nan")})
+  assert read_metrics(tmp_path)[0]["loss"] != read_metrics(tmp_path)[0]["loss"]
+  writer.close()
+  writer.close()
+
+
+def test_tensorboard_files_hold_the_values(tmp_path):
+  with MetricsWriter(tmp_path) as writer:
+    writer(1, {"curve": 0.5})
+  (file,) = tmp_path.glob("events.out.tfevents.*")
+  assert b"curve" in file.read_bytes()
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr("jax.process_index", lambda: 1)
+  _write(tmp_path / "new", [1])
+  assert not (tmp_path / "new").exists()
+
+
+def test_use_of_the_hardware():
+  assert peak_flops("cpu") is None and mfu(6e9, 1e4, None) is None
+  assert peak_flops("TPU v5 lite") == 197e12 and peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
+  assert peak_flops("TPU v4") == 275e12 and peak_flops("TPU v6 lite") == 918e12
+  assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
+  assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+  assert mfu(6e9, 1e4, 4 * 197e12) == pytest.approx(6e13 / 7.88e14)
