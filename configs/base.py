@@ -60,7 +60,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.objective.name = "bound"  # "bound", "cross_entropy"
   c.objective.weighting = placeholder(str)  # cross_entropy: "uniform", "inverse_time"
   c.objective.max_weight = placeholder(float)  # cross_entropy: clips the weight
-  c.objective.chunk = 1024  # positions whose logits exist at a time
+  c.objective.chunk = 2048 if large else 256  # positions whose logits exist at a time, per device
 
   c.model = ConfigDict()
   c.model.layers = layers

@@ -256,7 +256,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   model = {"scan_layers": None, **present(sections["model"]), **sizes}
   network = Network.create(strict(TransformerConfig, model, "model"))
   options = sections["objective"]
-  chunks = Chunks(options.pop("chunk"), ("replica", "fsdp") if row_shards(mesh) > 1 else ())
+  chunks = Chunks(options.pop("chunk"), row_shards(mesh))
   objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
   bound = Bound(process, timing, chunks)
   return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)

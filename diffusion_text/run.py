@@ -130,6 +130,7 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
 
 
 def loop_settings(experiment: Experiment, workdir: str) -> train.LoopSettings:
+  """The loop's settings: how long, how often, and what the MFU is measured against."""
   settings = experiment.train
   first, last = settings.profile_steps
   peak = train.peak_flops(jax.devices()[0].device_kind)

@@ -1,12 +1,17 @@
 """Flags that several mains share, and the one way errors of the user are shown: the message, not a traceback."""
 
 import functools
+import logging as standard_logging
+import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-USER_ERRORS = (ValueError, FileNotFoundError)
+from diffusion_text.train.checkpoint import CheckpointError
+from diffusion_text.train.loop import TrainingDiverged
+
+USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
 
 def config_flag(default: str | None = None):
@@ -30,21 +35,27 @@ def run(main):
   @functools.wraps(main)
   def guarded(argv):
     if len(argv) > 1:
-      print(f"error: {argv[1:]} are not flags; did you mean --{argv[1].lstrip('-')}? See --help.", file=sys.stderr)
-      sys.exit(2)
+      fail(f"{argv[1:]} are not flags; did you mean --{argv[1].lstrip('-')}? See --help.")
     # jax and orbax log at INFO through absl; what a user should read of ours comes through the package's own logger.
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(None)
-    import logging as standard
-
-    standard.getLogger("diffusion_text").setLevel(standard.INFO)
+    standard_logging.getLogger("diffusion_text").setLevel(standard_logging.INFO)
     try:
       main(argv)
     except USER_ERRORS as error:
       if flags.FLAGS.traceback:
         raise
-      print(f"error: {error}", file=sys.stderr)
-      sys.exit(2)
+      fail(str(error))
 
   flags.DEFINE_bool("traceback", False, "show where an error came from")
-  app.run(guarded)
+  try:
+    app.run(guarded)
+  except AttributeError as error:  # ml_collections: an override of a key that the config does not have
+    if "--traceback" in sys.argv or not re.search(r"--config\.", " ".join(sys.argv)):
+      raise
+    fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")
+
+
+def fail(message: str):
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(2)

@@ -1,0 +1,47 @@
+"""Says in one screen what this machine can do: Python, jax, devices, kernels, memory, and which extras are missing.
+
+  python -m experiments.doctor
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+
+from experiments.flags import run
+
+EXTRAS = {  # extra: (a module that it brings, what it is for)
+  "tpu": ("libtpu", "train on a TPU, or compile for one without having it"),
+  "cuda": ("jax_cuda13_plugin", "train on an NVIDIA GPU"),
+  "pretrained": ("safetensors", "pretrained weights"),
+  "metrics": ("sacrebleu", "BLEU and ROUGE"),
+  "test": ("pytest", "launch/test"),
+}
+
+
+def main(_):
+  import importlib.metadata
+
+  import jax
+
+  from diffusion_text.kernels.attention import IMPLEMENTATIONS
+
+  print(f"python   {sys.version.split()[0]}")
+  for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece"):
+    print(f"{name:<20} {importlib.metadata.version(name)}")
+  print(f"\nbackend  {jax.default_backend()}, process {jax.process_index()} of {jax.process_count()}")
+  for device in jax.devices():
+    stats = device.memory_stats() or {}
+    limit = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
+    print(f"  device {device.id}: {device.device_kind}{limit}")
+  pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+  print(f"host     {os.cpu_count()} cores, {pages:.0f} GiB memory, {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk")
+  print(f"\nattention implementations: {', '.join(IMPLEMENTATIONS)}")
+  print("\nextras")
+  for extra, (module, purpose) in EXTRAS.items():
+    found = importlib.util.find_spec(module) is not None
+    print(f"  {extra:<11} {'installed' if found else 'missing  '}  {purpose}" + ("" if found else f": pip install -e '.[{extra}]'"))
+
+
+if __name__ == "__main__":
+  run(main)

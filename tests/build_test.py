@@ -1,0 +1,165 @@
+"""Configs: every one builds, every key is read, and what does not fit is refused before any compute, with the fix."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from diffusion_text import plan, train
+from diffusion_text.build import SECTIONS, build, config_from_json, config_json
+from diffusion_text.run import load_experiment
+from diffusion_text.types import Batch
+
+CONFIGS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py") if path.stem not in ("base", "__init__"))
+
+
+class AnyTokenizer:
+  """A vocabulary without a text."""
+
+  name = "any"
+
+  def __init__(self, vocab_size=64):
+    self.vocab_size = vocab_size
+
+
+def sized(size="micro", **train_or_data):
+  """A small config; keywords set keys of train or data."""
+  config = base.config(size)
+  for key, value in train_or_data.items():
+    section = "train" if key in config.train else "data"
+    config[section][key] = value
+  return config
+
+
+@pytest.mark.parametrize("size", base.SIZES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds(name, size):
+  module = __import__(f"configs.{name}", fromlist=["get_config"])
+  config = module.get_config(size)
+  assert "python -m experiments.train" in module.__doc__ or "launch/" in module.__doc__, "the docstring is the lab note"
+  experiment = build(config, tokenizer=AnyTokenizer())
+  assert plan.count_parameters(experiment) > 0
+  assert str(config.process.name) in plan.summary(experiment)
+  again = build(config_from_json(config_json(config)), tokenizer=AnyTokenizer())
+  assert config_json(again.config) == config_json(experiment.config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_takes_a_step_and_a_sample(name):
+  """One real update on 8 devices and one sample, micro size, whatever the process."""
+  config = __import__(f"configs.{name}", fromlist=["get_config"]).get_config("micro")
+  config.update_from_flattened_dict({"data.length": 16, "train.batch_size": 8, "evaluate.batch_size": 8, "sampler.steps": 2})
+  experiment = build(config, tokenizer=AnyTokenizer())
+  with jax.set_mesh(experiment.mesh):
+    state, metrics = one_step(experiment)
+  assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
+  from diffusion_text.build import make_policy
+  from diffusion_text.draws import row_keys
+
+  policy = make_policy(config.sampler.to_dict(), experiment.timing)
+  params = jax.device_get(state.params)
+  result = experiment.sample_fn(policy)(params, row_keys(0, 2), Batch(jnp.zeros((2, 16), jnp.int32)))
+  assert int(result.ids.max()) < 64
+
+
+def one_step(experiment):
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
+  state = jax.jit(experiment.create_state, out_shardings=shardings)()
+  step = train.make_train_step(
+    experiment.loss_fn(1.0),
+    experiment.optimizer,
+    seed=0,
+    accumulation=experiment.train.accumulation,
+    ema_decay=experiment.train.ema_decay or None,
+    mesh=experiment.mesh,
+  )
+  shape = (experiment.train.batch_size, experiment.data.length)
+  ids = np.random.default_rng(0).integers(0, experiment.process.vocab_size, shape).astype(np.int32)
+  batch = train.global_batch(Batch(ids), experiment.mesh)
+  return train.jit_train_step(step, shardings, experiment.mesh)(state, batch)
+
+
+MESHES = [dict(fsdp=1), dict(fsdp=8), dict(replica=2, fsdp=4), dict(fsdp=4, tensor=2), dict(replica=2, fsdp=2, tensor=2)]
+
+
+def test_every_mesh_gives_the_same_update():
+  """The real network and objective on 1 and 8 devices in five shapes: same loss, same gradient norm, same parameters."""
+  results = []
+  for mesh in MESHES:
+    config = sized("micro", batch_size=16, length=32, accumulation=2)
+    config.mesh.update({"fsdp": 1, **mesh})
+    config.evaluate.batch_size = 8
+    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-2, 0
+    count = int(np.prod(list(mesh.values())))
+    experiment = build(config, tokenizer=AnyTokenizer(), devices=jax.devices()[:count])
+    with jax.set_mesh(experiment.mesh):
+      state, metrics = one_step(experiment)
+    results.append((jax.device_get(metrics), jax.device_get(state.params)))
+  for metrics, params in results[1:]:
+    for name in ("loss", "grad_norm", "bound"):
+      assert float(metrics[name]) == pytest.approx(float(results[0][0][name]), rel=1e-5), name
+    difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, results[0][1])
+    assert max(jax.tree.leaves(difference)) < 2e-3  # Adam's first step divides by |gradient|, so noise counts near 0
+
+
+BAD = [
+  ({"process.name": "maskd"}, "maskd.*masked"),
+  ({"schedule.name": "sqrt"}, "sqrt.*linear"),
+  ({"schedule.power": 2.0}, "power=2.0.*does not read"),
+  ({"timing.spread": 1.0}, "spread=1.0"),
+  ({"objective.weighting": "uniform"}, "weighting='uniform'"),
+  ({"objective.name": "cross_entropy", "objective.weighting": "x"}, "weighting='x'"),
+  ({"sampler.order": "entropy"}, "order='entropy'"),
+  ({"sampler.name": "ordered", "sampler.order": "left"}, "order='left'"),
+  ({"sampler.steps": 0}, "steps=0"),
+  ({"sampler.temperature": -1.0}, "temperature=-1.0"),
+  ({"sampler.top_p": 0.0}, "top_p=0.0"),
+  ({"train.batch_size": 30}, "batch_size=30.*use 32"),
+  ({"train.accumulation": 3}, "accumulation=3.*use 48"),
+  ({"evaluate.batch_size": 12}, "evaluate.batch_size=12.*use 16"),
+  ({"data.length": 1}, "length=1"),
+  ({"data.corpus": "enwik9"}, "enwik9.*austen"),
+  ({"data.corpus": "folder"}, "needs path"),
+  ({"data.path": "x"}, "path='x'.*does not read"),
+  ({"model.heads": 3}, "heads=3"),
+  ({"model.dtype": "float64"}, "float64"),
+  ({"optimizer.schedule": "linear"}, "linear"),
+  ({"optimizer.warmup_steps": 10**9}, "warmup_steps=1000000000"),
+  ({"mesh.tensor": 3}, "tensor=3"),
+]
+
+
+@pytest.mark.parametrize("overrides,match", BAD, ids=lambda value: str(value)[:60])
+def test_what_does_not_fit_is_refused(overrides, match):
+  config = base.config("micro")
+  with config.unlocked():
+    config.update_from_flattened_dict(overrides)
+  with pytest.raises(ValueError, match=match):
+    build(config, tokenizer=AnyTokenizer())
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_an_unread_key_is_an_error(section):
+  config = base.config("micro")
+  with config.unlocked():
+    config[section].surplus = 1
+  with pytest.raises((ValueError, TypeError), match="surplus"):
+    build(config, tokenizer=AnyTokenizer())
+
+
+def test_an_unknown_section_is_an_error():
+  config = base.config("micro")
+  with config.unlocked():
+    config.modle = 1
+  with pytest.raises(ValueError, match="modle"):
+    build(config, tokenizer=AnyTokenizer())
+
+
+def test_unknown_size_and_missing_workdir():
+  with pytest.raises(ValueError, match="huge.*tiny"):
+    base.config("huge")
+  with pytest.raises(ValueError, match=r"nowhere.*experiments\.train"):
+    load_experiment("nowhere")

@@ -1,0 +1,200 @@
+"""The command lines of a researcher, as real processes on a small network: train, kill, resume, score, sample."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = (
+  "--config.data.length=32",
+  "--config.train.batch_size=8",
+  "--config.evaluate.batch_size=8",
+  "--config.evaluate.max_rows=16",
+  "--config.sampler.steps=4",
+)
+
+
+def environment(tmp):
+  """One CPU device, and caches that the tests share."""
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+  return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HOME": str(tmp), **cache}
+
+
+def command(name, *flags):
+  return [sys.executable, "-m", f"experiments.{name}", *flags]
+
+
+def call(tmp, name, *flags, code=0):
+  done = subprocess.run(command(name, *flags), cwd=ROOT, env=environment(tmp), capture_output=True, text=True, timeout=300)
+  assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+  return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def train_flags(workdir, steps, *more):
+  every = ("--config.train.save_every=50", "--config.train.evaluate_every=150", "--config.train.log_every=1")
+  return ("--config=configs/mdlm.py:micro", *SMALL, f"--config.train.steps={steps}", *every, f"--workdir={workdir}", *more)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+  """A workdir with 300 steps, trained in one go."""
+  workdir = home / "straight"
+  out = call(home, "train", *train_flags(workdir, 300))
+  assert "finished at step 300" in out
+  return workdir
+
+
+def losses(workdir):
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {row["step"]: (row["loss"], row["bound"], row["grad_norm"]) for row in rows if "loss" in row}
+
+
+def arrays_of(workdir):
+  """Every array of the newest checkpoint of a run."""
+  from diffusion_text.run import checkpoints, load
+
+  trained = load(str(workdir))
+  assert trained.step == 300, checkpoints(str(workdir))
+  return trained.params["network"]
+
+
+def test_killed_and_resumed_equals_straight_bitwise(home, trained):
+  """kill -9 in the middle, run again: same data, same losses at every step, same parameters, to the last bit."""
+  import jax
+
+  workdir = home / "killed"
+  process = subprocess.Popen(command("train", *train_flags(workdir, 300)), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL)
+  deadline = time.monotonic() + 240
+  while not (workdir / "checkpoints" / "100").exists():
+    assert process.poll() is None, "it ended before it could be killed"
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  seen = max(losses(workdir))
+  assert seen < 300
+  call(home, "train", *train_flags(workdir, 300))
+  straight, resumed = losses(trained), losses(workdir)
+  assert sorted(resumed) == list(range(1, 301))
+  assert resumed == straight
+  jax.tree.map(np.testing.assert_array_equal, arrays_of(workdir), arrays_of(trained))
+
+
+def test_sigterm_saves_and_exits_42_then_goes_on(home, trained):
+  workdir = home / "preempted"
+  process = subprocess.Popen(command("train", *train_flags(workdir, 300)), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL)
+  while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.terminate()
+  assert process.wait(timeout=120) == 42
+  call(home, "train", *train_flags(workdir, 300))
+  assert losses(workdir) == losses(trained)
+
+
+def test_it_learns(trained):
+  rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+  bits = [row["validation_bits_per_character"] for row in rows if "validation_bits_per_character" in row]
+  assert bits[0] == pytest.approx(np.log2(82), abs=0.15 * np.log2(82)) and bits[-1] < 4.8 < bits[0]
+
+
+def test_evaluate_prints_the_bound(home, trained):
+  row = json.loads(call(home, "evaluate", f"--workdir={trained}", "--max_rows=64", "--num_draws=2", "--json"))
+  assert row["step"] == 300 and row["rows"] == 64
+  assert row["perplexity"] == pytest.approx(np.exp(row["nats_per_token"]))
+  assert row["bits_per_char"] == pytest.approx(row["nats_per_token"] / np.log(2))  # characters are the tokens
+  assert 0 < row["standard_error"] < 0.2
+  text = call(home, "evaluate", f"--workdir={trained}", "--max_rows=8")
+  assert "nats/token" in text and "bits/char" in text and "±" in text
+
+
+def samples(text):
+  return [part.split("\n", 1)[1].rstrip("\n") for part in text.split("--- sample ")[1:]]
+
+
+@pytest.mark.parametrize("how", [("--order=random",), ("--order=entropy",), ("--event_driven",)])
+def test_ragged_prompts_give_the_same_text_together_and_alone(home, trained, how):
+  base = (f"--workdir={trained}", "--num=2", "--steps=6", "--seed=3", "--length=24", *how)
+  together = samples(call(home, "sample", *base, "--prompt=To be", "--prompt=It was a long time"))
+  alone = samples(call(home, "sample", *base, "--prompt=To be")) + samples(call(home, "sample", *base, "--prompt=It was a long time"))
+  assert together == alone and len(together) == 4
+  assert all(text.startswith("To be") for text in together[:2]) and together[0] != together[1]
+
+
+def test_infilling_keeps_what_is_given(home, trained):
+  base = (f"--workdir={trained}", "--num=1", "--steps=6")
+  both = samples(call(home, "sample", *base, "--infill=To be, [16] that is", "--infill=[3]!"))
+  assert both[0].startswith("To be, ") and both[0].endswith(" that is") and len(both[0]) == 7 + 16 + 8
+  assert len(both[1]) == 4 and both[1].endswith("!")
+  assert both[1] == samples(call(home, "sample", *base, "--infill=[3]!"))[0]
+
+
+def test_dry_runs_compute_nothing(home, trained):
+  plan = call(home, "train", *train_flags(home / "never", 300, "--dry_run"))
+  assert "parameters" in plan and "new" in plan and not (home / "never").exists()
+  assert "go on from step 300" in call(home, "train", *train_flags(trained, 300, "--dry_run"))
+  assert "would draw   2 rows" in call(home, "sample", f"--workdir={trained}", "--num=2", "--dry_run")
+
+
+BAD = [
+  ("train", lambda w: train_flags(w, 300, "--config.model.width=32"), r"another configuration"),
+  ("train", lambda w: train_flags(w, 300, "--config.model.wdith=32"), r"width"),
+  ("train", lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.length=100000000"), "100000000"),
+  ("train", lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.corpus=folder", "--config.data.path=/no"), "/no"),
+  ("sample", lambda w: (f"--workdir={w}", "--prompt=§"), "§"),
+  ("sample", lambda w: (f"--workdir={w}", "--infill=a[0]b"), r"\[0\]"),
+  ("sample", lambda w: (f"--workdir={w}", "--prompt=a", "--infill=a[1]b"), "not both"),
+  ("sample", lambda w: (f"--workdir={w}", "--temperature=-1"), "temperature=-1"),
+  ("sample", lambda w: (f"--workdir={w}", "--order=entropy", "--event_driven"), "choose one"),
+  ("evaluate", lambda w: ("--workdir=nowhere",), "nowhere"),
+  ("inspect", lambda w: ("config=oops",), "config=oops"),
+]
+
+
+@pytest.mark.parametrize("name,flags,match", BAD, ids=lambda value: value if isinstance(value, str) else "")
+def test_bad_input_is_told_in_one_line(home, trained, name, flags, match):
+  import re
+
+  text = call(home, name, *flags(trained), code=2)
+  assert re.search(match, text) and text.count("error: ") == 1 and "Traceback" not in text
+
+
+def test_tools_print_what_they_promise(home):
+  assert "devices" in call(home, "inspect", "--config=configs/mdlm.py:micro") and "cpu" in call(home, "doctor")
+  flags = ("--config=configs/mdlm.py:micro", *SMALL, "--vocab_size=64", "--rounds=1", "--sample_steps=2", "--full_logits")
+  row = json.loads(call(home, "benchmark", *flags).splitlines()[-1])
+  wanted = {"train_tokens_per_second", "sample_tokens_per_second", "compile_seconds", "peak_rss_mib", "device", "train_speedup_over_full_logits"}
+  assert wanted <= row.keys() and row["train_tokens_per_second"] > 0
+
+
+def test_tokenizer_by_command_and_a_run_with_it(home):
+  path = home / "bpe"
+  choice = ("--config.data.tokenizer=sentencepiece", "--config.data.vocab_size=400")
+  call(home, "tokenize", "--config=configs/mdlm.py:micro", *choice, f"--output={path}")
+  flags = train_flags(home / "bpe_run", 2, *choice, f"--config.data.tokenizer_path={path}")
+  assert "V = 400" in call(home, "train", *flags)
+  path.unlink()  # the checkpoint has its own copy
+  text = samples(call(home, "sample", f"--workdir={home / 'bpe_run'}", "--num=1", "--prompt=It was", "--length=20"))[0]
+  assert text.startswith("It was")
+
+
+def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
+  flags = ("--config=configs/quickstart.py:micro", f"--workdir={home / 'quick'}", "--seconds=2", "--config.data.length=32")
+  out = call(home, "quickstart", *flags)
+  for part in ("this model (upper bound)", "character 5-gram", "xz -9", "--- sample 4", "--- infilling", "report.html"):
+    assert part in out
+  assert (home / "quick" / "report.html").stat().st_size > 10_000
+  again = call(home, "quickstart", *flags)
+  assert "is finished" in again and out.split("held-out bound")[1] == again.split("held-out bound")[1]
