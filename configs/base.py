@@ -53,8 +53,11 @@ def config(size: str = "tiny") -> ConfigDict:
   c.schedule.sigma_max = placeholder(float)  # geometric
 
   c.timing = ConfigDict()
-  c.timing.name = "shared"  # "shared", "slanted"
+  c.timing.name = "shared"  # "shared", "slanted", "per_block", "left_to_right"
   c.timing.spread = placeholder(float)  # slanted
+  c.timing.block_size = placeholder(int)  # per_block: tokens that share a time and see each other
+  c.timing.low = placeholder(float)  # per_block: smallest time in training (scored on [0, 1] all the same)
+  c.timing.high = placeholder(float)  # per_block: largest time in training
 
   c.objective = ConfigDict()
   c.objective.name = "bound"  # "bound", "cross_entropy"
@@ -79,7 +82,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.model.dtype = "bfloat16" if large else "float32"  # of matmuls; parameters, logits and losses are float32
   c.model.scan_layers = placeholder(bool)  # None: scan, except on CPU
   c.model.remat = "full" if size in ("1b", "8b") else "none"  # "none", "full", "dots"
-  c.model.attention = ("xla",)  # implementations, tried in order
+  c.model.attention = ("pallas_tpu", "pallas_gpu", "xla")  # implementations, tried in order
 
   c.optimizer = ConfigDict()
   c.optimizer.learning_rate = learning_rate  # peak
@@ -121,7 +124,7 @@ def config(size: str = "tiny") -> ConfigDict:
 
   c.sampler = ConfigDict()
   c.sampler.name = "ancestral"  # "ancestral", "event_driven", "ordered"
-  c.sampler.steps = 64
+  c.sampler.steps = 64  # of a row; of each block for timings in blocks
   c.sampler.order = placeholder(str)  # ordered: "random", "entropy", "margin", "max_prob"
   c.sampler.temperature = 1.0
   c.sampler.top_p = 1.0

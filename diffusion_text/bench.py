@@ -25,7 +25,13 @@ from diffusion_text.types import Batch, Layout, Loss, Progress
 def hardware() -> dict[str, Any]:
   """What the figures were measured on."""
   device = jax.devices()[0]
-  return {"device": device.device_kind, "devices": jax.device_count(), "cores": os.cpu_count(), "cpu": platform.machine(), "jax": jax.__version__}
+  return {
+    "device": device.device_kind,
+    "devices": jax.device_count(),
+    "cores": os.cpu_count(),
+    "cpu": platform.machine(),
+    "jax": jax.__version__,
+  }
 
 
 def _random_batch(experiment: Experiment) -> Batch:
@@ -40,7 +46,9 @@ def full_logits_loss(experiment: Experiment):
   def loss(params, key, batch: Batch, progress: Progress) -> Loss:
     times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
     state = process.corrupt(params["process"], jax.random.fold_in(key, 1), batch.ids, times.t)
-    prediction = network.apply(params["network"], process.inputs(params["process"], state, times.t), times.t, times.layout, None)
+    prediction = network.apply(
+      params["network"], process.inputs(params["process"], state, times.t), times.t, times.layout, None
+    )
     total = jnp.sum(times.speed * process.rate(params["process"], batch.ids, state, times.t, prediction.logits))
     return Loss(total, jnp.float32(batch.ids.size), {"bound": total})
 
@@ -138,5 +146,16 @@ def measure(experiment: Experiment, *, rounds: int, sample_steps: int, full_logi
       "sample_speedup_over_full_logits": seconds["sample_full_logits"] / seconds["sample"],
       "train_full_logits_temp_mib": (compiled["train_full_logits"].temp_bytes or 0) / 2**20,
     }
-  sizes = {"layers": model.layers, "width": model.width, "length": data.length, "batch": settings.batch_size, "vocab": model.vocab_size}
-  return {name: value if value is None else round(value, 4) for name, value in row.items()} | sizes | {"sample_steps": sample_steps} | hardware()
+  sizes = {
+    "layers": model.layers,
+    "width": model.width,
+    "length": data.length,
+    "batch": settings.batch_size,
+    "vocab": model.vocab_size,
+  }
+  return (
+    {name: value if value is None else round(value, 4) for name, value in row.items()}
+    | sizes
+    | {"sample_steps": sample_steps}
+    | hardware()
+  )

@@ -22,18 +22,21 @@ from jax.sharding import Mesh
 from diffusion_text import train
 from diffusion_text.data.corpora import CORPORA, Corpus
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
+from diffusion_text.draws import token_keys
+from diffusion_text.model.cache import CachedBlocks
 from diffusion_text.model.partition import partition_spec
 from diffusion_text.model.transformer import Network, TransformerConfig, flops_per_token
 from diffusion_text.objective import OBJECTIVES, Bound
 from diffusion_text.objective.bound import Chunks, scored_weights
 from diffusion_text.process import PROCESSES
 from diffusion_text.sampler import SAMPLERS
+from diffusion_text.sampler.block import WholeRow, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
-from diffusion_text.timing import TIMINGS
+from diffusion_text.timing import TIMINGS, Shared
 from diffusion_text.train.sharding import replicated, row_shards
-from diffusion_text.types import Batch, Key, Layout, Loss, LossFn, Params, Process, Progress, Timing
+from diffusion_text.types import Batch, Key, Loss, LossFn, Params, Process, Progress, Timing
 
 SECTIONS = ("data", "process", "schedule", "timing", "objective", "model", "optimizer", "train", "mesh", "evaluate", "sampler")
 
@@ -139,13 +142,25 @@ class Experiment:
 
     return jax.jit(nats, out_shardings=replicated(self.mesh))
 
-  def sample_fn(self, policy: Policy) -> Callable[[Params, Key, Batch], Sample]:
-    """Jitted (params, keys [B], batch) -> Sample."""
+  def sample_fn(self, policy: Policy, *, cached: bool = True) -> Callable[[Params, Key, Batch], Sample]:
+    """Jitted (params, keys [B], batch) -> Sample. Timings in blocks go block by block over a clean cache; cached=False reads the whole
+    row at every call instead, for the same tokens."""
+    timing, process = self.timing, self.process
+    size = timing.sampled_in_blocks
 
-    def run(params: Params, keys: Key, batch: Batch) -> Sample:
-      layout = Layout(segment=batch.segment)
-      denoise = lambda inputs, t: self.network.apply(params["network"], inputs, t, layout, None)
-      return sample(policy, self.process, params["process"], denoise, keys, batch)
+    def run(params: Params, keys_B: Key, batch: Batch) -> Sample:
+      length = batch.ids.shape[1]
+      batch = batch if size is None else pad_rows(batch, -length % size)
+      keys = token_keys(keys_B, batch.ids.shape[1])
+      predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, None)
+      prior = process.prior(params["process"], jax.random.key(0), (1, batch.ids.shape[1]))
+      noise = process.inputs(params["process"], prior, jnp.ones((1, 1)))
+      denoise = timing.denoiser(predict, batch.segment, noise)
+      if size is None:
+        return sample(policy, process, params["process"], denoise, keys, batch)
+      reader = CachedBlocks(self.network, params["network"], noise, timing.shifted) if cached else WholeRow(denoise, noise)
+      result = sample_blocks(policy, process, params["process"], reader, keys, batch, size)
+      return result._replace(ids=result.ids[:, :length], committed=result.committed[:, :length])
 
     return jax.jit(run)
 
@@ -165,6 +180,20 @@ class Experiment:
   def flops_per_token(self) -> float:
     """Of a training step, forward and backward; about half of the tokens are scored under any schedule of masked diffusion."""
     return 3 * flops_per_token(self.network.config, self.data.length, scored_fraction=0.5)
+
+
+def pad_rows(batch: Batch, extra: int) -> Batch:
+  """The batch with `extra` positions of padding on the right, in a segment of their own."""
+  if not extra:
+    return batch
+  shape = batch.ids.shape
+  pad = lambda field, default, value: jnp.pad(default if field is None else field, ((0, 0), (0, extra)), constant_values=value)
+  return Batch(
+    ids=pad(batch.ids, None, 0),
+    given=pad(batch.given, jnp.zeros(shape, bool), True),
+    weights=pad(batch.weights, jnp.ones(shape, jnp.float32), 0.0),
+    segment=pad(batch.segment, jnp.ones(shape, jnp.int32), 0),
+  )
 
 
 def construct(table: Mapping[str, Any], section: Mapping[str, Any], where: str, /, **given: Any) -> Any:
@@ -219,7 +248,8 @@ def make_tokenizer(data: DataSettings) -> Any:
 
 
 def make_policy(section: Mapping[str, Any], timing: Timing) -> Policy:
-  """The sampler of a `config.sampler` section."""
+  """The sampler of a `config.sampler` section; for timings in blocks, that of one block, whose tokens share a time."""
+  timing = timing if timing.sampled_in_blocks is None else Shared()
   options = dict(section)
   guidance = Guidance(options.pop("temperature"), options.pop("top_p"))
   if options["steps"] < 1:
@@ -247,6 +277,11 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
   optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps)
   make_policy(sections["sampler"], timing)
+  if timing.clipped and sections["schedule"]["name"] != "linear":
+    raise ValueError(
+      f"config.timing={sections['timing']} draws clipped times, whose cost is right for schedule.name='linear' only, not"
+      f" {sections['schedule']['name']!r}; use the linear schedule, or blocks of several tokens with low=0 and high=1"
+    )
   check_sizes(data, settings, evaluate, mesh)
   data.make_corpus()
 
@@ -258,7 +293,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   options = sections["objective"]
   chunks = Chunks(options.pop("chunk"), row_shards(mesh))
   objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
-  bound = Bound(process, timing, chunks)
+  bound = Bound(process, timing.scoring(), chunks)
   return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)
 
 

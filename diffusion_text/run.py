@@ -75,7 +75,7 @@ def score(
 def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
   """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one."""
   config, settings, data, mesh = experiment.config, experiment.train, experiment.data, experiment.mesh
-  train.check_workdir(workdir, config_json(config), MAY_DIFFER)
+  train.check_workdir(workdir, config_json(config), MAY_DIFFER, write=False)
   corpus = arrays(experiment, "train")
   shard, shards = train.data_shard(mesh)
   iterator = train_iterator(
@@ -88,6 +88,7 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
     process_index=shard,
     process_count=shards,
   )
+  train.check_workdir(workdir, config_json(config), MAY_DIFFER)  # written once nothing can be refused any more
   with jax.set_mesh(mesh):
     abstract = experiment.abstract_state()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -222,7 +223,9 @@ def open_rows(tokenizer: Any, num: int, length: int, prompts: Sequence[str] = ()
 def generate(trained: Trained, batch: Batch, *, num: int, seed: int, policy=None) -> tuple[list[str], Sample]:
   """Texts of the rows, padding left out, and the sample itself. Sample s of every text has the key of row s alone."""
   experiment = trained.experiment
-  policy = policy or make_policy(experiment.config.sampler.to_dict(), experiment.timing)
+  policy = policy or make_policy(
+    experiment.config.sampler.to_dict(), experiment.timing
+  )  # steps: of one block, where there are blocks
   keys = row_keys(seed, num)
   keys = jax.random.wrap_key_data(np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1)))
   result = jax.tree.map(np.asarray, experiment.sample_fn(policy)(trained.params, keys, batch))

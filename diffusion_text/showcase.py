@@ -84,7 +84,11 @@ def show(trained: Trained, path: pathlib.Path, *, rows: Sequence[Mapping[str, fl
     film=film,
   )
   width = max(map(len, table))
-  lines = [f"held-out bound  {likelihood}", "", f"  {'this model (upper bound)':<{width}}  {likelihood.bits_per_char:.3f} bits/char"]
+  lines = [
+    f"held-out bound  {likelihood}",
+    "",
+    f"  {'this model (upper bound)':<{width}}  {likelihood.bits_per_char:.3f} bits/char",
+  ]
   lines += [f"  {name:<{width}}  {value:.3f} bits/char" for name, value in table.items()]
   for caption, text in samples.items():
     lines += ["", f"--- {caption}", text]

@@ -11,7 +11,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.types import Array, Batch, Key, Layout, Progress, Times
+from diffusion_text.kernels import layout as layouts
+from diffusion_text.types import Array, Batch, Denoise, Inputs, Key, Layout, Predict, Progress, Time, Times
 
 
 def low_discrepancy(key: Key, rows: int, progress: Progress) -> Array:
@@ -34,24 +35,37 @@ def _grid(steps: int) -> Array:
   return 1 - jnp.arange(steps + 1, dtype=jnp.float32)[:, None] / steps  # exactly 1 and 0 at its ends
 
 
-def _layout(batch: Batch) -> Layout:
-  return Layout(segment=batch.segment)
+class OneBlock:
+  """What timings have in common whose rows are one bidirectional block."""
+
+  sampled_in_blocks = None
+  shifted = False
+  clipped = False
+
+  def scoring(self):
+    """The timing under which the bound is reported: this one."""
+    return self
+
+  def denoiser(self, predict: Predict, segment: Array | None, noise: Inputs) -> Denoise:
+    """How a sampler reads the network: the whole row at once."""
+    del noise
+    return lambda inputs, t: predict(inputs, t, Layout(segment=segment))
 
 
 @dataclasses.dataclass(frozen=True)
-class Shared:
+class Shared(OneBlock):
   """All tokens of a row share one time: MDLM, MD4, LLaDA, SEDD, Diffusion-LM and most others. One bidirectional block."""
 
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
     t = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
-    return Times(t, jnp.ones_like(t), _layout(batch))
+    return Times(t, jnp.ones_like(t), Layout(segment=batch.segment))
 
   def grid(self, steps: int, length: int) -> Array:
     return jnp.broadcast_to(_grid(steps), (steps + 1, length))
 
 
 @dataclasses.dataclass(frozen=True)
-class Slanted:
+class Slanted(OneBlock):
   """Times fall along a line, left tokens first: AR-Diffusion (arXiv 2305.09515). spread = 0 is `Shared`; large ones near left-to-right.
 
   Over the clock, position i of L rises from 0 to 1 during τ in [a, a + 1/(1 + spread)] with a = (spread / (1 + spread)) · (1 - i/(L-1)):
@@ -74,11 +88,133 @@ class Slanted:
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
     rows, length = batch.ids.shape
     t, speed = self._times(low_discrepancy(key, rows, progress)[:, None], length)
-    return Times(t, speed, _layout(batch))
+    return Times(t, speed, Layout(segment=batch.segment))
 
   def grid(self, steps: int, length: int) -> Array:
     times = self._times(_grid(steps), length)[0]
     return times.at[0].set(1.0).at[-1].set(0.0)  # exact ends, whatever the rounding of the line
 
 
-TIMINGS = {"shared": Shared, "slanted": Slanted}
+@dataclasses.dataclass(frozen=True)
+class PerBlock:
+  """Each block of `block_size` tokens has its own time and sees the clean blocks before it: BD3-LM (arXiv 2503.09573).
+
+  Training rows are noisy ‖ clean (2L). low, high: times are drawn from [low, high] only, which lowers the variance of the gradient
+  (BD3-LM section 5) and is no bound any more, so the likelihood is always scored on [0, 1]. A block of one token is always at t = 1:
+  with the linear schedule its cost does not depend on the time, so this is the exact autoregressive likelihood.
+  """
+
+  block_size: int
+  low: float = 0.0
+  high: float = 1.0
+
+  shifted = False
+
+  @property
+  def sampled_in_blocks(self) -> int:
+    return self.block_size
+
+  def __post_init__(self):
+    if self.block_size < 1:
+      raise ValueError(f"timing.block_size={self.block_size} must be at least 1; 4, 8 and 16 are usual")
+    if not 0 <= self.low <= self.high <= 1 or self.high == 0:
+      raise ValueError(f"timing needs 0 <= low <= high <= 1 and high > 0, got low={self.low} and high={self.high}")
+
+  @property
+  def clipped(self) -> bool:
+    """True if the expectation over times is right for the linear schedule only."""
+    return self.block_size == 1 or (self.low, self.high) != (0.0, 1.0)
+
+  def scoring(self):
+    """The timing under which the bound is reported: unclipped."""
+    return dataclasses.replace(self, low=0.0, high=1.0)
+
+  def _blocks(self, length: int) -> int:
+    if length % self.block_size:
+      down = length - length % self.block_size
+      raise ValueError(
+        f"timing.block_size={self.block_size} must divide length={length}; use a length of {down or self.block_size}"
+      )
+    return length // self.block_size
+
+  def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
+    rows, length = batch.ids.shape
+    blocks = self._blocks(length)
+    low, high = (1.0, 1.0) if self.block_size == 1 else (self.low, self.high)
+    t = low + (high - low) * low_discrepancy(key, rows * blocks, progress).reshape(rows, blocks)
+    t = jnp.repeat(t, self.block_size, axis=1)
+    own = (
+      layouts.block_causal(length, self.block_size) if batch.segment is None else layouts.packed(batch.segment, self.block_size)
+    )
+    return Times(t, jnp.ones_like(t), layouts.doubled(own, length))
+
+  def grid(self, steps: int, length: int) -> Array:
+    """Blocks fall from 1 to 0 one after the other, each in steps / blocks steps."""
+    blocks = self._blocks(length)
+    if steps % blocks:
+      raise ValueError(
+        f"steps={steps} must be a multiple of the {blocks} blocks of length={length}; use {-(-steps // blocks) * blocks}"
+      )
+    mine = jnp.arange(steps + 1)[:, None] - (jnp.arange(length) // self.block_size) * (steps // blocks)
+    return 1 - jnp.clip(mine, 0, steps // blocks) / (steps // blocks)
+
+  def denoiser(self, predict: Predict, segment: Array | None, noise: Inputs) -> Denoise:
+    """One row of L: blocks in which all is clean are the context, the others are noisy and see only it and themselves."""
+    del noise
+
+    def denoise(inputs: Inputs, t: Time):
+      length = inputs.ids.shape[1]
+      open_blocks = jnp.any((t > 0).reshape(t.shape[0], -1, self.block_size), axis=2)
+      own = layouts.block_causal(length, self.block_size) if segment is None else layouts.packed(segment, self.block_size)
+      noisy = jnp.repeat(open_blocks, self.block_size, axis=1).astype(jnp.int32)
+      return predict(inputs, t, Layout(segment=own.segment, block=own.block, noisy=noisy))
+
+    return denoise
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftToRight:
+  """One token after the other, in one causal pass: the autoregressive model as masked diffusion in blocks of one token.
+
+  Every token is scored at t = 1 given the clean tokens before it (linear schedule: rate = CE). Instead of a noisy copy beside
+  the clean row, position i reads token i - 1 and answers for token i, the usual shift; position 0 reads noise.
+  """
+
+  clipped = True
+  shifted = True
+  sampled_in_blocks = 1
+
+  def scoring(self):
+    """The timing under which the bound is reported: this one, exactly."""
+    return self
+
+  def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
+    del key, progress
+    ones = jnp.ones(batch.ids.shape, jnp.float32)
+    return Times(ones, ones, self._layout(batch.ids.shape[1], batch.segment), shifted=True)
+
+  def _layout(self, length: int, segment: Array | None) -> Layout:
+    return layouts.causal(length) if segment is None else layouts.packed(segment, 1)
+
+  def grid(self, steps: int, length: int) -> Array:
+    """One token per step: needs steps = length."""
+    return PerBlock(1).grid(steps, length)
+
+  def denoiser(self, predict: Predict, segment: Array | None, noise: Inputs) -> Denoise:
+    """Reads the row shifted by one; only the first open token's answer means something, which is all that the grid asks for."""
+
+    def denoise(inputs: Inputs, t: Time):
+      return predict(shift_right(inputs, noise), jnp.zeros_like(t), self._layout(inputs.ids.shape[1], segment))
+
+    return denoise
+
+
+def shift_right(inputs: Inputs, noise: Inputs) -> Inputs:
+  """Position i reads what position i - 1 held, position 0 reads noise; for packed rows the first token of a document reads the
+  last of the one before it, which says nothing about it."""
+  first = jnp.broadcast_to(noise.ids[:1, :1], (inputs.ids.shape[0], 1))
+  ids = jnp.concatenate([first, inputs.ids[:, :-1]], axis=1)
+  return dataclasses.replace(inputs, ids=ids)
+
+
+TIMINGS = {"shared": Shared, "slanted": Slanted, "per_block": PerBlock, "left_to_right": LeftToRight}

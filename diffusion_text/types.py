@@ -142,12 +142,14 @@ class Times(NamedTuple):
   """One draw of a timing.
 
   t: float32 [B, L] or [B, 1], the time of each token. speed: broadcastable to t, dt/dτ over the shared clock τ, so that
-  E[speed · rate] over τ is the bound. layout: who sees whom in the rows that the network will read.
+  E[speed · rate] over τ is the bound. layout: who sees whom in the rows that the network will read; one with a `noisy` field is of
+  2L positions, the noisy row and then its clean copy. shifted: position i reads the clean token i - 1 instead of z_i.
   """
 
   t: Array
   speed: Array
   layout: Layout
+  shifted: bool = False
 
 
 class Process(Protocol):
@@ -192,13 +194,27 @@ class Process(Protocol):
 
 
 class Timing(Protocol):
-  """The choice of a time for every token, and nothing else: any timing goes with any process."""
+  """The choice of a time for every token, and nothing else: any timing goes with any process.
+
+  sampled_in_blocks: tokens of a block, if a sampler should finish one block after the other; None: the whole row together.
+  shifted: position i reads the clean token i - 1. clipped: the times drawn give a bound under the linear schedule only.
+  """
+
+  sampled_in_blocks: int | None
+  shifted: bool
+  clipped: bool
 
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
     """Times for a training or evaluation batch, as if no token were given (the objective sets those to t = 0)."""
 
   def grid(self, steps: int, length: int) -> Array:
     """[steps + 1, length] float32 from 1 to 0: the times that a sampler visits."""
+
+  def scoring(self) -> Timing:
+    """The timing under which the bound is reported (training may use times that give none)."""
+
+  def denoiser(self, predict: Predict, segment: Array | None, noise: Inputs) -> Denoise:
+    """How a sampler reads the network at the times that it visits. noise: the inputs [1, L] of the prior."""
 
 
 class DataIterator(Protocol):

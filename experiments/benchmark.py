@@ -1,7 +1,7 @@
 """Prints one JSON line: training and sampling speed of a config, compile time, memory, hardware. Ratios are within the run; quote those.
 
-  python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=16 --vocab_size=128
-  python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=4 --vocab_size=32768 --full_logits
+python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=16 --vocab_size=128
+python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=4 --vocab_size=32768 --full_logits
 """
 
 import dataclasses

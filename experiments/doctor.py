@@ -1,9 +1,8 @@
 """Says in one screen what this machine can do: Python, jax, devices, kernels, memory, and which extras are missing.
 
-  python -m experiments.doctor
+python -m experiments.doctor
 """
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -35,12 +34,16 @@ def main(_):
     limit = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
     print(f"  device {device.id}: {device.device_kind}{limit}")
   pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-  print(f"host     {os.cpu_count()} cores, {pages:.0f} GiB memory, {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk")
+  print(
+    f"host     {os.cpu_count()} cores, {pages:.0f} GiB memory, {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk"
+  )
   print(f"\nattention implementations: {', '.join(IMPLEMENTATIONS)}")
   print("\nextras")
   for extra, (module, purpose) in EXTRAS.items():
     found = importlib.util.find_spec(module) is not None
-    print(f"  {extra:<11} {'installed' if found else 'missing  '}  {purpose}" + ("" if found else f": pip install -e '.[{extra}]'"))
+    print(
+      f"  {extra:<11} {'installed' if found else 'missing  '}  {purpose}" + ("" if found else f": pip install -e '.[{extra}]'")
+    )
 
 
 if __name__ == "__main__":

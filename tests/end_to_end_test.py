@@ -75,7 +75,9 @@ def test_killed_and_resumed_equals_straight_bitwise(home, trained):
   import jax
 
   workdir = home / "killed"
-  process = subprocess.Popen(command("train", *train_flags(workdir, 300)), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command("train", *train_flags(workdir, 300)), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL
+  )
   deadline = time.monotonic() + 240
   while not (workdir / "checkpoints" / "100").exists():
     assert process.poll() is None, "it ended before it could be killed"
@@ -94,7 +96,9 @@ def test_killed_and_resumed_equals_straight_bitwise(home, trained):
 
 def test_sigterm_saves_and_exits_42_then_goes_on(home, trained):
   workdir = home / "preempted"
-  process = subprocess.Popen(command("train", *train_flags(workdir, 300)), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command("train", *train_flags(workdir, 300)), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL
+  )
   while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
     assert process.poll() is None
     time.sleep(0.01)
@@ -128,7 +132,9 @@ def samples(text):
 def test_ragged_prompts_give_the_same_text_together_and_alone(home, trained, how):
   base = (f"--workdir={trained}", "--num=2", "--steps=6", "--seed=3", "--length=24", *how)
   together = samples(call(home, "sample", *base, "--prompt=To be", "--prompt=It was a long time"))
-  alone = samples(call(home, "sample", *base, "--prompt=To be")) + samples(call(home, "sample", *base, "--prompt=It was a long time"))
+  alone = samples(call(home, "sample", *base, "--prompt=To be")) + samples(
+    call(home, "sample", *base, "--prompt=It was a long time")
+  )
   assert together == alone and len(together) == 4
   assert all(text.startswith("To be") for text in together[:2]) and together[0] != together[1]
 
@@ -152,7 +158,11 @@ BAD = [
   ("train", lambda w: train_flags(w, 300, "--config.model.width=32"), r"another configuration"),
   ("train", lambda w: train_flags(w, 300, "--config.model.wdith=32"), r"width"),
   ("train", lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.length=100000000"), "100000000"),
-  ("train", lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.corpus=folder", "--config.data.path=/no"), "/no"),
+  (
+    "train",
+    lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.corpus=folder", "--config.data.path=/no"),
+    "/no",
+  ),
   ("sample", lambda w: (f"--workdir={w}", "--prompt=§"), "§"),
   ("sample", lambda w: (f"--workdir={w}", "--infill=a[0]b"), r"\[0\]"),
   ("sample", lambda w: (f"--workdir={w}", "--prompt=a", "--infill=a[1]b"), "not both"),
@@ -175,7 +185,14 @@ def test_tools_print_what_they_promise(home):
   assert "devices" in call(home, "inspect", "--config=configs/mdlm.py:micro") and "cpu" in call(home, "doctor")
   flags = ("--config=configs/mdlm.py:micro", *SMALL, "--vocab_size=64", "--rounds=1", "--sample_steps=2", "--full_logits")
   row = json.loads(call(home, "benchmark", *flags).splitlines()[-1])
-  wanted = {"train_tokens_per_second", "sample_tokens_per_second", "compile_seconds", "peak_rss_mib", "device", "train_speedup_over_full_logits"}
+  wanted = {
+    "train_tokens_per_second",
+    "sample_tokens_per_second",
+    "compile_seconds",
+    "peak_rss_mib",
+    "device",
+    "train_speedup_over_full_logits",
+  }
   assert wanted <= row.keys() and row["train_tokens_per_second"] > 0
 
 

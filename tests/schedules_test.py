@@ -17,7 +17,9 @@ def exact(schedule, t):
     sigma = schedule.sigma_min ** (1 - t) * schedule.sigma_max**t
     total = -np.expm1(schedule.sigma_min - schedule.sigma_max)
     rise = schedule.sigma_min * np.expm1(t * np.log(schedule.sigma_max / schedule.sigma_min))
-    return (np.exp(schedule.sigma_min - sigma) - np.exp(schedule.sigma_min - schedule.sigma_max)) / total, -np.expm1(-rise) / total
+    return (np.exp(schedule.sigma_min - sigma) - np.exp(schedule.sigma_min - schedule.sigma_max)) / total, -np.expm1(
+      -rise
+    ) / total
   if isinstance(schedule, Cosine):
     return 1 - np.cos(np.pi / 2 * (1 - t)), np.sin(np.pi / 2 * t)
   power = getattr(schedule, "power", 1.0)

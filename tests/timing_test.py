@@ -24,7 +24,7 @@ def test_times_are_spread_over_the_whole_batch(rows, parts):
 def test_one_point_is_uniform():
   t = np.array([low_discrepancy(jax.random.key(seed), 8, Progress())[3] for seed in range(300)])
   assert abs(t.mean() - 0.5) < 4 / np.sqrt(12 * 300)
-  assert 0.05 < np.histogram(t, 4, (0, 1))[0].min() / 300
+  assert np.histogram(t, 4, (0, 1))[0].min() / 300 > 0.05
 
 
 @pytest.mark.parametrize("timing", [Shared(), Slanted(0.0), Slanted(1.0), Slanted(0.3), Slanted(7.0)], ids=repr)
@@ -58,4 +58,4 @@ def test_bad_options_are_refused():
     Shared().grid(0, 4)
   with pytest.raises(ValueError, match=r"spread=-1\.0"):
     Slanted(-1.0)
-  assert set(TIMINGS) == {"shared", "slanted"}
+  assert set(TIMINGS) == {"shared", "slanted", "per_block", "left_to_right"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +72,16 @@ class TransformerConfig:
     return self.width // self.heads
 
 
+class Past(NamedTuple):
+  """What one layer attends to besides its own tokens: keys and values [B, S, G, K], and the layout of all S + L keys."""
+
+  keys: Array
+  values: Array
+  layout: Layout
+
+
 class Attention(nnx.Module):
-  """Grouped-query self-attention under a layout: x [B, L, D] -> [B, L, D]."""
+  """Grouped-query self-attention under a layout: x [B, L, D] -> [B, L, D], and its own keys and values [B, L, G, K]."""
 
   def __init__(self, config: TransformerConfig, *, std: float, std_out: float, rngs: nnx.Rngs):
     self.config = config
@@ -84,14 +93,20 @@ class Attention(nnx.Module):
     self.query_norm = RMSNorm(config.head_width) if config.qk_norm else None
     self.key_norm = RMSNorm(config.head_width) if config.qk_norm else None
 
-  def __call__(self, x: Array, rotary: tuple[Array, Array], layout: Layout) -> Array:
+  def __call__(
+    self, x: Array, rotary: tuple[Array, Array], layout: Layout, past: Past | None
+  ) -> tuple[Array, tuple[Array, Array]]:
     heads = lambda flat: flat.reshape(*x.shape[:2], -1, self.config.head_width)
     q, k, v = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
     if self.query_norm is not None:
       q, k = self.query_norm(q), self.key_norm(k)
     q, k = rotate(q, *rotary), rotate(k, *rotary)
-    out = attention(q, k, v, layout, layout, implementation=tuple(self.config.attention))
-    return self.out(out.reshape(*x.shape[:2], -1))
+    keys, values, k_layout = k, v, layout
+    if past is not None:
+      keys, values = jnp.concatenate([past.keys, k], axis=1), jnp.concatenate([past.values, v], axis=1)
+      k_layout = past.layout
+    out = attention(q, keys, values, layout, k_layout, implementation=tuple(self.config.attention))
+    return self.out(out.reshape(*x.shape[:2], -1)), (k, v)
 
 
 class Block(nnx.Module):
@@ -109,17 +124,26 @@ class Block(nnx.Module):
     modulates = config.time_conditioning
     self.modulation = Linear(config.time_width, 6 * config.width, std=0.0, rngs=rngs, bias=True) if modulates else None
 
-  def __call__(self, x: Array, rotary: tuple[Array, Array], layout: Layout, condition: Array | None, key: Key | None) -> Array:
+  def __call__(
+    self,
+    x: Array,
+    rotary: tuple[Array, Array],
+    layout: Layout,
+    condition: Array | None,
+    key: Key | None,
+    past: Past | None = None,
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """The next x, and this layer's own keys and values [B, L, G, K]."""
     keys = (None, None) if key is None else jax.random.split(key)
-    branch = lambda h: self.attention(h, rotary, layout)
     if self.modulation is None:
-      x = x + dropout(branch(self.attention_norm(x)), self.config.dropout, keys[0])
-      return x + dropout(self.mlp(self.mlp_norm(x)), self.config.dropout, keys[1])
+      h, own = self.attention(self.attention_norm(x), rotary, layout, past)
+      x = x + dropout(h, self.config.dropout, keys[0])
+      return x + dropout(self.mlp(self.mlp_norm(x)), self.config.dropout, keys[1]), own
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(self.modulation(condition), 6, axis=-1)
-    h = branch(self.attention_norm(x) * (1 + scale_a) + shift_a)
+    h, own = self.attention(self.attention_norm(x) * (1 + scale_a) + shift_a, rotary, layout, past)
     x = x + gate_a * dropout(h, self.config.dropout, keys[0])
     h = self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m)
-    return x + gate_m * dropout(h, self.config.dropout, keys[1])
+    return x + gate_m * dropout(h, self.config.dropout, keys[1]), own
 
 
 class Transformer(nnx.Module):
@@ -141,36 +165,44 @@ class Transformer(nnx.Module):
     # Zeros: before training the prediction is exactly uniform, so the first loss is log V whatever the width.
     self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, std=0.0, rngs=rngs, bias=True)
 
-  def __call__(self, inputs: Inputs, t: Time, layout: Layout, key: Key | None) -> Prediction:
+  def __call__(
+    self, inputs: Inputs, t: Time, layout: Layout, key: Key | None, past: Past | None = None
+  ) -> tuple[Prediction, tuple[Array, Array] | None]:
+    """The prediction; and with a past (its fields stacked over layers), the keys and values of these tokens, stacked too."""
     config, dtype = self.config, DTYPES[self.config.dtype]
     length = inputs.ids.shape[1]
     x = self.embedding[...].astype(dtype)[inputs.ids]
     position = jnp.arange(length, dtype=jnp.int32)[None] if inputs.position is None else inputs.position
     rotary = rotary_angles(position, config.head_width, config.rope_base)
     condition = None if self.time is None else self.time(t).astype(dtype)
-    x = self._layers(x, rotary, layout, condition, key)
-    return Prediction(self.final_norm(x), self._unembed)
+    x, own = self._layers(x, rotary, layout, condition, key, past)
+    return Prediction(self.final_norm(x), self._unembed), own
 
-  def _layers(self, x: Array, rotary, layout: Layout, condition: Array | None, key: Key | None) -> Array:
+  def _layers(self, x: Array, rotary, layout: Layout, condition: Array | None, key: Key | None, past: Past | None):
     config = self.config
     block_def, block_params = nnx.split(self.blocks)
 
-    def layer(x, params, number):
+    def layer(x, each):
+      params, number, kv = each
       layer_key = None if key is None else jax.random.fold_in(key, number)
-      return nnx.merge(block_def, params)(x, rotary, layout, condition, layer_key)
+      layer_past = None if past is None else Past(*kv, past.layout)
+      x, own = nnx.merge(block_def, params)(x, rotary, layout, condition, layer_key, layer_past)
+      return x, None if past is None else own
 
     if REMAT[config.remat] is not None:
       layer = jax.checkpoint(layer, policy=REMAT[config.remat])
+    layers = (block_params, jnp.arange(config.layers), None if past is None else (past.keys, past.values))
     scan = config.scan_layers if config.scan_layers is not None else jax.default_backend() != "cpu"
     if scan:
-      numbers = jnp.arange(config.layers)
-      return jax.lax.scan(lambda x, layer_params: (layer(x, *layer_params), None), x, (block_params, numbers))[0]
+      return jax.lax.scan(layer, x, layers)
     # lax.split, not indexing: its transpose is one concatenation, where indexing would add up `layers` padded copies.
-    leaves, tree = jax.tree.flatten(block_params)
-    pieces = [jax.lax.split(leaf, [1] * config.layers) for leaf in leaves]
-    for number, layer_leaves in enumerate(zip(*pieces)):
-      x = layer(x, jax.tree.unflatten(tree, [leaf[0] for leaf in layer_leaves]), number)
-    return x
+    leaves, tree = jax.tree.flatten(layers)
+    pieces = zip(*(jax.lax.split(leaf, [1] * config.layers) for leaf in leaves))
+    owns = []
+    for piece in pieces:
+      x, own = layer(x, jax.tree.unflatten(tree, [leaf[0] for leaf in piece]))
+      owns.append(own)
+    return x, jax.tree.map(lambda *own: jnp.stack(own), *owns)
 
   def _unembed(self, features: Array) -> Array:
     """features [..., D] -> float32 logits [..., V]; the matmul runs in the features' dtype and accumulates in float32."""
@@ -191,11 +223,14 @@ class Network:
 
   init: key -> params, a nested dict of float32 arrays.
   apply: (params, inputs, t [B, 1 or L], layout, key or None) -> Prediction; the key turns dropout on.
+  extend: (params, inputs, t, layout, past) -> (Prediction, (keys, values) [layers, B, L, G, K]): these tokens after those in `past`,
+  whose keys and values are [layers, B, S, G, K] and whose layout says how the queries see all S + L keys.
   """
 
   config: TransformerConfig
   init: Callable[[Key], Params]
   apply: Callable[[Params, Inputs, Time, Layout, Key | None], Prediction]
+  extend: Callable[[Params, Inputs, Time, Layout, Past], tuple[Prediction, tuple[Array, Array]]]
 
   @staticmethod
   def create(config: TransformerConfig) -> Network:
@@ -205,9 +240,12 @@ class Network:
       return nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(key))))
 
     def apply(params: Params, inputs: Inputs, t: Time, layout: Layout, key: Key | None = None) -> Prediction:
-      return nnx.merge(graph, nnx.State(params))(inputs, t, layout, key)
+      return nnx.merge(graph, nnx.State(params))(inputs, t, layout, key)[0]
 
-    return Network(config, init, apply)
+    def extend(params: Params, inputs: Inputs, t: Time, layout: Layout, past: Past):
+      return nnx.merge(graph, nnx.State(params))(inputs, t, layout, None, past)
+
+    return Network(config, init, apply, extend)
 
 
 def flops_per_token(config: TransformerConfig, length: int, scored_fraction: float = 1.0) -> float:

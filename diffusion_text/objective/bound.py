@@ -18,8 +18,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels.cross_entropy import map_rows
-from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Prediction, Process, Progress, State, Times, Timing
+from diffusion_text.timing import shift_right
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Inputs,
+  Key,
+  Loss,
+  Params,
+  Predict,
+  Prediction,
+  Process,
+  Progress,
+  State,
+  Times,
+  Timing,
+)
 
 
 def scored_weights(batch: Batch) -> Array:
@@ -45,18 +61,33 @@ def noised(
     times = times._replace(t=jnp.where(batch.given, 0.0, times.t))
   key_corrupt = jax.random.fold_in(jax.random.fold_in(key, 1), progress.part)
   state = process.corrupt(params, key_corrupt, batch.ids, times.t)
-  prediction = predict(process.inputs(params, state, times.t), times.t, times.layout)
-  return Noised(state, times, prediction)
+  return Noised(state, times, _read(process, params, key, batch.ids, state, times, predict))
+
+
+def _read(process: Process, params: Params, key: Key, ids: Array, state: State, times: Times, predict: Predict) -> Prediction:
+  """Calls the network on the rows that the timing asks for, and keeps the answers for the noisy tokens: [B, L, …]."""
+  inputs = process.inputs(params, state, times.t)
+  if times.layout.noisy is None and not times.shifted:
+    return predict(inputs, times.t, times.layout)
+  length, zeros = ids.shape[1], jnp.zeros(ids.shape, jnp.float32)
+  clean = process.inputs(params, process.corrupt(params, key, ids, zeros), zeros)
+  if times.shifted:
+    noise = process.inputs(params, process.prior(params, key, ids.shape), zeros + 1)
+    return predict(shift_right(clean, noise), zeros, times.layout)
+  both = Inputs(jnp.concatenate([inputs.ids, clean.ids], axis=1), layouts.noisy_clean_positions(length))
+  t = jnp.concatenate([jnp.broadcast_to(times.t, ids.shape), zeros], axis=1)
+  prediction = predict(both, t, times.layout)
+  return prediction._replace(features=prediction.features[:, :length])
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
   """How the vocabulary is visited. size: positions whose logits exist at a time; memory grows with size · V, not with B · L · V.
-  axes: mesh axes over which the rows of a batch are split; each device then gathers its own scored tokens.
+  shards: over how many devices the rows of a batch are split; each then gathers its own scored tokens.
   """
 
-  size: int = 1024
-  axes: tuple[str, ...] = ()
+  size: int = 256
+  shards: int = 1
 
 
 def per_token(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks, fn: Callable[..., Any]) -> Any:
@@ -75,7 +106,7 @@ def per_token(noise: Noised, process: Process, params: Params, batch: Batch, chu
     features, ids, state, t, speed = rows
     return fn(ids, state, t, speed, noise.prediction.unembed(features))
 
-  values = map_rows(score, counts.reshape(-1), flat, chunk=chunks.size, axes=chunks.axes)
+  values = map_rows(score, counts.reshape(-1), flat, chunk=chunks.size, shards=chunks.shards)
   return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), values)
 
 

@@ -27,7 +27,7 @@ class Ancestral:
     return self.timing.grid(self.steps, canvas.open.shape[1])
 
   def unfinished(self, process: Process, params: Params, canvas: Canvas) -> Array:
-    return jnp.full(canvas.open.shape[:1], canvas.call < self.steps)
+    return jnp.any(canvas.open, axis=1) & (canvas.call < self.steps)
 
   def times(self, process: Process, params: Params, canvas: Canvas) -> Time:
     return jnp.broadcast_to(canvas.plan[canvas.call], canvas.open.shape)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import token_keys
+from diffusion_text.draws import fold
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
 
+PRIOR = 3  # stream of a row's first key; 0 to 2 are taken by tokens: whether, what, in which order
 NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
 
 
@@ -78,20 +79,25 @@ def select(where_BxL: Array, yes: State, no: State) -> State:
   return jax.tree.map(lambda a, b: jnp.where(widen(a), a, b), yes, no)
 
 
-def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, keys_B: Key, batch: Batch) -> Sample:
+def open_tokens(batch: Batch) -> Array:
+  """bool [B, L]: the tokens that are to be generated, neither given nor padding."""
+  open_BxL = jnp.ones(batch.ids.shape, bool) if batch.given is None else ~jnp.asarray(batch.given)
+  return open_BxL if batch.weights is None else open_BxL & (jnp.asarray(batch.weights) > 0)
+
+
+def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, keys_BxL: Key, batch: Batch) -> Sample:
   """Generates every token of `batch` that is neither given nor padding; given tokens and padding come back as they were.
 
-  keys_B: one key per row (`draws.row_keys`): a row's text depends on its key, its given tokens and the policy only.
+  keys_BxL: one key per token (`draws.token_keys`): a row's text depends on its keys, its given tokens and the policy only.
   """
   shape = batch.ids.shape
-  open_BxL = jnp.ones(shape, bool) if batch.given is None else ~batch.given
-  if batch.weights is not None:
-    open_BxL = open_BxL & (batch.weights > 0)
-  clean = process.corrupt(params, keys_B[0], batch.ids, jnp.zeros(shape, jnp.float32))
-  # The prior of row r comes from row r's key alone.
-  prior = jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], process.prior(params, key, (1, shape[1]))))(keys_B)
+  open_BxL = open_tokens(batch)
+  clean = process.corrupt(params, keys_BxL[0, 0], batch.ids, jnp.zeros(shape, jnp.float32))
+  # The prior of row r comes from row r's first key alone.
+  prior_keys = fold(keys_BxL[:, 0], PRIOR)
+  prior = jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], process.prior(params, key, (1, shape[1]))))(prior_keys)
   state = select(open_BxL, prior, clean)
-  canvas = Canvas(state, open_BxL, token_keys(keys_B, shape[1]), jnp.int32(0), None)
+  canvas = Canvas(state, open_BxL, keys_BxL, jnp.int32(0), None)
   canvas = canvas._replace(plan=policy.plan(process, params, canvas))
 
   def view(carry):

@@ -119,7 +119,11 @@ def test_markov_posterior_equals_enumeration(known):
   table = Enumerable(grid, law, 3)
   assert law.sum() == pytest.approx(1.0) and table.entropy == pytest.approx(chain.entropy)
   ids = chain.sample(np.random.default_rng(0), 20)
-  masked = {"none": np.ones((20, 4), bool), "some": np.random.default_rng(1).random((20, 4)) < 0.5, "all": np.zeros((20, 4), bool)}[known]
+  masked = {
+    "none": np.ones((20, 4), bool),
+    "some": np.random.default_rng(1).random((20, 4)) < 0.5,
+    "all": np.zeros((20, 4), bool),
+  }[known]
   evidence = masked_evidence(jnp.asarray(np.where(masked, 3, ids)), 3)
   softmax = lambda logits: np.asarray(jax.nn.softmax(logits, axis=-1))
   np.testing.assert_allclose(softmax(chain.posterior(evidence)), softmax(table.posterior(evidence)), atol=2e-6)

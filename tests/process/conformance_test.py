@@ -4,6 +4,7 @@ To add a process: one line in ROWS. Toy A is the language of the golden numbers 
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +214,7 @@ def ancestral_law(steps: int) -> np.ndarray:
   law = np.zeros(256)
   law[-1] = 1.0  # all mask
   grid = np.asarray(Shared().grid(steps, 1))[:, 0]
-  for t, s in zip(grid[:-1], grid[1:]):
+  for t, s in itertools.pairwise(grid):
     reveal = float(reveal_probability(Linear(), jnp.float32(t), jnp.float32(s)))
     after = np.zeros(256)
     for number in np.nonzero(law)[0]:

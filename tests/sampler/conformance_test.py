@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys
+from diffusion_text.draws import row_keys, token_keys
 from diffusion_text.evaluate.oracle import Enumerable, MarkovChain, exact_prediction, masked_evidence
 from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.ancestral import Ancestral, EventDriven
@@ -34,7 +34,7 @@ def exact(language):
 def draw(policy, rows, process=PROCESS, language=TOY, seed=0, batch=None, denoise=None):
   length = language.sequences.shape[1] if isinstance(language, Enumerable) else language.length
   batch = Batch(jnp.zeros((rows, length), jnp.int32)) if batch is None else batch
-  run = jax.jit(lambda keys: sample(policy, process, {}, denoise or exact(language), keys, batch))
+  run = jax.jit(lambda keys: sample(policy, process, {}, denoise or exact(language), token_keys(keys, length), batch))
   return jax.tree.map(np.asarray, run(row_keys(seed, rows)))
 
 
@@ -114,7 +114,7 @@ class TestEverySampler:
   def test_a_row_does_not_depend_on_its_batch(self, policy):
     together = draw(policy, 8, self.FIVE, self.CHAIN)
     batch = Batch(jnp.zeros((1, 12), jnp.int32))
-    run = jax.jit(lambda keys: sample(policy, self.FIVE, {}, exact(self.CHAIN), keys, batch))
+    run = jax.jit(lambda keys: sample(policy, self.FIVE, {}, exact(self.CHAIN), token_keys(keys, 12), batch))
     for row in (0, 5):
       alone = run(row_keys(0, 1, first=row))
       np.testing.assert_array_equal(alone.ids[0], together.ids[row])
@@ -151,7 +151,9 @@ def test_event_driven_calls_match_theory():
   chain_length, steps, rows = 256, 1000, 64
   batch = Batch(jnp.zeros((rows, chain_length), jnp.int32))
   denoise = lambda inputs, t: exact_prediction(jnp.zeros((*inputs.ids.shape, 3)))
-  result = jax.jit(lambda keys: sample(EventDriven(SHARED, steps), PROCESS, {}, denoise, keys, batch))(row_keys(0, rows))
+  result = jax.jit(
+    lambda keys: sample(EventDriven(SHARED, steps), PROCESS, {}, denoise, token_keys(keys, chain_length), batch)
+  )(row_keys(0, rows))
   expected = steps * (1 - (1 - 1 / steps) ** chain_length)
   assert expected == pytest.approx(226.0, abs=0.1)
   assert float(result.row_calls.mean()) == pytest.approx(expected, abs=2.5)  # standard error about 0.6
@@ -206,7 +208,7 @@ def test_rare_tokens_are_drawn():
 
   Drawing with mode="high" must follow the law of rare tokens: 4 million draws from 1000 tokens of mass 1e-6 in all.
   """
-  from diffusion_text.draws import draw_categorical, token_keys
+  from diffusion_text.draws import draw_categorical
 
   logits = jnp.log(jnp.concatenate([jnp.array([1 - 1e-3]), jnp.full((100,), 1e-5)]))
   ids = jax.jit(lambda keys: draw_categorical(keys, jnp.broadcast_to(logits, (*keys.shape, 101))))(

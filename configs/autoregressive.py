@@ -1,0 +1,15 @@
+"""The autoregressive model: masked diffusion in blocks of one token, left to right, in one causal pass. Its likelihood is exact.
+
+The baseline that every diffusion model is compared with, through the same network, trainer, evaluation and sampler.
+Ours: see README.
+  python -m experiments.train --config=configs/autoregressive.py:tiny --workdir=runs/ar
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.timing.name = "left_to_right"
+  c.sampler.steps = 1
+  return c
