@@ -69,8 +69,10 @@ def summary(experiment: Experiment) -> str:
   config = experiment.config
   return "\n".join(
     (
-      f"process      {config.process.name}, {config.schedule.name} schedule, {config.timing.name} timing, {config.objective.name} objective",
-      f"data         {data.corpus}, {experiment.tokenizer.name} tokenizer with V = {model.vocab_size}, rows of {data.length} ({data.packing})",
+      f"process      {config.process.name}, {config.schedule.name} schedule, {config.timing.name} timing,"
+      f" {config.objective.name} objective",
+      f"data         {data.corpus}, {experiment.tokenizer.name} tokenizer with V = {model.vocab_size},"
+      f" rows of {data.length} ({data.packing})",
       f"network      {model.layers} layers × {model.width}, {model.heads} heads, {count:,} parameters, {model.dtype}",
       f"training     {settings.steps:,} steps × {settings.batch_size} rows = {settings.steps * tokens:,} tokens"
       + (f", at most {settings.max_seconds:.0f} s" if settings.max_seconds else ""),

@@ -27,7 +27,7 @@ from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
 from diffusion_text.draws import row_keys
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
 from diffusion_text.sampler.loop import Sample
-from diffusion_text.types import Batch, Params
+from diffusion_text.types import Batch, Params, Progress
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def held_out(experiment: Experiment, split: str, max_rows: int | None = None) ->
   count = len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
   for batch in itertools.islice(batches, count):
     counted = characters(experiment.tokenizer, batch.ids, batch.weights)
-    rows = slice(shard * settings.batch_size // shards, (shard + 1) * settings.batch_size // shards)
-    yield train.global_batch(jax.tree.map(lambda leaf: leaf[rows], batch), experiment.mesh), counted
+    local = jax.tree.map(lambda leaf: np.split(leaf, shards)[shard], batch)
+    yield train.global_batch(local, experiment.mesh), counted
 
 
 def score(
@@ -70,6 +70,25 @@ def score(
   with jax.set_mesh(experiment.mesh):
     key = train.named_key(experiment.config.seed, "evaluate", 0)
     return evaluate(nats_fn or experiment.nats_fn(), params, held_out(experiment, split, max_rows), key, num_draws)
+
+
+def block_variance(trained: Trained, timing: Any, *, num_draws: int, max_rows: int) -> float:
+  """Variance, nats², of the loss of one block under `timing` (of blocks), over validation text, times and noise."""
+  experiment, size = trained.experiment, timing.block_size
+  bound = dataclasses.replace(experiment.bound, timing=timing)
+
+  @jax.jit
+  def blocks(params: Params, key: Any, batch: Batch, progress: Progress):
+    predict = lambda inputs, t, layout: experiment.network.apply(params["network"], inputs, t, layout, None)
+    nats = bound.nats(params["process"], key, batch, progress, predict)
+    return nats.reshape(nats.shape[0], -1, size).sum(-1)
+
+  values = []
+  for number, (batch, _) in enumerate(held_out(experiment, "validation", max_rows)):
+    key = train.named_key(experiment.config.seed, "clip", number)
+    for draw in range(num_draws):
+      values.append(np.asarray(blocks(trained.params, key, batch, Progress(part=draw, parts=num_draws))))
+  return float(np.concatenate(values).var())
 
 
 def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:

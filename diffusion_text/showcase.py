@@ -66,7 +66,7 @@ def show(trained: Trained, path: pathlib.Path, *, rows: Sequence[Mapping[str, fl
   filled, _ = generate(trained, open_rows(experiment.tokenizer, 1, 0, infills=[infill]), num=1, seed=1)
   samples = {f"sample {number + 1}": text for number, text in enumerate(texts)} | {f"infilling of “{infill}”": filled[0]}
   film = Film(pieces(experiment.tokenizer, result.ids[0]), result.committed[0].tolist(), int(result.calls))
-  hardware = f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+  hardware = f"{os.cpu_count()} cores of {platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
   facts = {
     "config": f"{experiment.config.process.name} diffusion, {plan.count_parameters(experiment):,} parameters",
     "training": f"{trained.step:,} steps in {seconds:.0f} s, seed {experiment.config.seed}",

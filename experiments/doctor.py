@@ -3,6 +3,8 @@
 python -m experiments.doctor
 """
 
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,8 +21,6 @@ EXTRAS = {  # extra: (a module that it brings, what it is for)
 
 
 def main(_):
-  import importlib.metadata
-
   import jax
 
   from diffusion_text.kernels.attention import IMPLEMENTATIONS

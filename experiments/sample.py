@@ -4,7 +4,8 @@
   python -m experiments.sample --workdir=runs/mdlm --prompt="To be" --prompt="It was" --length=128
   python -m experiments.sample --workdir=runs/mdlm --infill="To be, [16] that is the question"
 
-In an infill text `[16]` is a hole of 16 tokens and `[[` a literal bracket. The same seed gives the same text, whatever else is in the batch.
+In an infill text `[16]` is a hole of 16 tokens and `[[` a literal bracket. The same seed gives the same text, whatever else is in
+the batch.
 """
 
 from absl import flags

@@ -159,7 +159,7 @@ def test_an_unknown_section_is_an_error():
 
 
 def test_unknown_size_and_missing_workdir():
-  with pytest.raises(ValueError, match="huge.*tiny"):
+  with pytest.raises(ValueError, match=r"huge.*tiny"):
     base.config("huge")
   with pytest.raises(ValueError, match=r"nowhere.*experiments\.train"):
     load_experiment("nowhere")

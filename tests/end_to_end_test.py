@@ -32,7 +32,9 @@ def command(name, *flags):
 
 
 def call(tmp, name, *flags, code=0):
-  done = subprocess.run(command(name, *flags), cwd=ROOT, env=environment(tmp), capture_output=True, text=True, timeout=300)
+  done = subprocess.run(
+    command(name, *flags), cwd=ROOT, env=environment(tmp), capture_output=True, text=True, timeout=300, check=False
+  )
   assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
   return done.stdout if code == 0 else done.stdout + done.stderr
 

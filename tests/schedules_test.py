@@ -88,7 +88,7 @@ def test_gradients_are_finite(schedule):
 
 @pytest.mark.parametrize("bad", [lambda: Polynomial(0.0), lambda: Geometric(1.0, 0.5), lambda: Geometric(0.0, 1.0)])
 def test_bad_options_are_refused(bad):
-  with pytest.raises(ValueError, match="power=|sigma_min"):
+  with pytest.raises(ValueError, match=r"power=|sigma_min"):
     bad()
 
 
