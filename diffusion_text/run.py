@@ -20,7 +20,7 @@ import numpy as np
 
 from diffusion_text import train
 from diffusion_text.build import Experiment, build, config_from_json, config_json, make_policy
-from diffusion_text.data.pipeline import evaluation_batches, train_iterator
+from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
 from diffusion_text.data.prompts import infill_rows, prompt_rows
 from diffusion_text.data.token_arrays import TokenArrays, token_arrays
 from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
@@ -91,22 +91,29 @@ def block_variance(trained: Trained, timing: Any, *, num_draws: int, max_rows: i
   return float(np.concatenate(values).var())
 
 
-def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
-  """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one."""
-  config, settings, data, mesh = experiment.config, experiment.train, experiment.data, experiment.mesh
-  train.check_workdir(workdir, config_json(config), MAY_DIFFER, write=False)
+def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
+  """The training tokens, and this process's endless batches of them. Raises ValueError for sizes that do not fit the corpus."""
+  data = experiment.data
   corpus = arrays(experiment, "train")
-  shard, shards = train.data_shard(mesh)
+  shard, shards = train.data_shard(experiment.mesh)
   iterator = train_iterator(
     corpus,
     length=data.length,
-    batch_size=settings.batch_size,
-    seed=config.seed,
+    batch_size=experiment.train.batch_size,
+    seed=experiment.config.seed,
     packing_kind=data.packing,
     random_offset=data.random_offset and data.packing == "stream",
     process_index=shard,
     process_count=shards,
   )
+  return corpus, iterator
+
+
+def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
+  """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one."""
+  config, settings, mesh = experiment.config, experiment.train, experiment.mesh
+  train.check_workdir(workdir, config_json(config), MAY_DIFFER, write=False)
+  corpus, iterator = training_data(experiment)
   train.check_workdir(workdir, config_json(config), MAY_DIFFER)  # written once nothing can be refused any more
   with jax.set_mesh(mesh):
     abstract = experiment.abstract_state()

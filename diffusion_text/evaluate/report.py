@@ -91,8 +91,8 @@ input[type=range] { width: 100%; } .scale { height: 10px; border-radius: 5px; }
 <h2>Learning</h2>
 @curve@
 <h2>Denoising film</h2>
-<p>Call <b id=now></b> of <b id=last></b>. A grey box is still masked; a colour tells at which network call a token was revealed, from the first
-(violet) to the last (yellow). Tokens without colour were given.</p>
+<p>Call <b id=now></b> of <b id=last></b>. A grey box is still masked; a colour tells at which network call a token was revealed,
+from the first (violet) to the last (yellow). Tokens without colour were given.</p>
 <input type=range id=slider min=0 value=0 aria-label="network call"> <button id=play>play</button>
 <div class=scale id=scale></div>
 <div id=film></div>

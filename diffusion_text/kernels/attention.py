@@ -1,0 +1,65 @@
+"""Attention over layouts: one call, several implementations tried in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffusion_text.kernels import pallas_gpu, pallas_tpu, reference, xla
+from diffusion_text.types import Array, Layout
+
+# Each takes (q, k, v, q_layout, k_layout, *, scale, soft_cap) and returns (out, lse), or raises NotImplementedError.
+IMPLEMENTATIONS = {
+  "pallas_tpu": pallas_tpu.attention,
+  "pallas_gpu": pallas_gpu.attention,
+  "xla": xla.attention,
+  "reference": reference.reference,
+}
+DEFAULT = ("pallas_tpu", "pallas_gpu", "xla")
+
+
+def attention(
+  q_BxLxHxK: Array,
+  k_BxSxGxK: Array,
+  v_BxSxGxK: Array,
+  q_layout: Layout,
+  k_layout: Layout,
+  *,
+  scale: float | None = None,
+  soft_cap: float | None = None,
+  implementation: str | Sequence[str] = DEFAULT,
+  return_lse: bool = False,
+) -> Array | tuple[Array, Array]:
+  """softmax(scale · q kᵀ) v over the keys that the layouts let each query see; [B, L, H, K] in q's dtype.
+
+  L queries, S keys, H heads; head h reads key/value head h // (H // G). The softmax is float32. `scale` None is 1/√K;
+  `soft_cap` c bounds the scores to c·tanh(s / c). `return_lse` adds the float32 [B, L, H] log-sum-exp of the scores,
+  differentiable too. A query that sees no key gets zeros, and a log-sum-exp of -1e30.
+
+  `implementation` names the candidates, tried in order: one that cannot run here raises NotImplementedError and the next is
+  tried; any other error propagates. NotImplementedError with every reason if none can; ValueError for shapes that do not fit.
+  """
+  _check(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, q_layout, k_layout)
+  reasons = []
+  for name in (implementation,) if isinstance(implementation, str) else implementation:
+    if name not in IMPLEMENTATIONS:
+      raise ValueError(f"implementation={name!r} is not one of {sorted(IMPLEMENTATIONS)}")
+    try:
+      out, lse = IMPLEMENTATIONS[name](q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, q_layout, k_layout, scale=scale, soft_cap=soft_cap)
+    except NotImplementedError as reason:
+      reasons.append(f"{name}: {reason}")
+      continue
+    return (out, lse) if return_lse else out
+  raise NotImplementedError(f"no implementation of attention can run; add 'xla', which always can. {'; '.join(reasons)}")
+
+
+def _check(q, k, v, q_layout, k_layout):
+  if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+    raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} must be [B, L, H, K], [B, S, G, K] and [B, S, G, K]")
+  if not q.dtype == k.dtype == v.dtype:
+    raise ValueError(f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; cast them to one")
+  if q.shape[2] % k.shape[2]:
+    raise ValueError(f"{k.shape[2]} key/value heads must divide {q.shape[2]} query heads")
+  for name, layout, (B, L) in (("q_layout", q_layout, q.shape[:2]), ("k_layout", k_layout, k.shape[:2])):
+    for field in (layout.segment, layout.block, layout.noisy):
+      if field is not None and (field.ndim != 2 or field.shape[0] not in (1, B) or field.shape[1] != L):
+        raise ValueError(f"{name} has a field of shape {field.shape}; it must be [1 or {B}, {L}]")

@@ -1,0 +1,195 @@
+"""Quantities of single rows that pass through the vocabulary, computed only for the rows that count.
+
+Logits [N, V] are never stored: the rows that count are gathered into chunks, each chunk's logits live for one turn of a loop,
+and the backward pass makes them again. The loop's trip count is the number of chunks that are needed, known at run time, so
+rows that do not count cost nothing in either pass.
+
+Measured, f32 on 2 CPU cores, V=32768 N=4096 D=256, forward and backward, processor time on a busy machine: full logits 2.9 s and
+1.07 GB of temporaries; here, half of the rows counting, 2.0 s, all of them 3.6 s, and 67 MB.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from diffusion_text.types import Array
+
+CHUNK = 256  # rows whose logits exist at once; more keeps an accelerator busier, fewer wastes less of the last chunk
+
+
+def map_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1) -> Any:
+  """`fn` on the rows where `count_N` (bool) holds, zeros elsewhere; memory O(chunk) in what `fn` makes, forward and backward.
+
+  rows: a pytree of arrays [N, ...]. `fn` takes the same tree of arrays [chunk, ...] and returns a tree of arrays [chunk, ...],
+  row i of which depends on row i only. It may close over parameters (the unembedding): gradients reach those and `rows`;
+  integers and keys are allowed in both. Reverse mode only, and only once.
+
+  shards: over how many devices the N rows are sharded, as one run of N / shards rows each (the product of the mesh axes that
+  shard the batch). Each run then gathers its own rows, `chunk` at a time, so no row moves between devices, and the parameters'
+  gradients are summed over devices once, after the loop. Raises ValueError if the sizes do not fit.
+  """
+  leaves, tree = jax.tree.flatten(rows)
+  N = count_N.shape[0]
+  if chunk < 1 or count_N.ndim != 1 or any(x.shape[:1] != (N,) for x in leaves):
+    shapes = [x.shape for x in leaves]
+    raise ValueError(f"chunk={chunk} must be at least 1; rows {shapes} must begin with N, as count {count_N.shape} does")
+  if shards < 1 or N % shards:
+    raise ValueError(f"shards={shards} must divide N={N} rows; pad the batch, or pass shards=1 where rows are not sharded")
+  chunk = min(chunk, N // shards)
+  sample = [jax.ShapeDtypeStruct((chunk, *x.shape[1:]), x.dtype) for x in leaves]
+  flat_fn = lambda *chunk_leaves: fn(jax.tree.unflatten(tree, chunk_leaves))
+  # Traced here, so that whatever `fn` closes over is an argument below: `consts`.
+  jaxpr, out_shape = jax.make_jaxpr(flat_fn, return_shape=True)(*sample)
+  split = lambda x: x.reshape(shards, N // shards, *x.shape[1:])
+  outs = _map(_Plan(jaxpr, chunk), jaxpr.consts, [split(x) for x in leaves], split(count_N))
+  return jax.tree.unflatten(jax.tree.structure(out_shape), [x.reshape(N, *x.shape[2:]) for x in outs])
+
+
+class _Plan:
+  """What is static in one call of `map_rows`; hashed by identity, as custom_vjp asks of a static argument."""
+
+  def __init__(self, jaxpr, chunk):
+    self.jaxpr, self.chunk = jaxpr, chunk
+
+  def fn(self, consts, leaves):
+    return jaxpr_as_fun(ClosedJaxpr(self.jaxpr.jaxpr, consts))(*leaves)
+
+  def turns(self, count):
+    """(number of turns, index): of the shards, `index(i)` tells where in its rows turn i reads and writes; n means nowhere."""
+    n = count.shape[1]
+    slots = -(-n // self.chunk) * self.chunk
+    order = jax.vmap(lambda count: jnp.nonzero(count, size=slots, fill_value=n)[0])(count)
+
+    def index(i):
+      write = jax.lax.dynamic_slice_in_dim(order, i * self.chunk, self.chunk, axis=1)
+      # A last, partly filled chunk repeats a row that counts: what `fn` does with the others (overflow, say) is never seen.
+      # A shard that has run out of rows works on its first until the fullest shard is done.
+      return jnp.where(write < n, write, jnp.minimum(order[:, :1], n - 1)), write
+
+    return (count.sum(axis=1).max() + self.chunk - 1) // self.chunk, index
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _map(plan, consts, leaves, count):
+  turns, index = plan.turns(count)
+
+  def turn(i, outs):
+    read, write = index(i)
+    new = _per_shard(lambda rows: plan.fn(consts, rows), [_take(x, read) for x in leaves])
+    return [_put(out, write, x) for out, x in zip(outs, new)]
+
+  outs = [jnp.zeros((*count.shape, *x.shape[1:]), x.dtype) for x in plan.jaxpr.out_avals]
+  return jax.lax.fori_loop(0, turns, turn, outs)
+
+
+def _map_forward(plan, consts, leaves, count):
+  return _map(plan, consts, leaves, count), (consts, leaves, count)
+
+
+def _map_backward(plan, saved, cotangents):
+  consts, leaves, count = saved
+  real = [_is_real(x) for x in plan.jaxpr.out_avals]
+  cotangents = [c for c, r in zip(cotangents, real) if r]
+  turns, index = plan.turns(count)
+  (some_consts, merge_consts), (some_leaves, _) = _split(consts), _split(leaves)
+
+  def pull(consts, leaves, cotangents):
+    some_leaves, merge_leaves = _split(leaves)
+    fn = lambda consts, leaves: [x for x, r in zip(plan.fn(merge_consts(consts), merge_leaves(leaves)), real) if r]
+    return jax.vjp(fn, consts, some_leaves)[1](cotangents)
+
+  def turn(i, grads):
+    d_consts, d_leaves = grads
+    read, write = index(i)
+    # Mapped over copies of the parameters, one per shard: each shard sums its own gradient and the loop holds no collective.
+    rows = [_take(x, read) for x in leaves], [_take_or_zero(c, write) for c in cotangents]
+    new_consts, new_leaves = _per_shard(pull, copies, *rows)
+    d_consts = [total + new.astype(total.dtype) for total, new in zip(d_consts, new_consts)]
+    return d_consts, [_put(total, write, new) for total, new in zip(d_leaves, new_leaves)]
+
+  copies = [jnp.broadcast_to(x, (count.shape[0], *x.shape)) for x in some_consts]
+  zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in copies]
+  d_consts, d_leaves = jax.lax.fori_loop(0, turns, turn, (zeros, [jnp.zeros_like(x) for x in some_leaves]))
+  # A shard without any row that counts has worked on one that does not, whose gradient need not be finite.
+  of_some = lambda x: jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+  return _cotangents(consts, [of_some(x).sum(axis=0) for x in d_consts]), _cotangents(leaves, d_leaves), None
+
+
+_map.defvjp(_map_forward, _map_backward)
+
+
+def _per_shard(fn, *args):
+  """`fn` over the leading axis. One shard needs no map: batched matmuls are slower on CPU, by a tenth of the whole."""
+  if jax.tree.leaves(args)[0].shape[0] > 1:
+    return jax.vmap(fn)(*args)
+  return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
+
+
+def _take(x, index):
+  """Rows `index` [shards, chunk] of x [shards, n, ...]."""
+  return jax.vmap(lambda x, index: x[index])(x, index)
+
+
+def _take_or_zero(x, index):
+  """The same, zeros where index is n."""
+  return jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=0))(x, index)
+
+
+def _put(x, index, new):
+  """x with its rows `index` replaced by `new`, except where index is n."""
+  return jax.vmap(lambda x, index, new: x.at[index].set(new, mode="drop"))(x, index, new)
+
+
+def _is_real(x):
+  return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _split(values):
+  """(those that have a gradient, a function that puts others in their place)."""
+
+  def merge(some):
+    some = iter(some)
+    return [next(some) if _is_real(x) else x for x in values]
+
+  return [x for x in values if _is_real(x)], merge
+
+
+def _cotangents(values, grads):
+  """One cotangent per value: the gradient in the value's dtype, or None for integers and keys."""
+  grads = iter(grads)
+  return [next(grads).astype(x.dtype) if _is_real(x) else None for x in values]
+
+
+def cut_cross_entropy(
+  features_NxD: Array,
+  kernel_DxV: Array,
+  labels_N: Array,
+  count_N: Array,
+  *,
+  bias: Array | None = None,
+  soft_cap: float | None = None,
+  chunk: int = CHUNK,
+  shards: int = 1,
+) -> Array:
+  """−log softmax(features · kernel + bias)[label] in nats, float32 [N]; 0 where `count_N` (bool) is False.
+
+  labels: int32 [N] below V. bias: [V]. `soft_cap` c bounds the logits to c·tanh(logit / c). Logits are float32 and live `chunk`
+  rows at a time; gradients reach features, kernel and bias. `chunk` and `shards` as in `map_rows`.
+  """
+
+  def nats(rows):
+    features, labels = rows
+    logits = jnp.dot(features, kernel_DxV, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias
+    logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
+    # A sum over the vocabulary, not a gather, whose gradient is a scatter: this one fuses with the softmax.
+    of_label = jnp.where(jnp.arange(logits.shape[-1]) == labels[:, None], logits, 0).sum(axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - of_label
+
+  return map_rows(nats, count_N, (features_NxD, labels_N), chunk=chunk, shards=shards)
