@@ -34,6 +34,24 @@ def map_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int 
   shard the batch). Each run then gathers its own rows, `chunk` at a time, so no row moves between devices, and the parameters'
   gradients are summed over devices once, after the loop. Raises ValueError if the sizes do not fit.
   """
+  plan, leaves, count, out_shape = _prepare(fn, count_N, rows, chunk, shards)
+  outs = _map(plan, plan.jaxpr.consts, leaves, count)
+  return jax.tree.unflatten(jax.tree.structure(out_shape), [x.reshape(count_N.shape[0], *x.shape[2:]) for x in outs])
+
+
+def sum_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1) -> tuple[Array, Any]:
+  """Sums over the rows that count, where `map_rows` would give the rows: `fn` returns (loss [chunk], aux: tree of [chunk]).
+
+  The gradient of the loss is made in the forward pass, while a chunk's logits are at hand, and only scaled in the backward: no
+  logits are computed twice. For that it keeps the gradients of the parameters and rows (never of logits) from forward to backward.
+  The sums of aux have no gradient. All else as in `map_rows`.
+  """
+  plan, leaves, count, out_shape = _prepare(fn, count_N, rows, chunk, shards)
+  return jax.tree.unflatten(jax.tree.structure(out_shape), _sum(plan, plan.jaxpr.consts, leaves, count))
+
+
+def _prepare(fn, count_N, rows, chunk, shards):
+  """(plan, leaves [shards, n, ...], count [shards, n], what `fn` returns), after checking the sizes."""
   leaves, tree = jax.tree.flatten(rows)
   N = count_N.shape[0]
   if chunk < 1 or count_N.ndim != 1 or any(x.shape[:1] != (N,) for x in leaves):
@@ -47,8 +65,7 @@ def map_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int 
   # Traced here, so that whatever `fn` closes over is an argument below: `consts`.
   jaxpr, out_shape = jax.make_jaxpr(flat_fn, return_shape=True)(*sample)
   split = lambda x: x.reshape(shards, N // shards, *x.shape[1:])
-  outs = _map(_Plan(jaxpr, chunk), jaxpr.consts, [split(x) for x in leaves], split(count_N))
-  return jax.tree.unflatten(jax.tree.structure(out_shape), [x.reshape(N, *x.shape[2:]) for x in outs])
+  return _Plan(jaxpr, chunk), [split(x) for x in leaves], split(count_N), out_shape
 
 
 class _Plan:
@@ -122,6 +139,54 @@ def _map_backward(plan, saved, cotangents):
 
 
 _map.defvjp(_map_forward, _map_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(plan, consts, leaves, count):
+  return _sum_loop(plan, consts, leaves, count, differentiate=False)[0]
+
+
+def _sum_loop(plan, consts, leaves, count, differentiate):
+  """(sums, gradients of the first sum for the real consts and leaves)."""
+  turns, index = plan.turns(count)
+  (some_consts, merge_consts), (some_leaves, _) = _split(consts), _split(leaves)
+
+  def of_shard(consts, leaves, valid):
+    some_leaves, merge_leaves = _split(leaves)
+    fn = lambda consts, leaves: [jnp.sum(jnp.where(valid, x, 0)) for x in plan.fn(merge_consts(consts), merge_leaves(leaves))]
+    if not differentiate:
+      return fn(consts, some_leaves), ([], [])
+    sums, pull = jax.vjp(fn, consts, some_leaves)
+    return sums, pull([jnp.ones_like(sums[0]), *map(jnp.zeros_like, sums[1:])])
+
+  def turn(i, carry):
+    sums, d_consts, d_leaves = carry
+    read, write = index(i)
+    new, (new_consts, new_leaves) = _per_shard(of_shard, copies, [_take(x, read) for x in leaves], write < count.shape[1])
+    d_consts = [total + x.astype(total.dtype) for total, x in zip(d_consts, new_consts)]
+    return [a + b for a, b in zip(sums, new)], d_consts, [_put(total, write, x) for total, x in zip(d_leaves, new_leaves)]
+
+  copies = [jnp.broadcast_to(x, (count.shape[0], *x.shape)) for x in some_consts]
+  zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in copies] if differentiate else []
+  row_zeros = [jnp.zeros_like(x) for x in some_leaves] if differentiate else []
+  start = [jnp.zeros((count.shape[0],), x.dtype) for x in plan.jaxpr.out_avals], zeros, row_zeros
+  sums, d_consts, d_leaves = jax.lax.fori_loop(0, turns, turn, start)
+  of_some = lambda x: jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+  return [of_some(x).sum(axis=0) for x in sums], ([of_some(x).sum(axis=0) for x in d_consts], d_leaves)
+
+
+def _sum_forward(plan, consts, leaves, count):
+  sums, grads = _sum_loop(plan, consts, leaves, count, differentiate=True)
+  return sums, (grads, consts, leaves)
+
+
+def _sum_backward(plan, saved, cotangents):
+  (d_consts, d_leaves), consts, leaves = saved
+  scale = lambda grads: [x * cotangents[0].astype(x.dtype) for x in grads]
+  return _cotangents(consts, scale(d_consts)), _cotangents(leaves, scale(d_leaves)), None
+
+
+_sum.defvjp(_sum_forward, _sum_backward)
 
 
 def _per_shard(fn, *args):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels import layout as layouts
-from diffusion_text.kernels.cross_entropy import map_rows
+from diffusion_text.kernels.cross_entropy import map_rows, sum_rows
 from diffusion_text.timing import shift_right
 from diffusion_text.types import (
   Array,
@@ -90,24 +90,33 @@ class Chunks:
   shards: int = 1
 
 
-def per_token(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks, fn: Callable[..., Any]) -> Any:
-  """fn(ids, state, t, speed, logits) on the scored tokens, zeros elsewhere: a pytree of [B, L] arrays (step 4).
-
-  fn gets flat lists of `chunks.size` positions, so [B, L, V] never exists; positions that are not scored cost nothing.
-  """
+def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -> tuple[Array, Any]:
+  """(bool [N], rows): which of the N = B·L tokens are scored, and (features, ids, state, t, speed, weight) of all, flat."""
   shape = batch.ids.shape
   wide = lambda time: jnp.broadcast_to(time, shape)
-  t, speed = wide(noise.times.t), wide(noise.times.speed)
-  counts = process.scored(params, noise.state, t) & (scored_weights(batch) > 0)
-  rows = (noise.prediction.features, batch.ids, noise.state, t, speed)
-  flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+  t, speed, weights = wide(noise.times.t), wide(noise.times.speed), scored_weights(batch)
+  counts = process.scored(params, noise.state, t) & (weights > 0)
+  rows = (noise.prediction.features, batch.ids, noise.state, t, speed, weights)
+  return counts.reshape(-1), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+
+
+def summed_loss(
+  noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks, loss: Callable[..., Array]
+) -> Loss:
+  """Σ weight · loss(ids, t, logits, rate) over the scored tokens, with the bound of the same draw beside it (step 4).
+
+  Logits exist for `chunks.size` positions at a time, and only where they count: [B, L, V] never does.
+  """
 
   def score(rows):
-    features, ids, state, t, speed = rows
-    return fn(ids, state, t, speed, noise.prediction.unembed(features))
+    features, ids, state, t, speed, weight = rows
+    logits = noise.prediction.unembed(features)
+    rate = speed * process.rate(params, ids, state, t, logits)
+    return weight * loss(ids, t, logits, rate), weight * rate
 
-  values = map_rows(score, counts.reshape(-1), flat, chunk=chunks.size, shards=chunks.shards)
-  return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), values)
+  count, rows = scored_rows(noise, process, params, batch)
+  total, bound = sum_rows(score, count, rows, chunk=chunks.size, shards=chunks.shards)
+  return Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +130,22 @@ class Bound:
   def nats(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Array:
     """float32 [B, L]: one unbiased draw of the bound, in nats, of each scored token; 0 for padding and given tokens."""
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
-    rates = per_token(
-      noise,
-      self.process,
-      params,
-      batch,
-      self.chunks,
-      lambda ids, state, t, speed, logits: speed * self.process.rate(params, ids, state, t, logits),
-    )
+    count, rows = scored_rows(noise, self.process, params, batch)
+
+    def rate(rows):
+      features, ids, state, t, speed, _ = rows
+      return speed * self.process.rate(params, ids, state, t, noise.prediction.unembed(features))
+
+    rates = map_rows(rate, count, rows, chunk=self.chunks.size, shards=self.chunks.shards).reshape(batch.ids.shape)
+    return scored_weights(batch) * (rates + self._ends(params, key, batch, noise, predict))
+
+  def _ends(self, params: Params, key: Key, batch: Batch, noise: Noised, predict: Predict) -> Array:
+    """float32 [B, L] nats: step 5."""
     denoise = lambda inputs, t: predict(inputs, t, noise.times.layout)
-    ends = self.process.ends(params, jax.random.fold_in(key, 2), batch.ids, denoise)
-    return scored_weights(batch) * (rates + ends)
+    return self.process.ends(params, jax.random.fold_in(key, 2), batch.ids, denoise)
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
-    total = jnp.sum(self.nats(params, key, batch, progress, predict))
-    return Loss(total, jnp.sum(scored_weights(batch)), {"bound": total})
+    noise = noised(self.process, self.timing, params, key, batch, progress, predict)
+    loss = summed_loss(noise, self.process, params, batch, self.chunks, lambda ids, t, logits, rate: rate)
+    ends = jnp.sum(scored_weights(batch) * self._ends(params, key, batch, noise, predict))
+    return Loss(loss.total + ends, loss.count, {"bound": loss.sums["bound"] + ends})

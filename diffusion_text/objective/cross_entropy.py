@@ -14,7 +14,7 @@ import math
 
 import jax.numpy as jnp
 
-from diffusion_text.objective.bound import Chunks, noised, per_token, scored_weights
+from diffusion_text.objective.bound import Chunks, noised, summed_loss
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.schedules import TINY
 from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, Time, Timing
@@ -43,10 +43,5 @@ class CrossEntropy:
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
-
-    def score(ids, state, t, speed, logits):
-      return self.weight(t) * cross_entropy(logits, ids), speed * self.process.rate(params, ids, state, t, logits)
-
-    losses, rates = per_token(noise, self.process, params, batch, self.chunks, score)
-    weights = scored_weights(batch)
-    return Loss(jnp.sum(weights * losses), jnp.sum(weights), {"bound": jnp.sum(weights * rates)})
+    weighted = lambda ids, t, logits, rate: self.weight(t) * cross_entropy(logits, ids)
+    return summed_loss(noise, self.process, params, batch, self.chunks, weighted)

@@ -12,6 +12,7 @@ from diffusion_text.draws import fold
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
 
+CHUNK = 32  # positions whose logits exist at once: few tokens move per call, and each pays for its share of the last chunk
 PRIOR = 3  # stream of a row's first key; 0 to 2 are taken by tokens: whether, what, in which order
 NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
 
@@ -57,7 +58,7 @@ class Sample(NamedTuple):
 
 
 def update(
-  canvas: Canvas, prediction: Prediction, moves: Array, fn: Callable[..., State], *arrays: Array, chunk: int = 256
+  canvas: Canvas, prediction: Prediction, moves: Array, fn: Callable[..., State], *arrays: Array, chunk: int = CHUNK
 ) -> State:
   """fn(keys, state, logits, *arrays) at the positions that move, the old state elsewhere; logits only of those that move."""
   shape = moves.shape

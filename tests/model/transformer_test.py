@@ -47,6 +47,7 @@ VARIANTS = {
 }
 IDS = jax.random.randint(jax.random.key(5), (3, 10), 0, 12)
 T = jnp.full((3, 1), 0.4)
+BIDIRECTIONAL = Layout()
 
 
 def noisy_params(network, scale=0.1):
@@ -57,7 +58,7 @@ def noisy_params(network, scale=0.1):
   return jax.tree.unflatten(tree, [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)])
 
 
-def logits_of(config, ids=IDS, t=T, layout=Layout(), key=None, params=None):
+def logits_of(config, ids=IDS, t=T, layout=BIDIRECTIONAL, key=None, params=None):
   network = Network.create(config)
   params = noisy_params(network) if params is None else params
   return network.apply(params, Inputs(ids), t, layout, key).logits
