@@ -57,14 +57,10 @@ def full_logits_loss(experiment: Experiment):
 
 def train_calls(experiment: Experiment, loss_fns: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   """({name: call of one training step}, {name: Compiled}) for several losses over the same network and batch."""
-  mesh = experiment.mesh
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
   calls, compiled = {}, {}
   for name, loss_fn in loss_fns.items():
-    step = train.make_train_step(loss_fn, experiment.optimizer, seed=0, ema_decay=experiment.train.ema_decay or None, mesh=mesh)
-    state = jax.jit(experiment.create_state, out_shardings=shardings)()
-    batch = train.global_batch(_random_batch(experiment), mesh)
-    compiled[name] = compile_for(train.jit_train_step(step, shardings, mesh), state, batch)
+    state, batch = experiment.fresh_state(), train.global_batch(_random_batch(experiment), experiment.mesh)
+    compiled[name] = compile_for(experiment.jitted_step(loss_fn), state, batch)
     holder = [state]
 
     def call(holder=holder, batch=batch, run=compiled[name].call):
@@ -121,7 +117,9 @@ def measure(experiment: Experiment, *, rounds: int, sample_steps: int, full_logi
   tokens = settings.batch_size * data.length
   losses = {"train": experiment.loss_fn(1.0)} | ({"train_full_logits": full_logits_loss(experiment)} if full_logits else {})
   calls, compiled = train_calls(experiment, losses)
-  product, product_flops = matmul(2048, 2048, 2048, jnp.dtype(model.dtype), repeats=4)  # square: the best that this machine does
+  product, product_flops = matmul(
+    2048, 2048, 2048, jnp.dtype(model.dtype), repeats=4
+  )  # square: the best that this machine does
   samplers = sample_calls(experiment, sample_steps)
   if not full_logits:
     samplers.pop("sample_full_logits")

@@ -176,6 +176,27 @@ class Experiment:
     spec = lambda path, shape: partition_spec(path, shape, dict(self.mesh.shape))
     return train.with_shardings(abstract, train.state_shardings(abstract, spec, self.mesh))
 
+  def jitted_step(self, loss_fn: LossFn) -> train.TrainStep:
+    """The train step of this config for a loss, compiled over the mesh on first use; it donates its state."""
+    settings = self.train
+    step = train.make_train_step(
+      loss_fn,
+      self.optimizer,
+      seed=self.config.seed,
+      accumulation=settings.accumulation,
+      ema_decay=settings.ema_decay or None,
+      mesh=self.mesh,
+    )
+    return train.jit_train_step(step, self.shardings(), self.mesh)
+
+  def shardings(self) -> train.TrainState:
+    """The placement of every array of the train state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+
+  def fresh_state(self) -> train.TrainState:
+    """The state at step 0, made where it belongs: no array is ever whole on one device."""
+    return jax.jit(self.create_state, out_shardings=self.shardings())()
+
   @property
   def flops_per_token(self) -> float:
     """Of a training step, forward and backward; about half of the tokens are scored under any schedule of masked diffusion."""

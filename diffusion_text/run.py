@@ -116,25 +116,16 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
   corpus, iterator = training_data(experiment)
   train.check_workdir(workdir, config_json(config), MAY_DIFFER)  # written once nothing can be refused any more
   with jax.set_mesh(mesh):
-    abstract = experiment.abstract_state()
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     clock = train.Clock(devices=jax.device_count())
     restored = train.restore(
       checkpoints(workdir),
-      abstract,
+      experiment.abstract_state(),
       data=iterator,
       clock=clock,
-      fresh=jax.jit(experiment.create_state, out_shardings=shardings),
+      fresh=experiment.fresh_state,
       restore_from=None if settings.restore_from is None else _checkpoint_directory(settings.restore_from),
     )
-    step = train.make_train_step(
-      experiment.loss_fn(len(corpus.tokens) / corpus.characters),
-      experiment.optimizer,
-      seed=config.seed,
-      accumulation=settings.accumulation,
-      ema_decay=settings.ema_decay or None,
-      mesh=mesh,
-    )
+    loss_fn = experiment.loss_fn(len(corpus.tokens) / corpus.characters)
     assets = {"tokenizer": experiment.tokenizer.to_bytes(), "config": config_json(config).encode()}
     with (
       train.Checkpointer(checkpoints(workdir), max_to_keep=settings.keep, keep_best="validation_bound", assets=assets) as saver,
@@ -144,7 +135,7 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
       return train.train(
         restored.state,
         iterator,
-        train.jit_train_step(step, shardings, mesh),
+        experiment.jitted_step(loss_fn),
         loop_settings(experiment, workdir),
         checkpointer=saver,
         hooks=[train.Hook(settings.evaluate_every, _evaluation_hook(experiment))],

@@ -20,21 +20,11 @@ from diffusion_text.run import Trained, generate, open_rows, score
 from diffusion_text.types import Batch
 
 
-def steps_in(experiment: Experiment, seconds: float, trial: int = 8) -> int:
+def steps_in(experiment: Experiment, seconds: float, trial: int = 24) -> int:
   """How many training steps this machine does in `seconds`: timed on `trial` steps of random tokens, compilation left out."""
   settings, mesh = experiment.train, experiment.mesh
   with jax.set_mesh(mesh):
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
-    state = jax.jit(experiment.create_state, out_shardings=shardings)()
-    step = train.make_train_step(
-      experiment.loss_fn(1.0),
-      experiment.optimizer,
-      seed=0,
-      accumulation=settings.accumulation,
-      ema_decay=settings.ema_decay or None,
-      mesh=mesh,
-    )
-    step = train.jit_train_step(step, shardings, mesh)
+    state, step = experiment.fresh_state(), experiment.jitted_step(experiment.loss_fn(1.0))
     ids = np.random.default_rng(0).integers(0, experiment.process.vocab_size, (settings.batch_size, experiment.data.length))
     batch = train.global_batch(Batch(ids.astype(np.int32)), mesh)
     times = []

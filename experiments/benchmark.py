@@ -1,7 +1,9 @@
-"""Prints one JSON line: training and sampling speed of a config, compile time, memory, hardware. Ratios are within the run; quote those.
+"""Prints JSON lines of speed and memory. Ratios are within the run; quote those.
 
 python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=16 --vocab_size=128
 python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=4 --vocab_size=32768 --full_logits
+python -m experiments.benchmark --what=attention --lengths=256,1024 --heads=4 --rows=4
+python -m experiments.benchmark --what=cross_entropy
 """
 
 import dataclasses
@@ -12,10 +14,18 @@ from absl import flags
 from experiments.flags import config_flag, run
 
 CONFIG = config_flag("configs/mdlm.py:tiny")
-VOCAB = flags.DEFINE_integer("vocab_size", None, "V; default that of the config's tokenizer", lower_bound=2)
-ROUNDS = flags.DEFINE_integer("rounds", 7, "timed rounds; medians are reported", lower_bound=1)
-STEPS = flags.DEFINE_integer("sample_steps", 8, "network calls per sample", lower_bound=1)
-FULL = flags.DEFINE_bool("full_logits", False, "also run the same work with the logits of every position, for comparison")
+WHAT = flags.DEFINE_enum("what", "model", ["model", "attention", "cross_entropy"], "what to measure")
+VOCAB = flags.DEFINE_integer(
+  "vocab_size", None, "V; default that of the config's tokenizer (cross_entropy: 32768)", lower_bound=2
+)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; medians are reported", lower_bound=1)
+STEPS = flags.DEFINE_integer("sample_steps", 8, "model: network calls per sample", lower_bound=1)
+FULL = flags.DEFINE_bool("full_logits", False, "model: also the same work with the logits of every position, for comparison")
+LENGTHS = flags.DEFINE_list("lengths", ["256", "1024"], "attention: positions of a row")
+ROWS = flags.DEFINE_integer("rows", 4, "attention: rows of the batch", lower_bound=1)
+HEADS = flags.DEFINE_integer("heads", 4, "attention: heads", lower_bound=1)
+WIDTH = flags.DEFINE_integer("head_width", 64, "attention: width of a head", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "attention: of q, k and v")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +37,21 @@ class AnyVocabulary:
 
 
 def main(_):
-  import jax
-
-  from diffusion_text.bench import measure
+  from diffusion_text import bench, bench_kernels
   from diffusion_text.build import build
+  from diffusion_text.kernels.attention import IMPLEMENTATIONS
 
-  experiment = build(CONFIG.value, tokenizer=AnyVocabulary(VOCAB.value) if VOCAB.value else None)
-  with jax.set_mesh(experiment.mesh):
-    print(json.dumps(measure(experiment, rounds=ROUNDS.value, sample_steps=STEPS.value, full_logits=FULL.value)))
+  if WHAT.value == "model":
+    experiment = build(CONFIG.value, tokenizer=AnyVocabulary(VOCAB.value) if VOCAB.value else None)
+    lines = [bench.measure(experiment, rounds=ROUNDS.value, sample_steps=STEPS.value, full_logits=FULL.value)]
+  elif WHAT.value == "attention":
+    sizes = {"rows": ROWS.value, "heads": HEADS.value, "head_width": WIDTH.value, "dtype": DTYPE.value}
+    lengths = [int(length) for length in LENGTHS.value]
+    lines = bench_kernels.measure_attention(lengths, **sizes, implementations=tuple(IMPLEMENTATIONS), rounds=ROUNDS.value)
+  else:
+    lines = bench_kernels.measure_cross_entropy(rows=4096, width=256, vocab_size=VOCAB.value or 32768, rounds=ROUNDS.value)
+  for line in lines:
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

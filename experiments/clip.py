@@ -34,7 +34,9 @@ def main(_):
   trained = runs.load(WORKDIR.value)
   timing = trained.experiment.timing
   if timing.sampled_in_blocks is None or timing.shifted or timing.block_size == 1:
-    raise ValueError(f"{WORKDIR.value} has timing {timing}; the search is for timing.name='per_block' with blocks of several tokens")
+    raise ValueError(
+      f"{WORKDIR.value} has timing {timing}; the search is for timing.name='per_block' with blocks of several tokens"
+    )
   rows = []
   for low, high in intervals():
     clipped = dataclasses.replace(timing, low=low, high=high)

@@ -66,20 +66,11 @@ def test_every_config_takes_a_step_and_a_sample(name):
 
 
 def one_step(experiment):
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
-  state = jax.jit(experiment.create_state, out_shardings=shardings)()
-  step = train.make_train_step(
-    experiment.loss_fn(1.0),
-    experiment.optimizer,
-    seed=0,
-    accumulation=experiment.train.accumulation,
-    ema_decay=experiment.train.ema_decay or None,
-    mesh=experiment.mesh,
-  )
+  """One update on random tokens: the state after it, and its metrics."""
   shape = (experiment.train.batch_size, experiment.data.length)
   ids = np.random.default_rng(0).integers(0, experiment.process.vocab_size, shape).astype(np.int32)
   batch = train.global_batch(Batch(ids), experiment.mesh)
-  return train.jit_train_step(step, shardings, experiment.mesh)(state, batch)
+  return experiment.jitted_step(experiment.loss_fn(1.0))(experiment.fresh_state(), batch)
 
 
 MESHES = [dict(fsdp=1), dict(fsdp=8), dict(replica=2, fsdp=4), dict(fsdp=4, tensor=2), dict(replica=2, fsdp=2, tensor=2)]

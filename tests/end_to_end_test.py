@@ -196,6 +196,9 @@ def test_tools_print_what_they_promise(home):
     "train_speedup_over_full_logits",
   }
   assert wanted <= row.keys() and row["train_tokens_per_second"] > 0
+  flags = ("--what=attention", "--lengths=64", "--rows=1", "--heads=1", "--rounds=1")
+  rows = [json.loads(line) for line in call(home, "benchmark", *flags).splitlines()]
+  assert {row["layout"] for row in rows} >= {"causal", "noisy_clean_32"} and any("not_here" in row for row in rows)
 
 
 def test_tokenizer_by_command_and_a_run_with_it(home):

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from jax.sharding import PartitionSpec
 
+ROWS = ("replica", "fsdp")  # mesh axes that share out the rows of a batch
+
 # Logical axis -> mesh axis. fsdp gathers weights just in time; tensor splits heads, MLP and vocabulary.
 AXES = {"layers": None, "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor", None: None}
 

@@ -24,7 +24,7 @@ from diffusion_text.train.optimizer import Optimizer, is_kernel, make_optimizer,
 from diffusion_text.train.progress import reporter
 from diffusion_text.train.sharding import data_shard, global_batch, make_mesh, state_shardings, with_shardings
 from diffusion_text.train.state import TrainState, create_state, named_key
-from diffusion_text.train.step import evaluate, jit_train_step, make_eval_step, make_train_step
+from diffusion_text.train.step import TrainStep, evaluate, jit_train_step, make_eval_step, make_train_step
 from diffusion_text.train.stop import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from diffusion_text.train.workdir import check_workdir
 
@@ -41,6 +41,7 @@ __all__ = [
   "Restored",
   "Result",
   "TrainState",
+  "TrainStep",
   "TrainingDiverged",
   "check_workdir",
   "create_state",
