@@ -109,10 +109,26 @@ def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
   return corpus, iterator
 
 
+def check_tokenizer(experiment: Experiment, directory: str) -> None:
+  """Raises ValueError if the checkpoints in `directory`, if any, were trained with another tokenizer than the experiment's."""
+  if train.latest_step(directory) is None:
+    return
+  saved = tokenizer_from_bytes(train.read_asset(directory, "tokenizer"))
+  if saved.fingerprint != experiment.tokenizer.fingerprint:
+    raise ValueError(
+      f"{directory} was trained with the {saved.name} tokenizer {saved.fingerprint} (V = {saved.vocab_size}), but the config gives"
+      f" {experiment.tokenizer.name} {experiment.tokenizer.fingerprint} (V = {experiment.tokenizer.vocab_size}): its ids would mean"
+      " other text. Restore the old tokenizer file or corpus, or use a new workdir"
+    )
+
+
 def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
   """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one."""
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
   train.check_workdir(workdir, config_json(config), MAY_DIFFER, write=False)
+  restore_from = None if settings.restore_from is None else _checkpoint_directory(settings.restore_from)
+  for directory in filter(None, (checkpoints(workdir), restore_from)):
+    check_tokenizer(experiment, directory)
   corpus, iterator = training_data(experiment)
   train.check_workdir(workdir, config_json(config), MAY_DIFFER)  # written once nothing can be refused any more
   with jax.set_mesh(mesh):
@@ -123,7 +139,7 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
       data=iterator,
       clock=clock,
       fresh=experiment.fresh_state,
-      restore_from=None if settings.restore_from is None else _checkpoint_directory(settings.restore_from),
+      restore_from=restore_from,
     )
     loss_fn = experiment.loss_fn(len(corpus.tokens) / corpus.characters)
     assets = {"tokenizer": experiment.tokenizer.to_bytes(), "config": config_json(config).encode()}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -191,6 +191,17 @@ class Process(Protocol):
 
   def decode(self, params: Params, state: State) -> Array:
     """[B, L] int32: the clean ids, below V, that a state at t = 0 stands for."""
+
+
+@runtime_checkable
+class Reveals(Protocol):
+  """What orders and event-driven decoding ask of a process besides `Process`: tokens that are revealed once, in any order."""
+
+  def draw(self, params: Params, keys: Key, state: State, logits: Array) -> State:
+    """A clean token at every position that is still noise, whatever the time."""
+
+  def arrival(self, params: Params, keys: Key, grid: Array) -> Array:
+    """int32 [B, L]: the step of the grid [S + 1, L] at which each token would be revealed; same law as `moves` step by step."""
 
 
 class Timing(Protocol):

@@ -207,6 +207,8 @@ def test_tokenizer_by_command_and_a_run_with_it(home):
   call(home, "tokenize", "--config=configs/mdlm.py:micro", *choice, f"--output={path}")
   flags = train_flags(home / "bpe_run", 2, *choice, f"--config.data.tokenizer_path={path}")
   assert "V = 400" in call(home, "train", *flags)
+  call(home, "tokenize", "--config=configs/mdlm.py:micro", *choice[:1], "--config.data.vocab_size=420", f"--output={path}")
+  assert "other text" in call(home, "train", *flags, "--config.train.steps=4", code=2)  # the same path, another tokenizer
   path.unlink()  # the checkpoint has its own copy
   text = samples(call(home, "sample", f"--workdir={home / 'bpe_run'}", "--num=1", "--prompt=It was", "--length=20"))[0]
   assert text.startswith("It was")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffusion_text.draws import fold
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Canvas, update
-from diffusion_text.types import Array, Params, Prediction, Process, State, Time, Timing
+from diffusion_text.types import Array, Params, Prediction, Process, Reveals, State, Time, Timing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class EventDriven:
   guidance: Guidance = Guidance()
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> tuple[Array, Array]:
-    if not hasattr(process, "arrival"):
+    if not isinstance(process, Reveals):
       raise ValueError(f"{type(process).__name__} draws no reveal times in advance; use the ancestral sampler for it")
     grid = self.timing.grid(self.steps, canvas.open.shape[1])
     return jnp.where(canvas.open, process.arrival(params, canvas.keys, grid), self.steps), grid

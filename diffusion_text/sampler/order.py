@@ -16,7 +16,7 @@ from diffusion_text.draws import draw_uniform, fold
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Canvas, update
-from diffusion_text.types import Array, Params, Prediction, Process, State, Time, Timing
+from diffusion_text.types import Array, Params, Prediction, Process, Reveals, State, Time, Timing
 
 
 def negative_entropy(logits: Array) -> Array:
@@ -64,7 +64,7 @@ class Ordered:
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> tuple[Array, Array]:
     """Open tokens per row [B], and the grid of times."""
-    if not hasattr(process, "draw"):
+    if not isinstance(process, Reveals):
       raise ValueError(f"{type(process).__name__} cannot reveal single tokens out of turn; use the ancestral sampler for it")
     return jnp.sum(canvas.open, axis=1), self.timing.grid(self.steps, canvas.open.shape[1])
 
