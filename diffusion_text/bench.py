@@ -112,17 +112,24 @@ def sample_calls(experiment: Experiment, steps: int) -> dict[str, Any]:
 
 
 def measure(experiment: Experiment, *, rounds: int, sample_steps: int, full_logits: bool) -> dict[str, Any]:
-  """All figures of one config as a flat dict; seconds are medians, ratios compare calls of this run only."""
+  """All figures of one config as a flat dict; seconds are medians, ratios compare calls of this run only.
+
+  Bare forward passes and full logits are compared for rows of one block only; ValueError if full logits are asked for others.
+  """
+  one_block = experiment.timing.sampled_in_blocks is None
+  if full_logits and not one_block:
+    raise ValueError(
+      f"--full_logits compares rows of one block, not timing.name={experiment.config.timing.name!r}; leave it out"
+    )
   settings, data, model = experiment.train, experiment.data, experiment.network.config
   tokens = settings.batch_size * data.length
   losses = {"train": experiment.loss_fn(1.0)} | ({"train_full_logits": full_logits_loss(experiment)} if full_logits else {})
   calls, compiled = train_calls(experiment, losses)
-  product, product_flops = matmul(
-    2048, 2048, 2048, jnp.dtype(model.dtype), repeats=4
-  )  # square: the best that this machine does
+  # Large and square: the best that this machine does.
+  product, product_flops = matmul(2048, 2048, 2048, jnp.dtype(model.dtype), repeats=4)
   samplers = sample_calls(experiment, sample_steps)
-  if not full_logits:
-    samplers.pop("sample_full_logits")
+  compared = {"sample"} | ({"bare_forward"} if one_block else set()) | ({"sample_full_logits"} if full_logits else set())
+  samplers = {name: call for name, call in samplers.items() if name in compared}
   seconds = interleaved({**calls, "matmul": product}, rounds) | interleaved(samplers, max(rounds // 2, 2))
   matmul_rate = product_flops / seconds["matmul"]
   step_flops = 3 * tokens * flops_per_token(model, data.length, scored_fraction=0.5)
@@ -132,7 +139,7 @@ def measure(experiment: Experiment, *, rounds: int, sample_steps: int, full_logi
     "train_fraction_of_matmul_rate": step_flops / seconds["train"] / matmul_rate,
     "matmul_gflops": matmul_rate / 1e9,
     "sample_tokens_per_second": tokens / seconds["sample"],
-    "sample_over_bare_forward": seconds["sample"] / seconds["bare_forward"],
+    "sample_over_bare_forward": seconds["sample"] / seconds["bare_forward"] if one_block else None,
     "compile_seconds": compiled["train"].compile_seconds,
     "train_temp_mib": (compiled["train"].temp_bytes or 0) / 2**20,
     "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -50,7 +50,7 @@ def baselines(experiment: Experiment, split: str) -> Mapping[str, float]:
 def show(trained: Trained, path: pathlib.Path, *, rows: Sequence[Mapping[str, float]], infill: str, seconds: float) -> str:
   """Scores the test split, samples, writes the report to `path`; returns what to print."""
   experiment = trained.experiment
-  likelihood = score(experiment, trained.params, split="test", num_draws=1)
+  likelihood = score(experiment, trained.params, split="test", num_draws=2)
   table = baselines(experiment, "test")
   texts, result = generate(trained, open_rows(experiment.tokenizer, 4, experiment.data.length), num=4, seed=1)
   filled, _ = generate(trained, open_rows(experiment.tokenizer, 1, 0, infills=[infill]), num=1, seed=1)

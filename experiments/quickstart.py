@@ -14,7 +14,7 @@ from experiments.flags import config_flag, run
 
 CONFIG = config_flag("configs/quickstart.py")
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "directory of the run: config, checkpoints, metrics, report")
-SECONDS = flags.DEFINE_float("seconds", 220.0, "of training", lower_bound=1.0)
+SECONDS = flags.DEFINE_float("seconds", 270.0, "of training", lower_bound=1.0)
 INFILL = "It was [12] that she was very [8] of him, and could not help being [6] at last."
 
 
