@@ -19,6 +19,7 @@ from diffusion_text.draws import fold, row_keys, token_keys
 from diffusion_text.evaluate.speed import compile_for, interleaved, matmul, peak_bytes
 from diffusion_text.model.transformer import flops_per_token
 from diffusion_text.sampler.ancestral import Ancestral
+from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Layout, Loss, Progress
 
 
@@ -72,12 +73,18 @@ def train_calls(experiment: Experiment, loss_fns: dict[str, Any]) -> tuple[dict[
 
 
 def sample_calls(experiment: Experiment, steps: int) -> dict[str, Any]:
-  """Calls that draw one batch in `steps` network calls: our sampler, the bare forward passes, and a loop with full logits."""
+  """Calls that draw one batch in `steps` network calls: our sampler, the bare forward passes, and a loop with full logits.
+
+  Timings in blocks: our sampler alone, with at most `steps` calls per block.
+  """
   process, network, timing = experiment.process, experiment.network, experiment.timing
   params = jax.jit(experiment.init_params)(jax.random.key(0))
   rows, length = experiment.train.batch_size, experiment.data.length
   keys = row_keys(0, rows)
   batch = Batch(jnp.zeros((rows, length), jnp.int32))
+  if timing.sampled_in_blocks is not None:
+    blocks = experiment.sample_fn(Ancestral(Shared(), min(steps, timing.sampled_in_blocks)))
+    return {"sample": lambda: blocks(params, keys, batch).ids}
   ours = experiment.sample_fn(Ancestral(timing, steps))
   grid = timing.grid(steps, length)
 
@@ -128,8 +135,8 @@ def measure(experiment: Experiment, *, rounds: int, sample_steps: int, full_logi
   # Large and square: the best that this machine does.
   product, product_flops = matmul(2048, 2048, 2048, jnp.dtype(model.dtype), repeats=4)
   samplers = sample_calls(experiment, sample_steps)
-  compared = {"sample"} | ({"bare_forward"} if one_block else set()) | ({"sample_full_logits"} if full_logits else set())
-  samplers = {name: call for name, call in samplers.items() if name in compared}
+  if not full_logits:
+    samplers.pop("sample_full_logits", None)
   seconds = interleaved({**calls, "matmul": product}, rounds) | interleaved(samplers, max(rounds // 2, 2))
   matmul_rate = product_flops / seconds["matmul"]
   step_flops = 3 * tokens * flops_per_token(model, data.length, scored_fraction=0.5)

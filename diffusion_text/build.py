@@ -120,13 +120,16 @@ class Experiment:
     return {"network": self.network.init(network_key), "process": self.process.init(process_key)}
 
   def loss_fn(self, tokens_per_character: float) -> LossFn:
-    """The training loss; reports `bound` in nats/token and `bits_per_character` of the training batch."""
+    """The training loss; reports `bound` in nats/token and `bits_per_character` of the training batch, or `surrogate` under a
+    timing whose loss is no bound."""
 
     def loss(params: Params, key: Key, batch: Batch, progress: Progress) -> Loss:
       dropout_key = jax.random.fold_in(jax.random.fold_in(key, 3), progress.part)
       dropout_key = dropout_key if self.network.config.dropout else None
       predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, dropout_key)
       result = self.objective(params["process"], key, batch, progress, predict)
+      if self.timing.scoring() != self.timing:  # clipped times: what was summed is no bound, and is not called one
+        return result._replace(sums={"surrogate": result.sums["bound"]})
       bits = result.sums["bound"] * (tokens_per_character / math.log(2))
       return result._replace(sums={**result.sums, "bits_per_character": bits})
 
@@ -199,8 +202,13 @@ class Experiment:
 
   @property
   def flops_per_token(self) -> float:
-    """Of a training step, forward and backward; about half of the tokens are scored under any schedule of masked diffusion."""
-    return 3 * flops_per_token(self.network.config, self.data.length, scored_fraction=0.5)
+    """Of a training step, forward and backward, about: rows of noisy ‖ clean tokens are read twice (their attention is counted
+    dense), and half of the tokens are scored, which holds for the linear schedule (all, for one token per block)."""
+    blocks = self.timing.sampled_in_blocks
+    read = flops_per_token(self.network.config, self.data.length, scored_fraction=0.0)
+    doubled = 2 if blocks is not None and not self.timing.shifted else 1
+    scored = flops_per_token(self.network.config, self.data.length, scored_fraction=1.0 if blocks == 1 else 0.5) - read
+    return 3 * (doubled * read + scored)
 
 
 def pad_rows(batch: Batch, extra: int) -> Batch:
@@ -292,6 +300,9 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   data = strict(DataSettings, present(sections["data"]), "data")
   settings = strict(TrainSettings, present(sections["train"]), "train")
   evaluate = strict(EvaluateSettings, present(sections["evaluate"]), "evaluate")
+  for axis in ("sequence", "expert"):
+    if sections["mesh"][axis] != 1:
+      raise ValueError(f"mesh.{axis}={sections['mesh'][axis]}: nothing is split over that axis yet; use 1")
   mesh = train.make_mesh(**sections["mesh"], devices=devices)
   timing = construct(TIMINGS, sections["timing"], "timing.name")
   schedule = construct(SCHEDULES, sections["schedule"], "schedule.name")
@@ -304,6 +315,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
       f" {sections['schedule']['name']!r}; use the linear schedule, or blocks of several tokens with low=0 and high=1"
     )
   check_sizes(data, settings, evaluate, mesh)
+  row = Batch(jax.ShapeDtypeStruct((1, data.length), jnp.int32))
+  jax.eval_shape(lambda batch: timing.draw(jax.random.key(0), batch, Progress()).t, row)  # sizes that the timing refuses
   data.make_corpus()
 
   tokenizer = make_tokenizer(data) if tokenizer is None else tokenizer
@@ -312,6 +325,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   model = {"scan_layers": None, **present(sections["model"]), **sizes}
   network = Network.create(strict(TransformerConfig, model, "model"))
   options = sections["objective"]
+  if options["chunk"] < 1:
+    raise ValueError(f"objective.chunk={options['chunk']} must be at least 1 position; 256 suits a CPU, 2048 an accelerator")
   chunks = Chunks(options.pop("chunk"), row_shards(mesh))
   objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
   bound = Bound(process, timing.scoring(), chunks)

@@ -19,13 +19,14 @@ import ml_collections
 import numpy as np
 
 from diffusion_text import train
-from diffusion_text.build import Experiment, build, config_from_json, config_json, make_policy
+from diffusion_text.build import SECTIONS, Experiment, build, config_from_json, config_json, make_policy
 from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
 from diffusion_text.data.prompts import infill_rows, prompt_rows
 from diffusion_text.data.token_arrays import TokenArrays, token_arrays
 from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
 from diffusion_text.draws import row_keys
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
+from diffusion_text.objective.bound import scored_weights
 from diffusion_text.sampler.loop import Sample
 from diffusion_text.types import Batch, Params, Progress
 
@@ -81,13 +82,15 @@ def block_variance(trained: Trained, timing: Any, *, num_draws: int, max_rows: i
   def blocks(params: Params, key: Any, batch: Batch, progress: Progress):
     predict = lambda inputs, t, layout: experiment.network.apply(params["network"], inputs, t, layout, None)
     nats = bound.nats(params["process"], key, batch, progress, predict)
-    return nats.reshape(nats.shape[0], -1, size).sum(-1)
+    by_block = lambda values: values.reshape(values.shape[0], -1, size).sum(-1)
+    return by_block(nats), by_block(scored_weights(batch))
 
   values = []
   for number, (batch, _) in enumerate(held_out(experiment, "validation", max_rows)):
     key = train.named_key(experiment.config.seed, "clip", number)
     for draw in range(num_draws):
-      values.append(np.asarray(blocks(trained.params, key, batch, Progress(part=draw, parts=num_draws))))
+      nats, weight = map(np.asarray, blocks(trained.params, key, batch, Progress(part=draw, parts=num_draws)))
+      values.append(nats[weight > 0])
   return float(np.concatenate(values).var())
 
 
@@ -125,12 +128,14 @@ def check_tokenizer(experiment: Experiment, directory: str) -> None:
 def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
   """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one."""
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
-  train.check_workdir(workdir, config_json(config), MAY_DIFFER, write=False)
+  # A workdir without a checkpoint holds nothing that another config could spoil.
+  may_differ = MAY_DIFFER if train.latest_step(checkpoints(workdir)) is not None else ("seed", *SECTIONS)
+  train.check_workdir(workdir, config_json(config), may_differ, write=False)
   restore_from = None if settings.restore_from is None else _checkpoint_directory(settings.restore_from)
   for directory in filter(None, (checkpoints(workdir), restore_from)):
     check_tokenizer(experiment, directory)
   corpus, iterator = training_data(experiment)
-  train.check_workdir(workdir, config_json(config), MAY_DIFFER)  # written once nothing can be refused any more
+  train.check_workdir(workdir, config_json(config), may_differ)  # written once nothing can be refused any more
   with jax.set_mesh(mesh):
     clock = train.Clock(devices=jax.device_count())
     restored = train.restore(
@@ -235,21 +240,21 @@ def load(workdir: str, overrides: Any = ()) -> Trained:
   experiment = load_experiment(workdir, overrides)
   directory = checkpoints(workdir)
   params = train.restore_params(directory, experiment.abstract_state().params)
-  rows = experiment.process.vocab_size
-  if experiment.tokenizer.vocab_size != rows:
-    raise ValueError(f"{workdir}: the tokenizer has {experiment.tokenizer.vocab_size} tokens, the network {rows}")
   return Trained(experiment, params, train.latest_step(directory))
 
 
-def open_rows(tokenizer: Any, num: int, length: int, prompts: Sequence[str] = (), infills: Sequence[str] = ()) -> Batch:
-  """`num` rows for each prompt or infill text (or of nothing at all), as a batch on the host."""
+def open_rows(tokenizer: Any, num: int, length: int | None, prompts: Sequence[str] = (), infills: Sequence[str] = ()) -> Batch:
+  """`num` rows for each prompt or infill text (or of nothing at all), as a batch on the host.
+
+  length: tokens of a row; None, for infill texts only, is that of the longest text.
+  """
   if prompts and infills:
     raise ValueError("give prompts or infill texts, not both: a prompt is an infill text with its hole at the end")
   if num < 1:
     raise ValueError(f"num={num} must be at least 1 sample")
   repeated = lambda texts: [text for text in texts for _ in range(num)]
   if infills:
-    return infill_rows(tokenizer, repeated(infills))
+    return infill_rows(tokenizer, repeated(infills), length or None)
   return prompt_rows(tokenizer, repeated(prompts or [""]), length)
 
 

@@ -79,9 +79,10 @@ class Geometric:
     log_ratio = jnp.log(self.sigma_max / self.sigma_min)
     total = -jnp.expm1(self.sigma_min - self.sigma_max)  # 1 - exp(-(sigma(1) - sigma(0)))
     rise = self.sigma_min * jnp.expm1(t * log_ratio)  # sigma(t) - sigma(0), accurate near t = 0
-    rest = self.sigma_max * jnp.expm1((t - 1) * log_ratio)  # sigma(t) - sigma(1), accurate near t = 1
-    bottom = jnp.exp(self.sigma_min - self.sigma_max)
-    return Level(bottom * jnp.expm1(-rest) / total, -jnp.expm1(-rise) / total)
+    rest = -self.sigma_max * jnp.expm1((t - 1) * log_ratio)  # sigma(1) - sigma(t), accurate near t = 1
+    # exp(-rise) - exp(-(rise + rest)) as a product: no cancellation, and nothing can overflow.
+    alpha = -jnp.exp(-rise) * jnp.expm1(-rest) / total
+    return Level(jnp.minimum(alpha, 1.0), jnp.minimum(-jnp.expm1(-rise) / total, 1.0))
 
 
 def weight(schedule: Schedule, t: Time) -> Array:

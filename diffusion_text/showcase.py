@@ -53,7 +53,7 @@ def show(trained: Trained, path: pathlib.Path, *, rows: Sequence[Mapping[str, fl
   likelihood = score(experiment, trained.params, split="test", num_draws=2)
   table = baselines(experiment, "test")
   texts, result = generate(trained, open_rows(experiment.tokenizer, 4, experiment.data.length), num=4, seed=1)
-  filled, _ = generate(trained, open_rows(experiment.tokenizer, 1, 0, infills=[infill]), num=1, seed=1)
+  filled, _ = generate(trained, open_rows(experiment.tokenizer, 1, None, infills=[infill]), num=1, seed=1)
   samples = {f"sample {number + 1}": text for number, text in enumerate(texts)} | {f"infilling of “{infill}”": filled[0]}
   film = Film(pieces(experiment.tokenizer, result.ids[0]), result.committed[0].tolist(), int(result.calls))
   hardware = f"{os.cpu_count()} cores of {platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
@@ -65,7 +65,7 @@ def show(trained: Trained, path: pathlib.Path, *, rows: Sequence[Mapping[str, fl
   }
   write_report(
     path,
-    title="diffusion_text: a run on Jane Austen",
+    title=f"diffusion_text: a run on {experiment.data.corpus}",
     facts=facts,
     rows=rows,
     likelihood=likelihood,

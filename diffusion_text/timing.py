@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels import layout as layouts
+from diffusion_text.schedules import TINY
 from diffusion_text.types import Array, Batch, Denoise, Inputs, Key, Layout, Predict, Progress, Time, Times
 
 
@@ -26,7 +27,7 @@ def low_discrepancy(key: Key, rows: int, progress: Progress) -> Array:
   place = jax.random.permutation(key_order, total)
   place = jax.lax.dynamic_slice_in_dim(place, jnp.asarray(progress.part) * rows, rows)
   u = jax.random.uniform(key_offset)
-  return 1 - (place + u) / total  # u in [0, 1): never 0, where weights have a pole
+  return jnp.maximum(1 - (place + u) / total, TINY)  # rounding may reach 0, where weights have a pole
 
 
 def _grid(steps: int) -> Array:
@@ -137,16 +138,17 @@ class PerBlock:
       )
     return length // self.block_size
 
+  def _layout(self, length: int, segment: Array | None) -> Layout:
+    """Blocks are counted from the start of the row, as their times are, also where documents begin within one."""
+    return Layout(segment=segment, block=layouts.block_causal(length, self.block_size).block)
+
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
     rows, length = batch.ids.shape
     blocks = self._blocks(length)
     low, high = (1.0, 1.0) if self.block_size == 1 else (self.low, self.high)
     t = low + (high - low) * low_discrepancy(key, rows * blocks, progress).reshape(rows, blocks)
     t = jnp.repeat(t, self.block_size, axis=1)
-    own = (
-      layouts.block_causal(length, self.block_size) if batch.segment is None else layouts.packed(batch.segment, self.block_size)
-    )
-    return Times(t, jnp.ones_like(t), layouts.doubled(own, length))
+    return Times(t, jnp.ones_like(t), layouts.doubled(self._layout(length, batch.segment), length))
 
   def grid(self, steps: int, length: int) -> Array:
     """Blocks fall from 1 to 0 one after the other, each in steps / blocks steps."""
@@ -165,7 +167,7 @@ class PerBlock:
     def denoise(inputs: Inputs, t: Time):
       length = inputs.ids.shape[1]
       open_blocks = jnp.any((t > 0).reshape(t.shape[0], -1, self.block_size), axis=2)
-      own = layouts.block_causal(length, self.block_size) if segment is None else layouts.packed(segment, self.block_size)
+      own = self._layout(length, segment)
       noisy = jnp.repeat(open_blocks, self.block_size, axis=1).astype(jnp.int32)
       return predict(inputs, t, Layout(segment=own.segment, block=own.block, noisy=noisy))
 
@@ -204,16 +206,18 @@ class LeftToRight:
     """Reads the row shifted by one; only the first open token's answer means something, which is all that the grid asks for."""
 
     def denoise(inputs: Inputs, t: Time):
-      return predict(shift_right(inputs, noise), jnp.zeros_like(t), self._layout(inputs.ids.shape[1], segment))
+      return predict(shift_right(inputs, noise, segment), jnp.zeros_like(t), self._layout(inputs.ids.shape[1], segment))
 
     return denoise
 
 
-def shift_right(inputs: Inputs, noise: Inputs) -> Inputs:
-  """Position i reads what position i - 1 held, position 0 reads noise; for packed rows the first token of a document reads the
-  last of the one before it, which says nothing about it."""
+def shift_right(inputs: Inputs, noise: Inputs, segment: Array | None) -> Inputs:
+  """Position i reads what position i - 1 held; the first position of a row, and of each document in it, reads noise."""
   first = jnp.broadcast_to(noise.ids[:1, :1], (inputs.ids.shape[0], 1))
   ids = jnp.concatenate([first, inputs.ids[:, :-1]], axis=1)
+  if segment is not None:
+    begins = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    ids = jnp.where(begins, first, ids)
   return dataclasses.replace(inputs, ids=ids)
 
 

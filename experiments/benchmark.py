@@ -2,8 +2,7 @@
 
 python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=16 --vocab_size=128
 python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=4 --vocab_size=32768 --full_logits
-python -m experiments.benchmark --what=attention --lengths=256,1024 --heads=4 --rows=4
-python -m experiments.benchmark --what=cross_entropy
+python -m experiments.benchmark --what=attention|cross_entropy --lengths=256,1024
 """
 
 import dataclasses
@@ -37,13 +36,16 @@ class AnyVocabulary:
 
 
 def main(_):
+  import jax
+
   from diffusion_text import bench, bench_kernels
   from diffusion_text.build import build
   from diffusion_text.kernels.attention import IMPLEMENTATIONS
 
   if WHAT.value == "model":
     experiment = build(CONFIG.value, tokenizer=AnyVocabulary(VOCAB.value) if VOCAB.value else None)
-    lines = [bench.measure(experiment, rounds=ROUNDS.value, sample_steps=STEPS.value, full_logits=FULL.value)]
+    with jax.set_mesh(experiment.mesh):
+      lines = [bench.measure(experiment, rounds=ROUNDS.value, sample_steps=STEPS.value, full_logits=FULL.value)]
   elif WHAT.value == "attention":
     sizes = {"rows": ROWS.value, "heads": HEADS.value, "head_width": WIDTH.value, "dtype": DTYPE.value}
     lengths = [int(length) for length in LENGTHS.value]

@@ -2,7 +2,6 @@
 
 import functools
 import logging as standard_logging
-import re
 import sys
 
 from absl import app, flags, logging
@@ -32,8 +31,11 @@ def workdir_flag(required: bool = True):
 def run(main):
   """absl's app.run, with a user's mistake told in one line and exit code 2."""
 
+  parsed = []
+
   @functools.wraps(main)
   def guarded(argv):
+    parsed.append(True)
     if len(argv) > 1:
       fail(f"{argv[1:]} are not flags; did you mean --{argv[1].lstrip('-')}? See --help.")
     # jax and orbax log at INFO through absl; what a user should read of ours comes through the package's own logger.
@@ -51,7 +53,7 @@ def run(main):
   try:
     app.run(guarded)
   except AttributeError as error:  # ml_collections: an override of a key that the config does not have
-    if "--traceback" in sys.argv or not re.search(r"--config\.", " ".join(sys.argv)):
+    if parsed:
       raise
     fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")
 

@@ -1,6 +1,7 @@
 """Trains on the bundled corpus for a few minutes, scores held-out text, samples, and writes a report. Run it with launch/quickstart.
 
-The number of steps is what this machine can do in --seconds, measured at the start, so that the learning rate can fall to its end.
+The number of steps is what this machine can do in --seconds, measured at the start, so that the learning rate can fall to its end. A
+run that goes on keeps the config that it began with.
 """
 
 import json
@@ -21,7 +22,7 @@ INFILL = "It was [12] that she was very [8] of him, and could not help being [6]
 def main(_):
   from diffusion_text import plan, showcase, train
   from diffusion_text.build import build
-  from diffusion_text.run import load, read_run_config, train_workdir
+  from diffusion_text.run import load, open_rows, read_run_config, train_workdir
 
   workdir = pathlib.Path(WORKDIR.value)
   results = workdir / "results.json"
@@ -34,6 +35,7 @@ def main(_):
     config = CONFIG.value
     config.train.steps = showcase.steps_in(build(config), SECONDS.value)
   experiment = build(config)
+  open_rows(experiment.tokenizer, 1, None, infills=[INFILL])  # refused now rather than after training, if it cannot be written
   print(plan.summary(experiment), flush=True)
   started = time.monotonic()
   result = train_workdir(experiment, str(workdir))

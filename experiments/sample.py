@@ -49,7 +49,7 @@ def main(_):
   from diffusion_text import run as runs
 
   experiment = runs.load_experiment(WORKDIR.value, overrides())
-  length = LENGTH.value or experiment.data.length
+  length = LENGTH.value if INFILL.value else LENGTH.value or experiment.data.length
   batch = runs.open_rows(experiment.tokenizer, NUM.value, length, PROMPT.value, INFILL.value)
   if DRY_RUN.value:
     print(plan.summary(experiment))

@@ -120,6 +120,10 @@ BAD = [
   ({"optimizer.schedule": "linear"}, "linear"),
   ({"optimizer.warmup_steps": 10**9}, "warmup_steps=1000000000"),
   ({"mesh.tensor": 3}, "tensor=3"),
+  ({"mesh.sequence": 2}, "sequence=2"),
+  ({"objective.chunk": 0}, "chunk=0"),
+  ({"timing.name": "per_block", "timing.block_size": 48}, "block_size=48 must divide length=256; use a length of 240"),
+  ({"timing.name": "per_block", "timing.block_size": 1, "schedule.name": "cosine"}, "clipped times"),
 ]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_text.schedules import SCHEDULES, Cosine, Geometric, Linear, Polynomial, reveal_probability, weight
 
-ROWS = [Linear(), Cosine(), Polynomial(1.5), Polynomial(3.0), Geometric(), Geometric(0.05, 4.0)]
+ROWS = [Linear(), Cosine(), Polynomial(1.5), Polynomial(3.0), Geometric(), Geometric(0.05, 4.0), Geometric(1e-3, 100.0)]
 every_row = pytest.mark.parametrize("schedule", ROWS, ids=repr)
 
 

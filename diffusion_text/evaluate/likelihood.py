@@ -67,7 +67,7 @@ def estimate(nats_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float]:
 
 
 def evaluate(nats_fn: NatsFn, params: Params, batches: Iterable[tuple[Batch, int]], key: Key, num_draws: int = 1) -> Likelihood:
-  """Scores every (batch, characters) pair; `nats_fn` should be jitted. One row's draws are spread evenly over time.
+  """Scores every (batch, characters) pair; `nats_fn` should be jitted. All draws of a batch together are spread evenly over time.
 
   Deterministic given the key: batch b uses fold_in(key, b).
   """

@@ -86,14 +86,16 @@ class Past(NamedTuple):
 def sharded_attention(q: Array, k: Array, v: Array, q_layout: Layout, k_layout: Layout, implementation: Sequence[str]) -> Array:
   """`kernels.attention` on each device's own rows and heads, where the mesh in scope (`jax.set_mesh`) splits them.
 
-  The compiler can split XLA attention by itself but not a Pallas kernel, so the split is made by hand for all. Rows or heads that
-  do not divide over the mesh are left to the compiler.
+  The compiler can split XLA attention by itself but not a Pallas kernel, so the split is made by hand for all. Where rows or heads
+  do not divide over the mesh, the XLA implementation is used and the split left to the compiler.
   """
   call = lambda q, k, v, q_layout, k_layout: attention(q, k, v, q_layout, k_layout, implementation=implementation)
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
   rows, tensor = math.prod(sizes.get(axis, 1) for axis in ROWS), sizes.get(AXES["heads"], 1)
-  if rows * tensor == 1 or q.shape[0] % rows or q.shape[2] % tensor or k.shape[2] % tensor:
+  if rows * tensor == 1:
     return call(q, k, v, q_layout, k_layout)
+  if q.shape[0] % rows or q.shape[2] % tensor or k.shape[2] % tensor:
+    return attention(q, k, v, q_layout, k_layout, implementation=("xla",))
   heads = PartitionSpec(ROWS, None, AXES["heads"], None)
   of_layout = lambda layout: jax.tree.map(lambda ids: PartitionSpec(ROWS if ids.shape[0] > 1 else None, None), layout)
   in_specs = heads, heads, heads, of_layout(q_layout), of_layout(k_layout)

@@ -73,7 +73,7 @@ def _read(process: Process, params: Params, key: Key, ids: Array, state: State, 
   clean = process.inputs(params, process.corrupt(params, key, ids, zeros), zeros)
   if times.shifted:
     noise = process.inputs(params, process.prior(params, key, ids.shape), zeros + 1)
-    return predict(shift_right(clean, noise), zeros, times.layout)
+    return predict(shift_right(clean, noise, times.layout.segment), zeros, times.layout)
   both = Inputs(jnp.concatenate([inputs.ids, clean.ids], axis=1), layouts.noisy_clean_positions(length))
   t = jnp.concatenate([jnp.broadcast_to(times.t, ids.shape), zeros], axis=1)
   prediction = predict(both, t, times.layout)
@@ -137,15 +137,17 @@ class Bound:
       return speed * self.process.rate(params, ids, state, t, noise.prediction.unembed(features))
 
     rates = map_rows(rate, count, rows, chunk=self.chunks.size, shards=self.chunks.shards).reshape(batch.ids.shape)
-    return scored_weights(batch) * (rates + self._ends(params, key, batch, noise, predict))
+    return scored_weights(batch) * (rates + self._ends(params, key, batch, predict))
 
-  def _ends(self, params: Params, key: Key, batch: Batch, noise: Noised, predict: Predict) -> Array:
+  def _ends(self, params: Params, key: Key, batch: Batch, predict: Predict) -> Array:
     """float32 [B, L] nats: step 5."""
-    denoise = lambda inputs, t: predict(inputs, t, noise.times.layout)
+    shape = (1, batch.ids.shape[1])
+    prior = self.process.inputs(params, self.process.prior(params, key, shape), jnp.ones(shape))
+    denoise = self.timing.denoiser(predict, batch.segment, prior)
     return self.process.ends(params, jax.random.fold_in(key, 2), batch.ids, denoise)
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     loss = summed_loss(noise, self.process, params, batch, self.chunks, lambda ids, t, logits, rate: rate)
-    ends = jnp.sum(scored_weights(batch) * self._ends(params, key, batch, noise, predict))
+    ends = jnp.sum(scored_weights(batch) * self._ends(params, key, batch, predict))
     return Loss(loss.total + ends, loss.count, {"bound": loss.sums["bound"] + ends})

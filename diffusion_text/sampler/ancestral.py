@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffusion_text.draws import fold
 from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.sampler.loop import Canvas, update
+from diffusion_text.sampler.loop import STEPS, Canvas, update
 from diffusion_text.types import Array, Params, Prediction, Process, Reveals, State, Time, Timing
 
 
@@ -33,7 +33,7 @@ class Ancestral:
     return jnp.broadcast_to(canvas.plan[canvas.call], canvas.open.shape)
 
   def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
-    canvas = canvas._replace(keys=fold(canvas.keys, canvas.call))  # a fresh key per token and step
+    canvas = canvas._replace(keys=fold(fold(canvas.keys, STEPS), canvas.call))  # a fresh key per token and step
     t, s = (jnp.broadcast_to(canvas.plan[canvas.call + i], canvas.open.shape) for i in (0, 1))
     moves = canvas.open & process.moves(params, canvas.keys, canvas.state, t, s)
     step = lambda keys, state, logits, t, s: process.step(params, keys, state, self.guidance(logits), t, s)

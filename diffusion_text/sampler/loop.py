@@ -13,7 +13,7 @@ from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
 
 CHUNK = 32  # positions whose logits exist at once: few tokens move per call, and each pays for its share of the last chunk
-PRIOR = 3  # stream of a row's first key; 0 to 2 are taken by tokens: whether, what, in which order
+PRIOR, STEPS = 3, 4  # streams of a key; 0 to 2 are taken by tokens: whether, what, in which order
 NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
 
 

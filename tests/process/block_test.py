@@ -66,6 +66,34 @@ def test_the_bound_of_every_block_size_is_the_entropy(size):
   assert abs(nats.mean() - CHAIN.entropy) < 3 * error
 
 
+def test_documents_that_begin_within_a_block():
+  """Packed rows: two independent halves, cut where no block ends. The bound is the entropy of both, and no lower."""
+  half = MarkovChain.branchy(5, vocab_size=VOCAB, length=LENGTH // 2)
+  rows = 12_000
+  ids = np.concatenate([half.sample(np.random.default_rng(seed), rows) for seed in (0, 1)], axis=1)
+  segment = jnp.broadcast_to(jnp.arange(LENGTH) // (LENGTH // 2), ids.shape)
+
+  def predict(inputs, t, layout):
+    from diffusion_text.kernels.layout import visible
+
+    sees = jnp.broadcast_to(visible(layout, layout), (rows, 2 * LENGTH, 2 * LENGTH))
+
+    def of_query(query):
+      seen = jnp.where(sees[:, query], inputs.ids, VOCAB)
+      row = jnp.minimum(seen[:, :LENGTH], seen[:, LENGTH:]).reshape(rows, 2, LENGTH // 2)  # the mask has the largest id
+      mine = jnp.where(query % LENGTH < LENGTH // 2, row[:, 0], row[:, 1])
+      logits = half.posterior(masked_evidence(mine, VOCAB))
+      return jax.lax.dynamic_index_in_dim(logits, query % (LENGTH // 2), axis=1, keepdims=False)
+
+    return exact_prediction(jnp.swapaxes(jax.lax.map(of_query, jnp.arange(2 * LENGTH)), 0, 1))
+
+  batch = Batch(jnp.asarray(ids), segment=segment)
+  nats = np.asarray(
+    jax.jit(lambda key: Bound(PROCESS, PerBlock(4)).nats({}, key, batch, Progress(), predict).sum(1))(jax.random.key(1))
+  )
+  assert abs(nats.mean() - 2 * half.entropy) < 3 * nats.std() / rows**0.5
+
+
 @pytest.mark.parametrize(
   "timing,predict", [(PerBlock(1), exact_blocks), (LeftToRight(), exact_shifted)], ids=["blocks of 1", "one pass"]
 )
