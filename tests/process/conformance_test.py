@@ -227,7 +227,7 @@ def ancestral_law(steps: int) -> np.ndarray:
   return law.reshape((4,) * 4)[:3, :3, :3, :3].reshape(-1)
 
 
-@pytest.mark.parametrize("steps,want", [(1, 0.44769), (4, 0.14712), (16, 0.03920), (64, 0.00996)])
+@pytest.mark.parametrize("steps,want", [(1, 0.44769), (4, 0.14712), (16, 0.03920), (64, 0.00996), (256, 0.00250)])
 def test_golden_total_variation_of_ancestral_steps(steps, want):
   assert TOY.total_variation(ancestral_law(steps)) == pytest.approx(want, abs=2e-5)
 
