@@ -44,7 +44,16 @@ def config(size: str = "tiny") -> ConfigDict:
   c.data.cache_dir = placeholder(str)  # token arrays; None is ~/.cache/diffusion_text
 
   c.process = ConfigDict()
-  c.process.name = "masked"
+  c.process.name = "masked"  # "masked", "mixed" (masks and random tokens), "uniform" (random tokens), "token_masked"
+  c.process.prediction = placeholder(
+    str
+  )  # what logits mean; masked: "clean", "score"; mixed, uniform: "leave_one_out" (default),
+  # "posterior"; uniform also "score"
+  c.process.grid = placeholder(int)  # masked, mixed, uniform: T of a discrete-time process; None is continuous time
+  c.process.mixing = placeholder(str)  # mixed: "gidd", "gamma", "epsilon", "constant"
+  c.process.share = placeholder(float)  # mixed: how much of the noise is random tokens, 0 to 1
+  c.process.loss_order = placeholder(str)  # token_masked: "learned", "spindle", "frequency"
+  c.process.strength = placeholder(float)  # token_masked: how far tokens differ; below 0.318 for the spindle; sign = who first
 
   c.schedule = ConfigDict()
   c.schedule.name = "linear"  # "linear", "cosine", "polynomial", "geometric"
@@ -53,16 +62,35 @@ def config(size: str = "tiny") -> ConfigDict:
   c.schedule.sigma_max = placeholder(float)  # geometric
 
   c.timing = ConfigDict()
-  c.timing.name = "shared"  # "shared", "slanted", "per_block", "left_to_right"
-  c.timing.spread = placeholder(float)  # slanted
+  c.timing.name = "shared"  # "shared", "independent", "counted", "slanted", "hyperschedule", "per_block", "left_to_right"
+  c.timing.power = placeholder(float)  # shared: above 1 draws small times more often, for the same bound
+  c.timing.spread = placeholder(float)  # slanted, per_block: 0 is one time for all, large is near left to right
+  c.timing.kind = placeholder(str)  # hyperschedule: "wave", "blocks"
+  c.timing.width = placeholder(int)  # hyperschedule: tokens that the wave covers, or of a block
+  c.timing.context = placeholder(str)  # hyperschedule: "full", "causal"
   c.timing.block_size = placeholder(int)  # per_block: tokens that share a time and see each other
   c.timing.low = placeholder(float)  # per_block: smallest time in training (scored on [0, 1] all the same)
   c.timing.high = placeholder(float)  # per_block: largest time in training
 
   c.objective = ConfigDict()
-  c.objective.name = "bound"  # "bound", "cross_entropy"
-  c.objective.weighting = placeholder(str)  # cross_entropy: "uniform", "inverse_time"
-  c.objective.max_weight = placeholder(float)  # cross_entropy: clips the weight
+  # "bound", "cross_entropy", "anchored", "gaussian_curriculum", "mask_agnostic", "reinforce", "reweighted"
+  c.objective.name = "bound"
+  c.objective.auxiliary = placeholder(float)  # bound: weight of a cross-entropy beside it (D3PM's λ)
+  c.objective.weighting = placeholder(str)  # cross_entropy, mask_agnostic: "uniform", "inverse_time", "linear"
+  c.objective.max_weight = placeholder(float)  # cross_entropy, mask_agnostic, reweighted: clips the weight
+  c.objective.min_weight = placeholder(float)  # reweighted: clips the weight from below
+  c.objective.label_smoothing = placeholder(float)  # cross_entropy, mask_agnostic: share of the target spread over all tokens
+  c.objective.focusing = placeholder(float)  # cross_entropy, mask_agnostic: γ, tokens weigh (1 - e^-CE)^γ
+  c.objective.agreement = placeholder(float)  # mask_agnostic: weight of the total variation of the two readings
+  c.objective.appended = placeholder(int)  # mask_agnostic: the most masks that follow a row in the second reading
+  c.objective.curriculum_steps = placeholder(int)  # gaussian_curriculum: optimizer steps that read soft tokens
+  c.objective.temperature = placeholder(float)  # gaussian_curriculum: of the soft tokens, at the start
+  c.objective.final_temperature = placeholder(float)  # gaussian_curriculum: the same, at the end of the curriculum
+  c.objective.low = placeholder(float)  # gaussian_curriculum: smallest time while tokens are soft
+  c.objective.high = placeholder(float)  # gaussian_curriculum: largest time while tokens are soft
+  c.objective.candidates = placeholder(int)  # gaussian_curriculum: tokens of a soft token
+  c.objective.anchor_weight = placeholder(float)  # anchored: of the first stage's loss
+  c.objective.threshold = placeholder(int)  # anchored: occurrences in a row of the tokens that the first stage is taught
   c.objective.chunk = 2048 if large else 256  # positions whose logits exist at a time, per device
 
   c.model = ConfigDict()
@@ -76,13 +104,14 @@ def config(size: str = "tiny") -> ConfigDict:
   c.model.rope_base = 10_000.0
   c.model.qk_norm = False
   c.model.tie_embeddings = False
-  c.model.time_conditioning = False  # adaLN from each token's time; masked diffusion needs none
+  c.model.time_conditioning = "none"  # "none" (masked diffusion needs none), "adaln", "layerwise", "prefix"
   c.model.time_width = 128
   c.model.dropout = 0.0
   c.model.dtype = "bfloat16" if large else "float32"  # of matmuls; parameters, logits and losses are float32
   c.model.scan_layers = placeholder(bool)  # None: scan, except on CPU
   c.model.remat = "full" if size in ("1b", "8b") else "none"  # "none", "full", "dots"
   c.model.attention = ("pallas_tpu", "pallas_gpu", "xla")  # implementations, tried in order
+  c.model.anchor_layers = 0  # of the layers, those of a first stage whose answer the others read (ADLM); 0: one stage
 
   c.optimizer = ConfigDict()
   c.optimizer.learning_rate = learning_rate  # peak
@@ -123,9 +152,20 @@ def config(size: str = "tiny") -> ConfigDict:
   c.evaluate.max_rows = 512  # rows scored while training; experiments.evaluate scores them all
 
   c.sampler = ConfigDict()
-  c.sampler.name = "ancestral"  # "ancestral", "event_driven", "ordered"
+  # "ancestral", "event_driven", "ordered", "tau_leaping", "remasking", "predictor_corrector", "routed", "self_correcting"
+  c.sampler.name = "ancestral"
   c.sampler.steps = 64  # of a row; of each block for timings in blocks
   c.sampler.order = placeholder(str)  # ordered: "random", "entropy", "margin", "max_prob"
+  c.sampler.greedy_tail = placeholder(bool)  # last step of a token takes the likeliest; not for event_driven, ordered
+  c.sampler.strategy = placeholder(str)  # remasking: "cap", "rescale", "conf"
+  c.sampler.eta = placeholder(float)  # remasking: strength; None is the published one
+  c.sampler.loop = placeholder(tuple)  # remasking: (t_on, t_off, alpha_on), clock times spent at a constant noise level
+  c.sampler.kappa = placeholder(float)  # predictor_corrector: probability of the posterior step; else guess and noise again
+  c.sampler.rate = placeholder(str)  # routed: "linear", "cosine", how the share of kept tokens rises
+  c.sampler.noise_scale = placeholder(float)  # routed: of the Gumbel noise on the scores
+  c.sampler.corrections = placeholder(int)  # self_correcting: most calls after the last step
+  c.sampler.correction_time = placeholder(float)  # self_correcting: the time that the network is told
+  c.sampler.correction_temperature = placeholder(float)  # self_correcting
   c.sampler.temperature = 1.0
   c.sampler.top_p = 1.0
   return c

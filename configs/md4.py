@@ -11,6 +11,6 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   c.schedule.name = "cosine"
-  c.model.time_conditioning = True
+  c.model.time_conditioning = "adaln"
   c.model.activation = "swiglu"
   return c

@@ -101,4 +101,9 @@ def reveal_probability(schedule: Schedule, t: Time, s: Time) -> Array:
   return 1 - schedule(s).noise / jnp.maximum(schedule(t).noise, jnp.finfo(jnp.float32).tiny)
 
 
+def on_grid(t: Time, steps: int | None) -> Array:
+  """t rounded up to the next of the times k / steps, k = 0 … steps; t itself if steps is None. 0 stays 0."""
+  return t if steps is None else jnp.ceil(t * steps) / steps
+
+
 SCHEDULES = {"linear": Linear, "cosine": Cosine, "polynomial": Polynomial, "geometric": Geometric}

@@ -52,14 +52,25 @@ class Layout:
 
 @_pytree
 class Inputs:
-  """What the network reads at each position.
+  """What the network reads at each position: hard tokens, soft tokens of a few candidates, or vectors.
 
-  ids: int32 [B, L], below the process's `input_size`.
+  ids: int32 [B, L], below the process's `input_size`; or int32 [B, L, M], M tokens that are read as one soft token; None for vectors.
   position: int32 [B, L] or [1, L], the rotary position of each token; None means 0 … L-1.
+  weights: float32 [B, L, M], the share of each of the M tokens (they sum to 1); None when ids is [B, L]. The network embeds
+  Σ_m weights · embedding[ids]: what softmax over V would give, at the cost of M.
+  vectors: float32 [B, L, input_size], read as Σ_m vectors[m] · embedding[m], whatever the m are: the vocabulary (dense soft tokens,
+  embedded by the table that embeds ids), or the coordinates of a diffusion embedding (then the table is a linear map).
   """
 
-  ids: Array
+  ids: Array | None = None
   position: Array | None = None
+  weights: Array | None = None
+  vectors: Array | None = None
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """(B, L)."""
+    return (self.ids if self.vectors is None else self.vectors).shape[:2]
 
 
 class Prediction(NamedTuple):
@@ -67,10 +78,12 @@ class Prediction(NamedTuple):
 
   features [B, L, D]; `unembed(features[..., D]) -> logits[..., V]` in float32. Kept apart so that whoever reads the answer
   pays for the logits of those positions only: at V = 32k the unembedding is most of the work.
+  anchor: the answer of a first stage that the network itself reads on (ADLM); None for a network of one stage.
   """
 
   features: Array
   unembed: Callable[[Array], Array]
+  anchor: Prediction | None = None
 
   @property
   def logits(self) -> Array:
@@ -204,6 +217,33 @@ class Reveals(Protocol):
     """int32 [B, L]: the step of the grid [S + 1, L] at which each token would be revealed; same law as `moves` step by step."""
 
 
+@runtime_checkable
+class Renoises(Protocol):
+  """What correcting samplers ask of a process besides `Process`: a guess of the clean tokens, and noise upon it, token by token."""
+
+  def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
+    """int32 ids: a draw of the clean token at every position given the state (its own evidence included)."""
+
+  def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:
+    """A draw of q(z_t | ids) with one key per position; where t == 0 it is the clean state exactly."""
+
+
+@runtime_checkable
+class Leaps(Protocol):
+  """What tau-leaping asks of a process besides `Process`."""
+
+  def leap(self, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time) -> State:
+    """One Euler step of the reverse jump process: jump rates frozen at time t for the whole of t - s, at most one jump."""
+
+
+@runtime_checkable
+class LearnedNoise(Protocol):
+  """What the score-function gradient asks of a process whose corruption depends on its parameters."""
+
+  def log_corruption(self, params: Params, ids: Array, state: State, t: Time) -> Array:
+    """[B, L] nats: log q(z_t | ids), differentiable in params."""
+
+
 class Timing(Protocol):
   """The choice of a time for every token, and nothing else: any timing goes with any process.
 
@@ -223,6 +263,9 @@ class Timing(Protocol):
 
   def scoring(self) -> Timing:
     """The timing under which the bound is reported (training may use times that give none)."""
+
+  def within_block(self) -> Timing:
+    """The timing that a sampler walks: that of one block for timings in blocks, this one for the others."""
 
   def denoiser(self, predict: Predict, segment: Array | None, noise: Inputs) -> Denoise:
     """How a sampler reads the network at the times that it visits. noise: the inputs [1, L] of the prior."""

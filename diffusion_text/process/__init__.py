@@ -5,5 +5,8 @@ file, its line in this table, its config, its row in tests/process/conformance_t
 """
 
 from diffusion_text.process.masked import Masked
+from diffusion_text.process.mixed import Mixed
+from diffusion_text.process.token_masked import TokenMasked
+from diffusion_text.process.uniform import Uniform
 
-PROCESSES = {"masked": Masked}
+PROCESSES = {"masked": Masked, "mixed": Mixed, "token_masked": TokenMasked, "uniform": Uniform}

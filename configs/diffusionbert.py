@@ -1,0 +1,18 @@
+"""DiffusionBERT: masked diffusion with the spindle schedule, informative tokens lost first (He et al. 2022, arXiv 2211.15029).
+
+Published: LM1B L=128, unpacked, perplexity 63.78 (as ADLM table 1 has it; D3PM-absorbing 76.90), from BERT-base, T = 2048; there the
+network may read no time at all. Here: from scratch, in continuous time, the information of a token centred over the corpus, and a time
+input, for the exact posterior depends on it. Ours: see README.
+  python -m experiments.train --config=configs/diffusionbert.py:tiny --workdir=runs/diffusionbert
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "token_masked"
+  c.process.loss_order = "spindle"
+  c.process.strength = 0.3
+  c.model.time_conditioning = "adaln"
+  return c

@@ -1,0 +1,20 @@
+"""Frequency-informed masking: rarer tokens are masked more (Kosmopoulou et al. 2025, arXiv 2509.05056, BabyLM).
+
+Noise n^θ with θ below 1 for rare tokens and above 1 for frequent ones, by rank; a negative strength masks frequent tokens more.
+Published: scores of the BabyLM suite, no likelihood. Theirs scales the probabilities within each sequence so that a set share of it is
+masked; here each token of the vocabulary has its own, and the bound is exact. Schedule t²: finite variance. Ours: see README.
+  python -m experiments.train --config=configs/frequency_masked.py:tiny --workdir=runs/frequency_masked
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "token_masked"
+  c.process.loss_order = "frequency"
+  c.process.strength = 0.5
+  c.schedule.name = "polynomial"
+  c.schedule.power = 2.0
+  c.model.time_conditioning = "adaln"
+  return c

@@ -1,0 +1,21 @@
+"""The γ-hybrid of hyperschedules: the mask absorbs and what survives is scrambled, along a wave (Fathi et al. 2025, arXiv 2504.06416).
+
+Published: OpenWebText and LM1B figures are of other sizes and are not repeated here.
+Ours: not yet run.
+  python -m experiments.train --config=configs/hdlm.py:tiny --workdir=runs/hdlm
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "mixed"
+  c.process.mixing = "gamma"
+  c.process.share = 0.01
+  c.timing.name = "hyperschedule"
+  c.timing.kind = "wave"
+  c.timing.width = 128
+  c.model.time_conditioning = "adaln"
+  c.sampler.steps = 128
+  return c
