@@ -26,8 +26,12 @@ from diffusion_text.data.token_arrays import TokenArrays, token_arrays
 from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
 from diffusion_text.draws import row_keys
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
+from diffusion_text.evaluate.variance import NoiseVariance, measure
 from diffusion_text.objective.bound import scored_weights
+from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.loop import Sample
+from diffusion_text.schedules import Linear
+from diffusion_text.timing import Counted, Shared
 from diffusion_text.types import Batch, Params, Progress
 
 log = logging.getLogger(__name__)
@@ -92,6 +96,38 @@ def block_variance(trained: Trained, timing: Any, *, num_draws: int, max_rows: i
       nats, weight = map(np.asarray, blocks(trained.params, key, batch, Progress(part=draw, parts=num_draws)))
       values.append(nats[weight > 0])
   return float(np.concatenate(values).var())
+
+
+def estimators(experiment: Experiment) -> list[tuple[str, Any, str]]:
+  """(name, timing, note) of the timings that estimate this experiment's bound, and of its own if that one does not.
+
+  One time for all tokens can be drawn in several ways; the bound along another path, or of blocks, is another number for a trained
+  network, so timings of those kinds have only their own.
+  """
+  scoring, process = experiment.timing.scoring(), experiment.process
+  rows = [("as reported", scoring, "")]
+  if isinstance(scoring, Shared | Counted):
+    rows = [("shared", Shared(), ""), ("shared, power 2", Shared(2.0), ""), ("shared, power 3", Shared(3.0), "")]
+    plain = type(process) is Masked and process.grid is None and isinstance(process.schedule, Linear)
+    if plain and experiment.network.config.time_conditioning == "none":
+      rows.append(("counted", Counted(), ""))
+  if experiment.timing != scoring:
+    rows.append(("as trained", experiment.timing, "surrogate: another mean, no bound"))
+  return rows
+
+
+def variance(trained: Trained, *, split: str, num_draws: int, max_rows: int | None = None) -> list[NoiseVariance]:
+  """How much each of the `estimators` varies by its own noise, on the same text."""
+  experiment, results = trained.experiment, []
+  key = train.named_key(experiment.config.seed, "variance", 0)
+  with jax.set_mesh(experiment.mesh):
+    for name, timing, note in estimators(experiment):
+      other = dataclasses.replace(experiment, bound=dataclasses.replace(experiment.bound, timing=timing))
+      batches = held_out(experiment, split, max_rows)
+      results.append(measure(name, other.nats_fn(), trained.params, batches, key, num_draws, note))
+      if timing == Shared():
+        results.append(results[-1].of_independent_rows("shared, each row for itself"))
+  return results
 
 
 def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
