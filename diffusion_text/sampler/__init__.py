@@ -3,7 +3,19 @@
 A policy is a frozen dataclass with `plan`, `unfinished`, `times` and `advance` (contract: `loop.Policy`).
 """
 
-from diffusion_text.sampler.ancestral import Ancestral, EventDriven
+from diffusion_text.sampler.ancestral import Ancestral, EventDriven, TauLeaping
+from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
 from diffusion_text.sampler.order import Ordered
+from diffusion_text.sampler.remask import Remasking
+from diffusion_text.sampler.routed import Routed
 
-SAMPLERS = {"ancestral": Ancestral, "event_driven": EventDriven, "ordered": Ordered}
+SAMPLERS = {
+  "ancestral": Ancestral,
+  "event_driven": EventDriven,
+  "ordered": Ordered,
+  "tau_leaping": TauLeaping,
+  "remasking": Remasking,
+  "predictor_corrector": PredictorCorrector,
+  "routed": Routed,
+  "self_correcting": SelfCorrecting,
+}

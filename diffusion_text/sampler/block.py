@@ -36,21 +36,20 @@ class WholeRow:
   denoise: Denoise
   noise: Inputs
 
-  def start(self, rows: int, length: int) -> Array:
-    return jnp.broadcast_to(self.noise.ids, (rows, length))
+  def start(self, rows: int, length: int) -> Inputs:
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, length, *leaf.shape[2:])), self.noise)
 
-  def read(self, memory: Array, start: Array, inputs: Inputs, t: Time, padding: Array) -> Prediction:
-    del padding  # is in the row's own layout
-    length, size = memory.shape[1], inputs.ids.shape[1]
-    row = jax.lax.dynamic_update_slice_in_dim(memory, inputs.ids, start, axis=1)
+  def read(self, memory: Inputs, start: Array, inputs: Inputs, t: Time, padding: Array) -> Prediction:
+    row = self.finish(memory, start, inputs, padding)
+    length, size = memory.shape[1], inputs.shape[1]
     later = jnp.broadcast_to((jnp.arange(length) >= start).astype(jnp.float32), memory.shape)
-    times = jax.lax.dynamic_update_slice_in_dim(later, jnp.broadcast_to(t, inputs.ids.shape), start, axis=1)
-    prediction = self.denoise(Inputs(row), times)
+    times = jax.lax.dynamic_update_slice_in_dim(later, jnp.broadcast_to(t, inputs.shape), start, axis=1)
+    prediction = self.denoise(row, times)
     return prediction._replace(features=jax.lax.dynamic_slice_in_dim(prediction.features, start, size, axis=1))
 
-  def finish(self, memory: Array, start: Array, inputs: Inputs, padding: Array) -> Array:
-    del padding
-    return jax.lax.dynamic_update_slice_in_dim(memory, inputs.ids, start, axis=1)
+  def finish(self, memory: Inputs, start: Array, inputs: Inputs, padding: Array) -> Inputs:
+    del padding  # is in the row's own layout
+    return jax.tree.map(lambda row, new: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=1), memory, inputs)
 
 
 def sample_blocks(

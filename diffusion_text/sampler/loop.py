@@ -13,7 +13,7 @@ from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
 
 CHUNK = 32  # positions whose logits exist at once: few tokens move per call, and each pays for its share of the last chunk
-PRIOR, STEPS = 3, 4  # streams of a key; 0 to 2 are taken by tokens: whether, what, in which order
+ORDER, PRIOR, STEPS, COIN = 2, 3, 4, 8  # streams of a key that samplers draw from; the others (0, 1, 5 to 7) are the processes'
 NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
 
 
@@ -21,7 +21,7 @@ class Canvas(NamedTuple):
   """What a policy sees at each call.
 
   state z; open bool [B, L], the tokens to be generated; keys [B, L], one per token; call, the number of network calls so far;
-  plan, whatever the policy's `plan` returned.
+  plan, whatever the policy's `plan` returned, or what its last `advance` made of it.
   """
 
   state: State
@@ -43,8 +43,8 @@ class Policy(Protocol):
   def times(self, process: Process, params: Params, canvas: Canvas) -> Time:
     """float32 [B, L]: the time of each open token at this call (given tokens are at 0 whatever it says)."""
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
-    """The next state."""
+  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State | Canvas:
+    """The next state; a policy that remembers something returns the canvas with the next state and the next plan instead."""
 
 
 class Sample(NamedTuple):
@@ -57,11 +57,12 @@ class Sample(NamedTuple):
   calls: Array
 
 
-def update(
-  canvas: Canvas, prediction: Prediction, moves: Array, fn: Callable[..., State], *arrays: Array, chunk: int = CHUNK
-) -> State:
-  """fn(keys, state, logits, *arrays) at the positions that move, the old state elsewhere; logits only of those that move."""
-  shape = moves.shape
+def answers(
+  canvas: Canvas, prediction: Prediction, where: Array, fn: Callable[..., Any], *arrays: Array, chunk: int = CHUNK
+) -> Any:
+  """fn(keys, state, logits, *arrays), a pytree of [N, ...], at the positions `where` (bool [B, L]) holds, zeros elsewhere: a pytree
+  of [B, L, ...]. Logits are computed at those positions only."""
+  shape = where.shape
   rows = (prediction.features, jax.random.key_data(canvas.keys), canvas.state, *arrays)
   flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
 
@@ -69,14 +70,20 @@ def update(
     features, key_data, state, *rest = rows
     return fn(jax.random.wrap_key_data(key_data), state, prediction.unembed(features), *rest)
 
-  moved = map_rows(one, moves.reshape(-1), flat, chunk=chunk)
-  moved = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), moved)
-  return select(moves, moved, canvas.state)
+  result = map_rows(one, where.reshape(-1), flat, chunk=chunk)
+  return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), result)
 
 
-def select(where_BxL: Array, yes: State, no: State) -> State:
-  """Per token: yes where true, else no, for states with trailing axes too."""
-  widen = lambda leaf: where_BxL.reshape(*where_BxL.shape, *(1,) * (leaf.ndim - 2))
+def update(
+  canvas: Canvas, prediction: Prediction, moves: Array, fn: Callable[..., State], *arrays: Array, chunk: int = CHUNK
+) -> State:
+  """fn(keys, state, logits, *arrays) at the positions that move, the old state elsewhere; logits only of those that move."""
+  return select(moves, answers(canvas, prediction, moves, fn, *arrays, chunk=chunk), canvas.state)
+
+
+def select(where: Array, yes: State, no: State) -> State:
+  """Per token ([B, L] or [N]): yes where true, else no, for states with trailing axes too."""
+  widen = lambda leaf: where.reshape(*where.shape, *(1,) * (leaf.ndim - where.ndim))
   return jax.tree.map(lambda a, b: jnp.where(widen(a), a, b), yes, no)
 
 
@@ -102,22 +109,23 @@ def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, k
   canvas = canvas._replace(plan=policy.plan(process, params, canvas))
 
   def view(carry):
-    return canvas._replace(state=carry[0], call=carry[1])
+    return canvas._replace(state=carry[0], plan=carry[1], call=carry[2])
 
   def more(carry):
     return jnp.any(policy.unfinished(process, params, view(carry)))
 
   def body(carry):
-    state, call, committed, row_calls = carry
+    state, plan, call, committed, row_calls = carry
     now = view(carry)
     needed_B = policy.unfinished(process, params, now)
     t = jnp.where(open_BxL, policy.times(process, params, now), 0.0)
     prediction = denoise(process.inputs(params, state, t), t)
     after = policy.advance(process, params, now, prediction)
+    after, plan = (after.state, after.plan) if isinstance(after, Canvas) else (after, plan)
     changed = jax.tree.map(lambda a, b: jnp.any((a != b).reshape(*shape, -1), axis=-1), after, state)
     changed_BxL = jax.tree.reduce(jnp.logical_or, changed)
-    return after, call + 1, jnp.where(changed_BxL, call, committed), row_calls + needed_B
+    return after, plan, call + 1, jnp.where(changed_BxL, call, committed), row_calls + needed_B
 
-  start = (state, jnp.int32(0), jnp.full(shape, NOT_DRAWN, jnp.int32), jnp.zeros(shape[0], jnp.int32))
-  state, calls, committed, row_calls = jax.lax.while_loop(more, body, start)
+  start = (state, canvas.plan, jnp.int32(0), jnp.full(shape, NOT_DRAWN, jnp.int32), jnp.zeros(shape[0], jnp.int32))
+  state, _, calls, committed, row_calls = jax.lax.while_loop(more, body, start)
   return Sample(process.decode(params, state), committed, row_calls, calls)

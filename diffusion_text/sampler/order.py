@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from diffusion_text.draws import draw_uniform, fold
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.sampler.loop import Canvas, update
+from diffusion_text.sampler.loop import ORDER, Canvas, update
 from diffusion_text.types import Array, Params, Prediction, Process, Reveals, State, Time, Timing
 
 
@@ -95,7 +95,7 @@ class Ordered:
   def _score(self, canvas: Canvas, prediction: Prediction, waiting_BxL: Array) -> Array:
     score = ORDERS[self.order]
     if score is None:
-      return draw_uniform(fold(canvas.keys, 2))
+      return draw_uniform(fold(canvas.keys, ORDER))
     flat = prediction.features.reshape(-1, prediction.features.shape[-1])
     values = map_rows(lambda rows: score(prediction.unembed(rows)), waiting_BxL.reshape(-1), flat, chunk=256)
     return values.reshape(waiting_BxL.shape)
