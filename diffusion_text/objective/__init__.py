@@ -4,7 +4,20 @@ An objective is a frozen dataclass over a process and a timing; called with (pro
 returns a `types.Loss`. Only `Bound` may be reported as a likelihood; the others are surrogates that train well.
 """
 
+from diffusion_text.objective.anchored import Anchored
 from diffusion_text.objective.bound import Bound
 from diffusion_text.objective.cross_entropy import CrossEntropy
+from diffusion_text.objective.curriculum import GaussianCurriculum
+from diffusion_text.objective.mask_agnostic import MaskAgnostic
+from diffusion_text.objective.reinforce import ScoreFunction
+from diffusion_text.objective.reweighted import Reweighted
 
-OBJECTIVES = {"bound": Bound, "cross_entropy": CrossEntropy}
+OBJECTIVES = {
+  "anchored": Anchored,
+  "bound": Bound,
+  "cross_entropy": CrossEntropy,
+  "gaussian_curriculum": GaussianCurriculum,
+  "mask_agnostic": MaskAgnostic,
+  "reinforce": ScoreFunction,
+  "reweighted": Reweighted,
+}

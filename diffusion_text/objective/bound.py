@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels.cross_entropy import map_rows, sum_rows
+from diffusion_text.process.masked import cross_entropy
 from diffusion_text.timing import shift_right
 from diffusion_text.types import (
   Array,
@@ -56,17 +57,24 @@ def noised(
   process: Process, timing: Timing, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
 ) -> Noised:
   """Draws times and noise and calls the network once. All microbatches share the key of the times, none that of the noise."""
+  times = drawn_times(timing, key, batch, progress)
+  state = process.corrupt(params, noise_key(key, progress), batch.ids, times.t)
+  return Noised(state, times, read(process, params, key, batch.ids, process.inputs(params, state, times.t), times, predict))
+
+
+def drawn_times(timing: Timing, key: Key, batch: Batch, progress: Progress) -> Times:
+  """Step 1: the times of a batch, 0 for given tokens."""
   times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
-  if batch.given is not None:
-    times = times._replace(t=jnp.where(batch.given, 0.0, times.t))
-  key_corrupt = jax.random.fold_in(jax.random.fold_in(key, 1), progress.part)
-  state = process.corrupt(params, key_corrupt, batch.ids, times.t)
-  return Noised(state, times, _read(process, params, key, batch.ids, state, times, predict))
+  return times if batch.given is None else times._replace(t=jnp.where(batch.given, 0.0, times.t))
 
 
-def _read(process: Process, params: Params, key: Key, ids: Array, state: State, times: Times, predict: Predict) -> Prediction:
+def noise_key(key: Key, progress: Progress) -> Key:
+  """The key of a microbatch's corruption."""
+  return jax.random.fold_in(jax.random.fold_in(key, 1), progress.part)
+
+
+def read(process: Process, params: Params, key: Key, ids: Array, inputs: Inputs, times: Times, predict: Predict) -> Prediction:
   """Calls the network on the rows that the timing asks for, and keeps the answers for the noisy tokens: [B, L, …]."""
-  inputs = process.inputs(params, state, times.t)
   if times.layout.noisy is None and not times.shifted:
     return predict(inputs, times.t, times.layout)
   length, zeros = ids.shape[1], jnp.zeros(ids.shape, jnp.float32)
@@ -74,10 +82,29 @@ def _read(process: Process, params: Params, key: Key, ids: Array, state: State, 
   if times.shifted:
     noise = process.inputs(params, process.prior(params, key, ids.shape), zeros + 1)
     return predict(shift_right(clean, noise, times.layout.segment), zeros, times.layout)
-  both = Inputs(jnp.concatenate([inputs.ids, clean.ids], axis=1), layouts.noisy_clean_positions(length))
+  if inputs.weights is not None:
+    clean = one_hot_inputs(clean.ids, inputs.ids.shape[2])
+  both = jax.tree.map(lambda noisy, clean: jnp.concatenate([noisy, clean], axis=1), inputs, clean)
+  both = dataclasses.replace(both, position=layouts.noisy_clean_positions(length))
   t = jnp.concatenate([jnp.broadcast_to(times.t, ids.shape), zeros], axis=1)
   prediction = predict(both, t, times.layout)
   return prediction._replace(features=prediction.features[:, :length])
+
+
+def one_hot_inputs(ids: Array, count: int) -> Inputs:
+  """ids int32 [B, L] as soft tokens of `count` tokens each, all weight on the first: the network reads the hard ids."""
+  first = jnp.arange(count) == 0
+  soft = jnp.broadcast_to(ids[..., None], (*ids.shape, count))
+  return Inputs(soft, weights=jnp.broadcast_to(first.astype(jnp.float32), soft.shape))
+
+
+def check_posterior(process: Process, what: str) -> None:
+  """Raises ValueError if a process wants leave-one-out logits: cross-entropy teaches the ordinary posterior."""
+  if getattr(process, "prediction", None) == "leave_one_out":
+    raise ValueError(
+      f"{what} teaches the network p(x_i | z), but {type(process).__name__} is told that its logits leave z_i out; use"
+      " process.prediction='posterior'"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,64 +117,93 @@ class Chunks:
   shards: int = 1
 
 
-def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -> tuple[Array, Any]:
-  """(bool [N], rows): which of the N = B·L tokens are scored, and (features, ids, state, t, speed, weight) of all, flat."""
+class Rows(NamedTuple):
+  """Tokens as a flat list: features [N, D], ids int32 [N], state [N, …], t, speed and weight float32 [N]."""
+
+  features: Array
+  ids: Array
+  state: State
+  t: Array
+  speed: Array
+  weight: Array
+
+
+def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -> tuple[Array, Rows]:
+  """(bool [N], rows): which of the N = B·L tokens are scored, and all of them."""
   shape = batch.ids.shape
   wide = lambda time: jnp.broadcast_to(time, shape)
   t, speed, weights = wide(noise.times.t), wide(noise.times.speed), scored_weights(batch)
   counts = process.scored(params, noise.state, t) & (weights > 0)
-  rows = (noise.prediction.features, batch.ids, noise.state, t, speed, weights)
+  rows = Rows(noise.prediction.features, batch.ids, noise.state, t, speed, weights)
   return counts.reshape(-1), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
 
 
 def summed_loss(
   noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks, loss: Callable[..., Array]
 ) -> Loss:
-  """Σ weight · loss(ids, t, logits, rate) over the scored tokens, with the bound of the same draw beside it (step 4).
+  """Σ weight · loss(rows, logits, speed · rate) over the scored tokens, with the bound of the same draw beside it (step 4).
 
   Logits exist for `chunks.size` positions at a time, and only where they count: [B, L, V] never does.
   """
 
-  def score(rows):
-    features, ids, state, t, speed, weight = rows
-    logits = noise.prediction.unembed(features)
-    rate = speed * process.rate(params, ids, state, t, logits)
-    return weight * loss(ids, t, logits, rate), weight * rate
+  def score(rows: Rows):
+    logits = noise.prediction.unembed(rows.features)
+    rate = rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
+    return rows.weight * loss(rows, logits, rate), rows.weight * rate
 
   count, rows = scored_rows(noise, process, params, batch)
   total, bound = sum_rows(score, count, rows, chunk=chunks.size, shards=chunks.shards)
   return Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound})
 
 
+def weighted_rates(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks) -> Array:
+  """float32 [B, L] nats: weight · speed · rate of each scored token, 0 elsewhere; what `summed_loss` sums (step 4)."""
+
+  def rate(rows: Rows):
+    logits = noise.prediction.unembed(rows.features)
+    return rows.weight * rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
+
+  count, rows = scored_rows(noise, process, params, batch)
+  return map_rows(rate, count, rows, chunk=chunks.size, shards=chunks.shards).reshape(batch.ids.shape)
+
+
+def weighted_ends(process: Process, timing: Timing, params: Params, key: Key, batch: Batch, predict: Predict) -> Array:
+  """float32 [B, L] nats: weight · prior and reconstruction terms of each token (step 5)."""
+  shape = (1, batch.ids.shape[1])
+  prior = process.inputs(params, process.prior(params, key, shape), jnp.ones(shape))
+  denoise = timing.denoiser(predict, batch.segment, prior)
+  return scored_weights(batch) * process.ends(params, jax.random.fold_in(key, 2), batch.ids, denoise)
+
+
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """The bound as a training loss and, through `nats`, as the likelihood that is reported."""
+  """The bound as a training loss and, through `nats`, as the likelihood that is reported.
+
+  auxiliary: λ of D3PM's hybrid loss (arXiv 2107.03006 eq. 5; 0.01 is usual): at each scored token rate + λ · CE, CE of the clean token. It
+  changes only what is minimised: `nats` and the sum that is reported are the bound.
+  """
 
   process: Process
   timing: Timing
   chunks: Chunks = Chunks()
+  auxiliary: float = 0.0
+
+  def __post_init__(self):
+    if self.auxiliary:
+      check_posterior(self.process, f"objective.auxiliary={self.auxiliary}")
+    if not self.auxiliary >= 0:
+      raise ValueError(f"objective.auxiliary={self.auxiliary} must be at least 0; D3PM uses 0.01, 0 is the bound alone")
 
   def nats(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Array:
     """float32 [B, L]: one unbiased draw of the bound, in nats, of each scored token; 0 for padding and given tokens."""
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
-    count, rows = scored_rows(noise, self.process, params, batch)
-
-    def rate(rows):
-      features, ids, state, t, speed, _ = rows
-      return speed * self.process.rate(params, ids, state, t, noise.prediction.unembed(features))
-
-    rates = map_rows(rate, count, rows, chunk=self.chunks.size, shards=self.chunks.shards).reshape(batch.ids.shape)
-    return scored_weights(batch) * (rates + self._ends(params, key, batch, predict))
-
-  def _ends(self, params: Params, key: Key, batch: Batch, predict: Predict) -> Array:
-    """float32 [B, L] nats: step 5."""
-    shape = (1, batch.ids.shape[1])
-    prior = self.process.inputs(params, self.process.prior(params, key, shape), jnp.ones(shape))
-    denoise = self.timing.denoiser(predict, batch.segment, prior)
-    return self.process.ends(params, jax.random.fold_in(key, 2), batch.ids, denoise)
+    rates = weighted_rates(noise, self.process, params, batch, self.chunks)
+    return rates + weighted_ends(self.process, self.timing, params, key, batch, predict)
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
-    loss = summed_loss(noise, self.process, params, batch, self.chunks, lambda ids, t, logits, rate: rate)
-    ends = jnp.sum(scored_weights(batch) * self._ends(params, key, batch, predict))
+    cost = lambda rows, logits: self.auxiliary * cross_entropy(logits, rows.ids) if self.auxiliary else 0.0
+    hybrid = lambda rows, logits, rate: rate + rows.speed * cost(rows, logits)
+    loss = summed_loss(noise, self.process, params, batch, self.chunks, hybrid)
+    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, predict))
     return Loss(loss.total + ends, loss.count, {"bound": loss.sums["bound"] + ends})
