@@ -41,7 +41,7 @@ def read(
   padding: bool [B, b], tokens that no other may see. noisy: False for a finished block that is to be appended (or a model that
   reads clean tokens only).
   """
-  rows, size = inputs.ids.shape
+  rows, size = inputs.shape
   used = jnp.broadcast_to(cache.used, (rows,))
   q_layout, k_layout = layouts.decode_block(used, cache.keys.shape[2], size, noisy)
   if padding is not None:
@@ -50,7 +50,8 @@ def read(
     q_layout = Layout(own, q_layout.block, q_layout.noisy)
     k_layout = Layout(segment, k_layout.block, k_layout.noisy)
   position = cache.used + jnp.arange(size, dtype=jnp.int32)[None]
-  return network.extend(params, Inputs(inputs.ids, position), t, q_layout, Past(cache.keys, cache.values, k_layout))
+  here = dataclasses.replace(inputs, position=position)
+  return network.extend(params, here, t, q_layout, Past(cache.keys, cache.values, k_layout))
 
 
 def append(cache: Cache, own: tuple[Array, Array]) -> Cache:
@@ -71,20 +72,21 @@ class CachedBlocks:
   noise: Inputs
   shifted: bool = False
 
-  def start(self, rows: int, length: int) -> tuple[Cache, Array]:
-    return empty(self.network, rows, length), jnp.broadcast_to(self.noise.ids[:, :1], (rows, 1))
+  def start(self, rows: int, length: int) -> tuple[Cache, Inputs]:
+    first = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, :1], (rows, 1, *leaf.shape[2:])), self.noise)
+    return empty(self.network, rows, length), first
 
-  def _read(self, memory: tuple[Cache, Array], inputs: Inputs, t: Time, padding: Array, noisy: bool):
+  def _read(self, memory: tuple[Cache, Inputs], inputs: Inputs, t: Time, padding: Array, noisy: bool):
     cache, before = memory
     if self.shifted:
-      inputs, t, noisy = Inputs(before), jnp.zeros_like(t), False
+      inputs, t, noisy = before, jnp.zeros_like(t), False
     return read(self.network, self.params, cache, inputs, t, padding=padding, noisy=noisy)
 
-  def read(self, memory: tuple[Cache, Array], start: Array, inputs: Inputs, t: Time, padding: Array) -> Prediction:
+  def read(self, memory: tuple[Cache, Inputs], start: Array, inputs: Inputs, t: Time, padding: Array) -> Prediction:
     del start  # the cache knows how far it is
     return self._read(memory, inputs, t, padding, noisy=True)[0]
 
-  def finish(self, memory: tuple[Cache, Array], start: Array, inputs: Inputs, padding: Array) -> tuple[Cache, Array]:
+  def finish(self, memory: tuple[Cache, Inputs], start: Array, inputs: Inputs, padding: Array) -> tuple[Cache, Inputs]:
     del start
-    own = self._read(memory, inputs, jnp.zeros(inputs.ids.shape, jnp.float32), padding, noisy=False)[1]
-    return append(memory[0], own), inputs.ids[:, -1:]
+    own = self._read(memory, inputs, jnp.zeros(inputs.shape, jnp.float32), padding, noisy=False)[1]
+    return append(memory[0], own), jax.tree.map(lambda leaf: leaf[:, -1:], inputs)

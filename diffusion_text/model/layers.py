@@ -28,6 +28,30 @@ class Linear(nnx.Module):
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
+def unembed(features: Array, kernel: Array, bias: Array | None) -> Array:
+  """features [..., D] -> float32 logits [..., V]; the matmul runs in the features' dtype and accumulates in float32."""
+  flat = features.reshape(-1, features.shape[-1])
+  logits = jnp.dot(flat, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits = logits + bias
+  return logits.reshape(*features.shape[:-1], logits.shape[-1])
+
+
+def embed(table: Array, ids: Array, weights: Array | None, dtype: jnp.dtype) -> Array:
+  """[B, L, D] in dtype: rows of the table [N, D] at ids [B, L]; or, soft tokens, Σ_m weights · table[ids] over ids, weights [B, L, M].
+
+  Soft tokens are summed in float32, so that a weight of one on one token is that token exactly.
+  Raises ValueError if ids and weights do not fit.
+  """
+  if weights is None and ids.ndim == 2:
+    return table.astype(dtype)[ids]
+  if weights is None or ids.ndim != 3 or weights.shape[-1] != ids.shape[-1]:
+    shape = None if weights is None else weights.shape
+    raise ValueError(f"ids {ids.shape} and weights {shape} do not fit; give ids [B, L] alone, or both as [B, L, M]")
+  weights = weights.astype(jnp.float32)
+  return jnp.einsum("blm,blmd->bld", weights, table[ids], precision=jax.lax.Precision.HIGHEST).astype(dtype)
+
+
 class RMSNorm(nnx.Module):
   """x / rms(x) · scale over the last axis, statistics in float32 (arXiv 1910.07467). eps 1e-6."""
 

@@ -18,7 +18,7 @@ AXES = {"layers": None, "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vo
 
 # End of the weight's path             logical axes                     shape, per layer (stacked: [layers, ...])
 TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
-  (("embedding",), ("vocab", "embed")),  #                              [V or V+1, D]
+  (("embedding",), ("vocab", "embed")),  #                              [V or V+1, D], also the table of a first stage: [V, D]
   (("head", "kernel"), ("embed", "vocab")),  #                          [D, V]
   (("head", "bias"), ("vocab",)),  #                                    [V]
   (("attention", "query", "kernel"), ("layers", "embed", "heads")),  #  [D, H·K]
@@ -29,6 +29,8 @@ TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
   (("mlp", "gate", "kernel"), ("layers", "embed", "mlp")),  #           [D, F]
   (("mlp", "down", "kernel"), ("layers", "mlp", "embed")),  #           [F, D]
   (("modulation", "kernel"), ("layers", None, "embed")),  #             [C, 6·D]
+  (("time_input", "kernel"), ("layers", None, "embed")),  #             [C, D]
+  (("prefix", "kernel"), (None, "embed")),  #                           [C, D], not per layer
 )  # everything else (norm scales, small biases, the time embedding) is replicated
 
 

@@ -1,4 +1,5 @@
-"""The one transformer: pre-norm, rotary, any layout, optional per-token time, and an unembedding that is only called where needed.
+"""The one transformer: pre-norm, rotary, any layout, optional per-token time, one stage or two, and an unembedding that is only
+called where needed.
 
 `Network.create(config)` gives two pure functions, `init(key) -> params` and `apply(params, inputs, t, layout, key) -> Prediction`;
 flax nnx stays inside this folder. Layers are stored stacked ([layers, ...] per weight) whether they are scanned or unrolled,
@@ -18,7 +19,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from diffusion_text.kernels.attention import attention
-from diffusion_text.model.layers import MLP, NORMS, Linear, RMSNorm, TimeEmbedding, dropout, rotary_angles, rotate
+from diffusion_text.model.anchor import Anchor
+from diffusion_text.model.layers import (
+  MLP,
+  NORMS,
+  Linear,
+  RMSNorm,
+  TimeEmbedding,
+  dropout,
+  embed,
+  rotary_angles,
+  rotate,
+  unembed,
+)
 from diffusion_text.model.partition import AXES, ROWS
 from diffusion_text.types import Array, Inputs, Key, Layout, Params, Prediction, Time
 
@@ -28,6 +41,11 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# How the network is told the time. adaln: adaLN-zero, each token's own t shifts, scales and gates every branch (DiT, arXiv
+# 2212.09748). layerwise: a map of each token's own t is added to the input of every layer; prefix: one more position, seen by all,
+# holds the row's t (both DiffusionBERT, arXiv 2211.15029 section 3.3).
+TIME_CONDITIONING = ("none", "adaln", "layerwise", "prefix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +67,34 @@ class TransformerConfig:
   rope_base: float
   qk_norm: bool  # RMSNorm on each query and key head (arXiv 2302.05442)
   tie_embeddings: bool
-  time_conditioning: bool  # adaLN-zero (arXiv 2212.09748) from each token's own t; masked diffusion needs none
+  time_conditioning: str  # one of TIME_CONDITIONING; False and True, in older configs, are "none" and "adaln"
   time_width: int
   dropout: float
   dtype: str  # of the network's matmuls; parameters and logits are float32
   scan_layers: bool | None  # None: scan, except on CPU, where it costs about 11 %
   remat: str  # "none", "full" (keep block inputs only) or "dots" (keep matmul results)
   attention: Sequence[str]  # implementations, tried in order
+  anchor_layers: int = 0  # of the layers, those of a first stage whose answer the others read (model/anchor.py); 0: one stage
 
   def __post_init__(self):
-    for name, table in (("norm", NORMS), ("activation", ("gelu", "swiglu")), ("remat", REMAT), ("dtype", DTYPES)):
+    spelled = {False: "none", True: "adaln"}.get(self.time_conditioning, self.time_conditioning)
+    object.__setattr__(self, "time_conditioning", spelled)
+    tables = {"norm": NORMS, "activation": ("gelu", "swiglu"), "remat": REMAT, "dtype": DTYPES}
+    for name, table in (tables | {"time_conditioning": TIME_CONDITIONING}).items():
       if getattr(self, name) not in table:
         raise ValueError(f"model.{name}={getattr(self, name)!r} is unknown; use one of {sorted(table)}")
+    if not 0 <= self.anchor_layers < max(self.layers, 1):
+      raise ValueError(
+        f"model.anchor_layers={self.anchor_layers} must be at least 0 and below model.layers={self.layers}; two thirds are usual"
+      )
     if self.width % self.heads or (self.width // self.heads) % 2:
       raise ValueError(
         f"model.heads={self.heads} must divide model.width={self.width} into even head widths (rotary turns pairs)"
+      )
+    if self.tie_embeddings and self.input_size < self.vocab_size:
+      raise ValueError(
+        f"model.tie_embeddings=True needs a row of the table for each of {self.vocab_size} tokens, and there are {self.input_size}"
+        " (the coordinates of an embedding); use False"
       )
     if self.heads % self.kv_heads:
       raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
@@ -132,7 +163,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One pre-norm layer. With a condition [B, 1 or L, C], adaLN-zero shifts, scales and gates each branch per token."""
+  """One pre-norm layer. A condition [B, 1 or L, C] is read per token, by adaLN-zero or as a term added to the input."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -143,8 +174,9 @@ class Block(nnx.Module):
     self.attention = Attention(config, std=std, std_out=std_out, rngs=rngs)
     mlp_out = config.mlp_width**-0.5 / (2 * config.layers) ** 0.5
     self.mlp = MLP(config.width, config.mlp_width, config.activation, std=std, std_out=mlp_out, rngs=rngs)
-    modulates = config.time_conditioning
-    self.modulation = Linear(config.time_width, 6 * config.width, std=0.0, rngs=rngs, bias=True) if modulates else None
+    of_time = lambda outputs: Linear(config.time_width, outputs * config.width, std=0.0, rngs=rngs, bias=True)
+    self.modulation = of_time(6) if config.time_conditioning == "adaln" else None
+    self.time_input = of_time(1) if config.time_conditioning == "layerwise" else None
 
   def __call__(
     self,
@@ -157,6 +189,8 @@ class Block(nnx.Module):
   ) -> tuple[Array, tuple[Array, Array]]:
     """The next x, and this layer's own keys and values [B, L, G, K]."""
     keys = (None, None) if key is None else jax.random.split(key)
+    if self.time_input is not None:
+      x = x + self.time_input(condition)
     if self.modulation is None:
       h, own = self.attention(self.attention_norm(x), rotary, layout, past)
       x = x + dropout(h, self.config.dropout, keys[0])
@@ -175,7 +209,7 @@ class Transformer(nnx.Module):
     self.config = config
     table = 0.02 * jax.random.normal(rngs.params(), (config.input_size, config.width), jnp.float32)
     self.embedding = nnx.Param(table)
-    self.time = TimeEmbedding(config.time_width, rngs=rngs) if config.time_conditioning else None
+    self.time = TimeEmbedding(config.time_width, rngs=rngs) if config.time_conditioning != "none" else None
 
     @nnx.split_rngs(splits=config.layers)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -186,23 +220,70 @@ class Transformer(nnx.Module):
     self.final_norm = NORMS[config.norm](config.width)
     # Zeros: before training the prediction is exactly uniform, so the first loss is log V whatever the width.
     self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, std=0.0, rngs=rngs, bias=True)
+    self.anchor = Anchor(config.width, config.vocab_size, config.norm, rngs=rngs) if config.anchor_layers else None
+    prefix = config.time_conditioning == "prefix"
+    self.prefix = Linear(config.time_width, config.width, std=config.time_width**-0.5, rngs=rngs, bias=True) if prefix else None
 
   def __call__(
     self, inputs: Inputs, t: Time, layout: Layout, key: Key | None, past: Past | None = None
   ) -> tuple[Prediction, tuple[Array, Array] | None]:
-    """The prediction; and with a past (its fields stacked over layers), the keys and values of these tokens, stacked too."""
-    config, dtype = self.config, DTYPES[self.config.dtype]
-    length = inputs.ids.shape[1]
-    x = self.embedding[...].astype(dtype)[inputs.ids]
-    position = jnp.arange(length, dtype=jnp.int32)[None] if inputs.position is None else inputs.position
-    rotary = rotary_angles(position, config.head_width, config.rope_base)
-    condition = None if self.time is None else self.time(t).astype(dtype)
-    x, own = self._layers(x, rotary, layout, condition, key, past)
-    return Prediction(self.final_norm(x), self._unembed), own
+    """The prediction; and with a past (its fields stacked over layers), the keys and values of these tokens, stacked too.
 
-  def _layers(self, x: Array, rotary, layout: Layout, condition: Array | None, key: Key | None, past: Past | None):
+    Raises ValueError for a time prefix with a past or a layout of several segments: one position cannot serve several documents.
+    """
+    config, length = self.config, inputs.shape[1]
+    x = self._embed(inputs)
+    position = jnp.arange(length, dtype=jnp.int32)[None] if inputs.position is None else inputs.position
+    condition = prefix = None
+    if self.prefix is not None:
+      prefix = self._prefix(x, t, layout, past)
+      position, layout = jnp.pad(position, ((0, 0), (1, 0)), constant_values=-1), _seen_by_all(layout)
+    elif self.time is not None:
+      condition = self.time(t).astype(x.dtype)
+    rotary = rotary_angles(position, config.head_width, config.rope_base)
+
+    def stage(x, layers):
+      x = x if prefix is None else jnp.concatenate([prefix, x], axis=1)
+      x, own = self._layers(x, layers, rotary, layout, condition, key, past)
+      return (x if prefix is None else x[:, 1:]), own
+
+    params = nnx.split(self.blocks)[1]
+    layers = (params, jnp.arange(config.layers), None if past is None else (past.keys, past.values))
+    if self.anchor is None:
+      x, own = stage(x, layers)
+      return Prediction(self.final_norm(x), self._unembed), own
+    first, second = _split(layers, [config.anchor_layers, config.layers - config.anchor_layers])
+    x, own = stage(x, first)
+    anchor = self.anchor.predict(x)
+    x, rest = stage(x + self.anchor.read(anchor.features), second)
+    own = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), own, rest)
+    return Prediction(self.final_norm(x), self._unembed, anchor), own
+
+  def _embed(self, inputs: Inputs) -> Array:
+    """[B, L, D]: what stands at each position. Raises ValueError for vectors of another size than the table."""
+    table, dtype = self.embedding[...], DTYPES[self.config.dtype]
+    if inputs.vectors is None:
+      return embed(table, inputs.ids, inputs.weights, dtype)
+    size = inputs.vectors.shape[-1]
+    if size != table.shape[0]:
+      raise ValueError(f"vectors of {size} numbers do not fit input_size={table.shape[0]}; build the network for this process")
+    return (inputs.vectors.reshape(-1, size).astype(dtype) @ table.astype(dtype)).reshape(*inputs.shape, -1)
+
+  def _prefix(self, x: Array, t: Time, layout: Layout, past: Past | None) -> Array:
+    """[B, 1, D]: what the prefix position holds, from the mean time of the row's tokens that are not clean."""
+    if layout.segment is not None or past is not None:
+      what = "rows of several segments (packed or padded documents)" if past is None else "a cache of finished blocks"
+      raise ValueError(
+        f"model.time_conditioning='prefix' is one position for one document and cannot serve {what}; use 'adaln' or 'layerwise'"
+      )
+    t = jnp.broadcast_to(t, (x.shape[0], t.shape[1])).astype(jnp.float32)
+    mean = jnp.sum(t, axis=1, keepdims=True) / jnp.maximum(jnp.sum(t > 0, axis=1, keepdims=True), 1)
+    return self.prefix(self.time(mean).astype(x.dtype))
+
+  def _layers(self, x: Array, layers, rotary, layout: Layout, condition: Array | None, key: Key | None, past: Past | None):
+    """x after `layers`: stacked parameters, numbers, and keys and values of the past; and the tokens' own keys and values."""
     config = self.config
-    block_def, block_params = nnx.split(self.blocks)
+    block_def = nnx.split(self.blocks)[0]
 
     def layer(x, each):
       params, number, kv = each
@@ -213,30 +294,41 @@ class Transformer(nnx.Module):
 
     if REMAT[config.remat] is not None:
       layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-    layers = (block_params, jnp.arange(config.layers), None if past is None else (past.keys, past.values))
     scan = config.scan_layers if config.scan_layers is not None else jax.default_backend() != "cpu"
     if scan:
       return jax.lax.scan(layer, x, layers)
-    # lax.split, not indexing: its transpose is one concatenation, where indexing would add up `layers` padded copies.
-    leaves, tree = jax.tree.flatten(layers)
-    pieces = zip(*(jax.lax.split(leaf, [1] * config.layers) for leaf in leaves))
     owns = []
-    for piece in pieces:
-      x, own = layer(x, jax.tree.unflatten(tree, [leaf[0] for leaf in piece]))
+    for piece in _split(layers, [1] * layers[1].shape[0]):
+      x, own = layer(x, jax.tree.map(lambda leaf: leaf[0], piece))
       owns.append(own)
     return x, jax.tree.map(lambda *own: jnp.stack(own), *owns)
 
   def _unembed(self, features: Array) -> Array:
-    """features [..., D] -> float32 logits [..., V]; the matmul runs in the features' dtype and accumulates in float32."""
+    """features [..., D] -> float32 logits [..., V]."""
     if self.head is None:
-      kernel = self.embedding[...][: self.config.vocab_size].T.astype(features.dtype)
-    else:
-      kernel = self.head.kernel[...].astype(features.dtype)
-    flat = features.reshape(-1, features.shape[-1])
-    logits = jnp.dot(flat, kernel, preferred_element_type=jnp.float32)
-    if self.head is not None:
-      logits = logits + self.head.bias[...]
-    return logits.reshape(*features.shape[:-1], logits.shape[-1])
+      return unembed(features, self.embedding[...][: self.config.vocab_size].T, None)
+    return unembed(features, self.head.kernel[...], self.head.bias[...])
+
+
+def _split(layers, sizes: Sequence[int]) -> list:
+  """A tree of arrays stacked over layers, cut into runs of so many layers."""
+  # lax.split, not indexing: its transpose is one concatenation, where indexing would add up `layers` padded copies.
+  leaves, tree = jax.tree.flatten(layers)
+  return [jax.tree.unflatten(tree, run) for run in zip(*(jax.lax.split(leaf, sizes) for leaf in leaves))]
+
+
+def _seen_by_all(layout: Layout) -> Layout:
+  """The layout with one position before the others that all of them see.
+
+  Where all see all, it does too. Otherwise it is clean and of a block below every other: the rule then shows it to all and
+  shows it only itself, so that no token's content passes through it.
+  """
+  if layout.block is None and layout.noisy is None:
+    return layout
+  given = next(field for field in (layout.block, layout.noisy) if field is not None)
+  block = jnp.zeros_like(given) if layout.block is None else layout.block
+  block = jnp.concatenate([jnp.min(block, axis=1, keepdims=True) - 1, block], axis=1)
+  return Layout(block=block, noisy=None if layout.noisy is None else jnp.pad(layout.noisy, ((0, 0), (1, 0))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,8 +364,10 @@ class Network:
 
 def flops_per_token(config: TransformerConfig, length: int, scored_fraction: float = 1.0) -> float:
   """Multiply-adds × 2 of one forward pass per token: matmuls of layers, attention over `length` keys, unembedding of the
-  `scored_fraction` of positions whose logits are read. A training step costs 3x this (backward = 2 forwards)."""
+  `scored_fraction` of positions whose logits are read, and the head and table of a first stage, which reads all of them. A training
+  step costs 3x this (backward = 2 forwards)."""
   inner, kv_inner = config.heads * config.head_width, config.kv_heads * config.head_width
   matrices = 3 if config.activation == "swiglu" else 2
   layer = 2 * config.width * (2 * inner + 2 * kv_inner + matrices * config.mlp_width) + 4 * length * inner
-  return config.layers * layer + 2 * config.width * config.vocab_size * scored_fraction
+  unembeddings = scored_fraction + (2 if config.anchor_layers else 0)
+  return config.layers * layer + 2 * config.width * config.vocab_size * unembeddings

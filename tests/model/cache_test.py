@@ -30,6 +30,12 @@ TIMINGS = {
   "one block": dict(name="per_block", block_size=LENGTH),
   "left to right": dict(name="left_to_right"),
 }
+MODELS = [
+  {},
+  dict(kv_heads=1, qk_norm=True, scan_layers=True),
+  dict(time_conditioning="adaln", anchor_layers=1),
+  dict(time_conditioning="layerwise"),
+]
 
 
 def params_of(exp):
@@ -37,7 +43,7 @@ def params_of(exp):
 
 
 @pytest.mark.parametrize("timing", TIMINGS)
-@pytest.mark.parametrize("model", [{}, dict(kv_heads=1, qk_norm=True, scan_layers=True), dict(time_conditioning=True)], ids=str)
+@pytest.mark.parametrize("model", MODELS, ids=str)
 def test_cached_tokens_equal_uncached_tokens(timing, model):
   exp = experiment(TIMINGS[timing], **model)
   params, keys = params_of(exp), row_keys(0, 3)

@@ -9,6 +9,7 @@ import pytest
 
 from configs import base
 from diffusion_text.kernels import layout as layouts
+from diffusion_text.model.anchor import Anchor
 from diffusion_text.model.partition import TABLE, partition_spec
 from diffusion_text.model.transformer import Network, TransformerConfig, flops_per_token
 from diffusion_text.train.sharding import path_names
@@ -27,7 +28,7 @@ SMALL = TransformerConfig(
   rope_base=10_000.0,
   qk_norm=False,
   tie_embeddings=False,
-  time_conditioning=False,
+  time_conditioning="none",
   time_width=16,
   dropout=0.0,
   dtype="float32",
@@ -42,7 +43,9 @@ VARIANTS = {
   "swiglu": dict(activation="swiglu"),
   "layernorm": dict(norm="layernorm"),
   "tied": dict(tie_embeddings=True),
-  "time": dict(time_conditioning=True),
+  "adaln": dict(time_conditioning="adaln"),
+  "layerwise": dict(time_conditioning="layerwise"),
+  "two stages": dict(anchor_layers=1),
   "bfloat16": dict(dtype="bfloat16"),
 }
 IDS = jax.random.randint(jax.random.key(5), (3, 10), 0, 12)
@@ -117,19 +120,38 @@ def test_untrained_prediction_is_uniform():
   np.testing.assert_array_equal(logits, 0.0)
 
 
-def test_time_is_per_token():
-  """The same time for all, given as [B, 1] or [B, L], is the same; one token's own time changes that token most of all."""
-  config = dataclasses.replace(SMALL, time_conditioning=True)
-  same = logits_of(config, t=jnp.full((3, 10), 0.4))
-  np.testing.assert_allclose(same, logits_of(config), atol=1e-5)
-  one = logits_of(config, t=jnp.full((3, 10), 0.4).at[:, 4].set(0.9), layout=layouts.causal(10))
-  base_line = logits_of(config, layout=layouts.causal(10))
-  change = np.abs(np.asarray(one - base_line)).max(axis=(0, 2))
-  assert (change[:4] < 1e-5).all() and change[4] > 1e-2
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_soft_tokens_of_one_token_are_that_token(dtype):
+  """All weight on one of three tokens, whatever the others are: bitwise the hard token."""
+  config = dataclasses.replace(SMALL, dtype=dtype)
+  network = Network.create(config)
+  ids = jnp.stack([(IDS + 3) % 12, IDS, (IDS + 5) % 12], axis=-1)
+  weights = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), ids.shape)
+  soft = network.apply(noisy_params(network), Inputs(ids, weights=weights), T, BIDIRECTIONAL, None).logits
+  np.testing.assert_array_equal(soft, logits_of(config))
 
 
-def test_no_time_input_means_no_influence():
-  np.testing.assert_array_equal(logits_of(SMALL, t=T), logits_of(SMALL, t=T + 0.5))
+def test_soft_tokens_over_the_whole_vocabulary_are_the_dense_product():
+  """Softmax weights over all 12 ids equal the product with the table, here through a table that holds those products as its rows."""
+  network = Network.create(dataclasses.replace(SMALL, input_size=30))
+  params = noisy_params(network)
+  weights = jax.nn.softmax(3 * jax.random.normal(jax.random.key(2), (3, 10, 30)))
+  ids = jnp.broadcast_to(jnp.arange(30), weights.shape)
+  soft = lambda params: network.apply(params, Inputs(ids, weights=weights), T, BIDIRECTIONAL, None).logits
+  rows = params | {"embedding": weights.reshape(30, 30) @ params["embedding"]}
+  hard = network.apply(rows, Inputs(jnp.arange(30).reshape(3, 10)), T, BIDIRECTIONAL, None).logits
+  np.testing.assert_allclose(soft(params), hard, atol=1e-5)
+  gradient = jax.grad(lambda params: jnp.sum(soft(params) ** 2))(params)["embedding"]
+  assert (jnp.abs(gradient).max(axis=1) > 1e-6).all(), "an id with weight gets no gradient"
+
+
+@pytest.mark.parametrize(
+  "inputs", [Inputs(IDS[..., None]), Inputs(IDS, weights=jnp.ones((3, 10, 1)))], ids=["no weights", "hard"]
+)
+def test_ids_and_weights_that_do_not_fit_are_refused(inputs):
+  network = Network.create(SMALL)
+  with pytest.raises(ValueError, match=r"do not fit; give ids \[B, L\]"):
+    network.apply(noisy_params(network), inputs, T, BIDIRECTIONAL, None)
 
 
 def test_dropout_needs_a_key():
@@ -159,6 +181,9 @@ def test_positions_are_relative():
     (dict(dropout=1.0), r"dropout=1\.0"),
     (dict(dtype="float16"), "float16"),
     (dict(remat="some"), "some"),
+    (dict(time_conditioning="film"), "film"),
+    (dict(anchor_layers=2), "anchor_layers=2 must be at least 0 and below model.layers=2"),
+    (dict(anchor_layers=-1), "anchor_layers=-1"),
   ],
 )
 def test_bad_sizes_are_refused(change, match):
@@ -166,10 +191,10 @@ def test_bad_sizes_are_refused(change, match):
     dataclasses.replace(SMALL, **change)
 
 
-@pytest.mark.parametrize("size", base.SIZES)
-def test_partition_table_places_every_matrix(size):
+@pytest.mark.parametrize("size,time", [(size, "adaln") for size in base.SIZES] + [("tiny", "layerwise"), ("tiny", "prefix")])
+def test_partition_table_places_every_matrix(size, time):
   """Every matrix of every size is named by the table, and splits over a tensor × fsdp mesh where it divides."""
-  model = {**base.config(size).model.to_dict(), "time_conditioning": True, "scan_layers": True}
+  model = {**base.config(size).model.to_dict(), "time_conditioning": time, "anchor_layers": 1, "scan_layers": True}
   network = Network.create(TransformerConfig(**model, vocab_size=1024, input_size=1024))
   abstract = jax.eval_shape(network.init, jax.random.key(0))
   endings = {ending for ending, _ in TABLE}
@@ -182,9 +207,13 @@ def test_partition_table_places_every_matrix(size):
     assert partition_spec(names, leaf.shape, {"fsdp": 1}) == partition_spec(names, leaf.shape, {})
 
 
-def test_flops_agree_with_the_compiler():
+@pytest.mark.parametrize("anchor_layers", [0, 1])
+def test_flops_agree_with_the_compiler(anchor_layers, monkeypatch):
   """Our count of one forward pass against XLA's own, on an unrolled network (a scanned body would be counted once)."""
-  config = dataclasses.replace(SMALL, width=128, heads=4, kv_heads=2, mlp_width=512, vocab_size=512, input_size=513)
+  monkeypatch.setattr(Anchor, "read", Anchor._expected)  # all positions at once, for the same reason
+  config = dataclasses.replace(
+    SMALL, anchor_layers=anchor_layers, width=128, heads=4, kv_heads=2, mlp_width=512, vocab_size=512, input_size=513
+  )
   network = Network.create(config)
   params = network.init(jax.random.key(0))
   ids = jnp.zeros((2, 64), jnp.int32)
