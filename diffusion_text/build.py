@@ -17,10 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_text import train
 from diffusion_text.data.corpora import CORPORA, Corpus
+from diffusion_text.data.token_arrays import token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
 from diffusion_text.draws import token_keys
 from diffusion_text.model.cache import CachedBlocks
@@ -34,7 +36,7 @@ from diffusion_text.sampler.block import WholeRow, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
-from diffusion_text.timing import TIMINGS, Shared
+from diffusion_text.timing import TIMINGS
 from diffusion_text.train.sharding import replicated, row_shards
 from diffusion_text.types import Batch, Key, Loss, LossFn, Params, Process, Progress, Timing
 
@@ -114,10 +116,13 @@ class Experiment:
 
   # --- pure functions ---------------------------------------------------------------------------------------------------------
 
-  def init_params(self, key: Key) -> Params:
-    """{"network": …, "process": …}, float32."""
+  def init_params(self, key: Key, process: Params | None = None) -> Params:
+    """{"network": …, "process": …}, float32. process: parameters of the process that were made already."""
     network_key, process_key = jax.random.split(key)
-    return {"network": self.network.init(network_key), "process": self.process.init(process_key)}
+    return {
+      "network": self.network.init(network_key),
+      "process": self.process.init(process_key) if process is None else process,
+    }
 
   def loss_fn(self, tokens_per_character: float) -> LossFn:
     """The training loss; reports `bound` in nats/token and `bits_per_character` of the training batch, or `surrogate` under a
@@ -128,6 +133,8 @@ class Experiment:
       dropout_key = dropout_key if self.network.config.dropout else None
       predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, dropout_key)
       result = self.objective(params["process"], key, batch, progress, predict)
+      if "bound" not in result.sums:
+        return result
       if self.timing.scoring() != self.timing:  # clipped times: what was summed is no bound, and is not called one
         return result._replace(sums={"surrogate": result.sums["bound"]})
       bits = result.sums["bound"] * (tokens_per_character / math.log(2))
@@ -169,13 +176,17 @@ class Experiment:
 
   # --- shapes and placement ---------------------------------------------------------------------------------------------------
 
-  def create_state(self) -> train.TrainState:
+  def create_state(self, process: Params | None = None) -> train.TrainState:
+    """The state at step 0; process: parameters of the process that were made already."""
     key = train.named_key(self.config.seed, "init", 0)
-    return train.create_state(lambda: self.init_params(key), self.optimizer, ema=self.train.ema_decay > 0)
+    return train.create_state(lambda: self.init_params(key, process), self.optimizer, ema=self.train.ema_decay > 0)
 
   def abstract_state(self) -> train.TrainState:
     """Shapes, dtypes and shardings of the train state, with nothing allocated."""
-    abstract = jax.eval_shape(self.create_state)
+    process = self.process
+    if getattr(process, "counts", None) is not None:  # shapes need no corpus: a checkpoint can be loaded where there is none
+      process = dataclasses.replace(process, counts=lambda: np.zeros(process.vocab_size))
+    abstract = jax.eval_shape(self.create_state, jax.eval_shape(lambda: process.init(jax.random.key(0))))
     spec = lambda path, shape: partition_spec(path, shape, dict(self.mesh.shape))
     return train.with_shardings(abstract, train.state_shardings(abstract, spec, self.mesh))
 
@@ -197,8 +208,13 @@ class Experiment:
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
 
   def fresh_state(self) -> train.TrainState:
-    """The state at step 0, made where it belongs: no array is ever whole on one device."""
-    return jax.jit(self.create_state, out_shardings=self.shardings())()
+    """The state at step 0, made where it belongs: no array is ever whole on one device.
+
+    Only the parameters of the process, which are small, are made on the host first: they may be counted from the corpus.
+    """
+    _, process_key = jax.random.split(train.named_key(self.config.seed, "init", 0))
+    process = jax.tree.map(np.asarray, self.process.init(process_key))
+    return jax.jit(self.create_state, out_shardings=self.shardings())(process)
 
   @property
   def flops_per_token(self) -> float:
@@ -239,7 +255,7 @@ def construct(table: Mapping[str, Any], section: Mapping[str, Any], where: str, 
 
 def strict(cls: Any, options: Mapping[str, Any], where: str, what: str | None = None) -> Any:
   """cls(**options) for a dataclass, after checking the keys; tuples from config files become tuples again."""
-  fields = {field.name: field for field in dataclasses.fields(cls)}
+  fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
   what = what or f"config.{where}"
   for key, value in options.items():
     if key not in fields:
@@ -276,9 +292,22 @@ def make_tokenizer(data: DataSettings) -> Any:
   return build_tokenizer(data.tokenizer, data.vocab_size, data.make_corpus().documents("train"))
 
 
+def make_process(section: Mapping[str, Any], data: DataSettings, tokenizer: Any, schedule: Any) -> Process:
+  """The process of a `config.process` section; one with a field `counts` may ask how often each token occurs in the training split."""
+
+  def counts() -> np.ndarray:
+    corpus = token_arrays(data.make_corpus(), tokenizer, "train", data.cache)
+    return np.bincount(corpus.tokens, minlength=tokenizer.vocab_size)
+
+  given = {"vocab_size": tokenizer.vocab_size, "schedule": schedule}
+  if "counts" in getattr(PROCESSES.get(section["name"]), "__dataclass_fields__", {}):
+    given["counts"] = counts
+  return construct(PROCESSES, section, "process.name", **given)
+
+
 def make_policy(section: Mapping[str, Any], timing: Timing) -> Policy:
   """The sampler of a `config.sampler` section; for timings in blocks, that of one block, whose tokens share a time."""
-  timing = timing if timing.sampled_in_blocks is None else Shared()
+  timing = timing.within_block()
   options = dict(section)
   guidance = Guidance(options.pop("temperature"), options.pop("top_p"))
   if options["steps"] < 1:
@@ -309,10 +338,11 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
   optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps)
   make_policy(sections["sampler"], timing)
-  if timing.clipped and sections["schedule"]["name"] != "linear":
+  if timing.clipped and (sections["process"]["name"], sections["schedule"]["name"]) != ("masked", "linear"):
     raise ValueError(
-      f"config.timing={sections['timing']} draws clipped times, whose cost is right for schedule.name='linear' only, not"
-      f" {sections['schedule']['name']!r}; use the linear schedule, or blocks of several tokens with low=0 and high=1"
+      f"config.timing={present(sections['timing'])} draws clipped times, whose cost is right for process.name='masked' with"
+      f" schedule.name='linear' only, not {sections['process']['name']!r} with {sections['schedule']['name']!r}; use these, or"
+      " blocks of several tokens with low=0 and high=1"
     )
   check_sizes(data, settings, evaluate, mesh)
   row = Batch(jax.ShapeDtypeStruct((1, data.length), jnp.int32))
@@ -320,7 +350,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   data.make_corpus()
 
   tokenizer = make_tokenizer(data) if tokenizer is None else tokenizer
-  process = construct(PROCESSES, sections["process"], "process.name", vocab_size=tokenizer.vocab_size, schedule=schedule)
+  process = make_process(sections["process"], data, tokenizer, schedule)
   sizes = {"vocab_size": process.vocab_size, "input_size": process.input_size}
   model = {"scan_layers": None, **present(sections["model"]), **sizes}
   network = Network.create(strict(TransformerConfig, model, "model"))
@@ -328,6 +358,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   if options["chunk"] < 1:
     raise ValueError(f"objective.chunk={options['chunk']} must be at least 1 position; 256 suits a CPU, 2048 an accelerator")
   chunks = Chunks(options.pop("chunk"), row_shards(mesh))
+  if "curriculum_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
+    options["curriculum_steps"] = options.get("curriculum_steps") or settings.steps // 2
   objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
   bound = Bound(process, timing.scoring(), chunks)
   return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)

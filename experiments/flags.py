@@ -13,12 +13,15 @@ from diffusion_text.train.loop import TrainingDiverged
 USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
 
-def config_flag(default: str | None = None):
+def config_flag(default: str | None = None, name: str = "config"):
   """--config=configs/mdlm.py:tiny, every key of which can be overridden: --config.train.steps=100."""
   help_string = (
     "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b, 8b); keys: configs/base.py"
   )
-  return config_flags.DEFINE_config_file("config", default, help_string=help_string)
+  try:
+    return config_flags.DEFINE_config_file(name, default, help_string=help_string)
+  except AttributeError as error:  # a mistyped override of a default file is read at once
+    fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")
 
 
 def workdir_flag(required: bool = True):
