@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_text import train
+from diffusion_text.choices import construct, present, strict
 from diffusion_text.data.corpora import CORPORA, Corpus
 from diffusion_text.data.token_arrays import token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
@@ -36,7 +37,7 @@ from diffusion_text.sampler.block import WholeRow, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
-from diffusion_text.timing import TIMINGS
+from diffusion_text.timing import TIMINGS, Counted
 from diffusion_text.train.sharding import replicated, row_shards
 from diffusion_text.types import Batch, Key, Loss, LossFn, Params, Process, Progress, Timing
 
@@ -95,6 +96,7 @@ class EvaluateSettings:
   batch_size: int
   num_draws: int
   max_rows: int
+  timing: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,38 +243,6 @@ def pad_rows(batch: Batch, extra: int) -> Batch:
   )
 
 
-def construct(table: Mapping[str, Any], section: Mapping[str, Any], where: str, /, **given: Any) -> Any:
-  """`table[section["name"]]` with the section's options that are not None, and `given`.
-
-  Raises ValueError, quoting the key and what the choice takes, for an unknown name, an option that is not taken or one that is missing.
-  """
-  name = section["name"]
-  if name not in table:
-    raise ValueError(f"config.{where}={name!r} is unknown; use one of {', '.join(sorted(table))}")
-  options = {key: value for key, value in section.items() if key != "name" and value is not None}
-  return strict(table[name], {**options, **given}, where, what=f"{where}={name!r}")
-
-
-def strict(cls: Any, options: Mapping[str, Any], where: str, what: str | None = None) -> Any:
-  """cls(**options) for a dataclass, after checking the keys; tuples from config files become tuples again."""
-  fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-  what = what or f"config.{where}"
-  for key, value in options.items():
-    if key not in fields:
-      raise ValueError(
-        f"config.{where} has {key}={value!r}, which {what} does not read; it takes {sorted(fields) or 'no option'}"
-      )
-  needed = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-  if missing := [name for name in needed if name not in options]:
-    raise ValueError(f"{what} needs {', '.join(missing)}; set it with --config.{where.split('.')[0]}.{missing[0]}=…")
-  return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
-
-
-def present(section: Mapping[str, Any]) -> dict[str, Any]:
-  """The options of a section that are not None."""
-  return {key: value for key, value in section.items() if value is not None}
-
-
 def config_json(config: Any) -> str:
   """A config as JSON; `config_from_json` reads it back."""
   return json.dumps(ml_collections.ConfigDict(config).to_dict(), default=list, sort_keys=True)
@@ -338,12 +308,9 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
   optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps)
   make_policy(sections["sampler"], timing)
-  if timing.clipped and (sections["process"]["name"], sections["schedule"]["name"]) != ("masked", "linear"):
-    raise ValueError(
-      f"config.timing={present(sections['timing'])} draws clipped times, whose cost is right for process.name='masked' with"
-      f" schedule.name='linear' only, not {sections['process']['name']!r} with {sections['schedule']['name']!r}; use these, or"
-      " blocks of several tokens with low=0 and high=1"
-    )
+  scoring = timing.scoring() if evaluate.timing is None else construct(TIMINGS, {"name": evaluate.timing}, "evaluate.timing")
+  for drawn in (timing, scoring):
+    check_times(drawn, sections)
   check_sizes(data, settings, evaluate, mesh)
   row = Batch(jax.ShapeDtypeStruct((1, data.length), jnp.int32))
   jax.eval_shape(lambda batch: timing.draw(jax.random.key(0), batch, Progress()).t, row)  # sizes that the timing refuses
@@ -361,8 +328,24 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   if "curriculum_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
     options["curriculum_steps"] = options.get("curriculum_steps") or settings.steps // 2
   objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
-  bound = Bound(process, timing.scoring(), chunks)
+  bound = Bound(process, scoring, chunks)
   return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)
+
+
+def check_times(timing: Timing, sections: Mapping[str, Any]) -> None:
+  """Refuses times that stand for all times, where that is not so."""
+  process, schedule = sections["process"]["name"], sections["schedule"]["name"]
+  if timing.clipped and (process, schedule) != ("masked", "linear"):
+    raise ValueError(
+      f"{timing} draws clipped times, whose cost is right for process.name='masked' with schedule.name='linear' only, not"
+      f" {process!r} with {schedule!r}; use these, or blocks of several tokens with low=0 and high=1"
+    )
+  told = sections["model"]["time_conditioning"] not in (False, "none")
+  if isinstance(timing, Counted) and (told or sections["process"].get("grid") is not None):
+    raise ValueError(
+      f"{timing} has t = 1 or 0 for each token, which is the bound for a network that is told no time and a process in continuous"
+      " time; use model.time_conditioning='none' and no process.grid, or timing.name='shared'"
+    )
 
 
 def check_sizes(data: DataSettings, settings: TrainSettings, evaluate: EvaluateSettings, mesh: Mesh) -> None:

@@ -125,6 +125,20 @@ BAD = [
   ({"objective.chunk": 0}, "chunk=0"),
   ({"timing.name": "per_block", "timing.block_size": 48}, "block_size=48 must divide length=256; use a length of 240"),
   ({"timing.name": "per_block", "timing.block_size": 1, "schedule.name": "cosine"}, "clipped times"),
+  ({"timing.name": "left_to_right", "process.name": "uniform"}, "clipped times.*not 'uniform'"),
+  ({"timing.name": "counted", "model.time_conditioning": "adaln"}, "Counted.*told no time"),
+  ({"timing.name": "counted", "process.grid": 10}, "Counted.*no process.grid"),
+  ({"evaluate.timing": "counted", "schedule.name": "cosine"}, "clipped times"),
+  ({"evaluate.timing": "never"}, "never.*counted"),
+  ({"process.name": "mixed", "process.mixing": "half"}, "mixing='half'"),
+  ({"process.name": "uniform", "process.share": 0.5}, "share=0.5.*does not read"),
+  ({"process.name": "uniform", "objective.name": "cross_entropy"}, "prediction='posterior'"),
+  ({"process.name": "token_masked", "process.strength": 0.1}, "strength=0.1"),
+  ({"process.strength": 0.1}, "strength=0.1.*does not read"),
+  ({"objective.name": "reinforce"}, "learned noise"),
+  ({"objective.name": "reweighted"}, "reweighted"),
+  ({"timing.name": "hyperschedule", "timing.kind": "wave"}, "needs width"),
+  ({"model.time_conditioning": "often"}, "often"),
 ]
 
 

@@ -15,6 +15,7 @@ FILES = sorted(
 BASE = {"types", "draws", "schedules"}
 MAY_IMPORT = {
   "types": set(),
+  "choices": set(),
   "draws": {"types"},
   "schedules": {"types"},
   "timing": BASE | {"kernels"},
