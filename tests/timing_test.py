@@ -17,7 +17,7 @@ from diffusion_text.timing import (
   Slanted,
   low_discrepancy,
 )
-from diffusion_text.types import Batch, Progress
+from diffusion_text.types import Batch, Inputs, Progress
 
 
 @pytest.mark.parametrize("rows", [1, 2, 49, 98, 103, 128])
@@ -107,7 +107,7 @@ def seen_by(denoiser, segment=None):
   """The layout under which a sampler would read a row of 4."""
   layouts = []
   denoise = denoiser(lambda inputs, t, layout: layouts.append(layout), segment, None)
-  denoise(Batch(jnp.zeros((1, 4), jnp.int32)), jnp.ones((1, 4)))
+  denoise(Inputs(jnp.zeros((1, 4), jnp.int32)), jnp.ones((1, 4)))
   return layouts[0]
 
 

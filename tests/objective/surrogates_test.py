@@ -345,7 +345,7 @@ def test_mask_agnostic_mutants_fail(mutant, kind):
     (lambda: Reweighted(Uniform(V, Linear()), Shared()), "masks in continuous time"),
     (lambda: Reweighted(dataclasses.replace(MIXED, grid=10), Shared()), "masks in continuous time"),
     (lambda: Reweighted(MIXED, Shared(), 2.0, 1.0), r"min_weight=2\.0"),
-    (lambda: MaskAgnostic(Uniform(V, Linear()), Shared()), "Uniform has none"),
+    (lambda: MaskAgnostic(Uniform(V, Linear(), prediction="posterior"), Shared()), "Uniform has none"),
     (lambda: call(MaskAgnostic(MASKED, PerBlock(4)), BATCHES["plain"]), "one bidirectional block"),
     (lambda: MaskAgnostic(MASKED, Shared(), appended=0), "appended=0"),
     (lambda: OBJECTIVES["gaussian_curriculum"](MASKED, Shared(), 10), "uniform noise, not of Masked"),
