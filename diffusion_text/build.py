@@ -37,9 +37,9 @@ from diffusion_text.sampler.block import WholeRow, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
-from diffusion_text.timing import TIMINGS, Counted
+from diffusion_text.timing import TIMINGS, Counted, Shared
 from diffusion_text.train.sharding import replicated, row_shards
-from diffusion_text.types import Batch, Key, Loss, LossFn, Params, Process, Progress, Timing
+from diffusion_text.types import Batch, Key, LearnedNoise, Loss, LossFn, Params, Process, Progress, Timing
 
 SECTIONS = ("data", "process", "schedule", "timing", "objective", "model", "optimizer", "train", "mesh", "evaluate", "sampler")
 
@@ -138,7 +138,8 @@ class Experiment:
       if "bound" not in result.sums:
         return result
       if self.timing.scoring() != self.timing:  # clipped times: what was summed is no bound, and is not called one
-        return result._replace(sums={"surrogate": result.sums["bound"]})
+        sums = {"surrogate" if name == "bound" else name: value for name, value in result.sums.items()}
+        return result._replace(sums=sums)
       bits = result.sums["bound"] * (tokens_per_character / math.log(2))
       return result._replace(sums={**result.sums, "bits_per_character": bits})
 
@@ -279,8 +280,8 @@ def make_policy(section: Mapping[str, Any], timing: Timing) -> Policy:
   """The sampler of a `config.sampler` section; for timings in blocks, that of one block, whose tokens share a time."""
   timing = timing.within_block()
   options = dict(section)
-  guidance = Guidance(options.pop("temperature"), options.pop("top_p"))
-  if options["steps"] < 1:
+  guidance = strict(Guidance, present({key: options.pop(key) for key in ("temperature", "top_p")}), "sampler")
+  if options["steps"] is None or options["steps"] < 1:
     raise ValueError(f"sampler.steps={options['steps']} must be at least 1; 64 is a good start")
   return construct(SAMPLERS, options, "sampler.name", timing=timing, guidance=guidance)
 
@@ -308,7 +309,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
   optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps)
   make_policy(sections["sampler"], timing)
-  scoring = timing.scoring() if evaluate.timing is None else construct(TIMINGS, {"name": evaluate.timing}, "evaluate.timing")
+  scoring = scoring_times(timing, evaluate.timing)
   for drawn in (timing, scoring):
     check_times(drawn, sections)
   check_sizes(data, settings, evaluate, mesh)
@@ -328,17 +329,41 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   if "curriculum_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
     options["curriculum_steps"] = options.get("curriculum_steps") or settings.steps // 2
   objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
+  if isinstance(process, LearnedNoise) and (options["name"] == "reinforce") != process.learned:
+    raise ValueError(
+      f"objective.name={options['name']!r} with {process}: 'reinforce' gives learned noise its gradient, and nothing else does; use it"
+      " for loss_order='learned' and for that alone"
+    )
   bound = Bound(process, scoring, chunks)
   return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)
 
 
+def scoring_times(timing: Timing, name: str | None) -> Timing:
+  """The timing under which the bound is reported: the timing's own, or the one of this name if it reads the same rows."""
+  alike = {"shared": Shared, "counted": Counted}
+  if name is None or alike.get(name) is type(timing.scoring()):
+    return timing.scoring()
+  if name not in alike or type(timing.scoring()) not in alike.values():
+    raise ValueError(
+      f"evaluate.timing={name!r} would score another model than {timing} trains; only 'shared' and 'counted' stand for each other,"
+      " leave it unset for the others"
+    )
+  return alike[name]()
+
+
 def check_times(timing: Timing, sections: Mapping[str, Any]) -> None:
-  """Refuses times that stand for all times, where that is not so."""
+  """Refuses times that stand for all times, where that is not so, and one time for a row that has several."""
   process, schedule = sections["process"]["name"], sections["schedule"]["name"]
   if timing.clipped and (process, schedule) != ("masked", "linear"):
     raise ValueError(
       f"{timing} draws clipped times, whose cost is right for process.name='masked' with schedule.name='linear' only, not"
       f" {process!r} with {schedule!r}; use these, or blocks of several tokens with low=0 and high=1"
+    )
+  blocks, packing = timing.sampled_in_blocks is not None, sections["data"]["packing"]
+  if sections["model"]["time_conditioning"] == "prefix" and (blocks or packing == "documents"):
+    several = f"rows in blocks ({timing})" if blocks else f"rows of several documents (data.packing={packing!r})"
+    raise ValueError(
+      f"model.time_conditioning='prefix' tells one time to one document and cannot serve {several}; use 'adaln' or 'layerwise'"
     )
   told = sections["model"]["time_conditioning"] not in (False, "none")
   if isinstance(timing, Counted) and (told or sections["process"].get("grid") is not None):

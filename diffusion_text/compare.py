@@ -103,13 +103,16 @@ class Comparison:
     for name in ("budget", "steps", "num_samples", "num_draws", "max_rows"):
       if (value := getattr(self, name)) is not None and not value > 0:
         raise ValueError(f"{name}={value} must be above 0")
+    for name in ("max_seconds", "restore_from"):
+      if (value := self.base.train.get(name)) is not None:
+        raise ValueError(f"base.train.{name}={value!r} would make the training of the systems unequal; leave it None")
     if not self.calls or min(self.calls) < 1:
       raise ValueError(f"calls={self.calls} must be network calls, each at least 1, such as 8,32,128")
 
   @property
   def amount(self) -> str:
     """How much each system is trained, for people."""
-    return f"{self.budget:g} CPU-seconds of training each" if self.steps is None else f"{self.steps} training steps each"
+    return f"about {self.budget:g} CPU-seconds of training each" if self.steps is None else f"{self.steps} training steps each"
 
   def system(self, name: str) -> tuple[ConfigDict, dict[str, Any]]:
     """(merged config, what of the system's file is set aside). Raises ValueError for a file that gives no config."""

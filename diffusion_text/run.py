@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -161,8 +162,21 @@ def check_tokenizer(experiment: Experiment, directory: str) -> None:
     )
 
 
+def check_sampler(experiment: Experiment) -> None:
+  """Raises ValueError if the config's sampler does not fit its process: one row is sampled in the abstract, nothing is computed."""
+  policy = make_policy(experiment.config.sampler.to_dict(), experiment.timing)
+  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), experiment.abstract_state().params)
+  row = Batch(jax.ShapeDtypeStruct((1, experiment.data.length), jnp.int32))
+  jax.eval_shape(experiment.sample_fn(policy), params, jax.eval_shape(lambda: row_keys(0, 1)), row)
+
+
 def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
-  """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one."""
+  """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one.
+
+  Raises ValueError, before anything is trained or written, for a sampler that does not fit, a workdir of another config or tokenizer,
+  and sizes that do not fit the corpus.
+  """
+  check_sampler(experiment)
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
   # A workdir without a checkpoint holds nothing that another config could spoil.
   may_differ = MAY_DIFFER if train.latest_step(checkpoints(workdir)) is not None else ("seed", *SECTIONS)
@@ -256,18 +270,28 @@ class Trained:
   step: int
 
 
+def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
+  """Sets (dotted key, value) pairs in place. Raises ValueError, quoting them, for a value that its key cannot have."""
+  for key, value in overrides:
+    try:
+      config.update_from_flattened_dict({key: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      reason = " ".join(str(error.args[0] if error.args else error).split())
+      raise ValueError(f"{key}={value!r} cannot be set: {reason}; every key is in configs/base.py") from error
+
+
 def load_experiment(workdir: str, overrides: Any = ()) -> Experiment:
   """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on this machine's devices.
 
-  overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16).
+  overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16). Raises ValueError for a workdir without a
+  checkpoint and for a value that its key cannot have.
   """
   directory = checkpoints(workdir)
   if train.latest_step(directory) is None:
     raise ValueError(f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m experiments.train")
   config = config_from_json(train.read_asset(directory, "config"))
   config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=1, tensor=1, sequence=1, expert=1))
-  for key, value in overrides:
-    config.update_from_flattened_dict({key: value})
+  override(config, overrides)
   return build(config, tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")), devices=jax.devices()[:1])
 
 

@@ -238,7 +238,9 @@ class Leaps(Protocol):
 
 @runtime_checkable
 class LearnedNoise(Protocol):
-  """What the score-function gradient asks of a process whose corruption depends on its parameters."""
+  """What the score-function gradient asks of a process whose corruption may depend on parameters that are trained (`learned`)."""
+
+  learned: bool
 
   def log_corruption(self, params: Params, ids: Array, state: State, t: Time) -> Array:
     """[B, L] nats: log q(z_t | ids), differentiable in params."""

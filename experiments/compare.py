@@ -10,13 +10,13 @@ import pathlib
 import shlex
 import sys
 
+import jax
 from absl import flags
-from ml_collections import config_flags
 
-from experiments.flags import run, workdir_flag
+from experiments.flags import config_flag, run, workdir_flag
 
 CONFIGS = flags.DEFINE_list("configs", [], "names of files in configs/, or paths of config files")
-BASE = config_flags.DEFINE_config_file("base", "configs/quickstart.py", help_string="what all share; --base.data.length=64")
+BASE = config_flag("configs/quickstart.py", name="base")  # what all share
 WORKDIR = workdir_flag()
 BUDGET = flags.DEFINE_float("budget", None, "CPU-seconds of training of each system; default 600", lower_bound=1.0)
 STEPS = flags.DEFINE_integer("steps", None, "instead of a budget: training steps of each system", lower_bound=1)
@@ -38,14 +38,12 @@ def main(_):
     base=BASE.value,
     files=compare.config_files(CONFIGS.value, pathlib.Path(__file__).resolve().parents[1] / "configs"),
     budget=BUDGET.value or (600.0 if STEPS.value is None else None),
-    steps=STEPS.value,
     calls=tuple(map(int, CALLS.value)),
-    num_samples=NUM_SAMPLES.value,
-    num_draws=NUM_DRAWS.value,
-    max_rows=MAX_ROWS.value,
+    **{flag.name: flag.value for flag in (STEPS, NUM_SAMPLES, NUM_DRAWS, MAX_ROWS)},
   )
   if ONLY.value:
     return compare.run_one(comparison, ONLY.value)
+  jax.config.update("jax_platforms", "cpu")  # of this process only: the accelerator is for those that it starts
   compare.core_groups(JOBS.value)  # refused now, if there are too few
   comparison.claim(write=False)
   corpus = compare.corpus_quality(comparison)

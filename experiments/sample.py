@@ -33,7 +33,9 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan,
 
 def option(text):
   """ "eta=0.02" -> ("sampler.eta", 0.02); what is no Python literal is a string."""
-  key, _, value = text.partition("=")
+  key, given, value = text.partition("=")
+  if not (key and given):
+    raise ValueError(f"--sampler={text} has no value; use a key of config.sampler and its value, as in --sampler=eta=0.02")
   try:
     return f"sampler.{key}", ast.literal_eval(value)
   except (SyntaxError, ValueError):

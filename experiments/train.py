@@ -19,11 +19,12 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan,
 def main(_):
   from diffusion_text import plan, train
   from diffusion_text.build import build, config_json
-  from diffusion_text.run import MAY_DIFFER, checkpoints, train_workdir, training_data
+  from diffusion_text.run import MAY_DIFFER, check_sampler, checkpoints, train_workdir, training_data
 
   experiment = build(CONFIG.value)
   print(plan.summary(experiment))
   if DRY_RUN.value:
+    check_sampler(experiment)
     train.check_workdir(WORKDIR.value, config_json(experiment.config), MAY_DIFFER, write=False)
     tokens, _ = training_data(experiment)
     print(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")

@@ -9,8 +9,9 @@ import pytest
 
 from configs import base
 from diffusion_text import plan, train
-from diffusion_text.build import SECTIONS, build, config_from_json, config_json
-from diffusion_text.run import load_experiment
+from diffusion_text.build import SECTIONS, build, config_from_json, config_json, make_policy
+from diffusion_text.run import check_sampler, load_experiment, override
+from diffusion_text.timing import Shared
 from diffusion_text.types import Batch
 
 CONFIGS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py") if path.stem not in ("base", "__init__"))
@@ -34,8 +35,7 @@ def sized(size="micro", **train_or_data):
   return config
 
 
-@pytest.mark.parametrize("size", base.SIZES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name,size", [(name, "small") for name in CONFIGS] + [("mdlm", size) for size in base.SIZES])
 def test_every_config_builds(name, size):
   module = __import__(f"configs.{name}", fromlist=["get_config"])
   config = module.get_config(size)
@@ -57,7 +57,6 @@ def test_every_config_takes_a_step_and_a_sample(name, tmp_path):
   with jax.set_mesh(experiment.mesh):
     state, metrics = one_step(experiment)
   assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
-  from diffusion_text.build import make_policy
   from diffusion_text.draws import row_keys
 
   policy = make_policy(config.sampler.to_dict(), experiment.timing)
@@ -130,6 +129,11 @@ BAD = [
   ({"timing.name": "counted", "process.grid": 10}, "Counted.*no process.grid"),
   ({"evaluate.timing": "counted", "schedule.name": "cosine"}, "clipped times"),
   ({"evaluate.timing": "never"}, "never.*counted"),
+  ({"evaluate.timing": "independent"}, "another model"),
+  ({"evaluate.timing": "shared", "timing.name": "left_to_right"}, "another model"),
+  ({"process.name": "token_masked"}, "reinforce.*learned noise"),
+  ({"objective.name": "cross_entropy", "process.prediction": "score"}, "prediction='clean'"),
+  ({"objective.name": "cross_entropy", "timing.name": "counted"}, "inverse_time"),
   ({"process.name": "mixed", "process.mixing": "half"}, "mixing='half'"),
   ({"process.name": "uniform", "process.share": 0.5}, "share=0.5.*does not read"),
   ({"process.name": "uniform", "objective.name": "cross_entropy"}, "prediction='posterior'"),
@@ -139,6 +143,11 @@ BAD = [
   ({"objective.name": "reweighted"}, "reweighted"),
   ({"timing.name": "hyperschedule", "timing.kind": "wave"}, "needs width"),
   ({"model.time_conditioning": "often"}, "often"),
+  ({"model.time_conditioning": "prefix", "data.packing": "documents"}, "'prefix'.*packing='documents'.*use 'adaln'"),
+  ({"model.time_conditioning": "prefix", "timing.name": "per_block", "timing.block_size": 4}, "'prefix'.*PerBlock.*'adaln'"),
+  ({"sampler.guidance": 3}, "guidance=3.*does not read; it takes .'greedy_tail', 'steps'.$"),
+  ({"sampler.timing": 3}, "timing=3.*does not read"),
+  ({"process.vocab_size": 3}, "vocab_size=3.*does not read"),
 ]
 
 
@@ -149,6 +158,45 @@ def test_what_does_not_fit_is_refused(overrides, match):
     config.update_from_flattened_dict(overrides)
   with pytest.raises(ValueError, match=match):
     build(config, tokenizer=AnyTokenizer())
+
+
+@pytest.mark.parametrize("key,value", [("steps", "abc"), ("temperature", "warm"), ("eta.x", 1), ("a.b", 1)])
+def test_an_override_of_a_wrong_kind_is_quoted(key, value):
+  config = config_from_json(config_json(base.config("micro")))
+  with pytest.raises(ValueError, match=rf"sampler.{key}={value!r} cannot be set.*configs/base.py"):
+    override(config, [(f"sampler.{key}", value)])
+  override(config, [("sampler.steps", 16), ("sampler.temperature", 1), ("sampler.eta", 0.5)])
+  assert (config.sampler.steps, config.sampler.temperature, config.sampler.eta) == (16, 1.0, 0.5)
+
+
+def test_an_option_of_a_wrong_kind_is_quoted():
+  options = {"steps": 4, "temperature": 1.0, "top_p": 1.0, "name": "remasking", "eta": "abc"}
+  with pytest.raises(ValueError, match=r"sampler\.name='remasking' cannot use eta='abc', steps=4: "):
+    make_policy(dict(sorted(options.items())), Shared())
+  with pytest.raises(ValueError, match=r"config\.sampler cannot use .*temperature='abc'"):
+    make_policy({**options, "temperature": "abc"}, Shared())
+
+
+@pytest.mark.parametrize("key", ["steps", "temperature"])
+def test_a_sampler_key_set_to_none(key):
+  config = base.config("micro").sampler.to_dict()
+  if key == "temperature":
+    assert make_policy({**config, key: None}, Shared()) == make_policy(config, Shared())
+  else:
+    with pytest.raises(ValueError, match=r"sampler\.steps=None"):
+      make_policy({**config, key: None}, Shared())
+
+
+def test_a_sampler_that_does_not_fit_is_refused_before_training():
+  config = sized("micro", length=32)
+  check_sampler(build(config, tokenizer=AnyTokenizer()))
+  config.process.name, config.sampler.name = "uniform", "remasking"
+  with pytest.raises(ValueError, match="Uniform has no masks"):
+    check_sampler(build(config, tokenizer=AnyTokenizer()))
+  config = sized("micro", length=30)  # in blocks, with the tail of a row, and parameters of the process counted from the corpus
+  config.timing.update({"name": "per_block", "block_size": 6})
+  config.process.update({"name": "token_masked", "loss_order": "frequency", "strength": 0.3})
+  check_sampler(build(config, tokenizer=AnyTokenizer()))
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -14,7 +14,7 @@ import pytest
 
 from diffusion_text import compare, train
 from diffusion_text.build import build, config_json
-from diffusion_text.evaluate.comparison import QUALITY, notes, quality, table
+from diffusion_text.evaluate.comparison import QUALITY, caption, notes, quality, table
 from diffusion_text.train.workdir import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -107,6 +107,29 @@ def test_the_base_is_left_alone(tmp_path):
 def test_bad_choices_are_refused(tmp_path, options, match):
   with pytest.raises(ValueError, match=match):
     comparison(tmp_path, **options)
+
+
+@pytest.mark.parametrize("key,value", [("max_seconds", 60.0), ("restore_from", "runs/other")])
+def test_a_base_that_would_train_the_systems_unequally_is_refused(tmp_path, key, value):
+  base = base_config()
+  base.train[key] = value
+  with pytest.raises(ValueError, match=rf"base.train.{key}={value!r}.*leave it None"):
+    compare.Comparison(tmp_path, base, compare.config_files(["mdlm"], CONFIGS), steps=3)
+
+
+def test_the_caption_says_what_the_figures_do_not_tell(tmp_path):
+  amount = comparison(tmp_path, ("mdlm",), steps=None, budget=600.0).amount
+  assert amount == "about 600 CPU-seconds of training each"
+  text = caption(amount, "a laptop", "a command", base=base_config(), vocab_size=9, num_draws=2, num_samples=16)
+  for said in (
+    amount,
+    "in the background",
+    "which all systems share",
+    "reads one block",
+    "not counted",
+    "about 0.01 are noise",
+  ):
+    assert said in text
 
 
 def test_unknown_double_and_missing_configs_are_refused_with_the_names_there_are(tmp_path):
@@ -210,10 +233,11 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
   cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HOME": str(tmp_path), **cache}
 
-  def call(configs, *more):
+  def call(configs, *more, **variables):
     flags = (f"--base={tmp_path / 'base.py'}", f"--workdir={workdir}", "--num_samples=2", "--calls=2,4", "--max_rows=8", *more)
     command = [sys.executable, "-m", "experiments.compare", f"--configs={configs}", *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    env = environment | variables
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done.returncode, done.stdout + done.stderr
 
@@ -230,6 +254,12 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
       assert (workdir / found["name"] / f"samples_{number}_calls.txt").read_text().count("--- sample ") == 2
   assert (workdir / "comparison.md").read_text().strip() in text and "corpus (held-out text)" in text
   assert (workdir / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+  # The parent touches no accelerator, which belongs to the systems' processes: on a platform that is not there only they fail.
+  code, text = call("mdlm,md4", "--steps=3", JAX_PLATFORMS="absent")
+  assert code == 1 and "| mdlm | " in text and "| md4 | failed: RuntimeError" in text
+  code, text = call("mdlm", "--steps=3", "--base.data.lenght=64")
+  assert code == 2 and text.startswith("error: ") and "lenght" in text
 
   # Again, in this process: nothing is trained a second time, and another question is refused.
   base = runpy.run_path(str(tmp_path / "base.py"))["get_config"]()

@@ -229,7 +229,8 @@ class Transformer(nnx.Module):
   ) -> tuple[Prediction, tuple[Array, Array] | None]:
     """The prediction; and with a past (its fields stacked over layers), the keys and values of these tokens, stacked too.
 
-    Raises ValueError for a time prefix with a past or a layout of several segments: one position cannot serve several documents.
+    A time prefix is of the segment of the row's first token and serves that one only: padding on the right reads no time. Raises
+    ValueError for a time prefix with a past.
     """
     config, length = self.config, inputs.shape[1]
     x = self._embed(inputs)
@@ -270,13 +271,15 @@ class Transformer(nnx.Module):
     return (inputs.vectors.reshape(-1, size).astype(dtype) @ table.astype(dtype)).reshape(*inputs.shape, -1)
 
   def _prefix(self, x: Array, t: Time, layout: Layout, past: Past | None) -> Array:
-    """[B, 1, D]: what the prefix position holds, from the mean time of the row's tokens that are not clean."""
-    if layout.segment is not None or past is not None:
-      what = "rows of several segments (packed or padded documents)" if past is None else "a cache of finished blocks"
+    """[B, 1, D]: what the prefix position holds, from the mean time of the tokens of its segment that are not clean."""
+    if past is not None:
       raise ValueError(
-        f"model.time_conditioning='prefix' is one position for one document and cannot serve {what}; use 'adaln' or 'layerwise'"
+        "model.time_conditioning='prefix' is one position of a whole row and cannot serve a cache of finished blocks; use 'adaln'"
+        " or 'layerwise'"
       )
     t = jnp.broadcast_to(t, (x.shape[0], t.shape[1])).astype(jnp.float32)
+    if layout.segment is not None:
+      t = jnp.where(layout.segment == layout.segment[:, :1], t, 0.0)
     mean = jnp.sum(t, axis=1, keepdims=True) / jnp.maximum(jnp.sum(t > 0, axis=1, keepdims=True), 1)
     return self.prefix(self.time(mean).astype(x.dtype))
 
@@ -318,17 +321,18 @@ def _split(layers, sizes: Sequence[int]) -> list:
 
 
 def _seen_by_all(layout: Layout) -> Layout:
-  """The layout with one position before the others that all of them see.
+  """The layout with one position before the others that all of the first one's segment see.
 
   Where all see all, it does too. Otherwise it is clean and of a block below every other: the rule then shows it to all and
   shows it only itself, so that no token's content passes through it.
   """
+  segment = None if layout.segment is None else jnp.concatenate([layout.segment[:, :1], layout.segment], axis=1)
   if layout.block is None and layout.noisy is None:
-    return layout
+    return Layout(segment=segment)
   given = next(field for field in (layout.block, layout.noisy) if field is not None)
   block = jnp.zeros_like(given) if layout.block is None else layout.block
   block = jnp.concatenate([jnp.min(block, axis=1, keepdims=True) - 1, block], axis=1)
-  return Layout(block=block, noisy=None if layout.noisy is None else jnp.pad(layout.noisy, ((0, 0), (1, 0))))
+  return Layout(segment, block, None if layout.noisy is None else jnp.pad(layout.noisy, ((0, 0), (1, 0))))
 
 
 @dataclasses.dataclass(frozen=True)

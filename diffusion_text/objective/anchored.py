@@ -78,5 +78,5 @@ class Anchored:
 
     count, rows = scored_rows(noise, self.process, params, batch)
     total, (bound, anchored) = sum_rows(score, count, (rows, extra), chunk=self.chunks.size, shards=self.chunks.shards)
-    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, predict))
+    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
     return Loss(total + ends, jnp.sum(scored_weights(batch)), {"bound": bound + ends, "anchor": anchored})

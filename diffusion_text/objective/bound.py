@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels.cross_entropy import map_rows, sum_rows
 from diffusion_text.process.masked import cross_entropy
+from diffusion_text.process.mixed import Mixed
+from diffusion_text.schedules import on_grid
 from diffusion_text.timing import shift_right
 from diffusion_text.types import (
   Array,
@@ -57,14 +59,15 @@ def noised(
   process: Process, timing: Timing, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
 ) -> Noised:
   """Draws times and noise and calls the network once. All microbatches share the key of the times, none that of the noise."""
-  times = drawn_times(timing, key, batch, progress)
+  times = drawn_times(process, timing, key, batch, progress)
   state = process.corrupt(params, noise_key(key, progress), batch.ids, times.t)
   return Noised(state, times, read(process, params, key, batch.ids, process.inputs(params, state, times.t), times, predict))
 
 
-def drawn_times(timing: Timing, key: Key, batch: Batch, progress: Progress) -> Times:
-  """Step 1: the times of a batch, 0 for given tokens."""
+def drawn_times(process: Process, timing: Timing, key: Key, batch: Batch, progress: Progress) -> Times:
+  """Step 1: the times of a batch, 0 for given tokens; those of a process in discrete time are on its grid, for all who read them."""
   times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
+  times = times._replace(t=on_grid(times.t, getattr(process, "grid", None)))
   return times if batch.given is None else times._replace(t=jnp.where(batch.given, 0.0, times.t))
 
 
@@ -99,11 +102,13 @@ def one_hot_inputs(ids: Array, count: int) -> Inputs:
 
 
 def check_posterior(process: Process, what: str) -> None:
-  """Raises ValueError if a process wants leave-one-out logits: cross-entropy teaches the ordinary posterior."""
-  if getattr(process, "prediction", None) == "leave_one_out":
+  """Raises ValueError if a process reads logits as leave-one-out or as scores: cross-entropy teaches the ordinary posterior."""
+  told = getattr(process, "prediction", None)
+  if told in ("leave_one_out", "score"):
+    kind = "posterior" if isinstance(process, Mixed) else "clean"
     raise ValueError(
-      f"{what} teaches the network p(x_i | z), but {type(process).__name__} is told that its logits leave z_i out; use"
-      " process.prediction='posterior'"
+      f"{what} teaches the network p(x_i | z), but {type(process).__name__} reads its logits as prediction={told!r}; use"
+      f" process.prediction={kind!r}"
     )
 
 
@@ -167,12 +172,14 @@ def weighted_rates(noise: Noised, process: Process, params: Params, batch: Batch
   return map_rows(rate, count, rows, chunk=chunks.size, shards=chunks.shards).reshape(batch.ids.shape)
 
 
-def weighted_ends(process: Process, timing: Timing, params: Params, key: Key, batch: Batch, predict: Predict) -> Array:
+def weighted_ends(
+  process: Process, timing: Timing, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+) -> Array:
   """float32 [B, L] nats: weight · prior and reconstruction terms of each token (step 5)."""
   shape = (1, batch.ids.shape[1])
   prior = process.inputs(params, process.prior(params, key, shape), jnp.ones(shape))
   denoise = timing.denoiser(predict, batch.segment, prior)
-  return scored_weights(batch) * process.ends(params, jax.random.fold_in(key, 2), batch.ids, denoise)
+  return scored_weights(batch) * process.ends(params, jax.random.fold_in(noise_key(key, progress), 2), batch.ids, denoise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,12 +205,12 @@ class Bound:
     """float32 [B, L]: one unbiased draw of the bound, in nats, of each scored token; 0 for padding and given tokens."""
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     rates = weighted_rates(noise, self.process, params, batch, self.chunks)
-    return rates + weighted_ends(self.process, self.timing, params, key, batch, predict)
+    return rates + weighted_ends(self.process, self.timing, params, key, batch, progress, predict)
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     cost = lambda rows, logits: self.auxiliary * cross_entropy(logits, rows.ids) if self.auxiliary else 0.0
     hybrid = lambda rows, logits, rate: rate + rows.speed * cost(rows, logits)
     loss = summed_loss(noise, self.process, params, batch, self.chunks, hybrid)
-    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, predict))
+    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
     return Loss(loss.total + ends, loss.count, {"bound": loss.sums["bound"] + ends})

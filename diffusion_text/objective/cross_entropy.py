@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from diffusion_text.objective.bound import Chunks, check_posterior, noised, summed_loss
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.schedules import TINY
+from diffusion_text.timing import PerBlock
 from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, Time, Timing
 
 WEIGHTINGS = {"uniform": jnp.ones_like, "inverse_time": lambda t: 1 / jnp.maximum(t, TINY), "linear": lambda t: 1 - t}
@@ -47,6 +48,12 @@ class CrossEntropy:
     check_posterior(self.process, "objective.name='cross_entropy'")
     if self.weighting not in WEIGHTINGS:
       raise ValueError(f"objective weighting={self.weighting!r} is unknown; use one of {sorted(WEIGHTINGS)}")
+    blocks = isinstance(self.timing, PerBlock) and self.timing.block_size > 1
+    if self.timing.clipped and not blocks and self.weighting != "inverse_time":
+      raise ValueError(
+        f"objective weighting={self.weighting!r} weighs times, and {self.timing} has t = 1 wherever it scores; use 'inverse_time', which"
+        " is 1 there, or timing.name='shared'"
+      )
     if not self.max_weight > 0:
       raise ValueError(f"objective max_weight={self.max_weight} must be positive; inf does not clip")
     if not 0 <= self.label_smoothing < 1:

@@ -148,9 +148,9 @@ class GaussianCurriculum:
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     done = jnp.asarray(progress.step, jnp.float32) / self.curriculum_steps
     soft = done < 1
-    times = drawn_times(self.timing, key, batch, progress)
+    times = drawn_times(self.process, self.timing, key, batch, progress)
     width = self.high - self.low
-    t = jnp.where(soft & (times.t > 0), self.low + width * times.t, times.t)
+    t = jnp.where(soft & (times.t > 0) & (times.speed > 0), self.low + width * times.t, times.t)
     times = times._replace(t=t, speed=jnp.where(soft, width, 1.0) * times.speed)
 
     key_noise = noise_key(key, progress)

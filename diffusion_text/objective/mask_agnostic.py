@@ -42,9 +42,13 @@ class MaskAgnostic(CrossEntropy):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.process.input_size == self.process.vocab_size:
+    if self.process.input_size == self.process.vocab_size or not hasattr(self.process, "mask_id"):
       raise ValueError(
         f"objective 'mask_agnostic' appends masks, and {type(self.process).__name__} has none; use 'masked' or 'mixed'"
+      )
+    if self.timing.shifted or self.timing.sampled_in_blocks is not None:
+      raise ValueError(
+        f"objective 'mask_agnostic' reads rows of one bidirectional block, not {self.timing}; use timing.name='shared'"
       )
     if not self.agreement >= 0 or self.appended < 1:
       raise ValueError(

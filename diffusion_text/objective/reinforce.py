@@ -56,7 +56,7 @@ class ScoreFunction:
     return jnp.sum(jnp.where(t > 0, log_q, 0.0), axis=1)
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
-    times = drawn_times(self.timing, key, batch, progress)
+    times = drawn_times(self.process, self.timing, key, batch, progress)
 
     def draw(number):
       key_corrupt = jax.random.fold_in(noise_key(key, progress), number)
@@ -69,6 +69,6 @@ class ScoreFunction:
     (loss1, log_q1), (loss2, log_q2) = draw(0), draw(1)
     bound = jnp.sum(loss1 + loss2) / 2
     score = jnp.sum(jax.lax.stop_gradient(loss1 - loss2) * (log_q1 - log_q2)) / 2
-    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, predict))
+    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
     total = bound + ends + score - jax.lax.stop_gradient(score)
     return Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound + ends})

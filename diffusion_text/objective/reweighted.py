@@ -47,9 +47,9 @@ class Reweighted:
         f"objective 'reweighted' needs a process with divergence and dynamic_weight, not {type(self.process).__name__};"
         " use process.name='mixed', or objective.name='cross_entropy' with a weighting"
       )
-    if self.process.input_size == self.process.vocab_size or getattr(self.process, "grid", None) is not None:
+    if getattr(self.process, "mixing", "gidd") != "gidd" or getattr(self.process, "grid", None) is not None:
       raise ValueError(
-        f"objective 'reweighted' is of noise with masks in continuous time, not of {self.process}; use objective.name='bound'"
+        f"objective 'reweighted' is of process.mixing='gidd' in continuous time, not of {self.process}; use objective.name='bound'"
       )
     if not 0 <= self.min_weight <= self.max_weight or not self.max_weight > 0:
       raise ValueError(

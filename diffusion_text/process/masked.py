@@ -133,7 +133,9 @@ class Masked:
 
   def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:
     """As `corrupt`, with one key per position."""
-    return jnp.where(draw_uniform(fold(keys, 5)) < self.schedule(t).noise, self.mask_id, ids).astype(jnp.int32)
+    return jnp.where(draw_uniform(fold(keys, 5)) < self.schedule(on_grid(t, self.grid)).noise, self.mask_id, ids).astype(
+      jnp.int32
+    )
 
   def arrival(self, params: Params, keys: Key, grid: Array) -> Array:
     """The step at which each token is revealed on a sampler's grid, drawn in advance; same law as `moves` step by step.

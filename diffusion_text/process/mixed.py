@@ -33,7 +33,7 @@ In discrete time (`grid` = T) it is T · KL(q(z_s | z_t, x) ‖ q(z_s | z_t, x̂
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,8 @@ from diffusion_text.types import Array, Denoise, Inputs, Key, Params, State, Tim
 
 LEAST = 1e-30  # below every share that matters; keeps quotients of shares finite where one is zero
 # Rates are formed at times in between. GIDD's uniform noise rises like the root of t: what lies below t costs about its root.
-EARLIEST, LATEST = 1e-12, 1 - 1e-6
+EARLIEST, LATEST = 1e-12, 1 - 2**-20  # a float32 number: its complement is exact
 MIXINGS = ("constant", "gidd", "gamma", "epsilon")
-PREDICTIONS = ("leave_one_out", "posterior")
 
 
 class Shares(NamedTuple):
@@ -107,6 +106,8 @@ class Mixed:
   grid: T of a discrete-time process; None is continuous time. Raises ValueError for values out of range.
   """
 
+  predictions: ClassVar[tuple[str, ...]] = ("leave_one_out", "posterior")
+
   vocab_size: int
   schedule: Schedule
   mixing: str = "gidd"
@@ -124,8 +125,8 @@ class Mixed:
         f"process.share={self.share} must lie in [0, 1], and below 1 for gidd and epsilon; 0.1 and 0.2 are GIDD's, and"
         " process.name='uniform' has no mask at all"
       )
-    if self.prediction not in PREDICTIONS:
-      raise ValueError(f"process.prediction={self.prediction!r} is unknown here; use one of {PREDICTIONS}")
+    if self.prediction not in self.predictions:
+      raise ValueError(f"process.prediction={self.prediction!r} is unknown here; use one of {self.predictions}")
     if self.grid is not None and self.grid < 1:
       raise ValueError(f"process.grid={self.grid} must be at least 1 step; None is continuous time")
 
@@ -181,7 +182,7 @@ class Mixed:
 
   def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:
     """As `corrupt`, with one key per position."""
-    return self._noised(draw_uniform(fold(keys, 5)), self._any_token(keys), ids, t)
+    return self._noised(draw_uniform(fold(keys, 5)), self._any_token(keys), ids, on_grid(t, self.grid))
 
   def _noised(self, u: Array, token: Array, ids: Array, t: Time) -> State:
     _, mask, uniform = self.shares(t)
@@ -251,17 +252,17 @@ class Mixed:
     log_more = -self._against(now, ids, state, logp)[2]  # log of (chance of a fresh draw under x̂ / given x)
     base = jnp.maximum(before.uniform, LEAST) / self.vocab_size
     mask = jnp.zeros_like(t) if self.absorbing else before.mask
-    fresh = self._fresh(now, before, state, now.clean * (state == ids) + now.uniform / self.vocab_size)
+    held_now = now.clean * (state == ids) + now.uniform / self.vocab_size
+    fresh = self._fresh(now, before, state, held_now)
     masked = state == self.mask_id
     log_more = jnp.where(masked, 0.0, log_more)
     own = (state[..., None] == jnp.arange(self.vocab_size)) & ~masked[..., None]
     spread = base * jnp.sum(jnp.where(true | own, 0.0, phi(against.other + log_more[..., None])), axis=-1)
     spread = spread + jnp.where(state == ids, 0.0, (before.clean + base) * phi(against.true + log_more)) + mask * phi(log_more)
-    # The token stays: kept, or drawn afresh and the same. Its probability changes by minus what all the others gain.
+    # The token stays. By Bayes q(stay) = q(z_t | z_t) q_s(z_t) / q_t(z_t), and the first factor does not depend on x.
     held = before.clean * (state == ids) + base
-    stays = jnp.maximum(1 - fresh * (1 - held), LEAST)
-    change = fresh * ((1 - held) - jnp.exp(log_more) * (1 - held * jnp.exp(own_before)))
-    stays_cost = stays * phi(jnp.log1p(jnp.maximum(change / stays, -1 + 1e-7)))
+    stays = held * (fresh + now.clean / jnp.maximum(before.clean, LEAST) / jnp.maximum(held_now, LEAST))
+    stays_cost = stays * phi(own_before + log_more)
     return fresh * spread + jnp.where(masked, 0.0, stays_cost)
 
   def _fresh(self, now: Shares, before: Shares, state: State, held: Array) -> Array:

@@ -28,8 +28,8 @@ conditioned on time; without that the bound holds, but is not tight.
 The information of a token is a parameter that is counted once, at init, and never trained: a checkpoint needs no corpus. It is centred
 so that its mean over the corpus is zero: under the spindle the share of masked tokens is n, as for plain masking.
 
-Where n^θ falls more slowly than √t the variance of a drawn bound is infinite (at n = t, θ = 1 it is about to be): prefer the
-polynomial schedule with power 2 if some θ are below 1.
+Where n^θ falls no faster than t the variance of a drawn bound is infinite (n = t with θ = 1, plain masking, is the edge): draw times
+with timing.power = 2, or use the polynomial schedule with power 2, if some θ are below 1.
 """
 
 from __future__ import annotations
@@ -97,6 +97,11 @@ class TokenMasked:
       raise ValueError(
         f"process.strength={self.strength} would make a spindle that gives tokens back: it must be below 1/π = 0.318; use 0.3"
       )
+
+  @property
+  def learned(self) -> bool:
+    """Whether the survivals are trained; then the draw of z depends on parameters."""
+    return self.loss_order == "learned"
 
   @property
   def mask_id(self) -> int:

@@ -14,6 +14,7 @@ SEDD's analytic ("Tweedie") one, whose negative entries are cut in the same way.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,14 @@ from diffusion_text.types import Array, Params, State, Time
 class Uniform(Mixed):
   """Uniform noise over `vocab_size` tokens. State: ids int32, all below V. prediction: "leave_one_out", "posterior" or "score"."""
 
+  predictions: ClassVar[tuple[str, ...]] = (*Mixed.predictions, "score")
+
   mixing: str = dataclasses.field(default="constant", init=False)
   share: float = dataclasses.field(default=1.0, init=False)
 
   def __post_init__(self):
-    if self.prediction != "score":
-      super().__post_init__()
-    elif self.grid is not None:
+    super().__post_init__()
+    if self.prediction == "score" and self.grid is not None:
       raise ValueError(f"process.grid={self.grid} with prediction='score': scores are of continuous time; leave grid unset")
 
   @property
@@ -64,7 +66,7 @@ class Uniform(Mixed):
     log_r = jnp.where((ids[..., None] == jnp.arange(self.vocab_size)) & ~right[..., None], ratio[..., None], 0.0)
     log_r = log_r - jnp.where(right, ratio, 0.0)[..., None]
     r = jnp.exp(log_r)
-    costs = jnp.exp(logits) - r + r * (log_r - logits)
     others = state[..., None] != jnp.arange(self.vocab_size)
-    total = jnp.sum(jnp.where(others, costs, 0.0), axis=-1)
+    logits = jnp.where(others, logits, 0.0)  # the token's own is unconstrained: before exp, or its gradient may be 0 · inf
+    total = jnp.sum(jnp.where(others, jnp.exp(logits) - r + r * (log_r - logits), 0.0), axis=-1)
     return jnp.where(t > 0, arrivals.uniform / self.vocab_size * total, 0.0)

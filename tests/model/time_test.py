@@ -111,10 +111,21 @@ class TestPrefix:
     logits = network.apply(noisy_params(network), given, T, Layout(), None).logits
     np.testing.assert_array_equal(logits, logits_of(self.CONFIG))
 
-  def test_several_documents_and_caches_are_refused(self):
+  def test_padding_on_the_right_changes_nothing(self):
+    """A padded row is the shorter row: neither what stands in the padding nor its time is read. A whole row of padding is finite."""
+    segment = jnp.ones((3, 10), jnp.int32).at[:, 6:].set(0)
+    times = jnp.array([[0.2, 0.6, 0, 0, 0.4, 0, 0.9, 0.9, 0.9, 0.9]] * 3)
+    params = noisy_params(Network.create(self.CONFIG))
+    at = lambda ids, t, layout: np.asarray(logits_of(self.CONFIG, ids, params=params, t=t, layout=layout))
+    short = at(IDS[:, :6], times[:, :6], Layout())
+    np.testing.assert_allclose(at(IDS, times, Layout(segment=segment))[:, :6], short, atol=1e-4)
+    assert np.abs(at(IDS, times, Layout())[:, :6] - short).max() > 1e-2  # and the segment is what does it
+    np.testing.assert_array_equal(at(IDS, T, Layout(segment=0 * segment)), at(IDS, T, Layout(segment=0 * segment + 1)))
+    blocks = dataclasses.replace(layouts.causal(10), segment=segment)
+    np.testing.assert_allclose(at(IDS, times, blocks)[:, :6], at(IDS[:, :6], times[:, :6], layouts.causal(6)), atol=1e-4)
+
+  def test_caches_are_refused(self):
     network = Network.create(self.CONFIG)
-    with pytest.raises(ValueError, match=r"'prefix'.*several segments.*use 'adaln' or 'layerwise'"):
-      logits_of(self.CONFIG, layout=Layout(segment=jnp.zeros((3, 10), jnp.int32)))
     keys = jnp.zeros((2, 3, 4, 4, 8))
     with pytest.raises(ValueError, match=r"'prefix'.*a cache"):
       network.extend(noisy_params(network), Inputs(IDS), T, Layout(), Past(keys, keys, Layout()))

@@ -30,11 +30,11 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path):
   check_workdir(tmp_path, _changed())
   before = (tmp_path / "config.json").read_text()
   with pytest.raises(ValueError) as error:
-    changed = _changed(model__width=16, model__names=["a", "b"], train__extra=None, train__steps=20)
+    changed = _changed(model__width=16, model__names=["a", "b"], train__extra=False, train__steps=20)
     check_workdir(tmp_path, changed, ["train.steps"])
   text = str(error.value)
   assert "model.width: 8 → 16" in text and 'model.names: ["a"] → ["a", "b"]' in text
-  assert "train.extra: (absent) → null" in text
+  assert "train.extra: (absent) → false" in text
   assert "train.steps: 10" not in text and "new workdir" in text and str(tmp_path) in text
   assert (tmp_path / "config.json").read_text() == before
 
@@ -49,6 +49,26 @@ def test_allowing_a_key_does_not_allow_longer_names(tmp_path):
   check_workdir(tmp_path, json.dumps({"a": {"step": 1, "steps": 1}}))
   with pytest.raises(ValueError, match=r"a.steps: 1 → 2"):
     check_workdir(tmp_path, json.dumps({"a": {"step": 1, "steps": 2}}), ["a.step"])
+
+
+def test_a_key_that_did_not_exist_yet_is_one_that_is_none(tmp_path):
+  check_workdir(tmp_path, _changed())
+  before = (tmp_path / "config.json").read_text()
+  check_workdir(tmp_path, _changed(train__extra=None))
+  assert (tmp_path / "config.json").read_text() == before
+  check_workdir(tmp_path / "newer", _changed(train__extra=None))
+  check_workdir(tmp_path / "newer", _changed())  # and back, with the older code's config
+
+
+@pytest.mark.parametrize("key,old,new,other", [("time_conditioning", False, "none", "adaln"), ("anchor_layers", 0, None, 1)])
+def test_older_spellings_are_the_same(tmp_path, key, old, new, other):
+  check_workdir(tmp_path, _changed(**{f"model__{key}": old}))
+  check_workdir(tmp_path, _changed(**{f"model__{key}": new}))
+  with pytest.raises(ValueError, match=f"model.{key}"):
+    check_workdir(tmp_path, _changed(**{f"model__{key}": other}))
+  below = lambda value: json.dumps({"base": json.loads(_changed(**{f"model__{key}": value}))})
+  check_workdir(tmp_path / "compared", below(old))
+  check_workdir(tmp_path / "compared", below(new))
 
 
 def test_flatten():
