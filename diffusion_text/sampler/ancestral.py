@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffusion_text.draws import fold
 from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.sampler.loop import STEPS, Canvas, select, update
+from diffusion_text.sampler.loop import STEPS, WIDE_CHUNK, Canvas, select, update
 from diffusion_text.types import Array, Key, Leaps, Params, Prediction, Process, Reveals, State, Time, Timing
 
 
@@ -24,6 +24,8 @@ class Ancestral:
   greedy_tail: in the step that makes a token clean (s = 0) it is the argmax of the logits instead of a draw, as MDLM and Duo end. It
   lowers entropy by a share that vanishes with the steps. Where the logits are leave-one-out predictions (uniform noise), the argmax
   ignores what the token itself shows, as Duo's does.
+
+  Raises ValueError for guidance or greedy_tail where the logits are scores that are no law over tokens (SEDD with uniform noise).
   """
 
   timing: Timing
@@ -32,6 +34,13 @@ class Ancestral:
   greedy_tail: bool = False
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
+    ratios = getattr(process, "prediction", "") == "score" and not isinstance(process, Reveals)
+    if ratios and (self.greedy_tail or self.guidance != Guidance()):
+      raise ValueError(
+        f"{type(process).__name__} with prediction='score' has logits that are ratios to the token shown, which guidance cannot read:"
+        f" greedy_tail={self.greedy_tail}, temperature={self.guidance.temperature}, top_p={self.guidance.top_p}; leave these at False,"
+        " 1 and 1, or use prediction='leave_one_out'"
+      )
     # XLA may round 1 - k/S once instead of twice, and so miss the 0 at which text is clean.
     return self.timing.grid(self.steps, canvas.open.shape[1]).at[-1].set(0.0)
 
@@ -125,4 +134,4 @@ class TauLeaping(Ancestral):
       leapt = process.leap(params, keys, state, self.guided(logits, s), t, s)
       return select(s == 0, self.step(process, params, keys, state, logits, t, s), leapt)
 
-    return update(canvas, prediction, canvas.open & jnp.where(s == 0, lands, jumps), leap, t, s)
+    return update(canvas, prediction, canvas.open & jnp.where(s == 0, lands, jumps), leap, t, s, chunk=WIDE_CHUNK)

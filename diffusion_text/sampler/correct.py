@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from diffusion_text.draws import draw_categorical, draw_uniform, fold
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.sampler.loop import COIN, STEPS, Canvas, answers, select, update
+from diffusion_text.sampler.loop import CHUNK, COIN, STEPS, WIDE_CHUNK, Canvas, answers, select, update
 from diffusion_text.types import Array, Key, Params, Prediction, Process, Renoises, State, Time
 
 
@@ -18,6 +18,13 @@ def need_renoising(process: Process) -> None:
   """Raises ValueError for a process that cannot noise single tokens again."""
   if not isinstance(process, Renoises):
     raise ValueError(f"{type(process).__name__} cannot noise single tokens again; use the ancestral sampler for it")
+
+
+def leave_one_out(process: Process, state: State, t: Time, logits: Array) -> Array:
+  """log p(x_i | z without z_i), [N, V], whatever the logits of the process mean; log-softmax where it knows of no such thing (masks)."""
+  if hasattr(process, "leave_one_out"):
+    return process.leave_one_out(state, t, logits)
+  return jax.nn.log_softmax(logits, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +58,8 @@ class PredictorCorrector(Ancestral):
       guess = process.guess(params, keys, state, self.guided(logits, s), t)
       return select(steps, self.step(process, params, keys, state, logits, t, s), process.renoise(params, keys, guess, s))
 
-    return update(canvas, prediction, canvas.open & moves, one, t, s, steps)
+    chunk = WIDE_CHUNK if self.kappa < 0.5 else CHUNK
+    return update(canvas, prediction, canvas.open & moves, one, t, s, steps, chunk=chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +71,9 @@ class SelfCorrecting(Ancestral):
   log p(new) - log p(old), takes its new value (the leftmost of equals). A row stops when no token has a likelier value than its own:
   then no draw can gain any more. This climbs towards a mode and lowers entropy; it is no sample of the model's law.
 
-  The logits are used as they are: for uniform and mixed noise they are leave-one-out predictions, so a token does not vote for itself.
-  A network that only ever saw masks has learned nothing about clean tokens. Raises ValueError for values out of range.
+  p is the leave-one-out prediction, whatever the process takes its logits to mean, so that a token does not vote for itself. Raises
+  ValueError for values out of range, for processes without such a prediction at clean tokens (a network that only ever predicted masks
+  has learned nothing about them) and for rows or blocks of one token (which it never saw but at t = 1).
   """
 
   corrections: int = 128
@@ -74,13 +83,19 @@ class SelfCorrecting(Ancestral):
   def __post_init__(self):
     if self.corrections < 0:
       raise ValueError(f"corrections={self.corrections} must not be negative; 0 is the ancestral sampler")
-    if not 0 <= self.correction_time <= 1:
-      raise ValueError(f"correction_time={self.correction_time} must lie in [0, 1]; 0.01 is usual")
+    if not 0 < self.correction_time <= 1:
+      raise ValueError(f"correction_time={self.correction_time} must lie in (0, 1]: nothing is trained at 0; 0.01 is usual")
     Guidance(self.correction_temperature)
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> tuple[Array, Array]:
     """Times [S + 1, L]; bool [B], the rows in which a token may have a likelier value still."""
     need_renoising(process)
+    if not hasattr(process, "leave_one_out") or getattr(process, "share", 1) == 0:
+      raise ValueError(
+        f"{process} has no leave-one-out prediction at clean tokens, which self-correction reads; use the predictor_corrector sampler"
+      )
+    if canvas.open.shape[1] == 1:
+      raise ValueError("self-correction of a row or block of 1 token has nothing to read it by; use blocks of 4 tokens or more")
     return super().plan(process, params, canvas), jnp.ones(canvas.open.shape[0], bool)
 
   def grid(self, canvas: Canvas) -> Array:
@@ -104,11 +119,12 @@ class SelfCorrecting(Ancestral):
     fresh = canvas._replace(keys=fold(fold(canvas.keys, STEPS), canvas.call))
 
     def anew(keys: Key, state: State, logits: Array, old: Array) -> tuple[Array, Array, Array]:
-      new = draw_categorical(fold(keys, 1), Guidance(self.correction_temperature)(logits))
-      at = lambda ids: jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
-      return new, at(new) - at(old), jnp.max(logits, axis=-1) - at(old)
+      logp = leave_one_out(process, state, jnp.full(old.shape, self.correction_time), logits)
+      new = draw_categorical(fold(keys, 1), Guidance(self.correction_temperature)(logp))
+      at = lambda ids: jnp.take_along_axis(logp, ids[:, None], axis=-1)[:, 0]
+      return new, at(new) - at(old), jnp.max(logp, axis=-1) - at(old)
 
-    new, gain, most = answers(fresh, prediction, live, anew, process.decode(params, canvas.state))
+    new, gain, most = answers(fresh, prediction, live, anew, process.decode(params, canvas.state), chunk=WIDE_CHUNK)
     best = jnp.arange(gain.shape[1]) == jnp.argmax(gain, axis=1)[:, None]
     clean = process.renoise(params, fresh.keys, new, jnp.zeros(new.shape, jnp.float32))
     state = select(live & best & (gain > 0), clean, canvas.state)

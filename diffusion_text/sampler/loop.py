@@ -13,6 +13,7 @@ from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
 
 CHUNK = 32  # positions whose logits exist at once: few tokens move per call, and each pays for its share of the last chunk
+WIDE_CHUNK = 256  # of policies that ask for most positions at every call
 ORDER, PRIOR, STEPS, COIN = 2, 3, 4, 8  # streams of a key that samplers draw from; the others (0, 1, 5 to 7) are the processes'
 NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
 
@@ -48,8 +49,9 @@ class Policy(Protocol):
 
 
 class Sample(NamedTuple):
-  """ids int32 [B, L]; committed int32 [B, L], the network call (from 0) at which a token last changed, NOT_DRAWN if never;
-  row_calls int32 [B], network calls each row needed; calls int32 scalar, network calls made."""
+  """ids int32 [B, L]; committed int32 [B, L], the network call (from 0) at which a token last changed, 0 if the prior showed it
+  already, NOT_DRAWN for given tokens and padding; row_calls int32 [B], network calls each row needed; calls int32 scalar, network
+  calls made."""
 
   ids: Array
   committed: Array
@@ -128,4 +130,5 @@ def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, k
 
   start = (state, canvas.plan, jnp.int32(0), jnp.full(shape, NOT_DRAWN, jnp.int32), jnp.zeros(shape[0], jnp.int32))
   state, _, calls, committed, row_calls = jax.lax.while_loop(more, body, start)
+  committed = jnp.where(open_BxL, jnp.maximum(committed, 0), NOT_DRAWN)
   return Sample(process.decode(params, state), committed, row_calls, calls)

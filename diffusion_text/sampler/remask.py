@@ -21,7 +21,7 @@ from diffusion_text.draws import draw_uniform, fold
 from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import Canvas, answers
-from diffusion_text.schedules import Level, Schedule
+from diffusion_text.schedules import Level, time_of
 from diffusion_text.types import Array, Params, Prediction, Process, Time
 
 TINY = jnp.finfo(jnp.float32).tiny
@@ -38,18 +38,6 @@ def limit(now: Level, after: Level) -> Array:
 def unmask_probability(now: Level, after: Level, sigma: Array) -> Array:
   """(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), formed from what stays masked; 1 at s = 0, and the ancestral one at sigma = 0."""
   return 1 - (after.noise - sigma * now.alpha) / jnp.maximum(now.noise, TINY)
-
-
-def time_of(schedule: Schedule, alpha: float) -> Array:
-  """The time at which a schedule has this alpha, by bisection: float32 scalar."""
-
-  def halve(_, ends):
-    low, high = ends
-    middle = (low + high) / 2
-    later = schedule(middle).alpha > alpha
-    return jnp.where(later, middle, low), jnp.where(later, high, middle)
-
-  return jax.lax.fori_loop(0, 30, halve, (jnp.float32(0), jnp.float32(1)))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +67,10 @@ class Remasking(Ancestral):
     if self.eta is not None and not 0 <= self.eta <= 1:
       raise ValueError(f"eta={self.eta} must lie in [0, 1]; {STRATEGIES[self.strategy]} is usual for {self.strategy!r}")
     if self.loop is not None:
-      t_on, t_off, alpha_on = self.loop
+      loop = self.loop if isinstance(self.loop, (tuple, list)) else ()
+      if not (len(loop) == 3 and all(isinstance(number, (int, float)) for number in loop)):
+        raise ValueError(f"loop={self.loop!r} must be three numbers (t_on, t_off, alpha_on); (0.55, 0.05, 0.9) is usual")
+      t_on, t_off, alpha_on = loop
       if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
         raise ValueError(f"loop={self.loop} needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1; (0.55, 0.05, 0.9) is usual")
 

@@ -1,6 +1,7 @@
 """Every sampler × every property, with the exact denoiser of a toy language and no training; and mutants that must fail."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,12 @@ import pytest
 from diffusion_text.draws import row_keys, token_keys
 from diffusion_text.evaluate.oracle import Enumerable, MarkovChain, exact_prediction, masked_evidence
 from diffusion_text.process.masked import Masked
+from diffusion_text.process.mixed import Mixed
+from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler.ancestral import Ancestral, EventDriven, TauLeaping
 from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
 from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.sampler.loop import NOT_DRAWN, sample
+from diffusion_text.sampler.loop import NOT_DRAWN, Canvas, sample
 from diffusion_text.sampler.order import ORDERS, Ordered
 from diffusion_text.sampler.remask import Remasking
 from diffusion_text.sampler.routed import Routed
@@ -25,6 +28,8 @@ from tests.process.golden_test import ancestral_law
 
 PROCESS = Masked(3, Linear())
 SHARED = Shared()
+# For tiny runs, of which nearly all the time is compilation.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def exact(language):
@@ -38,7 +43,8 @@ def exact(language):
 def draw(policy, rows, process=PROCESS, language=TOY, seed=0, batch=None, denoise=None):
   length = language.sequences.shape[1] if isinstance(language, Enumerable) else language.length
   batch = Batch(jnp.zeros((rows, length), jnp.int32)) if batch is None else batch
-  run = jax.jit(lambda keys: sample(policy, process, {}, denoise or exact(language), token_keys(keys, length), batch))
+  jit = quick if rows <= 500 else jax.jit
+  run = jit(lambda keys: sample(policy, process, {}, denoise or exact(language), token_keys(keys, length), batch))
   return jax.tree.map(np.asarray, run(row_keys(seed, rows)))
 
 
@@ -106,7 +112,29 @@ POLICIES = [
   Routed(SHARED, 6, rate="cosine", noise_scale=1.0),
   SelfCorrecting(SHARED, 6, corrections=3),
 ]
+ANY_NOISE = (Ancestral, TauLeaping, PredictorCorrector, Routed, SelfCorrecting)
 CALLS = {EventDriven: range(1, 7), SelfCorrecting: range(7, 10)}  # the others make 6
+
+
+@functools.cache
+def compiled(policy):
+  """The sampler of the chain with masks; of a mixture, by a network that goes by the token before, where tokens are corrected."""
+  made = []
+
+  def follows(inputs, t):
+    return exact_prediction(3.0 * jax.nn.one_hot((jnp.roll(inputs.ids, 1, axis=1) + 1) % 5, 5))
+
+  mixed = isinstance(policy, SelfCorrecting)
+  every = TestEverySampler
+  process, network = (Mixed(5, Linear(), "gidd", 0.3), follows) if mixed else (every.FIVE, exact(every.CHAIN))
+
+  def denoise(inputs, t):
+    jax.debug.callback(lambda: made.append(1))
+    return network(inputs, t)
+
+  return quick(
+    lambda keys, *batch: sample(policy, process, {}, denoise, keys, Batch(batch[0], given=batch[1], weights=batch[2]))
+  ), made
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{type(p).__name__}-{getattr(p, 'order', '')}")
@@ -114,50 +142,125 @@ class TestEverySampler:
   CHAIN = MarkovChain.branchy(1, vocab_size=5, length=12)
   FIVE = Masked(5, Linear())
 
+  def draw(self, policy, rows, seed=0, first=0, ids=None, given=None, weights=None):
+    """(sample, number of times that the network ran)."""
+    run, made = compiled(policy)
+    made.clear()
+    fill = lambda value, default: jnp.full((rows, 12), default) if value is None else value
+    keys = token_keys(row_keys(seed, rows, first=first), 12)
+    result = jax.tree.map(np.asarray, run(keys, fill(ids, 0), fill(given, False), fill(weights, 1.0)))
+    jax.effects_barrier()
+    return result, len(made)
+
   def test_given_tokens_and_padding_are_never_altered(self, policy):
-    ids = jnp.asarray(self.CHAIN.sample(np.random.default_rng(0), 16))
+    ids = jnp.asarray(self.CHAIN.sample(np.random.default_rng(0), 6))
     given = jax.random.bernoulli(jax.random.key(3), 0.5, ids.shape)
     weights = jnp.ones(ids.shape).at[:, -2:].set(0.0)
-    batch = Batch(ids, given=given, weights=weights)
-    result = draw(policy, 16, self.FIVE, self.CHAIN, batch=batch)
+    result, _ = self.draw(policy, 6, ids=ids, given=given, weights=weights)
     kept = np.asarray(given) | (np.asarray(weights) == 0)
     np.testing.assert_array_equal(result.ids[kept], np.asarray(ids)[kept])
-    assert (result.committed[kept] == NOT_DRAWN).all()
-    assert (result.ids < 5).all()
+    assert (result.committed[kept] == NOT_DRAWN).all() and (result.committed[~kept] >= 0).all()
+    assert (result.ids < 5).all() and (result.committed < result.calls).all()
 
   def test_a_row_does_not_depend_on_its_batch(self, policy):
-    together = draw(policy, 8, self.FIVE, self.CHAIN)
-    batch = Batch(jnp.zeros((1, 12), jnp.int32))
-    run = jax.jit(lambda keys: sample(policy, self.FIVE, {}, exact(self.CHAIN), token_keys(keys, 12), batch))
-    for row in (0, 5):
-      alone = run(row_keys(0, 1, first=row))
-      np.testing.assert_array_equal(alone.ids[0], together.ids[row])
-      assert int(alone.row_calls[0]) == int(together.row_calls[row])
-
-  def test_calls_are_counted_as_made(self, policy):
-    """The number reported is the number of times that the network really ran."""
-    made = []
-
-    def denoise(inputs, t):
-      jax.debug.callback(lambda: made.append(1))
-      return exact(self.CHAIN)(inputs, t)
-
-    result = draw(policy, 4, self.FIVE, self.CHAIN, denoise=denoise)
-    jax.effects_barrier()
-    assert len(made) == int(result.calls) == int(result.row_calls.max())
-    assert int(result.calls) in CALLS.get(type(policy), [6])
-
-  def test_committed_tells_when_each_token_came(self, policy):
-    result = draw(policy, 8, self.FIVE, self.CHAIN)
-    assert (result.committed >= 0).all() and (result.committed < result.calls).all()
+    """And the number of calls reported is the number of times that the network really ran."""
+    together, made = self.draw(policy, 6)
+    assert made == int(together.calls) == int(together.row_calls.max())
+    assert int(together.calls) in CALLS.get(type(policy), [6])
+    alone, _ = self.draw(policy, 1, first=5)
+    np.testing.assert_array_equal(alone.ids[0], together.ids[5])
+    assert int(alone.row_calls[0]) == int(together.row_calls[5])
 
   def test_greedy_is_deterministic(self, policy):
     """Temperature 0 leaves no randomness in *what*; only *when* may differ between seeds, so compare at one token per call."""
     if not isinstance(policy, Ordered) or policy.order == "random":
       pytest.skip("the order itself is random")
     greedy = dataclasses.replace(policy, guidance=Guidance(temperature=0))
-    first, second = (draw(greedy, 2, self.FIVE, self.CHAIN, seed=seed).ids for seed in (0, 1))
+    first, second = (self.draw(greedy, 6, seed=seed)[0].ids for seed in (0, 1))
     np.testing.assert_array_equal(first, second)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk(Shared):
+  """A grid given as it is: one compilation serves the grids of several timings."""
+
+  times: jax.Array | None = None
+
+  def grid(self, steps, length):
+    return self.times
+
+
+LIKED = jnp.array([2, 0, 3, 1])
+
+
+def believed(policy, process, logit, timings):
+  """For each timing, a sample of two rows by a network that always likes the same four tokens by this logit."""
+  likes = exact_prediction(jnp.broadcast_to(logit * jax.nn.one_hot(LIKED, 4), (2, 4, 4)))
+  batch = Batch(jnp.zeros((2, 4), jnp.int32))
+
+  @quick
+  def run(times):
+    walk = dataclasses.replace(policy, timing=Walk(times=times))
+    return sample(
+      walk, process, {}, lambda inputs, t: likes, token_keys(row_keys(1, 2), 4), batch
+    )  # this prior shows some already
+
+  return [run(timing.grid(policy.steps, 4)) for timing in timings]
+
+
+def check_certain(policy, process):
+  for result in believed(policy, process, 30.0, [SHARED, Slanted(2.0)]):
+    assert (result.ids == LIKED).all() and (result.committed >= 0).all()
+
+
+CERTAIN = [
+  *((policy, Masked(4, Linear())) for policy in POLICIES if getattr(policy, "order", "margin") == "margin"),
+  *((policy, Uniform(4, Linear())) for policy in POLICIES),
+  *((policy, Mixed(4, Linear(), "gidd", 0.3)) for policy in POLICIES),
+]
+CERTAIN = [(dataclasses.replace(policy, steps=3), process) for policy, process in CERTAIN]
+
+
+@pytest.mark.parametrize("policy,process", CERTAIN, ids=lambda x: f"{type(x).__name__}-{getattr(x, 'order', '')}")
+def test_a_certain_network_is_believed(policy, process):
+  """Whatever the noise and the timing, its token is drawn everywhere; samplers that cannot work on a process say so."""
+  works = type(policy) in ANY_NOISE if isinstance(process, Mixed) else not isinstance(policy, SelfCorrecting)
+  if works:
+    return check_certain(policy, process)
+  with pytest.raises(ValueError, match=type(process).__name__):
+    check_certain(policy, process)
+
+
+def test_routing_by_the_times_of_the_timing_would_be_noticed():
+  """Tokens at t = 0 that went back to noise would be taken for clean ones."""
+
+  class Walks(Routed):
+    plan = Ancestral.plan
+
+  with pytest.raises(AssertionError):
+    check_certain(Walks(SHARED, 3, rate="cosine", noise_scale=1.0), Uniform(4, Linear()))
+
+
+def test_guidance_of_uniform_noise():
+  """One step from pure noise is the likeliest token wherever guidance leaves no other."""
+  one = lambda **options: (believed(Ancestral(SHARED, 1, **options), Uniform(4, Linear()), 1.0, [SHARED])[0].ids == LIKED).all()
+  assert not one()
+  assert one(greedy_tail=True) and one(guidance=Guidance(top_p=1e-6))
+
+
+@pytest.mark.parametrize("kind", ANY_NOISE, ids=lambda kind: kind.__name__)
+def test_scores_of_uniform_noise_are_not_guided(kind):
+  """They are ratios to the token shown, whose own logit means nothing; those of masks are a law up to a factor."""
+  make = lambda **options: kind(SHARED, 2, **options, **({"kappa": 0.5} if kind is PredictorCorrector else {}))
+  canvas = Canvas(None, jnp.ones((1, 4), bool), None, jnp.int32(0), None)
+  scores = Uniform(4, Linear(), prediction="score")
+  make().plan(scores, {}, canvas)
+  for options in (dict(greedy_tail=True), dict(guidance=Guidance(temperature=0.5)), dict(guidance=Guidance(top_p=0.9))):
+    with pytest.raises(ValueError, match=r"Uniform with prediction='score'.*greedy_tail=.*temperature=.*top_p="):
+      make(**options).plan(scores, {}, canvas)
+    make(**options).plan(Uniform(4, Linear()), {}, canvas)
+    if kind is not SelfCorrecting:
+      make(**options).plan(Masked(4, Linear(), prediction="score"), {}, canvas)
 
 
 def test_event_driven_calls_match_theory():
