@@ -44,19 +44,27 @@ def config(size: str = "tiny") -> ConfigDict:
   c.data.cache_dir = placeholder(str)  # token arrays; None is ~/.cache/diffusion_text
 
   c.process = ConfigDict()
-  c.process.name = "masked"  # "masked", "mixed" (masks and random tokens), "uniform" (random tokens), "token_masked"
-  c.process.prediction = placeholder(
-    str
-  )  # what logits mean; masked: "clean", "score"; mixed, uniform: "leave_one_out" (default),
-  # "posterior"; uniform also "score"
+  c.process.name = "masked"  # "masked", "mixed" (masks and random tokens), "uniform", "token_masked", "embedding", "simplex"
+  # What logits mean. masked: "clean", "score"; mixed, uniform: "leave_one_out" (default), "posterior"; uniform also "score";
+  # embedding, simplex: "posterior" (default), "leave_one_out" (trained by "bound" or "mse_rounding", not "cross_entropy").
+  c.process.prediction = placeholder(str)
   c.process.grid = placeholder(int)  # masked, mixed, uniform: T of a discrete-time process; None is continuous time
   c.process.mixing = placeholder(str)  # mixed: "gidd", "gamma", "epsilon", "constant"
   c.process.share = placeholder(float)  # mixed: how much of the noise is random tokens, 0 to 1
   c.process.loss_order = placeholder(str)  # token_masked: "learned", "spindle", "frequency"
   c.process.strength = placeholder(float)  # token_masked: how far tokens differ; below 0.318 for the spindle; sign = who first
+  c.process.width = placeholder(int)  # embedding: numbers per token
+  c.process.norm = placeholder(str)  # embedding: "none", "unit", "sqrt_d"
+  c.process.k = placeholder(float)  # simplex: a token is k, all others -k, in noise of scale k
+  c.process.projection = placeholder(str)  # embedding, simplex: a step's "expectation", "sample" or "argmax" of the prediction
+  c.process.rho = placeholder(float)  # embedding, simplex: fresh noise in a step; 0 DDIM, 1 all anew, None the DDPM posterior
 
   c.schedule = ConfigDict()
-  c.schedule.name = "linear"  # "linear", "cosine", "polynomial", "geometric"
+  c.schedule.name = "linear"  # also "cosine"; "polynomial", "geometric"; or for paths "sqrt", "log_snr", "tangent", "exploding"
+  c.schedule.log_snr_max = placeholder(float)  # paths (of embedding, simplex): log-SNR at t = 0+
+  c.schedule.log_snr_min = placeholder(float)  # paths: log-SNR at t = 1
+  c.schedule.offset = placeholder(float)  # paths "cosine", "sqrt": s of the published curve
+  c.schedule.slope = placeholder(float)  # paths "linear", "tangent": what sigma / alpha is multiplied by
   c.schedule.power = placeholder(float)  # polynomial
   c.schedule.sigma_min = placeholder(float)  # geometric
   c.schedule.sigma_max = placeholder(float)  # geometric
@@ -73,11 +81,11 @@ def config(size: str = "tiny") -> ConfigDict:
   c.timing.high = placeholder(float)  # per_block: largest time in training
 
   c.objective = ConfigDict()
-  # "bound", "cross_entropy", "anchored", "gaussian_curriculum", "mask_agnostic", "reinforce", "reweighted"
+  # "bound", "cross_entropy", "anchored", "gaussian_curriculum", "mask_agnostic", "mse_rounding", "reinforce", "reweighted"
   c.objective.name = "bound"
   c.objective.auxiliary = placeholder(float)  # bound: weight of a cross-entropy beside it (D3PM's λ)
-  c.objective.weighting = placeholder(str)  # cross_entropy, mask_agnostic: "uniform", "inverse_time", "linear"
-  c.objective.max_weight = placeholder(float)  # cross_entropy, mask_agnostic, reweighted: clips the weight
+  c.objective.weighting = placeholder(str)  # "uniform"; mse_rounding: also "snr"; the others: also "inverse_time", "linear"
+  c.objective.max_weight = placeholder(float)  # cross_entropy, mask_agnostic, mse_rounding, reweighted: clips the weight
   c.objective.min_weight = placeholder(float)  # reweighted: clips the weight from below
   c.objective.label_smoothing = placeholder(float)  # cross_entropy, mask_agnostic: share of the target spread over all tokens
   c.objective.focusing = placeholder(float)  # cross_entropy, mask_agnostic: γ, tokens weigh (1 - e^-CE)^γ
@@ -89,7 +97,8 @@ def config(size: str = "tiny") -> ConfigDict:
   c.objective.low = placeholder(float)  # gaussian_curriculum: smallest time while tokens are soft
   c.objective.high = placeholder(float)  # gaussian_curriculum: largest time while tokens are soft
   c.objective.candidates = placeholder(int)  # gaussian_curriculum: tokens of a soft token
-  c.objective.anchor_weight = placeholder(float)  # anchored: of the first stage's loss
+  c.objective.anchor_weight = placeholder(float)  # anchored: of the first stage's loss; mse_rounding: of the cross-entropy
+  c.objective.rounding_weight = placeholder(float)  # mse_rounding: of rounding the noised vector, which keeps embeddings apart
   c.objective.threshold = placeholder(int)  # anchored: occurrences in a row of the tokens that the first stage is taught
   c.objective.chunk = 2048 if large else 256  # positions whose logits exist at a time, per device
 
@@ -111,7 +120,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.model.scan_layers = placeholder(bool)  # None: scan, except on CPU
   c.model.remat = "full" if size in ("1b", "8b") else "none"  # "none", "full", "dots"
   c.model.attention = ("pallas_tpu", "pallas_gpu", "xla")  # implementations, tried in order
-  c.model.anchor_layers = 0  # of the layers, those of a first stage whose answer the others read (ADLM); 0: one stage
+  c.model.anchor_layers = placeholder(int)  # of the layers, those of a first stage whose answer the others read; None: none
 
   c.optimizer = ConfigDict()
   c.optimizer.learning_rate = learning_rate  # peak
@@ -148,7 +157,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.evaluate = ConfigDict()
   c.evaluate.split = "validation"
   c.evaluate.batch_size = 32  # rows
-  c.evaluate.timing = placeholder(str)  # scores the bound at other times than training's, as "counted" (lower variance) does
+  c.evaluate.timing = placeholder(str)  # "shared" or "counted" (same bound, lower variance) in place of each other
   c.evaluate.num_draws = 1  # draws of time and noise per row
   c.evaluate.max_rows = 512  # rows scored while training; experiments.evaluate scores them all
 

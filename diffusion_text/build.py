@@ -305,7 +305,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
       raise ValueError(f"mesh.{axis}={sections['mesh'][axis]}: nothing is split over that axis yet; use 1")
   mesh = train.make_mesh(**sections["mesh"], devices=devices)
   timing = construct(TIMINGS, sections["timing"], "timing.name")
-  schedule = construct(SCHEDULES, sections["schedule"], "schedule.name")
+  schedules = getattr(PROCESSES.get(sections["process"]["name"]), "schedules", SCHEDULES)  # some processes choose from paths
+  schedule = construct(schedules, sections["schedule"], "schedule.name")
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
   optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps)
   make_policy(sections["sampler"], timing)

@@ -8,6 +8,7 @@ from diffusion_text.objective.anchored import Anchored
 from diffusion_text.objective.bound import Bound
 from diffusion_text.objective.cross_entropy import CrossEntropy
 from diffusion_text.objective.curriculum import GaussianCurriculum
+from diffusion_text.objective.embedding_losses import EmbeddingLosses
 from diffusion_text.objective.mask_agnostic import MaskAgnostic
 from diffusion_text.objective.reinforce import ScoreFunction
 from diffusion_text.objective.reweighted import Reweighted
@@ -18,6 +19,7 @@ OBJECTIVES = {
   "cross_entropy": CrossEntropy,
   "gaussian_curriculum": GaussianCurriculum,
   "mask_agnostic": MaskAgnostic,
+  "mse_rounding": EmbeddingLosses,
   "reinforce": ScoreFunction,
   "reweighted": Reweighted,
 }

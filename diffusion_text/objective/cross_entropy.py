@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.objective.bound import Chunks, check_posterior, noised, summed_loss
+from diffusion_text.objective.bound import Chunks, check_posterior, noised, summed_loss, weighted_ends
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.schedules import TINY
 from diffusion_text.timing import PerBlock
@@ -77,4 +77,6 @@ class CrossEntropy:
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     weighted = lambda rows, logits, rate: rows.speed * self.weight(rows.t) * self.cost(logits, rows.ids)
-    return summed_loss(noise, self.process, params, batch, self.chunks, weighted)
+    loss = summed_loss(noise, self.process, params, batch, self.chunks, weighted)
+    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
+    return loss._replace(sums={"bound": loss.sums["bound"] + ends})

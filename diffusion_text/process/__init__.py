@@ -4,9 +4,18 @@ A process knows schedules and nothing of networks, trainers or decoders; the con
 file, its line in this table, its config, its row in tests/process/conformance_test.py.
 """
 
+from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
+from diffusion_text.process.simplex import Simplex
 from diffusion_text.process.token_masked import TokenMasked
 from diffusion_text.process.uniform import Uniform
 
-PROCESSES = {"masked": Masked, "mixed": Mixed, "token_masked": TokenMasked, "uniform": Uniform}
+PROCESSES = {
+  "embedding": Embedding,
+  "masked": Masked,
+  "mixed": Mixed,
+  "simplex": Simplex,
+  "token_masked": TokenMasked,
+  "uniform": Uniform,
+}

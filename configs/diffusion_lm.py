@@ -1,0 +1,24 @@
+"""Diffusion-LM: a learned embedding, mean squared error of x0 and rounding (Li et al. 2022, arXiv 2205.14217).
+
+Published: E2E (16 numbers per token) and ROCStories (128), about 80 M parameters, 2000 steps; control success rates, no likelihood that
+can be compared. Window of the path: that of the published chain of 2000 steps. The published network regresses x0; ours answers with
+a distribution over tokens, whose mean is x0. "argmax" is the clamping trick. Ours: not yet run.
+  python -m experiments.train --config=configs/diffusion_lm.py:tiny --workdir=runs/diffusion_lm
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "embedding"
+  c.process.width = 16 if size in ("", "micro", "tiny") else 128
+  c.process.norm = "none"
+  c.process.projection = "argmax"
+  c.schedule.name = "sqrt"
+  c.schedule.log_snr_max = 4.209
+  c.schedule.log_snr_min = -15.41
+  c.objective.name = "mse_rounding"
+  c.model.time_conditioning = "adaln"
+  c.sampler.steps = 200
+  return c

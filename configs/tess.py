@@ -1,0 +1,24 @@
+"""TESS: simplex diffusion with cross-entropy, tokens drawn and noised anew at each step (Mahabadi et al. 2023, arXiv 2305.08379).
+
+Published: RoBERTa-large, 355 M parameters; on par with autoregressive models on four tasks, no likelihood (ours is a bound like any
+other's, since cross-entropy is only what is trained). Missing: self-conditioning. The state is [B, L, V], 1 GiB at
+32 x 256 x 32k. Ours: not yet run.
+  python -m experiments.train --config=configs/tess.py:tiny --workdir=runs/tess
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "simplex"
+  c.process.k = 5.0
+  c.process.projection = "sample"
+  c.process.rho = 1.0
+  c.schedule.name = "cosine"
+  c.schedule.offset = 1e-4
+  c.objective.name = "cross_entropy"
+  c.model.time_conditioning = "adaln"
+  c.sampler.steps = 100
+  c.sampler.top_p = 0.99
+  return c
