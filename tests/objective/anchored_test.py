@@ -145,6 +145,6 @@ def without_padding(batch):
   return occurrences(dataclasses.replace(batch, weights=None))
 
 
-@pytest.mark.parametrize("mutant,kind", [(by_row_only, "packed"), (without_padding, "padded")], ids=str)
+@pytest.mark.parametrize("mutant,kind", [(by_row_only, "packed"), (without_padding, "padded")])
 def test_mutants_of_occurrences_fail(mutant, kind):
   assert not np.array_equal(mutant(BATCHES[kind]), counted(BATCHES[kind]))
