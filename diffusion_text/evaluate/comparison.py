@@ -64,7 +64,7 @@ def caption(amount: str, where: str, command: str, *, base: Any, vocab_size: int
     f" {base.optimizer.learning_rate:g}, is used for all and tuned for none of them. CPU-seconds are process time over all threads"
     " while training steps run (compilation and evaluation left out; what else runs in the background meanwhile, such as reading"
     " data and saving, is in it), and tokens per CPU-second are tokens over these, not over wall time. Bounds are on the test split,"
-    f" {num_draws} draws per row; their ± holds the draws and the variance of the text, which all systems share. {num_samples} samples at each"
+    f" {num_draws} draws per row; their ± holds the draws and the text, which all share. {num_samples} samples at each"
     " number of network calls (separated by /), drawn with each system's own sampler; a call of a system in blocks reads one block,"
     " and the pass that puts a finished block into the cache is not counted. JS divergence is from the test split and has a bias at"
     " this sample size, which the corpus row shows: as many rows of the validation split. Its standard deviation over draws of 16"
