@@ -47,8 +47,16 @@ def test_every_config_builds(name, size):
   assert config_json(again.config) == config_json(experiment.config)
 
 
+@pytest.fixture
+def quick_compile():
+  """XLA's optimizations off: these steps run once, and compiling them is all that they cost."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_takes_a_step_and_a_sample(name, tmp_path):
+def test_every_config_takes_a_step_and_a_sample(name, tmp_path, quick_compile):
   """One real update on 8 devices and one sample, micro size, whatever the process."""
   config = __import__(f"configs.{name}", fromlist=["get_config"]).get_config("micro")
   config.update_from_flattened_dict({"data.length": 16, "train.batch_size": 8, "evaluate.batch_size": 8, "sampler.steps": 2})

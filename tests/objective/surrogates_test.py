@@ -72,7 +72,8 @@ def call(objective, batch, key=9, progress=START, params=PARAMS, seen=None):
 
 
 def test_every_objective_has_a_row():
-  assert set(OBJECTIVES) - {"anchored"} == set(ROWS)  # the anchored one needs a network of two stages and has its own test
+  elsewhere = {"anchored", "mse_rounding"}  # one needs a network of two stages, the other vectors: each has its own tests
+  assert set(OBJECTIVES) - elsewhere == set(ROWS)
 
 
 def check_chunks(objective):

@@ -228,7 +228,7 @@ def test_many_steps_give_the_language(process):
 
 
 @pytest.mark.parametrize("kind", ["shared", "slanted"])
-@every_row
+@pytest.mark.parametrize("process", SAMPLED, ids=repr)
 def test_drawn_bound_is_the_entropy(process, kind):
   """The objective itself, with its own draws: within 3 standard errors, which are below 2 %. Per-token times included.
 
@@ -236,8 +236,6 @@ def test_drawn_bound_is_the_entropy(process, kind):
   would need far more draws for.
   """
   mixed = isinstance(process, Mixed)
-  if kind == "slanted" and process not in SAMPLED:
-    pytest.skip("one schedule of each kind is enough")
   if kind == "slanted" and mixed and process.mixing == "gidd":
     pytest.skip("its variance under evenly drawn times is too large to say anything")
   timing = Slanted(1.0) if kind == "slanted" else Shared(power=3.0 if mixed else 1.0)
@@ -264,7 +262,7 @@ def test_bound_of_a_markov_chain(process):
   check_mean(jax.jit(lambda key: bound.nats({}, key, Batch(ids), Progress(), predict).sum(1))(jax.random.key(6)), chain.entropy)
 
 
-@every_row
+@pytest.mark.parametrize("process", SAMPLED, ids=repr)
 def test_given_tokens_are_free_and_clean(process):
   """Given tokens cost nothing and the network reads them clean; what is left costs H(rest | given)."""
   rows = 60_000
