@@ -327,13 +327,14 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   if options["chunk"] < 1:
     raise ValueError(f"objective.chunk={options['chunk']} must be at least 1 position; 256 suits a CPU, 2048 an accelerator")
   chunks = Chunks(options.pop("chunk"), row_shards(mesh))
-  if "curriculum_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
-    options["curriculum_steps"] = options.get("curriculum_steps") or settings.steps // 2
-  objective = construct(OBJECTIVES, options, "objective.name", process=process, timing=timing, chunks=chunks)
-  if isinstance(process, LearnedNoise) and (options["name"] == "reinforce") != process.learned:
+  given = {"process": process, "timing": timing, "chunks": chunks}
+  if "train_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
+    given["train_steps"] = settings.steps
+  objective = construct(OBJECTIVES, options, "objective.name", **given)
+  if isinstance(process, LearnedNoise) and getattr(objective, "trains_noise", False) != process.learned:
     raise ValueError(
-      f"objective.name={options['name']!r} with {process}: 'reinforce' gives learned noise its gradient, and nothing else does; use it"
-      " for loss_order='learned' and for that alone"
+      f"objective.name={options['name']!r} with {process}: only 'reinforce' gives learned noise its gradient, and it costs twice the"
+      " network calls; use it where the noise is learned and nowhere else"
     )
   bound = Bound(process, scoring, chunks)
   return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from diffusion_text import train
-from diffusion_text.build import SECTIONS, Experiment, build, config_from_json, config_json, make_policy
+from diffusion_text.build import SECTIONS, Experiment, build, check_times, config_from_json, config_json, make_policy
 from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
 from diffusion_text.data.prompts import infill_rows, prompt_rows
 from diffusion_text.data.token_arrays import TokenArrays, token_arrays
@@ -29,9 +29,7 @@ from diffusion_text.draws import row_keys
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
 from diffusion_text.evaluate.variance import NoiseVariance, measure
 from diffusion_text.objective.bound import scored_weights
-from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.loop import Sample
-from diffusion_text.schedules import Linear
 from diffusion_text.timing import Counted, Shared
 from diffusion_text.types import Batch, Params, Progress
 
@@ -105,13 +103,15 @@ def estimators(experiment: Experiment) -> list[tuple[str, Any, str]]:
   One time for all tokens can be drawn in several ways; the bound along another path, or of blocks, is another number for a trained
   network, so timings of those kinds have only their own.
   """
-  scoring, process = experiment.timing.scoring(), experiment.process
+  scoring = experiment.timing.scoring()
   rows = [("as reported", scoring, "")]
   if isinstance(scoring, Shared | Counted):
     rows = [("shared", Shared(), ""), ("shared, power 2", Shared(2.0), ""), ("shared, power 3", Shared(3.0), "")]
-    plain = type(process) is Masked and process.grid is None and isinstance(process.schedule, Linear)
-    if plain and experiment.network.config.time_conditioning == "none":
+    try:
+      check_times(Counted(), experiment.config)
       rows.append(("counted", Counted(), ""))
+    except ValueError:
+      pass  # counted times are no bound here
   if experiment.timing != scoring:
     rows.append(("as trained", experiment.timing, "surrogate: another mean, no bound"))
   return rows

@@ -2,7 +2,7 @@
 
 A schedule is a pure function of t with alpha(0) = 1 and alpha(1) = 0 **exactly**, so that no process needs a hidden t-range,
 a reconstruction term or a prior term to be a true bound (published code truncates at 1e-3 … 1e-4 and drops those terms, which
-moves the bound of masked diffusion by some 1e-4 nats/token, and that of GIDD by 1e-2, in the flattering direction). Each one returns
+moves the bound of masked diffusion by some 1e-4 nats/token in either direction and lowers that of GIDD by 1e-2). Each one returns
 alpha *and* 1 - alpha, both to full relative float32 precision: forming `1 - alpha` near t = 0 loses it. Derivatives come from
 `jax.jvp`, never by hand.
 

@@ -124,7 +124,7 @@ def test_the_caption_says_what_the_figures_do_not_tell(tmp_path):
   for said in (
     amount,
     "in the background",
-    "which all systems share",
+    "the text, which all share",
     "reads one block",
     "not counted",
     "about 0.01 are noise",

@@ -90,10 +90,10 @@ def distinct_ids(key: Key, first: Array, vocab_size: int, count: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianCurriculum:
-  """The rate of uniform-state diffusion, read through soft tokens for the first `curriculum_steps` steps and hard ones after them.
+  """The rate of uniform-state diffusion, read through soft tokens at first and through hard ones after that.
 
-  curriculum_steps: of the optimizer (Duo: the first half). temperature, final_temperature: of the softmax, at the start and the end of
-    the curriculum, changing log-linearly (Duo: 1e-3 all along). After it the loss is that of `bound`, to the bit.
+  curriculum: the share of the train_steps that reads soft tokens (Duo: the first half). temperature, final_temperature: of the softmax,
+    at the start and the end of the curriculum, changing log-linearly (Duo: 1e-3 all along). After it the loss is that of `bound`.
   low, high: while soft, times are drawn from [low, high] (the timing's, rescaled), so that the window means the same for every V. Duo's
     is one of the Gaussian's log noise-to-signal ratio, [-3.55, -1.85] for V = 50257: alpha in [0.049, 0.945], and so t in [0.055, 0.951]
     of the linear schedule.
@@ -104,7 +104,8 @@ class GaussianCurriculum:
 
   process: Process
   timing: Timing
-  curriculum_steps: int
+  train_steps: int
+  curriculum: float = 0.5
   temperature: float = 1e-3
   final_temperature: float = 1e-3
   low: float = 0.05
@@ -120,8 +121,8 @@ class GaussianCurriculum:
       )
     if self.timing.shifted:
       raise ValueError(f"objective 'gaussian_curriculum' has nothing to soften under {self.timing}: it reads clean tokens only")
-    if self.curriculum_steps < 1:
-      raise ValueError(f"objective.curriculum_steps={self.curriculum_steps} must be at least 1; half of train.steps is usual")
+    if not 0 < self.curriculum <= 1:
+      raise ValueError(f"objective.curriculum={self.curriculum} must be in (0, 1], a share of train.steps; 0.5 is usual")
     if not (self.temperature > 0 and self.final_temperature > 0):
       raise ValueError(
         f"objective temperature={self.temperature} and final_temperature={self.final_temperature} must be positive; 1e-3 is usual"
@@ -146,7 +147,7 @@ class GaussianCurriculum:
     return state, Inputs(tokens, weights=jax.nn.softmax(unit / temperature, axis=-1))
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
-    done = jnp.asarray(progress.step, jnp.float32) / self.curriculum_steps
+    done = jnp.asarray(progress.step, jnp.float32) / (self.curriculum * self.train_steps)
     soft = done < 1
     times = drawn_times(self.process, self.timing, key, batch, progress)
     width = self.high - self.low

@@ -12,6 +12,7 @@ has that gradient without bias, because a score has mean 0 and is independent of
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class ScoreFunction:
   The value of `total` is the mean bound of the two draws; the score term adds to its gradient only. Raises ValueError for a process
   whose noise is not learned: `bound` has the same gradient there, at half the cost.
   """
+
+  trains_noise: ClassVar[bool] = True  # what learned noise needs and other noise does not
 
   process: Process
   timing: Timing

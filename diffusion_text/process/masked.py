@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.draws import draw_categorical, draw_uniform, fold
+from diffusion_text.process.discrete import Absorbing
 from diffusion_text.schedules import Schedule, on_grid, reveal_probability, weight
-from diffusion_text.types import Array, Denoise, Inputs, Key, Params, State, Time
+from diffusion_text.types import Array, Key, Params, State, Time
 
 
 def cross_entropy(logits: Array, ids: Array) -> Array:
@@ -39,7 +40,7 @@ def cross_entropy(logits: Array, ids: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked:
+class Masked(Absorbing):
   """Masked diffusion over `vocab_size` clean tokens. State: ids int32 [B, L], where the id V is the mask.
 
   *Whether* a token is revealed and *what* it becomes are drawn apart (two streams of each position's key): the first needs
@@ -62,34 +63,10 @@ class Masked:
     if self.grid is not None and self.grid < 1:
       raise ValueError(f"process.grid={self.grid} must be at least 1 step; D3PM uses 1000, None is continuous time")
 
-  @property
-  def mask_id(self) -> int:
-    return self.vocab_size
-
-  @property
-  def input_size(self) -> int:
-    return self.vocab_size + 1
-
-  def init(self, key: Key) -> Params:
-    del key  # nothing is learned
-    return {}
-
-  def prior(self, params: Params, key: Key, shape: tuple[int, ...]) -> State:
-    del params, key  # all mask: no randomness
-    return jnp.full(shape, self.mask_id, jnp.int32)
-
   def corrupt(self, params: Params, key: Key, ids: Array, t: Time) -> State:
     del params
     lost = jax.random.uniform(key, ids.shape) < self.schedule(on_grid(t, self.grid)).noise  # never at 0, always at 1
     return jnp.where(lost, self.mask_id, ids).astype(jnp.int32)
-
-  def inputs(self, params: Params, state: State, t: Time) -> Inputs:
-    del params, t
-    return Inputs(ids=state)
-
-  def scored(self, params: Params, state: State, t: Time) -> Array:
-    del params, t
-    return state == self.mask_id
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
     cost = cross_entropy(logits, ids)
@@ -104,10 +81,6 @@ class Masked:
       return weight(self.schedule, t)
     after = on_grid(t, self.grid)
     return self.grid * reveal_probability(self.schedule, after, jnp.maximum(after - 1 / self.grid, 0.0))
-
-  def ends(self, params: Params, key: Key, ids: Array, denoise: Denoise) -> Array:
-    del params, key, denoise
-    return jnp.zeros(ids.shape, jnp.float32)  # alpha(0) = 1 and alpha(1) = 0 exactly: no reconstruction, no prior cost
 
   def moves(self, params: Params, keys: Key, state: State, t: Time, s: Time) -> Array:
     masked = self.scored(params, state, t)
@@ -148,7 +121,3 @@ class Masked:
     u_BxL = draw_uniform(fold(keys, 0))
     steps = jax.vmap(lambda noise, u: jnp.searchsorted(-noise, -u, side="left"), in_axes=(1, 1), out_axes=1)(noise_SxL, u_BxL)
     return jnp.minimum(steps, noise_SxL.shape[0] - 1).astype(jnp.int32)
-
-  def decode(self, params: Params, state: State) -> Array:
-    del params
-    return state  # nothing is masked at t = 0

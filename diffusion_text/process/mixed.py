@@ -39,8 +39,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.draws import draw_categorical, draw_uniform, fold
+from diffusion_text.process.discrete import WithMask
 from diffusion_text.schedules import Level, Schedule, on_grid
-from diffusion_text.types import Array, Denoise, Inputs, Key, Params, State, Time
+from diffusion_text.types import Array, Key, Params, State, Time
 
 LEAST = 1e-30  # below every share that matters; keeps quotients of shares finite where one is zero
 # Rates are formed at times in between. GIDD's uniform noise rises like the root of t: what lies below t costs about its root.
@@ -99,7 +100,7 @@ def compare(shares: Shares, logp: Array, logp_true: Array) -> Against:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixed:
+class Mixed(WithMask):
   """Mask and uniform noise over `vocab_size` clean tokens; see the module for the choices. State: ids int32, where V is the mask.
 
   mixing, share: how much of the noise is uniform. prediction: what the logits mean, "leave_one_out" or "posterior".
@@ -131,14 +132,6 @@ class Mixed:
       raise ValueError(f"process.grid={self.grid} must be at least 1 step; None is continuous time")
 
   @property
-  def mask_id(self) -> int:
-    return self.vocab_size
-
-  @property
-  def input_size(self) -> int:
-    return self.vocab_size + 1
-
-  @property
   def absorbing(self) -> bool:
     """Whether a masked token stays masked; if not, it may become a random token, as a clean one may."""
     return self.mixing in ("gamma", "epsilon")
@@ -167,10 +160,6 @@ class Mixed:
     safe = jnp.maximum(alive, LEAST)
     return Shares(jnp.where(alive > 0, clean / safe, 0.0), mask, jnp.where(alive > 0, uniform / safe, 1.0))
 
-  def init(self, key: Key) -> Params:
-    del key  # nothing is learned
-    return {}
-
   def prior(self, params: Params, key: Key, shape: tuple[int, ...]) -> State:
     return self.corrupt(params, key, jnp.zeros(shape, jnp.int32), jnp.ones(shape, jnp.float32))
 
@@ -190,10 +179,6 @@ class Mixed:
 
   def _any_token(self, keys: Key) -> Array:
     return jnp.minimum((draw_uniform(fold(keys, 7)) * self.vocab_size).astype(jnp.int32), self.vocab_size - 1)
-
-  def inputs(self, params: Params, state: State, t: Time) -> Inputs:
-    del params, t
-    return Inputs(ids=state)
 
   def scored(self, params: Params, state: State, t: Time) -> Array:
     del params
@@ -273,10 +258,6 @@ class Mixed:
     masked = 1 - jnp.where(self.absorbing, stay, kept * stay)
     return jnp.clip(jnp.where(state == self.mask_id, masked, clean), 0.0, 1.0)
 
-  def ends(self, params: Params, key: Key, ids: Array, denoise: Denoise) -> Array:
-    del params, key, denoise
-    return jnp.zeros(ids.shape, jnp.float32)  # clean(0) = 1 and clean(1) = 0 exactly: no reconstruction, no prior cost
-
   def moves(self, params: Params, keys: Key, state: State, t: Time, s: Time) -> Array:
     del params
     now, before = self._survivors(t), self._survivors(s)
@@ -321,7 +302,3 @@ class Mixed:
     del params
     right = 2 * self.share / (1 - self.share) / self.vocab_size * jnp.exp(jax.nn.sigmoid(-t) / 2)
     return jnp.where(state == self.mask_id, 2.0, jnp.where(state == ids, right, 1.0))
-
-  def decode(self, params: Params, state: State) -> Array:
-    del params
-    return state  # no noise is left at t = 0

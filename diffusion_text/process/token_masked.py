@@ -43,9 +43,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text.draws import draw_categorical, draw_uniform, fold
+from diffusion_text.process.discrete import Absorbing
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.schedules import TINY, Level, Schedule, weight
-from diffusion_text.types import Array, Denoise, Inputs, Key, Params, State, Time
+from diffusion_text.types import Array, Key, Params, State, Time
 
 LOSS_ORDERS = ("learned", "spindle", "frequency")
 NEVER = -1e30  # log of zero that survives subtraction
@@ -67,7 +68,7 @@ def information(counts: np.ndarray, ranked: bool = False) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenMasked:
+class TokenMasked(Absorbing):
   """Masked diffusion over `vocab_size` clean tokens, each lost in its own time. State: ids int32, where the id V is the mask.
 
   It is no `Reveals`: when a token is revealed depends on what it becomes, so no reveal time can be drawn in advance.
@@ -103,14 +104,6 @@ class TokenMasked:
     """Whether the survivals are trained; then the draw of z depends on parameters."""
     return self.loss_order == "learned"
 
-  @property
-  def mask_id(self) -> int:
-    return self.vocab_size
-
-  @property
-  def input_size(self) -> int:
-    return self.vocab_size + 1
-
   def init(self, key: Key) -> Params:
     """{"power": [V]} before its softplus, or {"information": [V]}, for which `counts` is asked, here and nowhere else."""
     del key  # no randomness
@@ -119,10 +112,6 @@ class TokenMasked:
     if self.counts is None:
       raise ValueError(f"loss_order={self.loss_order!r} needs the token counts of the training split; pass counts=")
     return {"information": jnp.asarray(information(self.counts(), self.loss_order == "frequency"))}
-
-  def prior(self, params: Params, key: Key, shape: tuple[int, ...]) -> State:
-    del params, key  # all mask: no randomness
-    return jnp.full(shape, self.mask_id, jnp.int32)
 
   def corrupt(self, params: Params, key: Key, ids: Array, t: Time) -> State:
     return self._lose(params, jax.random.uniform(key, ids.shape), ids, t)
@@ -137,14 +126,6 @@ class TokenMasked:
     log_alpha = jnp.log(jnp.maximum(-jnp.expm1(jnp.where(masked, -1.0, log_noise)), LEAST))  # the other branch has a pole
     return jnp.where(masked, log_noise, log_alpha)
 
-  def inputs(self, params: Params, state: State, t: Time) -> Inputs:
-    del params, t
-    return Inputs(ids=state)
-
-  def scored(self, params: Params, state: State, t: Time) -> Array:
-    del params, t
-    return state == self.mask_id
-
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
     shape = self._shape(params)
     growth = self._growth(shape[ids], t)
@@ -152,10 +133,6 @@ class TokenMasked:
     cost = growth * cross_entropy(logits, ids) + jnp.sum(jax.nn.softmax(logits) * surplus, axis=-1)
     rate = weight(self.schedule, t) * cost
     return jnp.where(self.scored(params, state, t), rate, 0.0)
-
-  def ends(self, params: Params, key: Key, ids: Array, denoise: Denoise) -> Array:
-    del params, key, denoise
-    return jnp.zeros(ids.shape, jnp.float32)  # every survival is 1 at 0 and 0 at 1: no reconstruction, no prior cost
 
   def moves(self, params: Params, keys: Key, state: State, t: Time, s: Time) -> Array:
     """Where the token that is revealed soonest would be: r is monotonic in the shape, so that one is at an end of the shapes."""
@@ -175,10 +152,6 @@ class TokenMasked:
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
     """The clean tokens: those that are not masked, and a draw from mu for each that is."""
     return jnp.where(self.scored(params, state, t), draw_categorical(fold(keys, 1), logits), state)
-
-  def decode(self, params: Params, state: State) -> Array:
-    del params
-    return state  # nothing is masked at t = 0
 
   def _jump(self, keys: Key, state: State, logits: Array, may_move: Array, chance: Array) -> State:
     """Becomes y with probability mu_y · chance_y [..., V], where it may move: first whether, then what (two streams of the key)."""

@@ -113,7 +113,7 @@ def test_ids_are_distinct_and_in_random_order():
 
 
 def objective_of(vocab_size, **options):
-  options = {"curriculum_steps": 100, "temperature": 0.2, "final_temperature": 0.2} | options
+  options = {"train_steps": 200, "temperature": 0.2, "final_temperature": 0.2} | options
   return GaussianCurriculum(Uniform(vocab_size, Linear()), Shared(), **options)
 
 

@@ -351,9 +351,9 @@ def test_mask_agnostic_mutants_fail(mutant, kind):
     (lambda: MaskAgnostic(MASKED, Shared(), appended=0), "appended=0"),
     (lambda: OBJECTIVES["gaussian_curriculum"](MASKED, Shared(), 10), "uniform noise, not of Masked"),
     (lambda: OBJECTIVES["gaussian_curriculum"](Uniform(V, Linear()), LeftToRight(), 10), "LeftToRight"),
-    (lambda: OBJECTIVES["gaussian_curriculum"](Uniform(V, Linear()), Shared(), 0), "curriculum_steps=0"),
+    (lambda: OBJECTIVES["gaussian_curriculum"](Uniform(V, Linear()), Shared(), 100, 0.0), r"curriculum=0\.0"),
     (lambda: OBJECTIVES["gaussian_curriculum"](Uniform(V, Linear()), Shared(), 10, candidates=8), "candidates=8.*vocab_size=7"),
-    (lambda: OBJECTIVES["gaussian_curriculum"](Uniform(V, Linear()), Shared(), 10, 0.0), r"temperature=0\.0"),
+    (lambda: OBJECTIVES["gaussian_curriculum"](Uniform(V, Linear()), Shared(), 10, 0.5, 0.0), r"temperature=0\.0"),
     (lambda: OBJECTIVES["gaussian_curriculum"](Uniform(V, Linear()), Shared(), 10, low=0.9, high=0.1), r"low=0\.9"),
   ],
 )
