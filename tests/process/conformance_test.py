@@ -247,7 +247,7 @@ def test_drawn_bound_is_the_entropy(process, kind):
   check_mean(nats, TOY_B.entropy, largest_error=0.02)
 
 
-@pytest.mark.parametrize("process", ROWS[:6], ids=repr)
+@pytest.mark.parametrize("process", (ROWS[0], ROWS[3], ROWS[5]), ids=repr)
 def test_bound_of_a_markov_chain(process):
   """A longer language, by forward-backward."""
   chain = MarkovChain.branchy(0, vocab_size=5, length=12)
