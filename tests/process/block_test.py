@@ -114,7 +114,9 @@ def test_a_leaking_mask_would_be_noticed():
     return exact_prediction(jnp.concatenate([posterior(clean), posterior(clean)], axis=1))
 
   ids = jnp.asarray(CHAIN.sample(np.random.default_rng(0), 500))
-  nats = jax.jit(lambda key: Bound(PROCESS, PerBlock(4)).nats({}, key, Batch(ids), Progress(), leaking).sum(1))(jax.random.key(1))
+  nats = jax.jit(lambda key: Bound(PROCESS, PerBlock(4)).nats({}, key, Batch(ids), Progress(), leaking).sum(1))(
+    jax.random.key(1)
+  )
   assert float(nats.mean()) < 0.1 * CHAIN.entropy
 
 
