@@ -100,6 +100,8 @@ def config(size: str = "tiny") -> ConfigDict:
   c.objective.anchor_weight = placeholder(float)  # anchored: of the first stage's loss; mse_rounding: of the cross-entropy
   c.objective.rounding_weight = placeholder(float)  # mse_rounding: of rounding the noised vector, which keeps embeddings apart
   c.objective.threshold = placeholder(int)  # anchored: occurrences in a row of the tokens that the first stage is taught
+  c.objective.self_conditioning = placeholder(float)  # probability, per row, that the network is told its own first answer
+  c.objective.drop_given = placeholder(float)  # probability, per row, that given tokens are hidden: for sampler.guidance_scale
   c.objective.chunk = 2048 if large else 256  # positions whose logits exist at a time, per device
 
   c.model = ConfigDict()
@@ -121,6 +123,10 @@ def config(size: str = "tiny") -> ConfigDict:
   c.model.remat = "full" if size in ("1b", "8b") else "none"  # "none", "full", "dots"
   c.model.attention = ("pallas_tpu", "pallas_gpu", "xla")  # implementations, tried in order
   c.model.anchor_layers = placeholder(int)  # of the layers, those of a first stage whose answer the others read; None: none
+  c.model.self_conditioning = (
+    "none"  # its own last answer, read as "add" (by a zero-initialised map), "mean" (of probabilities)
+  )
+  c.model.absent = "zeros"  # what it reads where there is none: "zeros", or "uniform", the mean embedding
 
   c.optimizer = ConfigDict()
   c.optimizer.learning_rate = learning_rate  # peak
@@ -158,6 +164,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.evaluate.split = "validation"
   c.evaluate.batch_size = 32  # rows
   c.evaluate.timing = placeholder(str)  # "shared" or "counted" (same bound, lower variance) in place of each other
+  c.evaluate.self_conditioning = placeholder(float)  # probability of being told: 1 (None) reads twice per draw, 0 is never told
   c.evaluate.num_draws = 1  # draws of time and noise per row
   c.evaluate.max_rows = 512  # rows scored while training; experiments.evaluate scores them all
 
@@ -178,4 +185,8 @@ def config(size: str = "tiny") -> ConfigDict:
   c.sampler.correction_temperature = placeholder(float)  # self_correcting
   c.sampler.temperature = 1.0
   c.sampler.top_p = 1.0
+  c.sampler.guidance_scale = placeholder(
+    float
+  )  # classifier-free: w of u + w (c - u); 1 (None) is the conditional answer, one call
+  c.sampler.guidance_space = placeholder(str)  # of the w: "logits" (None), "probabilities"
   return c

@@ -31,9 +31,10 @@ from diffusion_text.model.partition import partition_spec
 from diffusion_text.model.transformer import Network, TransformerConfig, flops_per_token
 from diffusion_text.objective import OBJECTIVES, Bound
 from diffusion_text.objective.bound import Chunks, scored_weights
+from diffusion_text.objective.conditioning import Conditioning, conditionings
 from diffusion_text.process import PROCESSES
 from diffusion_text.sampler import SAMPLERS
-from diffusion_text.sampler.block import WholeRow, sample_blocks
+from diffusion_text.sampler.block import WholeRow, pad_rows, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
@@ -97,6 +98,7 @@ class EvaluateSettings:
   num_draws: int
   max_rows: int
   timing: str | None = None
+  self_conditioning: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Experiment:
   timing: Timing
   objective: Callable[..., Loss]
   bound: Bound
+  told: Conditioning  # in training
+  told_scored: Conditioning  # where the bound is reported
   network: Network
   optimizer: train.Optimizer
   mesh: Mesh
@@ -134,6 +138,7 @@ class Experiment:
       dropout_key = jax.random.fold_in(jax.random.fold_in(key, 3), progress.part)
       dropout_key = dropout_key if self.network.config.dropout else None
       predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, dropout_key)
+      batch, predict = self.told.batch(key, batch, progress), self.told.predict(predict, key, batch, progress)
       result = self.objective(params["process"], key, batch, progress, predict)
       if "bound" not in result.sums:
         return result
@@ -150,6 +155,7 @@ class Experiment:
 
     def nats(params: Params, key: Key, batch: Batch, progress: Progress):
       predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, None)
+      predict = self.told_scored.predict(predict, key, batch, progress)
       values = self.bound.nats(params["process"], key, batch, progress, predict)
       return jnp.sum(values, axis=1), jnp.sum(scored_weights(batch), axis=1)
 
@@ -160,6 +166,7 @@ class Experiment:
     row at every call instead, for the same tokens."""
     timing, process = self.timing, self.process
     size = timing.sampled_in_blocks
+    recalls = self.network.config.width if self.network.config.self_conditioning != "none" else 0
 
     def run(params: Params, keys_B: Key, batch: Batch) -> Sample:
       length = batch.ids.shape[1]
@@ -170,9 +177,9 @@ class Experiment:
       noise = process.inputs(params["process"], prior, jnp.ones((1, 1)))
       denoise = timing.denoiser(predict, batch.segment, noise)
       if size is None:
-        return sample(policy, process, params["process"], denoise, keys, batch)
+        return sample(policy, process, params["process"], denoise, keys, batch, recalls=recalls)
       reader = CachedBlocks(self.network, params["network"], noise, timing.shifted) if cached else WholeRow(denoise, noise)
-      result = sample_blocks(policy, process, params["process"], reader, keys, batch, size)
+      result = sample_blocks(policy, process, params["process"], reader, keys, batch, size, recalls=recalls)
       return result._replace(ids=result.ids[:, :length], committed=result.committed[:, :length])
 
     return jax.jit(run)
@@ -230,20 +237,6 @@ class Experiment:
     return 3 * (doubled * read + scored)
 
 
-def pad_rows(batch: Batch, extra: int) -> Batch:
-  """The batch with `extra` positions of padding on the right, in a segment of their own."""
-  if not extra:
-    return batch
-  shape = batch.ids.shape
-  pad = lambda field, default, value: jnp.pad(default if field is None else field, ((0, 0), (0, extra)), constant_values=value)
-  return Batch(
-    ids=pad(batch.ids, None, 0),
-    given=pad(batch.given, jnp.zeros(shape, bool), True),
-    weights=pad(batch.weights, jnp.ones(shape, jnp.float32), 0.0),
-    segment=pad(batch.segment, jnp.ones(shape, jnp.int32), 0),
-  )
-
-
 def config_json(config: Any) -> str:
   """A config as JSON; `config_from_json` reads it back."""
   return json.dumps(ml_collections.ConfigDict(config).to_dict(), default=list, sort_keys=True)
@@ -280,7 +273,8 @@ def make_policy(section: Mapping[str, Any], timing: Timing) -> Policy:
   """The sampler of a `config.sampler` section; for timings in blocks, that of one block, whose tokens share a time."""
   timing = timing.within_block()
   options = dict(section)
-  guidance = strict(Guidance, present({key: options.pop(key) for key in ("temperature", "top_p")}), "sampler")
+  keys = ("temperature", "top_p", "guidance_scale", "guidance_space")
+  guidance = strict(Guidance, present({key: options.pop(key, None) for key in keys}), "sampler")
   if options["steps"] is None or options["steps"] < 1:
     raise ValueError(f"sampler.steps={options['steps']} must be at least 1; 64 is a good start")
   return construct(SAMPLERS, options, "sampler.name", timing=timing, guidance=guidance)
@@ -320,13 +314,14 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
 
   tokenizer = make_tokenizer(data) if tokenizer is None else tokenizer
   process = make_process(sections["process"], data, tokenizer, schedule)
-  sizes = {"vocab_size": process.vocab_size, "input_size": process.input_size}
+  sizes = {name: getattr(process, name) for name in ("vocab_size", "input_size", "estimate_size")}
   model = {"scan_layers": None, **present(sections["model"]), **sizes}
   network = Network.create(strict(TransformerConfig, model, "model"))
   options = sections["objective"]
   if options["chunk"] < 1:
     raise ValueError(f"objective.chunk={options['chunk']} must be at least 1 position; 256 suits a CPU, 2048 an accelerator")
   chunks = Chunks(options.pop("chunk"), row_shards(mesh))
+  told, told_scored = conditionings(options, network.config.self_conditioning, evaluate.self_conditioning, timing, chunks)
   given = {"process": process, "timing": timing, "chunks": chunks}
   if "train_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
     given["train_steps"] = settings.steps
@@ -337,7 +332,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
       " network calls; use it where the noise is learned and nowhere else"
     )
   bound = Bound(process, scoring, chunks)
-  return Experiment(c, data, settings, evaluate, tokenizer, process, timing, objective, bound, network, optimizer, mesh)
+  objects = tokenizer, process, timing, objective, bound, told, told_scored, network, optimizer, mesh
+  return Experiment(c, data, settings, evaluate, *objects)
 
 
 def scoring_times(timing: Timing, name: str | None) -> Timing:

@@ -60,12 +60,16 @@ class Inputs:
   Σ_m weights · embedding[ids]: what softmax over V would give, at the cost of M.
   vectors: float32 [B, L, input_size], read as Σ_m vectors[m] · embedding[m], whatever the m are: the vocabulary (dense soft tokens,
   embedded by the table that embeds ids), or the coordinates of a diffusion embedding (then the table is a linear map).
+  recalled: [B, L, D], the network's own last answer as it reads it (`Prediction.recall`), and recalls: bool [B, L], where there was one;
+  both None at a first call. Only a network that conditions on itself takes them, and it reads none where t == 0.
   """
 
   ids: Array | None = None
   position: Array | None = None
   weights: Array | None = None
   vectors: Array | None = None
+  recalled: Array | None = None
+  recalls: Array | None = None
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -79,11 +83,14 @@ class Prediction(NamedTuple):
   features [B, L, D]; `unembed(features[..., D]) -> logits[..., V]` in float32. Kept apart so that whoever reads the answer
   pays for the logits of those positions only: at V = 32k the unembedding is most of the work.
   anchor: the answer of a first stage that the network itself reads on (ADLM); None for a network of one stage.
+  recall: of a network that conditions on itself, the map from estimates [N, estimate_size] (`Process.estimate`) to what it reads of them
+  at its next call, [N, D]; linear, so that estimates over V need not be kept. None for the others.
   """
 
   features: Array
   unembed: Callable[[Array], Array]
   anchor: Prediction | None = None
+  recall: Callable[[Array], Array] | None = None
 
   @property
   def logits(self) -> Array:
@@ -97,6 +104,7 @@ class Batch:
 
   ids: int32 [B, L], each below V.
   given: bool [B, L], tokens that are known: t = 0, never scored, never altered. None: no token is given.
+  hidden: bool [B, L], those of the given tokens that the network is not shown: noise at t = 1. None: it is shown all of them.
   weights: float32 [B, L], 0 = padding. None: every token counts 1.
   segment: int32 [B, L], the document of each token within its row; padding has one of its own. None: one document.
   """
@@ -105,6 +113,7 @@ class Batch:
   given: Array | None = None
   weights: Array | None = None
   segment: Array | None = None
+  hidden: Array | None = None
 
 
 @_pytree
@@ -174,6 +183,7 @@ class Process(Protocol):
 
   vocab_size: int  # V
   input_size: int  # ids that the network reads: V, or V + 1 with a noise symbol
+  estimate_size: int  # numbers per token of `estimate`
 
   def init(self, key: Key) -> Params:
     """Learned embedding or schedule; {} if nothing is learned."""
@@ -189,6 +199,9 @@ class Process(Protocol):
 
   def scored(self, params: Params, state: State, t: Time) -> Array:
     """bool [B, L]: False only where `rate` is zero whatever the logits, so that they need not be computed."""
+
+  def estimate(self, params: Params, state: State, t: Time, logits: Array) -> Array:
+    """[B, L, estimate_size]: the guess of the clean token that a network which conditions on itself is told at its next call."""
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
     """[B, L] nats per unit time: the integrand of the bound."""

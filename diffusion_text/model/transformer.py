@@ -33,6 +33,7 @@ from diffusion_text.model.layers import (
   unembed,
 )
 from diffusion_text.model.partition import AXES, ROWS
+from diffusion_text.model.recall import check_recall, make_recall, reader, told
 from diffusion_text.types import Array, Inputs, Key, Layout, Params, Prediction, Time
 
 REMAT = {
@@ -75,6 +76,9 @@ class TransformerConfig:
   remat: str  # "none", "full" (keep block inputs only) or "dots" (keep matmul results)
   attention: Sequence[str]  # implementations, tried in order
   anchor_layers: int = 0  # of the layers, those of a first stage whose answer the others read (model/anchor.py); 0: one stage
+  self_conditioning: str = "none"  # "none", "add" or "mean": how it reads its own last answer (model/recall.py)
+  absent: str = "zeros"  # or "uniform": what stands in where there is no answer yet
+  estimate_size: int = 0  # numbers per token of the estimates that it is told
 
   def __post_init__(self):
     spelled = {False: "none", True: "adaln"}.get(self.time_conditioning, self.time_conditioning)
@@ -96,6 +100,7 @@ class TransformerConfig:
         f"model.tie_embeddings=True needs a row of the table for each of {self.vocab_size} tokens, and there are {self.input_size}"
         " (the coordinates of an embedding); use False"
       )
+    check_recall(self.self_conditioning, self.absent, (self.vocab_size, self.input_size, self.estimate_size))
     if self.heads % self.kv_heads:
       raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
     if not 0 <= self.dropout < 1:
@@ -221,6 +226,7 @@ class Transformer(nnx.Module):
     # Zeros: before training the prediction is exactly uniform, so the first loss is log V whatever the width.
     self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, std=0.0, rngs=rngs, bias=True)
     self.anchor = Anchor(config.width, config.vocab_size, config.norm, rngs=rngs) if config.anchor_layers else None
+    self.recall = make_recall(config.self_conditioning, config.absent, config.estimate_size, config.width)
     prefix = config.time_conditioning == "prefix"
     self.prefix = Linear(config.time_width, config.width, std=config.time_width**-0.5, rngs=rngs, bias=True) if prefix else None
 
@@ -233,7 +239,8 @@ class Transformer(nnx.Module):
     ValueError for a time prefix with a past.
     """
     config, length = self.config, inputs.shape[1]
-    x = self._embed(inputs)
+    table = self.embedding[...]
+    x, recall = told(self.recall, self._embed(inputs), inputs, t, table), reader(self.recall, table, config.dtype)
     position = jnp.arange(length, dtype=jnp.int32)[None] if inputs.position is None else inputs.position
     condition = prefix = None
     if self.prefix is not None:
@@ -252,13 +259,13 @@ class Transformer(nnx.Module):
     layers = (params, jnp.arange(config.layers), None if past is None else (past.keys, past.values))
     if self.anchor is None:
       x, own = stage(x, layers)
-      return Prediction(self.final_norm(x), self._unembed), own
+      return Prediction(self.final_norm(x), self._unembed, None, recall), own
     first, second = _split(layers, [config.anchor_layers, config.layers - config.anchor_layers])
     x, own = stage(x, first)
     anchor = self.anchor.predict(x)
     x, rest = stage(x + self.anchor.read(anchor.features), second)
     own = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), own, rest)
-    return Prediction(self.final_norm(x), self._unembed, anchor), own
+    return Prediction(self.final_norm(x), self._unembed, anchor, recall), own
 
   def _embed(self, inputs: Inputs) -> Array:
     """[B, L, D]: what stands at each position. Raises ValueError for vectors of another size than the table."""

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels.cross_entropy import map_rows, sum_rows
+from diffusion_text.objective.conditioning import TwoReadings
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.schedules import on_grid
@@ -36,6 +37,7 @@ from diffusion_text.types import (
   Process,
   Progress,
   State,
+  Time,
   Times,
   Timing,
 )
@@ -60,15 +62,29 @@ def noised(
 ) -> Noised:
   """Draws times and noise and calls the network once. All microbatches share the key of the times, none that of the noise."""
   times = drawn_times(process, timing, key, batch, progress)
-  state = process.corrupt(params, noise_key(key, progress), batch.ids, times.t)
-  return Noised(state, times, read(process, params, key, batch.ids, process.inputs(params, state, times.t), times, predict))
+  state = corrupted(process, params, noise_key(key, progress), batch, times.t)
+  inputs = process.inputs(params, state, times.t)
+  return Noised(state, times, read(process, params, key, batch.ids, state, inputs, times, predict))
+
+
+def corrupted(process: Process, params: Params, key: Key, batch: Batch, t: Time) -> State:
+  """Step 2: z_t; the prior where given tokens are hidden, of which corruption alone would leave a trace in Gaussian processes."""
+  state = process.corrupt(params, key, batch.ids, t)
+  if batch.hidden is None:
+    return state
+  prior = process.prior(params, jax.random.fold_in(key, 3), batch.ids.shape)
+  hide = lambda noise, state: jnp.where(batch.hidden.reshape(*batch.hidden.shape, *(1,) * (state.ndim - 2)), noise, state)
+  return jax.tree.map(hide, prior, state)
 
 
 def drawn_times(process: Process, timing: Timing, key: Key, batch: Batch, progress: Progress) -> Times:
-  """Step 1: the times of a batch, 0 for given tokens; those of a process in discrete time are on its grid, for all who read them."""
+  """Step 1: the times of a batch, 0 for given tokens and 1 for hidden ones; on the grid of a process in discrete time, for all readers."""
   times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
   times = times._replace(t=on_grid(times.t, getattr(process, "grid", None)))
-  return times if batch.given is None else times._replace(t=jnp.where(batch.given, 0.0, times.t))
+  if batch.given is None:
+    return times
+  times = times._replace(t=jnp.where(batch.given, 0.0, times.t))
+  return times if batch.hidden is None else times._replace(t=jnp.where(batch.hidden, 1.0, times.t))
 
 
 def noise_key(key: Key, progress: Progress) -> Key:
@@ -76,22 +92,40 @@ def noise_key(key: Key, progress: Progress) -> Key:
   return jax.random.fold_in(jax.random.fold_in(key, 1), progress.part)
 
 
-def read(process: Process, params: Params, key: Key, ids: Array, inputs: Inputs, times: Times, predict: Predict) -> Prediction:
-  """Calls the network on the rows that the timing asks for, and keeps the answers for the noisy tokens: [B, L, …]."""
+def read(
+  process: Process, params: Params, key: Key, ids: Array, state: State, inputs: Inputs, times: Times, predict: Predict
+) -> Prediction:
+  """Calls the network on the rows that the timing asks for, and keeps the answers for the noisy tokens: [B, L, …]. Calls it twice where
+  `predict` has a use for the first answer."""
+  length = ids.shape[1]
+  inputs, t = whole_rows(process, params, key, ids, inputs, times)
+
+  def answer(inputs: Inputs) -> Prediction:
+    prediction = predict(inputs, t, times.layout)
+    return prediction._replace(features=prediction.features[:, :length])
+
+  if not isinstance(predict, TwoReadings):
+    return answer(inputs)
+  told = predict.told(process, params, state, times.t, answer(inputs))
+  rest = inputs.shape[1] - length
+  recalled, recalls = (jnp.pad(leaf, ((0, 0), (0, rest), *((0, 0),) * (leaf.ndim - 2))) for leaf in told)
+  return answer(dataclasses.replace(inputs, recalled=recalled, recalls=recalls))
+
+
+def whole_rows(process: Process, params: Params, key: Key, ids: Array, inputs: Inputs, times: Times) -> tuple[Inputs, Time]:
+  """(inputs, times) of the rows that the timing has the network read: the noisy tokens, shifted clean ones, or noisy ‖ clean."""
   if times.layout.noisy is None and not times.shifted:
-    return predict(inputs, times.t, times.layout)
+    return inputs, times.t
   length, zeros = ids.shape[1], jnp.zeros(ids.shape, jnp.float32)
   clean = process.inputs(params, process.corrupt(params, key, ids, zeros), zeros)
   if times.shifted:
     noise = process.inputs(params, process.prior(params, key, ids.shape), zeros + 1)
-    return predict(shift_right(clean, noise, times.layout.segment), zeros, times.layout)
+    return shift_right(clean, noise, times.layout.segment), zeros
   if inputs.weights is not None:
     clean = one_hot_inputs(clean.ids, inputs.ids.shape[2])
   both = jax.tree.map(lambda noisy, clean: jnp.concatenate([noisy, clean], axis=1), inputs, clean)
   both = dataclasses.replace(both, position=layouts.noisy_clean_positions(length))
-  t = jnp.concatenate([jnp.broadcast_to(times.t, ids.shape), zeros], axis=1)
-  prediction = predict(both, t, times.layout)
-  return prediction._replace(features=prediction.features[:, :length])
+  return both, jnp.concatenate([jnp.broadcast_to(times.t, ids.shape), zeros], axis=1)
 
 
 def one_hot_inputs(ids: Array, count: int) -> Inputs:

@@ -27,6 +27,7 @@ from jax.scipy.special import ndtri
 from diffusion_text.objective.bound import (
   Chunks,
   Noised,
+  corrupted,
   drawn_times,
   noise_key,
   one_hot_inputs,
@@ -151,11 +152,13 @@ class GaussianCurriculum:
     soft = done < 1
     times = drawn_times(self.process, self.timing, key, batch, progress)
     width = self.high - self.low
-    t = jnp.where(soft & (times.t > 0) & (times.speed > 0), self.low + width * times.t, times.t)
+    moved = soft & (times.t > 0) & (times.speed > 0)
+    moved = moved if batch.hidden is None else moved & ~batch.hidden
+    t = jnp.where(moved, self.low + width * times.t, times.t)
     times = times._replace(t=t, speed=jnp.where(soft, width, 1.0) * times.speed)
 
     key_noise = noise_key(key, progress)
-    hard = self.process.corrupt(params, key_noise, batch.ids, t)
+    hard = corrupted(self.process, params, key_noise, batch, t)
     level = self.process.schedule(on_grid(t, self.process.grid))
     temperature = self.temperature * (self.final_temperature / self.temperature) ** jnp.minimum(done, 1.0)
     state, inputs = self.soften(jax.random.fold_in(key_noise, 1), batch.ids, level, temperature)
@@ -164,7 +167,7 @@ class GaussianCurriculum:
     choose = lambda soft, hard: jnp.where(softened[..., None], soft, hard)
     inputs = jax.tree.map(choose, inputs, one_hot_inputs(hard, self.candidates))
 
-    prediction = read(self.process, params, key, batch.ids, inputs, times, predict)
+    prediction = read(self.process, params, key, batch.ids, state, inputs, times, predict)
     rates = lambda rows, logits, rate: rate
     loss = summed_loss(Noised(state, times, prediction), self.process, params, batch, self.chunks, rates)
     return Loss(loss.total, loss.count, {"surrogate": loss.total})  # uniform noise has exact ends: no other terms

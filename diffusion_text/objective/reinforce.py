@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from diffusion_text.objective.bound import (
   Chunks,
   Noised,
+  corrupted,
   drawn_times,
   noise_key,
   read,
@@ -63,9 +64,9 @@ class ScoreFunction:
 
     def draw(number):
       key_corrupt = jax.random.fold_in(noise_key(key, progress), number)
-      state = self.process.corrupt(params, key_corrupt, batch.ids, times.t)
+      state = corrupted(self.process, params, key_corrupt, batch, times.t)
       inputs = self.process.inputs(params, state, times.t)
-      noise = Noised(state, times, read(self.process, params, key, batch.ids, inputs, times, predict))
+      noise = Noised(state, times, read(self.process, params, key, batch.ids, state, inputs, times, predict))
       rates = weighted_rates(noise, self.process, params, batch, self.chunks)
       return jnp.sum(rates, axis=1), self.log_corruption(params, batch.ids, state, times.t)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from diffusion_text.types import Array, Denoise, Inputs, Key, Params, State, Time
@@ -19,6 +20,15 @@ class Discrete:
   def inputs(self, params: Params, state: State, t: Time) -> Inputs:
     del params, t
     return Inputs(ids=state)
+
+  @property
+  def estimate_size(self) -> int:
+    return self.vocab_size
+
+  def estimate(self, params: Params, state: State, t: Time, logits: Array) -> Array:
+    """The network's probabilities [..., V], whatever the process takes its logits to mean."""
+    del params, state, t
+    return jax.nn.softmax(logits, axis=-1)
 
   def ends(self, params: Params, key: Key, ids: Array, denoise: Denoise) -> Array:
     del params, key, denoise

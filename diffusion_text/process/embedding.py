@@ -59,6 +59,14 @@ class Embedding(Gaussian):
     table = self.table(params)
     return jnp.dot(vectors, table.T, precision=HIGHEST), jnp.sum(table**2, axis=-1)
 
+  @property
+  def estimate_size(self) -> int:
+    return self.width
+
+  def estimate(self, params: Params, state: State, t: Time, logits: Array) -> Array:
+    """x̂ [..., E], scaled as clean vectors are read: to unit variance."""
+    return self.predicted(params, state, t, logits) * (math.sqrt(self.width) if self.norm == "unit" else 1.0)
+
   def inputs(self, params: Params, state: State, t: Time) -> Inputs:
     del params
     alpha, sigma, _ = self.gain(t)

@@ -127,6 +127,14 @@ class Gaussian:
     """x̂ [..., size], the posterior mean of the clean vector."""
     return self.mean(params, jax.nn.softmax(self.posterior(params, state, t, logits), axis=-1))
 
+  @property
+  def estimate_size(self) -> int:
+    return self.vocab_size
+
+  def estimate(self, params: Params, state: State, t: Time, logits: Array) -> Array:
+    """p [..., V], own evidence included."""
+    return jax.nn.softmax(self.posterior(params, state, t, logits), axis=-1)
+
   def gain(self, t: Time) -> Gain:
     """The path's gain at t [...], with an axis for the vectors: [..., 1]. At t == 0 that of t -> 0+."""
     return self.schedule(t[..., None])

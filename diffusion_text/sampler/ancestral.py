@@ -38,8 +38,8 @@ class Ancestral:
     if ratios and (self.greedy_tail or self.guidance != Guidance()):
       raise ValueError(
         f"{type(process).__name__} with prediction='score' has logits that are ratios to the token shown, which guidance cannot read:"
-        f" greedy_tail={self.greedy_tail}, temperature={self.guidance.temperature}, top_p={self.guidance.top_p}; leave these at False,"
-        " 1 and 1, or use prediction='leave_one_out'"
+        f" greedy_tail={self.greedy_tail}, temperature={self.guidance.temperature}, top_p={self.guidance.top_p},"
+        f" guidance_scale={self.guidance.guidance_scale}; leave these at False, 1, 1 and 1, or use prediction='leave_one_out'"
       )
     # XLA may round 1 - k/S once instead of twice, and so miss the 0 at which text is clean.
     return self.timing.grid(self.steps, canvas.open.shape[1]).at[-1].set(0.0)

@@ -1,4 +1,8 @@
-"""The one sampling loop: ask the policy for the times, call the network once, let the policy advance the state, repeat."""
+"""The one sampling loop: ask the policy for the times, ask the network (`asking`), let the policy advance the state, repeat.
+
+Two things outlive a call: the policy's `plan`, for whatever it remembers (a multistep solver its last prediction), and the network's memory
+of its own last answer, if it conditions on itself.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ import jax.numpy as jnp
 
 from diffusion_text.draws import fold
 from diffusion_text.kernels.cross_entropy import map_rows
+from diffusion_text.sampler.asking import Asking
+from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
 
 CHUNK = 32  # positions whose logits exist at once: few tokens move per call, and each pays for its share of the last chunk
@@ -21,8 +27,8 @@ NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
 class Canvas(NamedTuple):
   """What a policy sees at each call.
 
-  state z; open bool [B, L], the tokens to be generated; keys [B, L], one per token; call, the number of network calls so far;
-  plan, whatever the policy's `plan` returned, or what its last `advance` made of it.
+  state z; open bool [B, L], the tokens to be generated; keys [B, L], one per token; call, the number of network calls so far (with
+  classifier-free guidance, of pairs of calls); plan, whatever the policy's `plan` returned, or what its last `advance` made of it.
   """
 
   state: State
@@ -33,7 +39,12 @@ class Canvas(NamedTuple):
 
 
 class Policy(Protocol):
-  """Who moves when. Everything is per row: no decision may depend on the other rows of the batch."""
+  """Who moves when. Everything is per row: no decision may depend on the other rows of the batch.
+
+  guidance: what becomes of predictions before a token is drawn; the loop itself reads its classifier-free part.
+  """
+
+  guidance: Guidance
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
     """Anything drawn or computed once, before the first call; a pytree of arrays."""
@@ -49,9 +60,9 @@ class Policy(Protocol):
 
 
 class Sample(NamedTuple):
-  """ids int32 [B, L]; committed int32 [B, L], the network call (from 0) at which a token last changed, 0 if the prior showed it
+  """ids int32 [B, L]; committed int32 [B, L], the call (`Canvas.call`, from 0) at which a token last changed, 0 if the prior showed it
   already, NOT_DRAWN for given tokens and padding; row_calls int32 [B], network calls each row needed; calls int32 scalar, network
-  calls made."""
+  calls made, both readings of classifier-free guidance counted."""
 
   ids: Array
   committed: Array
@@ -95,10 +106,19 @@ def open_tokens(batch: Batch) -> Array:
   return open_BxL if batch.weights is None else open_BxL & (jnp.asarray(batch.weights) > 0)
 
 
-def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, keys_BxL: Key, batch: Batch) -> Sample:
+def given_tokens(batch: Batch) -> Array:
+  """bool [B, L]: the tokens that are given and no padding."""
+  given = jnp.asarray(batch.given)
+  return given if batch.weights is None else given & (jnp.asarray(batch.weights) > 0)
+
+
+def sample(
+  policy: Policy, process: Process, params: Params, denoise: Denoise, keys_BxL: Key, batch: Batch, *, recalls: int = 0
+) -> Sample:
   """Generates every token of `batch` that is neither given nor padding; given tokens and padding come back as they were.
 
   keys_BxL: one key per token (`draws.token_keys`): a row's text depends on its keys, its given tokens and the policy only.
+  recalls: D of a network that conditions on itself, which is then told its last answer; 0 for others.
   """
   shape = batch.ids.shape
   open_BxL = open_tokens(batch)
@@ -109,6 +129,9 @@ def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, k
   state = select(open_BxL, prior, clean)
   canvas = Canvas(state, open_BxL, keys_BxL, jnp.int32(0), None)
   canvas = canvas._replace(plan=policy.plan(process, params, canvas))
+  unconditional = batch.given is not None and policy.guidance.guidance_scale != 1
+  hidden = given_tokens(batch) if unconditional else None
+  ask = Asking(process, params, denoise, policy.guidance, hidden, prior, recalls, WIDE_CHUNK)
 
   def view(carry):
     return canvas._replace(state=carry[0], plan=carry[1], call=carry[2])
@@ -117,18 +140,19 @@ def sample(policy: Policy, process: Process, params: Params, denoise: Denoise, k
     return jnp.any(policy.unfinished(process, params, view(carry)))
 
   def body(carry):
-    state, plan, call, committed, row_calls = carry
+    state, plan, call, committed, row_calls, memories = carry
     now = view(carry)
     needed_B = policy.unfinished(process, params, now)
     t = jnp.where(open_BxL, policy.times(process, params, now), 0.0)
-    prediction = denoise(process.inputs(params, state, t), t)
+    prediction, memories = ask(state, t, memories)
     after = policy.advance(process, params, now, prediction)
     after, plan = (after.state, after.plan) if isinstance(after, Canvas) else (after, plan)
     changed = jax.tree.map(lambda a, b: jnp.any((a != b).reshape(*shape, -1), axis=-1), after, state)
     changed_BxL = jax.tree.reduce(jnp.logical_or, changed)
-    return after, plan, call + 1, jnp.where(changed_BxL, call, committed), row_calls + needed_B
+    return after, plan, call + 1, jnp.where(changed_BxL, call, committed), row_calls + needed_B, memories
 
-  start = (state, canvas.plan, jnp.int32(0), jnp.full(shape, NOT_DRAWN, jnp.int32), jnp.zeros(shape[0], jnp.int32))
-  state, _, calls, committed, row_calls = jax.lax.while_loop(more, body, start)
+  none = jnp.full(shape, NOT_DRAWN, jnp.int32)
+  start = (state, canvas.plan, jnp.int32(0), none, jnp.zeros(shape[0], jnp.int32), ask.start(shape))
+  state, _, calls, committed, row_calls, _ = jax.lax.while_loop(more, body, start)
   committed = jnp.where(open_BxL, jnp.maximum(committed, 0), NOT_DRAWN)
-  return Sample(process.decode(params, state), committed, row_calls, calls)
+  return Sample(process.decode(params, state), committed, ask.calls * row_calls, ask.calls * calls)
