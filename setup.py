@@ -9,7 +9,7 @@ EXTRAS = {
   "cuda": ["jax[cuda13]"],
   "pretrained": ["safetensors", "tokenizers"],
   "metrics": ["sacrebleu", "rouge-score"],
-  "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu"],
+  "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"],
 }
 
 setup(

@@ -30,16 +30,20 @@ def config(size: str = "tiny") -> ConfigDict:
   c.seed = 0  # of parameters, data order, noise and dropout
 
   c.data = ConfigDict()
-  c.data.corpus = "austen"  # "austen" (bundled), "text8", "folder", "tfds"
-  c.data.path = placeholder(str)  # text8: the file; folder: the directory
+  c.data.corpus = "austen"  # "austen" (bundled), "text8", "folder", "tfds", "pairs"
+  c.data.path = placeholder(str)  # text8: the file; folder: the directory; pairs: a file or a directory
   c.data.dataset = placeholder(str)  # tfds: the name, as in "lm1b"
   c.data.data_dir = placeholder(str)  # tfds: where prepared data sets are; None is TFDS's own default
   c.data.field = placeholder(str)  # folder, tfds: the field that holds the text; None is "text"
+  c.data.source = placeholder(str)  # pairs: field or column number (from 0) of what is given; None is "source" or 0
+  c.data.target = placeholder(str)  # pairs: the same of what is to be written; None is "target" or 1
+  c.data.max_characters = placeholder(int)  # pairs: those with a longer source or target are left out
   c.data.tokenizer = "characters"  # "characters", "bytes", "sentencepiece"; trained on the training split if need be
   c.data.vocab_size = placeholder(int)  # sentencepiece: number of pieces
   c.data.tokenizer_path = placeholder(str)  # a tokenizer saved by experiments.tokenize, used instead of training one
   c.data.length = 256  # tokens per row
-  c.data.packing = "stream"  # "stream": rows cut from one long text; "documents": whole documents, each its own segment
+  # "stream": rows cut from one long text; "documents": whole documents, each its own segment; "pairs": one pair, the source given
+  c.data.packing = "stream"
   c.data.random_offset = True  # stream: cut the rows at another place each epoch
   c.data.cache_dir = placeholder(str)  # token arrays; None is ~/.cache/diffusion_text
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,9 +21,10 @@ from jax.sharding import Mesh
 
 from diffusion_text import train
 from diffusion_text.choices import construct, present, strict
-from diffusion_text.data.corpora import CORPORA, Corpus
+from diffusion_text.data.packing import without_padding
 from diffusion_text.data.token_arrays import token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
+from diffusion_text.data_settings import DataSettings
 from diffusion_text.draws import token_keys
 from diffusion_text.model.cache import CachedBlocks
 from diffusion_text.model.partition import partition_spec
@@ -43,33 +43,6 @@ from diffusion_text.train.sharding import replicated, row_shards
 from diffusion_text.types import Batch, Key, LearnedNoise, Loss, LossFn, Params, Process, Progress, Timing
 
 SECTIONS = ("data", "process", "schedule", "timing", "objective", "model", "optimizer", "train", "mesh", "evaluate", "sampler")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-  """`config.data`, checked; what each key means is said in configs/base.py."""
-
-  corpus: str
-  tokenizer: str
-  length: int
-  packing: str
-  random_offset: bool = False
-  path: str | None = None
-  dataset: str | None = None
-  data_dir: str | None = None
-  field: str | None = None
-  vocab_size: int | None = None
-  tokenizer_path: str | None = None
-  cache_dir: str = "~/.cache/diffusion_text"
-
-  def make_corpus(self) -> Corpus:
-    """The corpus, without reading it."""
-    options = {"path": self.path, "name": self.dataset, "data_dir": self.data_dir, "field": self.field}
-    return construct(CORPORA, {"name": self.corpus}, "data.corpus", **{k: v for k, v in options.items() if v is not None})
-
-  @property
-  def cache(self) -> pathlib.Path:
-    return pathlib.Path(os.path.expanduser(self.cache_dir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +123,20 @@ class Experiment:
 
     return loss
 
+  def text_weights(self, batch: Batch) -> jax.Array:
+    """float32 [B, L]: the weight of each scored token of the text itself. The padding of pairs costs nats and is no text."""
+    weights = scored_weights(batch)
+    return without_padding(weights, batch.ids, self.tokenizer.separator) if self.data.packing == "pairs" else weights
+
   def nats_fn(self) -> Callable[..., Any]:
-    """Jitted (params, key, batch, progress) -> (nats [B], weight [B]): one draw of the bound, summed over each row."""
+    """Jitted (params, key, batch, progress) -> (nats [B], weight [B]): one draw of the bound and the text's tokens, summed over each
+    row."""
 
     def nats(params: Params, key: Key, batch: Batch, progress: Progress):
       predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, None)
       predict = self.told_scored.predict(predict, key, batch, progress)
       values = self.bound.nats(params["process"], key, batch, progress, predict)
-      return jnp.sum(values, axis=1), jnp.sum(scored_weights(batch), axis=1)
+      return jnp.sum(values, axis=1), jnp.sum(self.text_weights(batch), axis=1)
 
     return jax.jit(nats, out_shardings=replicated(self.mesh))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -36,6 +37,19 @@ def strict(cls: Any, options: Mapping[str, Any], where: str, /, what: str | None
     return cls(**options, **given)
   except TypeError as error:  # a string that is compared with a number, say
     raise ValueError(f"{what} cannot use {', '.join(f'{k}={v!r}' for k, v in options.items())}: {error}") from error
+
+
+def named_value(text: str, section: str) -> tuple[str, Any]:
+  """ "eta=0.02" -> ("sampler.eta", 0.02) for section "sampler"; what is no Python literal is a string. ValueError without a value."""
+  key, given, value = text.partition("=")
+  if not (key and given):
+    raise ValueError(
+      f"--{section}={text} has no value; use a key of config.{section} and its value, as in --{section}=eta=0.02"
+    )
+  try:
+    return f"{section}.{key}", ast.literal_eval(value)
+  except (SyntaxError, ValueError):
+    return f"{section}.{key}", value
 
 
 def present(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from diffusion_text import train
 from diffusion_text.build import SECTIONS, Experiment, build, check_times, config_from_json, config_json, make_policy
+from diffusion_text.data.packing import pair_rows
 from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
 from diffusion_text.data.prompts import infill_rows, prompt_rows
 from diffusion_text.data.token_arrays import TokenArrays, token_arrays
@@ -62,7 +63,7 @@ def held_out(experiment: Experiment, split: str, max_rows: int | None = None) ->
   )
   count = len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
   for batch in itertools.islice(batches, count):
-    counted = characters(experiment.tokenizer, batch.ids, batch.weights)
+    counted = characters(experiment.tokenizer, batch.ids, np.asarray(experiment.text_weights(batch)))
     local = jax.tree.map(lambda leaf: np.split(leaf, shards)[shard], batch)
     yield train.global_batch(local, experiment.mesh), counted
 
@@ -149,6 +150,16 @@ def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
   return corpus, iterator
 
 
+def tokens_per_character(experiment: Experiment, corpus: TokenArrays) -> float:
+  """Tokens that a training row scores for each character of text in it; of pairs, padding is scored and is no text."""
+  if experiment.data.packing != "pairs":
+    return len(corpus.tokens) / corpus.characters
+  rows = pair_rows(corpus.tokens, corpus.offsets, experiment.data.length, corpus.separator)
+  batch = rows.rows(np.arange(rows.count))
+  real = np.asarray(experiment.text_weights(batch))
+  return float((~batch.given).sum()) / characters(experiment.tokenizer, batch.ids, real)
+
+
 def check_tokenizer(experiment: Experiment, directory: str) -> None:
   """Raises ValueError if the checkpoints in `directory`, if any, were trained with another tokenizer than the experiment's."""
   if train.latest_step(directory) is None:
@@ -196,7 +207,7 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
       fresh=experiment.fresh_state,
       restore_from=restore_from,
     )
-    loss_fn = experiment.loss_fn(len(corpus.tokens) / corpus.characters)
+    loss_fn = experiment.loss_fn(tokens_per_character(experiment, corpus))
     assets = {"tokenizer": experiment.tokenizer.to_bytes(), "config": config_json(config).encode()}
     with (
       train.Checkpointer(checkpoints(workdir), max_to_keep=settings.keep, keep_best="validation_bound", assets=assets) as saver,

@@ -9,8 +9,6 @@ In an infill text `[16]` is a hole of 16 tokens and `[[` a literal bracket. The 
 the batch.
 """
 
-import ast
-
 from absl import flags
 
 from experiments.flags import run, workdir_flag
@@ -31,19 +29,10 @@ SEED = flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan, compute nothing")
 
 
-def option(text):
-  """ "eta=0.02" -> ("sampler.eta", 0.02); what is no Python literal is a string."""
-  key, given, value = text.partition("=")
-  if not (key and given):
-    raise ValueError(f"--sampler={text} has no value; use a key of config.sampler and its value, as in --sampler=eta=0.02")
-  try:
-    return f"sampler.{key}", ast.literal_eval(value)
-  except (SyntaxError, ValueError):
-    return f"sampler.{key}", value
-
-
 def overrides():
   """Flags that were given, as config keys; those of --sampler come last."""
+  from diffusion_text.choices import named_value
+
   if ORDER.value in ORDERS[1:] and EVENTS.value:
     raise ValueError(f"--event_driven reveals at random times and --order={ORDER.value} does not; choose one")
   chosen = {"sampler.steps": STEPS.value, "sampler.temperature": TEMPERATURE.value, "sampler.top_p": TOP_P.value}
@@ -52,7 +41,7 @@ def overrides():
     chosen["sampler.name"] = "ordered" if ordered else "event_driven" if EVENTS.value else "ancestral"
     chosen["sampler.order"] = ORDER.value if ordered else None
   kept = [(key, value) for key, value in chosen.items() if value is not None or key == "sampler.order"]
-  return kept + [option(text) for text in SAMPLER.value]
+  return kept + [named_value(text, "sampler") for text in SAMPLER.value]
 
 
 def main(_):

@@ -13,12 +13,12 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from diffusion_text.data import tfds_corpus
+from diffusion_text.data import pair_files, tfds_corpus
 
 SPLITS = ("train", "validation", "test")
 
@@ -101,8 +101,8 @@ class Folder:
   """A local folder of `.txt` (a document per non-empty line), `.jsonl` and `.parquet` files (a document per row, in `field`).
 
   A file belongs to the split that a folder above it, or the beginning of its name, says: train/training,
-  validation/valid/val/dev, test (`test/a.txt`, `dev.jsonl`, `train-00000-of-00003.parquet`); if neither says anything, to
-  train. Files are read in the order of their paths. If no file is marked test (validation), 5 % (2 %) of the training
+  validation/valid/val/dev, test (`test/a.txt`, `dev.jsonl`, `devset.csv`, `train-00000-of-00003.parquet`); if neither says
+  anything, to train. Files are read in the order of their paths. If no file is marked test (validation), 5 % (2 %) of the training
   documents stand in for it, chosen by a hash of their text, and are left out of train: equal documents always fall in the
   same split.
   """
@@ -120,34 +120,13 @@ class Folder:
 
   def identity(self) -> str:
     """Path, size and time of every file, and the field."""
-    marks = [f"{split}:{_file_identity(path)}" for split, paths in self._files().items() for path in paths]
-    return f"folder:{self.field}:{hashlib.sha256('|'.join(marks).encode()).hexdigest()}"
+    return f"folder:{self.field}:{_files_identity(self._files())}"
 
   def _files(self) -> dict[str, list[Path]]:
-    root = Path(self.path)
-    if not root.is_dir():
-      raise FileNotFoundError(f"path={self.path!r} is not a folder; give the folder that holds .txt, .jsonl or .parquet files")
-    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for path in sorted(root.rglob("*")):
-      if path.suffix in _READERS and path.is_file():
-        files[_split_of(path.relative_to(root))].append(path)
-    if not any(files.values()):
-      raise FileNotFoundError(
-        f"path={self.path!r} holds no .txt, .jsonl or .parquet file; put the text there in one of these forms"
-      )
-    return files
+    return _files_by_split(self.path, tuple(_READERS))
 
   def _read(self, files: dict[str, list[Path]], split: str) -> Iterator[str]:
-    carved = {name: share for name, share in CARVED_HUNDREDTHS.items() if not files[name]}
-    source = files[split] or files["train"]
-    for path in source:
-      for document in _READERS[path.suffix](path, self.field):
-        if source is files["train"]:
-          hundredth = zlib.crc32(document.encode("utf-8", "surrogatepass")) % 100
-          home = next((name for name, share in carved.items() if hundredth in share), "train")
-          if home != split:
-            continue
-        yield document
+    return _of_split(files, split, lambda path: _READERS[path.suffix](path, self.field), key=lambda document: document)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +159,60 @@ class Tfds:
     return f"tfds:{self.field}:{_file_identity(directory / 'dataset_info.json')}"
 
 
-CORPORA = {"austen": Austen, "text8": Text8, "folder": Folder, "tfds": Tfds}
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Pairs of a source and a target, such as sentences and their translations: a document is the two, with a newline between.
+
+  path: a file, or a folder of files, `.tsv` or `.txt` (columns between tabs), `.csv` or `.jsonl`. source, target: where the two are:
+  the number of a column, from 0, or the name of a field; None is columns 0 and 1, or the fields "source" and "target". A line break
+  within either is read as a space. max_characters: pairs with a longer source or target are left out of every split, as are pairs with
+  an empty one.
+
+  Splits are those of `Folder`, except that a stand-in is chosen by a hash of the *source*: all targets of one source fall in the same
+  split. Pairs come in the order of that hash, those of one source together, so that the first ones of a split are a fair sample of
+  files that are sorted.
+  """
+
+  path: str
+  source: str | None = None
+  target: str | None = None
+  max_characters: int | None = None
+
+  def __post_init__(self):
+    if self.max_characters is not None and self.max_characters < 1:
+      raise ValueError(f"data.max_characters={self.max_characters} must be at least 1; None keeps pairs of any length")
+
+  def documents(self, split: str) -> Iterator[str]:
+    """Raises FileNotFoundError for a missing path, ValueError for a missing field or a split without pairs."""
+    return (f"{source}\n{target}" for source, target in self.pairs(split))
+
+  def pairs(self, split: str) -> list[tuple[str, str]]:
+    """(source, target) of every pair of a split; raises as `documents`."""
+    check_split(split)
+    files = self._files()
+    own = _of_split(files, split, lambda path: pair_files.read(path, self.source, self.target), key=lambda pair: pair[0])
+    short = lambda text: self.max_characters is None or len(text) <= self.max_characters
+    kept = [(source, target) for source, target in own if source and target and short(source) and short(target)]
+    if not kept:
+      raise ValueError(
+        f"{self.path} has no pairs for split={split!r} with max_characters={self.max_characters}; it holds {_counts(files)}. Add more"
+      )
+    # Stable: the targets of one source stay in the order of the file.
+    return sorted(kept, key=lambda pair: (_hash(pair[0]), pair[0]))
+
+  def identity(self) -> str:
+    """Path, size and time of every file, the fields and the longest text."""
+    options = f"{self.source}:{self.target}:{self.max_characters}"
+    return f"pairs:{options}:{_files_identity(self._files())}"
+
+  def _files(self) -> dict[str, list[Path]]:
+    path = Path(self.path)
+    if path.is_file():
+      return {split: [path] if split == "train" else [] for split in SPLITS}
+    return _files_by_split(self.path, pair_files.SUFFIXES)
+
+
+CORPORA = {"austen": Austen, "text8": Text8, "folder": Folder, "tfds": Tfds, "pairs": Pairs}
 
 
 def _existing_text8(path: str) -> Path:
@@ -197,12 +229,47 @@ def _file_identity(path: Path) -> str:
   return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
 
+def _files_identity(files: dict[str, list[Path]]) -> str:
+  marks = [f"{split}:{_file_identity(path)}" for split, paths in files.items() for path in paths]
+  return hashlib.sha256("|".join(marks).encode()).hexdigest()
+
+
+def _files_by_split(folder: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+  root, kinds = Path(folder), f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+  if not root.is_dir():
+    raise FileNotFoundError(f"path={folder!r} is not a folder; give the folder that holds {kinds} files")
+  files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+  for path in sorted(root.rglob("*")):
+    if path.suffix in suffixes and path.is_file():
+      files[_split_of(path.relative_to(root))].append(path)
+  if not any(files.values()):
+    raise FileNotFoundError(f"path={folder!r} holds no {kinds} file; put the text there in one of these forms")
+  return files
+
+
+def _hash(text: str) -> int:
+  return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def _of_split(files: dict[str, list[Path]], split: str, read: Callable[[Path], Iterator], key: Callable[..., str]) -> Iterator:
+  """What `read` gives of a split's own files, or of the training files what the hash of its key puts in this split."""
+  carved = {name: share for name, share in CARVED_HUNDREDTHS.items() if not files[name]}
+  source = files[split] or files["train"]
+  for path in source:
+    for document in read(path):
+      if source is files["train"]:
+        hundredth = _hash(key(document)) % 100
+        if next((name for name, share in carved.items() if hundredth in share), "train") != split:
+          continue
+      yield document
+
+
 def _split_of(relative: Path) -> str:
   """The split that a path names: its folders first, then the beginning of the file's name."""
   for part in relative.parts[:-1]:
     if part.lower() in SPLIT_NAMES:
       return SPLIT_NAMES[part.lower()]
-  word = re.match(r"[a-z]*", relative.name.lower()).group()
+  word = re.match(r"[a-z]*", relative.name.lower()).group().removesuffix("set")
   return SPLIT_NAMES.get(word, "train")
 
 

@@ -2,6 +2,7 @@
 
   stream      the documents as one stream, cut every `length` tokens; a row is one segment and may hold many documents
   documents   whole documents, as many as fit, one segment each; a document longer than a row is cut
+  pairs       one document of a source and a target per row: the source is given, the target ends where the model says
 
 A packing is a frozen object that knows how many rows there are and cuts any of them: `packed.rows(numbers)` gives ids [n,
 length] and, unless they are the same for every row of the split, weights and segments.
@@ -108,6 +109,69 @@ class Ranges:
       inner = 0 if self.starts is None else _segment(self.starts, places) - _segment(self.starts, begins)[:, None]
       segment = np.where(real, 1 + inner, PADDING_SEGMENT).astype(np.int32)
     return types.Batch(ids=ids, weights=weights, segment=segment)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRows:
+  """Rows of one pair each: source ‖ end ‖ target ‖ end end end …, where "end" is the tokenizer's separator, the newline.
+
+  The source and the first end are given. All that follows is open and has weight 1, padding included: a model that is asked for a row
+  of fixed length has to learn where the text stops, and that nothing follows (as DiffuSeq does, arXiv 2210.08933, and LLaDA in
+  fine-tuning). So the row costs at least what the target with its end costs: -log p(row | source) >= -log p(target | source);
+  `without_padding` tells how many tokens that is to be divided by. A row is one segment, as whoever writes the padding must see the text.
+
+  tokens: integers [T]. begins, ends: int64 [R], where each pair begins and where it ends, its last end included if the array has one;
+  none is longer than `length`. turns: int64 [R], the place of the end between source and target.
+  """
+
+  tokens: np.ndarray
+  length: int
+  end: int
+  begins: np.ndarray
+  turns: np.ndarray
+  ends: np.ndarray
+
+  @property
+  def count(self) -> int:
+    """Rows of one epoch."""
+    return len(self.begins)
+
+  def rows(self, numbers: np.ndarray) -> types.Batch:
+    """ids int32, given bool [n, length]; and weights, only if there is a number < 0: a row of padding, where they are 0."""
+    absent = numbers < 0
+    numbers = np.where(absent, 0, numbers % self.count)
+    places = self.begins[numbers][:, None] + np.arange(self.length)
+    real = (places < self.ends[numbers][:, None]) & ~absent[:, None]
+    ids = np.where(real, self.tokens[np.minimum(places, len(self.tokens) - 1)], self.end).astype(np.int32)
+    given = (places <= self.turns[numbers][:, None]) | absent[:, None]
+    weights = np.broadcast_to(~absent[:, None], ids.shape).astype(np.float32) if absent.any() else None
+    return types.Batch(ids=ids, given=given, weights=weights)
+
+
+def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | None) -> PairRows:
+  """The pairs that fit in `length` tokens, both ends included; longer ones are left out, never cut. Raises ValueError if none does, and
+  for documents that are no pairs."""
+  if end is None:
+    raise ValueError(
+      "packing 'pairs' needs a tokenizer with a newline, to write between source and target; use bytes or sentencepiece"
+    )
+  begins, ends = np.asarray(offsets[:-1]), np.asarray(offsets[1:])
+  newlines = np.append(np.flatnonzero(np.asarray(tokens) == end), len(tokens))
+  turns = newlines[np.searchsorted(newlines, begins)]
+  if (wrong := np.flatnonzero((turns <= begins) | (turns + 1 >= ends))).size:
+    raise ValueError(
+      f"document {wrong[0]} is no source and target with a newline between; packing 'pairs' goes with data.corpus='pairs'"
+    )
+  sizes = ends - begins + (tokens[ends - 1] != end)  # a split of one document has no end of its own
+  if not (fits := sizes <= length).any():
+    raise ValueError(f"length={length}, but the shortest of {len(sizes)} pairs has {sizes.min()} tokens; use a larger length")
+  return PairRows(tokens, length, end, begins[fits], turns[fits], ends[fits])
+
+
+def without_padding(weights: types.Array, ids: types.Array, end: int) -> types.Array:
+  """The weights [B, L] of `PairRows`, 0 at the padding that follows a target's end: every end after an end. numpy or jax arrays."""
+  before = ids[:, np.maximum(np.arange(ids.shape[1]) - 1, 0)]
+  return weights * ~((ids == end) & (before == end))
 
 
 def straight_stream(tokens: np.ndarray, length: int) -> Ranges:

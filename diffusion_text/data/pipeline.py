@@ -6,6 +6,7 @@ does not depend on how many processes feed it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from diffusion_text import types
 from diffusion_text.data import packing
 from diffusion_text.data.token_arrays import TokenArrays
 
-PACKINGS = ("stream", "documents")
+PACKINGS = ("stream", "documents", "pairs")
 _PREFETCH = 4  # batches that wait in memory
 _THREADS = 2  # threads that make them
 
@@ -81,10 +82,10 @@ def train_iterator(
     packed: packing.Packed = packing.Stream(arrays.tokens, length, random_offset, seed)
   elif random_offset:
     raise ValueError(
-      "random_offset=True with packing_kind='documents', whose rows begin with documents; use random_offset=False"
+      f"random_offset=True with packing_kind={packing_kind!r}, whose rows begin with documents; use random_offset=False"
     )
   else:
-    packed = packing.whole_documents(arrays.tokens, arrays.offsets, length)
+    packed = _by_document(arrays, length, packing_kind)
   if packed.count < batch_size:
     raise ValueError(
       f"batch_size={batch_size}, but the split has only {packed.count} rows of length={length}; "
@@ -99,6 +100,12 @@ def train_iterator(
   }
   choices |= {"tokens": len(arrays.tokens), "rows": packed.count}
   return TrainIterator(_grain_iterator(packed, batch_size, seed, process_index, process_count), choices)
+
+
+def _by_document(arrays: TokenArrays, length: int, packing_kind: str) -> packing.Packed:
+  if packing_kind == "pairs":
+    return packing.pair_rows(arrays.tokens, arrays.offsets, length, arrays.separator)
+  return packing.whole_documents(arrays.tokens, arrays.offsets, length)
 
 
 def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, process_index: int, process_count: int) -> Any:
@@ -123,10 +130,10 @@ class EvaluationBatches:
   """A finite sequence of batches that can be gone through again and again; `len()` is their number.
 
   All batches have the same shapes and the same fields. Every token of the split has weight 1 in exactly one place, the same
-  for any process count.
+  for any process count (of pairs: every token of those that fit).
   """
 
-  def __init__(self, packed: packing.Ranges, batch_size: int, process_index: int, process_count: int):
+  def __init__(self, packed: packing.Packed, batch_size: int, process_index: int, process_count: int):
     self._packed = packed
     share = batch_size // process_count
     rows = np.full(-(-packed.count // batch_size) * batch_size, -1, np.int64)
@@ -141,7 +148,7 @@ class EvaluationBatches:
     for rows in self._rows:
       batch = self._packed.rows(rows)
       if self._padded and batch.weights is None:  # the same fields in every batch, so that it is compiled once
-        batch = types.Batch(ids=batch.ids, weights=np.ones(batch.ids.shape, np.float32), segment=batch.segment)
+        batch = dataclasses.replace(batch, weights=np.ones(batch.ids.shape, np.float32))
       yield batch
 
 
@@ -158,13 +165,13 @@ def evaluation_batches(
 
   The last row is padded on the right and the last batch with whole rows: weight 0, a segment of their own. The characters
   that were scored are `tokenizers.characters(tokenizer, batch.ids, batch.weights)`, summed over batches and processes:
-  `arrays.characters`. Raises ValueError, before any work, for sizes that do not fit together.
+  `arrays.characters` (but see `packing.PairRows` for pairs). Raises ValueError, before any work, for sizes that do not fit together.
   """
   _check(packing_kind, length, batch_size, process_index, process_count)
   if packing_kind == "stream":
     packed = packing.straight_stream(arrays.tokens, length)
   else:
-    packed = packing.whole_documents(arrays.tokens, arrays.offsets, length)
+    packed = _by_document(arrays, length, packing_kind)
   return EvaluationBatches(packed, batch_size, process_index, process_count)
 
 

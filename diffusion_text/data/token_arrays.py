@@ -25,12 +25,14 @@ class TokenArrays:
   tokens: uint16 or uint32 [T], every document followed by the tokenizer's separator; a split of a single document has none
   added. offsets: int64 [documents + 1]; document i, its separator included, is tokens[offsets[i]:offsets[i + 1]]. characters:
   characters of the original text that the tokens stand for, separators included. unknown: tokens that are the unknown id.
+  separator: the tokenizer's.
   """
 
   tokens: np.ndarray
   offsets: np.ndarray
   characters: int
   unknown: int
+  separator: int | None = None
 
 
 def token_arrays(corpus: corpora.Corpus, tokenizer: Any, split: str, cache_dir: str | os.PathLike[str]) -> TokenArrays:
@@ -47,7 +49,7 @@ def token_arrays(corpus: corpora.Corpus, tokenizer: Any, split: str, cache_dir: 
   meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
   tokens = np.memmap(directory / "tokens.bin", mode="r", dtype=_dtype(tokenizer), shape=(meta["tokens"],))
   offsets = np.memmap(directory / "offsets.bin", mode="r", dtype=np.int64, shape=(meta["documents"] + 1,))
-  return TokenArrays(tokens, offsets, meta["characters"], meta["unknown"])
+  return TokenArrays(tokens, offsets, meta["characters"], meta["unknown"], tokenizer.separator)
 
 
 def _dtype(tokenizer: Any) -> type[np.unsignedinteger]:
