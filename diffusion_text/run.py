@@ -56,16 +56,16 @@ def arrays(experiment: Experiment, split: str) -> TokenArrays:
 
 def held_out(experiment: Experiment, split: str, max_rows: int | None = None) -> Iterator[tuple[Batch, int]]:
   """(global batch, characters scored in it) over a split, in order; at most `max_rows` rows, rounded up to whole batches."""
-  shard, shards = train.data_shard(experiment.mesh)
   settings, data = experiment.evaluate, experiment.data
+  places = train.row_places(experiment.mesh, settings.batch_size)
   batches = evaluation_batches(
     arrays(experiment, split), length=data.length, batch_size=settings.batch_size, packing_kind=data.packing
   )
   count = len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
   for batch in itertools.islice(batches, count):
     counted = characters(experiment.tokenizer, batch.ids, np.asarray(experiment.text_weights(batch)))
-    local = jax.tree.map(lambda leaf: np.split(leaf, shards)[shard], batch)
-    yield train.global_batch(local, experiment.mesh), counted
+    local = jax.tree.map(lambda leaf: leaf[places], batch)
+    yield train.global_batch(local, experiment.mesh, settings.batch_size), counted
 
 
 def score(
@@ -136,7 +136,6 @@ def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
   """The training tokens, and this process's endless batches of them. Raises ValueError for sizes that do not fit the corpus."""
   data = experiment.data
   corpus = arrays(experiment, "train")
-  shard, shards = train.data_shard(experiment.mesh)
   iterator = train_iterator(
     corpus,
     length=data.length,
@@ -144,8 +143,7 @@ def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
     seed=experiment.config.seed,
     packing_kind=data.packing,
     random_offset=data.random_offset and data.packing == "stream",
-    process_index=shard,
-    process_count=shards,
+    places=train.row_places(experiment.mesh, experiment.train.batch_size),
   )
   return corpus, iterator
 
@@ -181,22 +179,39 @@ def check_sampler(experiment: Experiment) -> None:
   jax.eval_shape(experiment.sample_fn(policy), params, jax.eval_shape(lambda: row_keys(0, 1)), row)
 
 
-def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None = None) -> train.Result:
+def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIterator]:
+  """The corpus and this process's batches, once what can be checked without the other processes is in order; claims the workdir."""
+
+  def check() -> tuple[TokenArrays, TrainIterator]:
+    check_sampler(experiment)
+    train.check_workdir(workdir, config, may_differ, write=False)
+    return training_data(experiment)
+
+  config, together = config_json(experiment.config), train.processes.together
+  # A workdir without a checkpoint holds nothing that another config could spoil.
+  may_differ = MAY_DIFFER if train.latest_step(checkpoints(workdir)) is not None else ("seed", *SECTIONS)
+  corpus, iterator = together(check)
+  tokens = {"the tokenizer": experiment.tokenizer.fingerprint, "the number of training tokens": str(len(corpus.tokens))}
+  train.processes.check_same({"the config": config, **tokens})
+  restore_from = experiment.train.restore_from
+  for directory in (checkpoints(workdir), *(() if restore_from is None else (_checkpoint_directory(restore_from),))):
+    check_tokenizer(experiment, directory)
+  together(lambda: train.check_workdir(workdir, config, may_differ))  # written once nothing can be refused any more
+  together(lambda: train.check_shared(workdir))
+  return corpus, iterator
+
+
+def train_workdir(
+  experiment: Experiment, workdir: str, *, terminal: bool | None = None, stall_seconds: float | None = None
+) -> train.Result:
   """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one.
 
   Raises ValueError, before anything is trained or written, for a sampler that does not fit, a workdir of another config or tokenizer,
-  and sizes that do not fit the corpus.
+  and sizes that do not fit the corpus; if that happens to one of several processes, on all of them. stall_seconds: of several processes,
+  see `train.LoopSettings`.
   """
-  check_sampler(experiment)
+  corpus, iterator = prepare(experiment, workdir)
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
-  # A workdir without a checkpoint holds nothing that another config could spoil.
-  may_differ = MAY_DIFFER if train.latest_step(checkpoints(workdir)) is not None else ("seed", *SECTIONS)
-  train.check_workdir(workdir, config_json(config), may_differ, write=False)
-  restore_from = None if settings.restore_from is None else _checkpoint_directory(settings.restore_from)
-  for directory in filter(None, (checkpoints(workdir), restore_from)):
-    check_tokenizer(experiment, directory)
-  corpus, iterator = training_data(experiment)
-  train.check_workdir(workdir, config_json(config), may_differ)  # written once nothing can be refused any more
   with jax.set_mesh(mesh):
     clock = train.Clock(devices=jax.device_count())
     restored = train.restore(
@@ -205,7 +220,7 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
       data=iterator,
       clock=clock,
       fresh=experiment.fresh_state,
-      restore_from=restore_from,
+      restore_from=None if settings.restore_from is None else _checkpoint_directory(settings.restore_from),
     )
     loss_fn = experiment.loss_fn(tokens_per_character(experiment, corpus))
     assets = {"tokenizer": experiment.tokenizer.to_bytes(), "config": config_json(config).encode()}
@@ -218,18 +233,18 @@ def train_workdir(experiment: Experiment, workdir: str, *, terminal: bool | None
         restored.state,
         iterator,
         experiment.jitted_step(loss_fn),
-        loop_settings(experiment, workdir),
+        loop_settings(experiment, workdir, stall_seconds if jax.process_count() > 1 else None),
         checkpointer=saver,
         hooks=[train.Hook(settings.evaluate_every, _evaluation_hook(experiment))],
         clock=clock,
-        place=lambda batch: train.global_batch(batch, mesh),
+        place=lambda batch: train.global_batch(batch, mesh, settings.batch_size),
         write=writer,
         report=report,
         evaluated=restored.evaluated,
       )
 
 
-def loop_settings(experiment: Experiment, workdir: str) -> train.LoopSettings:
+def loop_settings(experiment: Experiment, workdir: str, stall_seconds: float | None = None) -> train.LoopSettings:
   """The loop's settings: how long, how often, and what the MFU is measured against."""
   settings = experiment.train
   first, last = settings.profile_steps
@@ -243,6 +258,7 @@ def loop_settings(experiment: Experiment, workdir: str) -> train.LoopSettings:
     profile_dir=os.path.join(workdir, "profile") if last > first else None,
     flops_per_token=experiment.flops_per_token,
     peak_flops=None if peak is None else peak * jax.device_count(),
+    stall_seconds=stall_seconds,
   )
 
 
@@ -291,8 +307,8 @@ def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
       raise ValueError(f"{key}={value!r} cannot be set: {reason}; every key is in configs/base.py") from error
 
 
-def load_experiment(workdir: str, overrides: Any = ()) -> Experiment:
-  """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on this machine's devices.
+def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Experiment:
+  """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on one device or on all of this run's.
 
   overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16). Raises ValueError for a workdir without a
   checkpoint and for a value that its key cannot have.
@@ -301,14 +317,15 @@ def load_experiment(workdir: str, overrides: Any = ()) -> Experiment:
   if train.latest_step(directory) is None:
     raise ValueError(f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m experiments.train")
   config = config_from_json(train.read_asset(directory, "config"))
-  config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=1, tensor=1, sequence=1, expert=1))
+  config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=1, sequence=1, expert=1))
   override(config, overrides)
-  return build(config, tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")), devices=jax.devices()[:1])
+  devices = jax.devices() if all_devices else jax.devices()[:1]
+  return build(config, tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")), devices=devices)
 
 
-def load(workdir: str, overrides: Any = ()) -> Trained:
+def load(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Trained:
   """Loads the newest readable checkpoint of a workdir. Raises ValueError or CheckpointError with what is wrong and where."""
-  experiment = load_experiment(workdir, overrides)
+  experiment = load_experiment(workdir, overrides, all_devices=all_devices)
   directory = checkpoints(workdir)
   params = train.restore_params(directory, experiment.abstract_state().params)
   return Trained(experiment, params, train.latest_step(directory))

@@ -2,13 +2,16 @@
 
 import functools
 import logging as standard_logging
+import os
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
+from diffusion_text.train.processes import is_first, leave, name
 
 USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
@@ -31,9 +34,11 @@ def workdir_flag(required: bool = True):
   return holder
 
 
-def run(main):
-  """absl's app.run, with a user's mistake told in one line and exit code 2."""
+def run(main, connect=None):
+  """absl's app.run, with a user's mistake told in one line and exit code 2.
 
+  connect: joins the other processes of the run; without it, a main that is started as several refuses.
+  """
   parsed = []
 
   @functools.wraps(main)
@@ -44,13 +49,15 @@ def run(main):
     # jax and orbax log at INFO through absl; what a user should read of ours comes through the package's own logger.
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(None)
-    standard_logging.getLogger("diffusion_text").setLevel(standard_logging.INFO)
     try:
+      (connect or alone)()
+      standard_logging.getLogger("diffusion_text").setLevel(standard_logging.INFO if is_first() else standard_logging.WARNING)
       main(argv)
-    except USER_ERRORS as error:
-      if flags.FLAGS.traceback:
-        raise
-      fail(str(error))
+    except Exception as error:  # nobody may wait for the others while they wait for us
+      user = isinstance(error, USER_ERRORS)
+      if flags.FLAGS.traceback or not user:
+        traceback.print_exc()
+      fail(f"{name()}{error}", 2 if user else 1)
 
   flags.DEFINE_bool("traceback", False, "show where an error came from")
   try:
@@ -61,6 +68,13 @@ def run(main):
     fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")
 
 
-def fail(message: str):
+def alone():
+  """Raises ValueError if SLURM or Open MPI have started several of what is one process."""
+  for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+    if int(os.environ.get(variable, 1)) > 1:
+      raise ValueError(f"this command is one process, but {variable}={os.environ[variable]}; start it once, e.g. srun --ntasks=1")
+
+
+def fail(message: str, code: int = 2):
   print(f"error: {message}", file=sys.stderr)
-  sys.exit(2)
+  leave(code)

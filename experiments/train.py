@@ -2,7 +2,7 @@
 
   python -m experiments.train --config=configs/mdlm.py:tiny --workdir=runs/mdlm [--config.train.steps=100] [--dry_run]
 
-Exit code 42 after SIGTERM (saved; run the same command again), 130 after Ctrl-C (saved too).
+Exit code 42 after SIGTERM (saved; run the same command again), 130 after Ctrl-C (saved too). Several processes: see processes.py.
 """
 
 import sys
@@ -10,6 +10,7 @@ import sys
 from absl import flags
 
 from experiments.flags import config_flag, run, workdir_flag
+from experiments.processes import STALL_TIMEOUT, connect
 
 CONFIG = config_flag("configs/mdlm.py:tiny")
 WORKDIR = workdir_flag()
@@ -21,20 +22,21 @@ def main(_):
   from diffusion_text.build import build, config_json
   from diffusion_text.run import MAY_DIFFER, check_sampler, checkpoints, train_workdir, training_data
 
-  experiment = build(CONFIG.value)
-  print(plan.summary(experiment))
+  experiment = train.processes.together(lambda: build(CONFIG.value))
+  show = print if train.processes.is_first() else lambda text: None
+  show(plan.summary(experiment))
   if DRY_RUN.value:
     check_sampler(experiment)
     train.check_workdir(WORKDIR.value, config_json(experiment.config), MAY_DIFFER, write=False)
     tokens, _ = training_data(experiment)
-    print(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")
+    show(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")
     step = train.latest_step(checkpoints(WORKDIR.value))
-    print(f"workdir      {WORKDIR.value}: " + ("new" if step is None else f"would go on from step {step}"))
+    show(f"workdir      {WORKDIR.value}: " + ("new" if step is None else f"would go on from step {step}"))
     return
-  result = train_workdir(experiment, WORKDIR.value)
-  print(f"{result.status} at step {result.step}; python -m experiments.sample --workdir={WORKDIR.value}")
+  result = train_workdir(experiment, WORKDIR.value, stall_seconds=STALL_TIMEOUT.value)
+  show(f"{result.status} at step {result.step}; python -m experiments.sample --workdir={WORKDIR.value}")
   sys.exit(result.exit_code)
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, connect)

@@ -1,14 +1,14 @@
 """Batches for training and evaluation out of a token array.
 
-The global batch is a function of (data, seed, step) alone: process p of P takes rows p·B/P … (p+1)·B/P of it, so that a run
-does not depend on how many processes feed it.
+The global batch is a function of (data, seed, step) alone: a process is told which rows of it to read, so that a run does not depend
+on how many processes feed it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class TrainIterator:
     return self
 
   def __next__(self) -> types.Batch:
-    """This process's rows of the next global batch: numpy arrays [B / P, L]."""
+    """This process's rows of the next global batch: numpy arrays [len(places), L]."""
     return next(self._batches)
 
   def get_state(self) -> bytes:
@@ -65,16 +65,18 @@ def train_iterator(
   seed: int,
   packing_kind: str = "stream",
   random_offset: bool = False,
-  process_index: int = 0,
-  process_count: int = 1,
+  places: Sequence[int] | None = None,
 ) -> TrainIterator:
   """Shuffled rows, for ever: each epoch has every row once, in an order of its own drawn from `seed`.
 
   length: tokens of a row. batch_size: rows of the global batch. packing_kind: one of PACKINGS (see `packing`). random_offset:
-  begin each epoch's stream at another token ("stream" only). A batch may hold the end of one epoch and the beginning of the
-  next. Raises ValueError, before any work, for sizes that do not fit together.
+  begin each epoch's stream at another token ("stream" only). places: the rows of the global batch to read, each from 0 to
+  batch_size - 1; None: all. A batch may hold the end of one epoch and the beginning of the next. Raises ValueError, before any work, for sizes that do not fit together.
   """
-  _check(packing_kind, length, batch_size, process_index, process_count)
+  _check(packing_kind, length, batch_size)
+  places = np.arange(batch_size) if places is None else np.asarray(places)
+  if not places.size or places.min() < 0 or places.max() >= batch_size:
+    raise ValueError(f"places={places.tolist()} are not rows of a batch of {batch_size}; use numbers from 0 to {batch_size - 1}")
   packing.check_length(length, arrays.tokens)
   if seed < 0:
     raise ValueError(f"seed={seed}; use seed >= 0")
@@ -99,7 +101,7 @@ def train_iterator(
     "random_offset": random_offset,
   }
   choices |= {"tokens": len(arrays.tokens), "rows": packed.count}
-  return TrainIterator(_grain_iterator(packed, batch_size, seed, process_index, process_count), choices)
+  return TrainIterator(_grain_iterator(packed, batch_size, seed, places), choices)
 
 
 def _by_document(arrays: TokenArrays, length: int, packing_kind: str) -> packing.Packed:
@@ -108,17 +110,16 @@ def _by_document(arrays: TokenArrays, length: int, packing_kind: str) -> packing
   return packing.whole_documents(arrays.tokens, arrays.offsets, length)
 
 
-def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, process_index: int, process_count: int) -> Any:
+def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, places: np.ndarray) -> Any:
   import grain  # takes a second
 
   # grain's epoch e shuffles with seed + e: spread the seeds, or epoch 1 of seed 0 would be epoch 0 of seed 1.
   shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
   rows = grain.MapDataset.range(packed.count).shuffle(seed=shuffle_seed).repeat()
-  share = batch_size // process_count
 
   def batch(step: int, _: int) -> types.Batch:
-    first = step * batch_size + process_index * share
-    numbers = [place // packed.count * packed.count + rows[place] for place in range(first, first + share)]
+    ours = (step * batch_size + place for place in places.tolist())
+    numbers = [place // packed.count * packed.count + rows[place] for place in ours]
     return packed.rows(np.array(numbers, np.int64))
 
   # One element per step, so that each process looks up its own rows only, and all of a batch's tokens are read at once.
@@ -129,17 +130,16 @@ def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, process_
 class EvaluationBatches:
   """A finite sequence of batches that can be gone through again and again; `len()` is their number.
 
-  All batches have the same shapes and the same fields. Every token of the split has weight 1 in exactly one place, the same
-  for any process count (of pairs: every token of those that fit).
+  All batches have the same shapes and the same fields. Every token of the split has weight 1 in exactly one place (of pairs: every token of
+  those that fit).
   """
 
-  def __init__(self, packed: packing.Packed, batch_size: int, process_index: int, process_count: int):
+  def __init__(self, packed: packing.Packed, batch_size: int):
     self._packed = packed
-    share = batch_size // process_count
     rows = np.full(-(-packed.count // batch_size) * batch_size, -1, np.int64)
     rows[: packed.count] = np.arange(packed.count)
     self._padded = bool((rows < 0).any())
-    self._rows = rows.reshape(-1, process_count, share)[:, process_index]
+    self._rows = rows.reshape(-1, batch_size)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -158,32 +158,25 @@ def evaluation_batches(
   length: int,
   batch_size: int,
   packing_kind: str = "stream",
-  process_index: int = 0,
-  process_count: int = 1,
 ) -> EvaluationBatches:
-  """All rows of a split once, in order: numpy arrays [B / P, L].
+  """All rows of a split once, in order: numpy arrays [B, L], all of them on every process (they are few, and are counted whole).
 
   The last row is padded on the right and the last batch with whole rows: weight 0, a segment of their own. The characters
-  that were scored are `tokenizers.characters(tokenizer, batch.ids, batch.weights)`, summed over batches and processes:
+  that were scored are `tokenizers.characters(tokenizer, batch.ids, batch.weights)`, summed over batches:
   `arrays.characters` (but see `packing.PairRows` for pairs). Raises ValueError, before any work, for sizes that do not fit together.
   """
-  _check(packing_kind, length, batch_size, process_index, process_count)
+  _check(packing_kind, length, batch_size)
   if packing_kind == "stream":
     packed = packing.straight_stream(arrays.tokens, length)
   else:
     packed = _by_document(arrays, length, packing_kind)
-  return EvaluationBatches(packed, batch_size, process_index, process_count)
+  return EvaluationBatches(packed, batch_size)
 
 
-def _check(packing_kind: str, length: int, batch_size: int, process_index: int, process_count: int) -> None:
+def _check(packing_kind: str, length: int, batch_size: int) -> None:
   if packing_kind not in PACKINGS:
     raise ValueError(f"packing_kind={packing_kind!r} is not a packing; use one of {', '.join(PACKINGS)}")
   if length < 1:
     raise ValueError(f"length={length}; use length >= 1")
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f"process_index={process_index} with process_count={process_count}; use 0 <= process_index < process_count"
-    )
-  if batch_size < 1 or batch_size % process_count:
-    up = max(1, -(-batch_size // process_count)) * process_count
-    raise ValueError(f"batch_size={batch_size} is not divisible by process_count={process_count}; use {up}")
+  if batch_size < 1:
+    raise ValueError(f"batch_size={batch_size}; use batch_size >= 1")

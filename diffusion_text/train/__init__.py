@@ -4,10 +4,12 @@ state, step          what moves, and the update that moves it
 optimizer            AdamW and learning-rate schedules
 sharding             the mesh, who holds what, batches across hosts
 loop, stop           the order of things, and how it ends
+processes            several of them: how they meet, agree and end
 checkpoint, workdir  all that moves on disk, and whose directory it is
 clock, metrics, progress
 """
 
+from diffusion_text.train import processes
 from diffusion_text.train.checkpoint import (
   Checkpointer,
   CheckpointError,
@@ -22,11 +24,11 @@ from diffusion_text.train.loop import Hook, LoopSettings, Result, TrainingDiverg
 from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
 from diffusion_text.train.optimizer import Optimizer, is_kernel, make_optimizer, make_schedule
 from diffusion_text.train.progress import reporter
-from diffusion_text.train.sharding import data_shard, global_batch, make_mesh, state_shardings, with_shardings
+from diffusion_text.train.sharding import global_batch, make_mesh, row_places, state_shardings, with_shardings
 from diffusion_text.train.state import TrainState, create_state, named_key
 from diffusion_text.train.step import TrainStep, evaluate, jit_train_step, make_eval_step, make_train_step
 from diffusion_text.train.stop import EXIT_INTERRUPTED, EXIT_PREEMPTED
-from diffusion_text.train.workdir import check_workdir
+from diffusion_text.train.workdir import check_shared, check_workdir
 
 __all__ = [
   "EXIT_INTERRUPTED",
@@ -43,9 +45,9 @@ __all__ = [
   "TrainState",
   "TrainStep",
   "TrainingDiverged",
+  "check_shared",
   "check_workdir",
   "create_state",
-  "data_shard",
   "evaluate",
   "global_batch",
   "is_kernel",
@@ -59,11 +61,13 @@ __all__ = [
   "mfu",
   "named_key",
   "peak_flops",
+  "processes",
   "read_asset",
   "read_metrics",
   "reporter",
   "restore",
   "restore_params",
+  "row_places",
   "state_shardings",
   "train",
   "with_shardings",

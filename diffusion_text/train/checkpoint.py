@@ -2,7 +2,8 @@
 
 orbax writes them: in the background, each process its own shards, under a temporary name that is changed at the end. A
 checkpoint has the items `params`, `ema` (if kept), `optimizer` (step and optimizer state) and `extra`, a JSON with the data
-position of every process, the clock, the assets (tokenizer, configuration) and a checksum of every array.
+position, the clock, the assets (tokenizer, configuration) and a checksum of every array. None of it depends on the mesh or on how
+many processes there are, so that a run may go on with others.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_text.train.clock import Clock
+from diffusion_text.train.processes import check_same, everywhere
 from diffusion_text.train.state import TrainState
 from diffusion_text.types import Array, DataIterator, Params
 
@@ -87,21 +88,22 @@ class Checkpointer:
 
     Args:
       step: updates done. state: the whole train state.
-      data: `DataIterator.get_state()` of this process, before the batch of this step is drawn.
+      data: `DataIterator.get_state()`, before the batch of this step is drawn; the same on every process.
       clock: of the run.
       metrics: of the evaluation at this very step; None if there was none.
 
     Raises:
       CheckpointError: if this or the last save failed (disk full, directory gone).
-      ValueError: if the metrics lack `keep_best`.
+      ValueError: if the metrics lack `keep_best`, or the processes are not at the same batch.
     """
     evaluated, best = metrics is not None, None
     if metrics and self._keep_best is not None:
       if self._keep_best not in metrics:
         raise ValueError(f"keep_best={self._keep_best!r} is not an evaluation metric; use one of {sorted(metrics)}")
       best = float(metrics[self._keep_best])
+    check_same({f"the data position at step {step}": _text(data)})
     extra = {
-      "data": [_text(part) for part in _gather_bytes(data)],
+      "data": [_text(data)],
       "clock": clock.to_dict(),
       "evaluated": evaluated,
       "assets": self._assets,
@@ -164,19 +166,6 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _text(content: bytes) -> str:
   return base64.b64encode(content).decode("ascii")
-
-
-def _gather_bytes(content: bytes) -> list[bytes]:
-  """`content` of every process, in their order; all must call it."""
-  if jax.process_count() == 1:
-    return [content]
-  from jax.experimental import multihost_utils
-
-  lengths = multihost_utils.process_allgather(np.array(len(content)))
-  padded = np.zeros(int(lengths.max()), np.uint8)
-  padded[: len(content)] = np.frombuffer(content, np.uint8)
-  rows = multihost_utils.process_allgather(padded)
-  return [rows[i, : int(n)].tobytes() for i, n in enumerate(lengths)]
 
 
 @jax.jit
@@ -253,7 +242,7 @@ def load_newest(directory: str, abstract_items: Mapping[str, Any]) -> tuple[int,
       found = load(directory, step, abstract_items)
     except Exception as e:  # orbax raises many kinds; each means that this one cannot be used
       error = e
-    if _everywhere(found is not None):
+    if everywhere(found is not None):
       return step, *found
     reason = " ".join(str(error or "another process could not read it").split())[:300]
     reasons.append(f"{directory}/{step}: {reason}")
@@ -265,14 +254,6 @@ def load_newest(directory: str, abstract_items: Mapping[str, Any]) -> tuple[int,
     + "\n  ".join(reasons)
     + "\nIf the model or the optimizer changed, use a new workdir; if the files are damaged, move them away to start afresh."
   )
-
-
-def _everywhere(ok: bool) -> bool:
-  if jax.process_count() == 1:
-    return ok
-  from jax.experimental import multihost_utils
-
-  return bool(multihost_utils.process_allgather(np.array(ok)).all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +296,7 @@ def restore(
     restore_from: directory of another run's checkpoints.
 
   Raises:
-    CheckpointError: if there are checkpoints but none can be read, or they come from another number of processes.
+    CheckpointError: if there are checkpoints but none can be read.
   """
   if latest_step(directory) is not None:  # 1.
     restored, extra = _resume(directory, abstract_state, data, "workdir")
@@ -331,12 +312,7 @@ def restore(
 
 def _resume(directory: str, abstract_state: TrainState, data: DataIterator, source: str) -> tuple[Restored, dict]:
   step, items, extra = load_newest(directory, _items(abstract_state))
-  if len(extra["data"]) != jax.process_count():
-    raise CheckpointError(
-      f"{directory}/{step} holds the data positions of {len(extra['data'])} processes, this run has {jax.process_count()};"
-      " run on as many hosts, or begin a new run from its weights (pretrained)"
-    )
-  data.set_state(base64.b64decode(extra["data"][jax.process_index()]))
+  data.set_state(base64.b64decode(extra["data"][0]))  # a list, from when each process had its own: all said the same
   state = TrainState(items["optimizer"]["step"], items["params"], items.get("ema"), items["optimizer"]["opt_state"])
   log.info("continuing from %s/%d", directory, step)
   return Restored(state, step, source, extra["evaluated"] and source == "workdir"), extra

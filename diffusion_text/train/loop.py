@@ -13,6 +13,7 @@ import jax
 from diffusion_text.train.checkpoint import Checkpointer
 from diffusion_text.train.clock import Clock
 from diffusion_text.train.metrics import mfu
+from diffusion_text.train.processes import Watchdog
 from diffusion_text.train.progress import Report
 from diffusion_text.train.state import TrainState
 from diffusion_text.train.step import TrainStep
@@ -50,7 +51,8 @@ class LoopSettings:
   steps: updates of the whole run. log_every, save_every: in steps. max_seconds: of training time (the clock's, which survives
   restarts), after which the run evaluates, saves and finishes; None: no limit. profile_steps: (first, last), a profiler trace
   of the updates from `first` up to, not including, `last`, into profile_dir. flops_per_token (of the model, forward and
-  backward) and peak_flops (of all devices): for the MFU, which is left out unless both are known.
+  backward) and peak_flops (of all devices): for the MFU, which is left out unless both are known. stall_seconds: a process that makes
+  no progress for so long ends (see `processes.Watchdog`); None waits for ever.
   """
 
   steps: int
@@ -61,6 +63,7 @@ class LoopSettings:
   profile_dir: str | None = None
   flops_per_token: float | None = None
   peak_flops: float | None = None
+  stall_seconds: float | None = None
 
   def __post_init__(self):
     for name in ("steps", "log_every", "save_every"):
@@ -140,8 +143,9 @@ def train(
       _log_metrics(*done, settings=settings, clock=clock, write=write, report=report, checkpointer=checkpointer)
 
   clock.start()
-  with Stop(agree_every=settings.log_every) as stop, profiler:
+  with Stop(agree_every=settings.log_every) as stop, Watchdog(settings.stall_seconds) as watch, profiler:
     while True:
+      watch.alive(step)
       halt = stop.status(step, settings.max_seconds is not None and clock.seconds >= settings.max_seconds)
       ended = step >= settings.steps or halt == "out_of_time"
       halted = halt in ("preempted", "interrupted") and not ended
@@ -160,6 +164,7 @@ def train(
           scores = {}
           for hook in due:
             scores |= hook.call(step, state.eval_params) or {}
+            watch.alive(step)
         if scores:
           write(step, scores)
 

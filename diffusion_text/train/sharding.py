@@ -129,53 +129,56 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 
-def data_shard(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): which share of the data this process must read, of how many.
+def row_places(mesh: Mesh, rows: int) -> np.ndarray:
+  """int64, ascending: which rows of a global batch of `rows` rows this process must read, those that its devices hold.
 
-  Processes whose devices hold the same rows (tensor parallelism across hosts) get the same index and must read the same rows.
+  Processes whose devices hold the same rows (tensor parallelism across hosts) read the same. On a TPU the devices of one host need
+  not hold neighbouring rows: the mesh follows the wires, and the rows follow the mesh.
 
   Raises:
-    ValueError: if the rows of two processes overlap in part.
+    ValueError: if the rows do not divide over the devices.
   """
   owners = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
-  return shard_of_process(owners.reshape(row_shards(mesh), -1), jax.process_index())
+  return places_of_process(owners.reshape(row_shards(mesh), -1), jax.process_index(), rows)
 
 
-def shard_of_process(owners: np.ndarray, process: int) -> tuple[int, int]:
-  """`data_shard` as arithmetic: owners is int [row shards, devices of each shard], the process of every device."""
-  rows = {int(p): frozenset(np.flatnonzero((owners == p).any(axis=1)).tolist()) for p in np.unique(owners)}
-  groups = sorted(set(rows.values()), key=min)
-  if sum(len(group) for group in groups) != owners.shape[0] or len({len(group) for group in groups}) != 1:
+def places_of_process(owners: np.ndarray, process: int, rows: int) -> np.ndarray:
+  """`row_places` as arithmetic: owners is int [row shards, devices of each shard], the process of every device."""
+  shards = len(owners)
+  if rows < 1 or rows % shards:
     raise ValueError(
-      f"the processes share the rows of a batch in part: {rows}; let tensor × sequence × expert divide the devices"
-      " of one process, or be a multiple of them"
+      f"a batch of {rows} rows does not divide over {shards} devices (replica × fsdp); use {-(-max(rows, 1) // shards) * shards}"
     )
-  return groups.index(rows[process]), len(groups)
+  return np.arange(rows).reshape(shards, -1)[(owners == process).any(axis=1)].reshape(-1)
 
 
-def global_batch(batch: Batch, mesh: Mesh) -> Batch:
+def global_batch(batch: Batch, mesh: Mesh, rows: int | None = None) -> Batch:
   """Global arrays on the mesh from the rows that this process has read.
 
   Args:
-    batch: numpy arrays [rows of this process, L], the same number of rows on every process.
+    batch: numpy arrays [rows of this process, L]: the rows of `row_places`, in that order.
     mesh: see `make_mesh`.
+    rows: of the global batch; None if this process has read them all.
 
   Returns:
-    jax arrays [rows of all data shards, L], split over (replica, fsdp).
+    jax arrays [rows, L], split over (replica, fsdp).
 
   Raises:
-    ValueError: if the global rows do not divide over the devices.
+    ValueError: if the rows do not divide over the devices, or are not those that this process holds.
   """
-  shards, (_, readers) = row_shards(mesh), data_shard(mesh)
-  rows = len(batch.ids)
-  if rows * readers % shards:
-    raise ValueError(
-      f"a batch of {rows} rows × {readers} data shards does not divide over {shards} devices (replica × fsdp);"
-      f" use a global batch that is a multiple of {shards}"
-    )
+  rows = len(batch.ids) if rows is None else rows
+  places = row_places(mesh, rows)
+  if len(places) != len(batch.ids):
+    raise ValueError(f"this process has read {len(batch.ids)} rows, but holds {len(places)} of {rows}; read those of row_places")
   sharding = batch_sharding(mesh)
 
   def place(x):
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x), (rows * readers, *x.shape[1:]))
+    def piece(index):  # whole shards are ours, so that the rows of one are neighbours in x too
+      start, stop, _ = index[0].indices(rows)
+      first = int(np.searchsorted(places, start))
+      return x[(slice(first, first + stop - start), *index[1:])]
+
+    x = np.asarray(x)
+    return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, piece)
 
   return jax.tree.map(place, batch)

@@ -39,7 +39,8 @@ class Stop:
 
   def _restore(self) -> None:
     for number, handler in self._before.items():
-      signal.signal(number, handler)
+      if handler is not None:  # None: it was not Python's, as that of JAX's service where one process has it too
+        signal.signal(number, handler)
     self._before = {}
 
   def _handle(self, number, _frame) -> None:

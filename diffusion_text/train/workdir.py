@@ -53,6 +53,17 @@ def check_workdir(workdir: str, config_json: str | bytes, allowed: Sequence[str]
     temporary.replace(path)
 
 
+def check_shared(workdir: str) -> None:
+  """Raises ValueError if this process does not see the configuration that process 0 has written to the workdir."""
+  from etils import epath
+
+  if not (epath.Path(workdir) / FILE).exists():
+    raise ValueError(
+      f"{workdir} is not the same directory on every host: process 0 wrote {FILE} there and this one does not see it; use a"
+      " gs:// path or a file system that all hosts share"
+    )
+
+
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
   """{"a": {"b": 1}, "c": [2]} -> {"a.b": 1, "c": [2]}; an empty mapping is a value."""
   if not isinstance(tree, dict) or not tree:

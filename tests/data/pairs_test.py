@@ -127,7 +127,7 @@ def test_batches_are_the_same_for_any_process_count_and_after_a_restart(tmp_path
   choices = {"length": 12, "batch_size": 4, "seed": 5, "packing_kind": "pairs"}
   whole = pipeline.train_iterator(found, **choices)
   expected = [next(whole) for _ in range(11)]  # more than an epoch
-  halves = [pipeline.train_iterator(found, **choices, process_index=p, process_count=2) for p in (0, 1)]
+  halves = [pipeline.train_iterator(found, **choices, places=half) for half in ([0, 1], [2, 3])]
   for batch in expected[:3]:
     parts = [next(half) for half in halves]
     _assert_same(Batch(np.concatenate([p.ids for p in parts]), np.concatenate([p.given for p in parts])), batch)

@@ -202,10 +202,11 @@ def test_the_global_batch_does_not_depend_on_the_process_count(packing_kind):
   arrays = _arrays(203, documents=[0, 7, 30, 33, 41, 90, 120, 128, 136, 203])
 
   def global_batches(count):
-    iterators = [_iterator(arrays, packing_kind=packing_kind, process_index=p, process_count=count) for p in range(count)]
+    shares = [range(4)[p::count] for p in range(count)]  # not neighbours: a mesh may share out the rows in any way
+    iterators = [_iterator(arrays, packing_kind=packing_kind, places=share) for share in shares]
     batches = [[next(iterator) for iterator in iterators] for _ in range(8)]
     assert len({iterator.get_state() for iterator in iterators}) == 1
-    return [np.concatenate([part.ids for part in parts]) for parts in batches]
+    return [np.concatenate([part.ids for part in parts])[np.argsort(np.concatenate(shares))] for parts in batches]
 
   expected = global_batches(1)
   for count in (2, 4):
@@ -216,7 +217,7 @@ def test_a_position_goes_over_to_another_process_count():
   arrays = _arrays(200)
   single = _iterator(arrays)
   _ids(single, 3)
-  half = _iterator(arrays, process_index=1, process_count=2)
+  half = _iterator(arrays, places=[2, 3])
   half.set_state(single.get_state())
   np.testing.assert_array_equal(next(half).ids, next(single).ids[2:])
 
@@ -246,9 +247,8 @@ def test_training_batches_have_the_same_fields_and_types_always():
     ({"length": 300}, r"length=300 for a split of 203 tokens; use 1 <= length <= 203"),
     ({"length": 0}, r"length=0; use length >= 1"),
     ({"batch_size": 24}, r"batch_size=24, but the split has only 21 rows of length=10; use batch_size <= 21"),
-    ({"batch_size": 6, "process_count": 4}, r"batch_size=6 is not divisible by process_count=4; use 8"),
-    ({"batch_size": 0}, r"batch_size=0 is not divisible by process_count=1; use 1"),
-    ({"process_index": 2, "process_count": 2}, r"process_index=2 with process_count=2; use 0 <= process_index"),
+    ({"batch_size": 0}, r"batch_size=0; use batch_size >= 1"),
+    ({"places": [3, 4]}, r"places=\[3, 4\] are not rows of a batch of 4; use numbers from 0 to 3"),
     ({"packing_kind": "best"}, r"packing_kind='best' is not a packing; use one of stream, documents"),
     ({"packing_kind": "documents", "random_offset": True}, r"random_offset=True with packing_kind='documents'"),
     ({"seed": -1}, r"seed=-1; use seed >= 0"),
@@ -260,21 +260,17 @@ def test_choices_that_do_not_fit_say_what_does(changes, message):
 
 
 @pytest.mark.parametrize("packing_kind", ["stream", "documents"])
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_evaluation_has_every_token_once_for_any_process_count(packing_kind, count):
+def test_evaluation_has_every_token_once(packing_kind):
   arrays = _arrays(203, documents=[0, 7, 30, 33, 41, 90, 120, 128, 136, 203])
-  choices = {"length": 10, "batch_size": 8, "packing_kind": packing_kind, "process_count": count}
-  processes = [pipeline.evaluation_batches(arrays, process_index=p, **choices) for p in range(count)]
-  assert len({len(batches) for batches in processes}) == 1
+  batches = pipeline.evaluation_batches(arrays, length=10, batch_size=8, packing_kind=packing_kind)
   ids, weights, segments = [], [], []
-  for parts in zip(*processes, strict=True):
-    for part in parts:
-      assert part.ids.shape == part.weights.shape == part.segment.shape == (8 // count, 10)
-      ids.append(part.ids), weights.append(part.weights), segments.append(part.segment)
+  for batch in batches:
+    assert batch.ids.shape == batch.weights.shape == batch.segment.shape == (8, 10)
+    ids.append(batch.ids), weights.append(batch.weights), segments.append(batch.segment)
   ids, weights, segments = map(np.concatenate, (ids, weights, segments))
   np.testing.assert_array_equal(ids[weights > 0], arrays.tokens)
   np.testing.assert_array_equal(segments == 0, weights == 0)
-  _assert_same(*(next(iter(processes[0])) for _ in range(2)))  # it can be gone through again
+  _assert_same(*(next(iter(batches)) for _ in range(2)))  # it can be gone through again
 
 
 def test_evaluation_fields_that_say_nothing_are_none():
@@ -300,8 +296,8 @@ def test_the_characters_of_all_evaluation_batches_are_those_of_the_text(kind, tm
 
 
 def test_evaluation_errors_come_before_the_first_batch():
-  with pytest.raises(ValueError, match=r"batch_size=3 is not divisible by process_count=2; use 4"):
-    pipeline.evaluation_batches(_arrays(), length=10, batch_size=3, process_count=2)
+  with pytest.raises(ValueError, match=r"batch_size=0; use batch_size >= 1"):
+    pipeline.evaluation_batches(_arrays(), length=10, batch_size=0)
 
 
 def test_state_counts_batches_that_were_handed_out():

@@ -104,19 +104,19 @@ def test_errors_name_the_parameter_and_the_batch():
     tr.state_shardings(abstract, lambda path, shape: P("fsdp") if path[-1] == "bias" else P(), mesh)
   with pytest.raises(ValueError, match=r"head/bias has shape \(11,\) but its spec .* names 2 axes"):
     tr.state_shardings(abstract, lambda path, shape: P(None, "fsdp") if path[-1] == "bias" else P(), mesh)
-  with pytest.raises(ValueError, match=r"12 rows × 1 data shards does not divide over 8 devices"):
+  with pytest.raises(ValueError, match=r"12 rows does not divide over 8 devices .*; use 16"):
     tr.global_batch(Batch(ids=np.zeros((12, 4), np.int32)), mesh)
 
 
 def test_rows_are_shared_out_by_process():
-  share = sharding.shard_of_process
-  own = np.array([[0], [0], [1], [1]])  # [row shards, devices of each]
-  assert share(own, 0) == (0, 2) and share(own, 1) == (1, 2)
-  across = np.array([[0, 1], [0, 1], [2, 3], [2, 3]])  # tensor parallel over two processes: they read the same rows
-  assert [share(across, p) for p in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
-  with pytest.raises(ValueError, match="share the rows of a batch in part"):
-    share(np.array([[0, 1], [1, 1]]), 0)
-  assert tr.data_shard(tr.make_mesh()) == (0, 1)
+  share = lambda owners, process: sharding.places_of_process(np.array(owners), process, 8).tolist()
+  own = [[0], [0], [1], [1]]  # [row shards, devices of each]
+  assert share(own, 0) == [0, 1, 2, 3] and share(own, 1) == [4, 5, 6, 7]
+  across = [[0, 1], [0, 1], [2, 3], [2, 3]]  # tensor parallel over two processes: they read the same rows
+  assert [share(across, p) for p in range(4)] == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
+  assert share([[0], [1], [1], [0]], 0) == [0, 1, 6, 7]  # a mesh that follows the wires of a TPU
+  assert share([[0, 1], [1, 1]], 0) == [0, 1, 2, 3] and share([[0, 1], [1, 1]], 1) == list(range(8))
+  assert tr.row_places(tr.make_mesh(), 16).tolist() == list(range(16))
 
 
 def test_global_batch_keeps_rows_in_order_and_none():
@@ -125,3 +125,5 @@ def test_global_batch_keeps_rows_in_order_and_none():
   batch = tr.global_batch(Batch(ids=ids), mesh)
   np.testing.assert_array_equal(batch.ids, ids)
   assert batch.weights is None and batch.ids.sharding.spec == P(sharding.ROWS)
+  with pytest.raises(ValueError, match="has read 16 rows, but holds 32 of 32"):
+    tr.global_batch(Batch(ids=ids), mesh, 32)

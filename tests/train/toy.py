@@ -124,7 +124,7 @@ def main():
   directory = str(args.workdir / "checkpoints")
   args.workdir.mkdir(exist_ok=True)
   mesh = tr.make_mesh()
-  shard, shards = tr.data_shard(mesh)
+  places = tr.row_places(mesh, ROWS)
 
   class Watched(Rows):
     """Writes down every draw, and kills the process, as a power cut would, at one of them."""
@@ -137,7 +137,7 @@ def main():
         os.kill(os.getpid(), signal.SIGKILL)
       with open(args.workdir / f"drawn{args.process}.txt", "a") as f:
         f.write(f"{self.n}\n")
-      return jax.tree.map(lambda x: x[shard::shards], super().__next__())
+      return jax.tree.map(lambda x: x[places], super().__next__())
 
   fresh, abstract, step, _ = build(mesh=mesh)
   data, clock = Watched(), tr.Clock()
@@ -155,7 +155,7 @@ def main():
       checkpointer=checkpointer,
       hooks=[tr.Hook(5, lambda step, params: {"norm": float(jnp.abs(params["head"]["kernel"]).sum())})],
       clock=clock,
-      place=lambda batch: tr.global_batch(batch, mesh),
+      place=lambda batch: tr.global_batch(batch, mesh, ROWS),
       write=writer,
       report=report,
       evaluated=restored.evaluated,
