@@ -71,8 +71,10 @@ def run(main, connect=None):
 def alone():
   """Raises ValueError if SLURM or Open MPI have started several of what is one process."""
   for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-    if int(os.environ.get(variable, 1)) > 1:
-      raise ValueError(f"this command is one process, but {variable}={os.environ[variable]}; start it once, e.g. srun --ntasks=1")
+    if int(os.environ.get(variable, "1")) > 1:
+      raise ValueError(
+        f"this command is one process, but {variable}={os.environ[variable]}; start it once, e.g. srun --ntasks=1"
+      )
 
 
 def fail(message: str, code: int = 2):

@@ -11,7 +11,10 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of this r
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
 START_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "seconds until all processes must be here", lower_bound=1)
 HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
-  "heartbeat_timeout", 100, "seconds without a sign of life after which a process counts as dead and the others end", lower_bound=1
+  "heartbeat_timeout",
+  100,
+  "seconds without a sign of life after which a process counts as dead and the others end",
+  lower_bound=1,
 )
 STALL_TIMEOUT = flags.DEFINE_float(
   "stall_timeout", 1800.0, "several processes: seconds without a finished step, evaluation or save after which this one ends"

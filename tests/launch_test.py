@@ -8,24 +8,29 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SMALL = (
-  "--config=configs/mdlm.py:micro",
-  "--config.data.length=16",
-  "--config.train.batch_size=8",
-  "--config.evaluate.batch_size=8",
-  "--config.evaluate.max_rows=8",
-  "--config.sampler.steps=4",
-  "--config.train.log_every=1",
-)
+SMALL = {
+  "data.length": 16,
+  "train.batch_size": 8,
+  "train.log_every": 1,
+  "train.save_every": 4,
+  "train.evaluate_every": 4,
+  "evaluate.batch_size": 8,
+  "evaluate.max_rows": 8,
+  "sampler.steps": 4,
+  "optimizer.schedule": "constant",
+}
 
 
 def launch(name, *arguments, code=0, env=(), cwd=ROOT):
   """What a launch script prints."""
   command = [sys.executable, str(ROOT / "launch" / name), *map(str, arguments)]
-  done = subprocess.run(command, cwd=cwd, env={**os.environ, **dict(env)}, capture_output=True, text=True, timeout=300, check=False)
+  done = subprocess.run(
+    command, cwd=cwd, env={**os.environ, **dict(env)}, capture_output=True, text=True, timeout=300, check=False
+  )
   assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
   return done.stdout
 
@@ -95,22 +100,29 @@ def curve(workdir):
   return {(row["step"], name): row[name] for row in rows for name in ("loss", "grad_norm", "validation_bound") if name in row}
 
 
+def alone(workdir, cache, steps):
+  """The same run as one process, and on one device."""
+  from configs import base
+  from diffusion_text import run
+  from diffusion_text.build import build
+
+  config = base.config("micro")
+  run.override(config, {**SMALL, "train.steps": steps, "data.cache_dir": str(cache)}.items())
+  run.train_workdir(build(config, devices=jax.devices()[:1]), str(workdir))
+
+
 def test_two_processes_train_as_one(tmp_path):
   """The same losses at every step, the same evaluation, one set of logs; and one process goes on where two have stopped."""
-  every = ("--config.train.save_every=4", "--config.train.evaluate_every=4")
-  train = lambda name, steps: (
-    *(sys.executable, "-m", "experiments.train", *SMALL, *every),
-    *(f"--config.train.steps={steps}", "--config.optimizer.schedule=constant", f"--workdir={tmp_path / name}"),
-  )
-  env = environment(tmp_path)
-  out = launch("local", "-n", 2, "--", *train("two", 6), env=env)
-  assert "[0] finished at step 6" in out and "[1]" not in out
+  settings = [f"--config.{key}={value}" for key, value in SMALL.items()]
+  train = (sys.executable, "-m", "experiments.train", "--config=configs/mdlm.py:micro", *settings, "--config.train.steps=6")
+  out = launch("local", "-n", 2, "--", *train, f"--workdir={tmp_path / 'two'}", env=environment(tmp_path))
+  assert "[0] finished at step 6" in out
+  assert all(line.startswith(("[0]", "[1] [Gloo]")) for line in out.splitlines())  # process 1 says nothing itself
   parts = {path.name for path in (tmp_path / "two" / "checkpoints" / "6" / "params").glob("ocdbt.process_*")}
   assert parts == {"ocdbt.process_0", "ocdbt.process_1"}  # each writes its own share
-  alone = {**os.environ, **env}
-  for name, steps in (("one", 8), ("two", 8)):
-    subprocess.run(train(name, steps), cwd=ROOT, env=alone, check=True, capture_output=True, timeout=300)
+  cache = tmp_path / ".cache" / "diffusion_text"
+  alone(tmp_path / "one", cache, 8)
+  alone(tmp_path / "two", cache, 8)
   one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
   assert {key for key in two if key[1] == "loss"} == {(step, "loss") for step in range(1, 9)}
   assert {key: value for key, value in two.items() if key in one} == pytest.approx(one, rel=1e-6)
-  assert (tmp_path / "two" / "metrics.jsonl").read_text().count('"validation_bound"') == 4  # 0, 4, 6, 8

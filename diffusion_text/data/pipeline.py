@@ -69,14 +69,17 @@ def train_iterator(
 ) -> TrainIterator:
   """Shuffled rows, for ever: each epoch has every row once, in an order of its own drawn from `seed`.
 
-  length: tokens of a row. batch_size: rows of the global batch. packing_kind: one of PACKINGS (see `packing`). random_offset:
-  begin each epoch's stream at another token ("stream" only). places: the rows of the global batch to read, each from 0 to
-  batch_size - 1; None: all. A batch may hold the end of one epoch and the beginning of the next. Raises ValueError, before any work, for sizes that do not fit together.
+  length: tokens of a row. batch_size: rows of the global batch. packing_kind: one of PACKINGS (see `packing`). random_offset: begin
+  each epoch's stream at another token ("stream" only). places: the rows of the global batch to read, each from 0 to batch_size - 1;
+  None: all. A batch may hold the end of one epoch and the beginning of the next. Raises ValueError, before any work, for sizes that
+  do not fit together.
   """
   _check(packing_kind, length, batch_size)
   places = np.arange(batch_size) if places is None else np.asarray(places)
   if not places.size or places.min() < 0 or places.max() >= batch_size:
-    raise ValueError(f"places={places.tolist()} are not rows of a batch of {batch_size}; use numbers from 0 to {batch_size - 1}")
+    raise ValueError(
+      f"places={places.tolist()} are not rows of a batch of {batch_size}; use numbers from 0 to {batch_size - 1}"
+    )
   packing.check_length(length, arrays.tokens)
   if seed < 0:
     raise ValueError(f"seed={seed}; use seed >= 0")

@@ -43,7 +43,9 @@ def connect(
     return
   missing = [f"--{name}" for name, value in given.items() if value is None]
   if len(missing) in (1, 2):
-    raise ValueError(f"{', '.join(missing)} missing: give --coordinator=host:port, --num_processes and --process_id, or none of them")
+    raise ValueError(
+      f"{', '.join(missing)} missing: give --coordinator=host:port, --num_processes and --process_id, or none of them"
+    )
   if not missing and not 0 <= process_id < num_processes:
     raise ValueError(f"--process_id={process_id} must be 0 … {num_processes - 1}, as --num_processes={num_processes}")
   if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
@@ -63,7 +65,7 @@ def is_first() -> bool:
 
 
 def name() -> str:
-  """"process 1 of 4: ", or "" where there is only one."""
+  """ "process 1 of 4: ", or "" where there is only one."""
   several = jax.distributed.is_initialized() and jax.process_count() > 1
   return f"process {jax.process_index()} of {jax.process_count()}: " if several else ""
 
@@ -87,10 +89,10 @@ def everywhere(ok: bool) -> bool:
 
 
 def together(work: Callable[[], T], errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> T:
-  """`work()`, which must not communicate with the others. If it fails with one of `errors` on any process, it fails on all, with the same message.
+  """`work()`, which must not communicate with the others; if it fails with one of `errors` anywhere, it fails on all processes.
 
   Raises:
-    ValueError: quotes the first process that failed, and its message.
+    ValueError: on every process, with the message of the first that failed, and which that was.
   """
   if jax.process_count() == 1:
     return work()

@@ -169,7 +169,9 @@ def global_batch(batch: Batch, mesh: Mesh, rows: int | None = None) -> Batch:
   rows = len(batch.ids) if rows is None else rows
   places = row_places(mesh, rows)
   if len(places) != len(batch.ids):
-    raise ValueError(f"this process has read {len(batch.ids)} rows, but holds {len(places)} of {rows}; read those of row_places")
+    raise ValueError(
+      f"this process has read {len(batch.ids)} rows, but holds {len(places)} of {rows}; read those of row_places"
+    )
   sharding = batch_sharding(mesh)
 
   def place(x):
