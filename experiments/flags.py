@@ -2,7 +2,6 @@
 
 import functools
 import logging as standard_logging
-import os
 import sys
 import traceback
 
@@ -11,7 +10,7 @@ from ml_collections import config_flags
 
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
-from diffusion_text.train.processes import is_first, leave, name
+from diffusion_text.train.processes import check_alone, is_first, leave, name
 
 USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
@@ -50,8 +49,8 @@ def run(main, connect=None):
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(None)
     try:
-      (connect or alone)()
-      standard_logging.getLogger("diffusion_text").setLevel(standard_logging.INFO if is_first() else standard_logging.WARNING)
+      (connect or check_alone)()
+      standard_logging.getLogger("diffusion_text").setLevel("INFO" if is_first() else "WARNING")
       main(argv)
     except Exception as error:  # nobody may wait for the others while they wait for us
       user = isinstance(error, USER_ERRORS)
@@ -66,15 +65,6 @@ def run(main, connect=None):
     if parsed:
       raise
     fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")
-
-
-def alone():
-  """Raises ValueError if SLURM or Open MPI have started several of what is one process."""
-  for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-    if int(os.environ.get(variable, "1")) > 1:
-      raise ValueError(
-        f"this command is one process, but {variable}={os.environ[variable]}; start it once, e.g. srun --ntasks=1"
-      )
 
 
 def fail(message: str, code: int = 2):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import jax
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {
@@ -72,6 +74,7 @@ def test_local_ends_all_when_one_dies(tmp_path):
 def test_local_passes_signals_on(tmp_path):
   """SIGTERM reaches both, and the run is started again, as after a preemption."""
   body = """
+import shlex
 import signal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
 (place / f"ready{number}{starts}").touch()
@@ -126,3 +129,124 @@ def test_two_processes_train_as_one(tmp_path):
   one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
   assert {key for key in two if key[1] == "loss"} == {(step, "loss") for step in range(1, 9)}
   assert {key: value for key, value in two.items() if key in one} == pytest.approx(one, rel=1e-6)
+
+
+TRAIN = ("python", "-m", "experiments.train", "--config=configs/mdlm.py:1b", "--workdir=gs://bucket/a run")
+
+
+def test_gke_writes_a_jobset(tmp_path):
+  """Structure and types of the fields that the JobSet and Job APIs define; what is fed to kubectl is what a dry run prints."""
+  options = ("--name=mdlm", "--image=registry/x:1", "--accelerator=tpu-v5p-slice", "--topology=8x8x8", "--slices=2")
+  text = launch("gke", *options, "--dry_run", "--", *TRAIN)
+  assert text.splitlines()[-1] == "# | kubectl apply -f -"
+  jobset = yaml.safe_load(text)
+  assert (jobset["apiVersion"], jobset["kind"], jobset["metadata"]["name"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet", "mdlm")
+  assert jobset["spec"].keys() == {"failurePolicy", "replicatedJobs"}
+  assert jobset["spec"]["failurePolicy"]["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+  (slices,) = jobset["spec"]["replicatedJobs"]
+  assert slices.keys() == {"name", "replicas", "template"} and slices["replicas"] == 2
+  job = slices["template"]["spec"]
+  assert {name: job[name] for name in ("parallelism", "completions", "completionMode", "backoffLimit")} == {
+    **dict.fromkeys(("parallelism", "completions"), 8 * 8 * 8 // 4),
+    **{"completionMode": "Indexed", "backoffLimit": 0},
+  }
+  (rule,) = job["podFailurePolicy"]["rules"]
+  assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "In" and 42 not in rule["onExitCodes"]["values"]
+  pod = job["template"]["spec"]
+  assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it
+  assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "8x8x8"
+  (container,) = pod["containers"]
+  assert container["name"] == rule["onExitCodes"]["containerName"] and container["command"] == list(TRAIN)
+  assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+  assert all(set(entry) == {"name", "value"} and isinstance(entry["value"], str) for entry in container["env"])
+  flags = {entry["name"]: entry["value"] for entry in container["env"]}["LIBTPU_INIT_ARGS"].split()
+  assert len(flags) > 3 and all(f"# {flag}: " in text for flag in flags)  # each is explained
+
+
+def stand_in(folder, name, body):
+  """A program of this name in a folder for PATH, that writes down how it was called."""
+  path = folder / name
+  path.write_text(f'#!/bin/bash\necho "{name} $*" >>{folder}/calls\n{body}\n')
+  path.chmod(0o755)
+
+
+def with_path(folder):
+  return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_slurm_writes_a_batch_file_that_goes_on_after_42(tmp_path):
+  options = ("--name=mdlm", "--nodes=2", "--gpus_per_node=8", "--sbatch=--partition=a100")
+  text = launch("slurm", *options, "--dry_run", "--", *TRAIN)
+  assert text.splitlines()[-1] == "# | sbatch"
+  wanted = ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=TERM@120", "--partition=a100")
+  assert all(f"#SBATCH {option}\n" in text for option in wanted)
+  cpu = launch("slurm", "--name=m", "--nodes=4", "--cpu", "--dry_run", "--", *TRAIN)
+  assert "--ntasks-per-node=1\n" in cpu and "gpu" not in cpu
+  stand_in(tmp_path, "scontrol", "")
+  for code, requeued in ((42, True), (0, False), (1, False)):
+    stand_in(tmp_path, "srun", f"exit {code}")
+    (tmp_path / "calls").unlink(missing_ok=True)
+    env = {**os.environ, **with_path(tmp_path), "SLURM_JOB_ID": "7"}
+    assert subprocess.run(["bash"], input=text, text=True, env=env, check=False).returncode == code
+    calls = (tmp_path / "calls").read_text()
+    assert "experiments.train --config=configs/mdlm.py:1b --workdir=gs://bucket/a run" in calls
+    assert ("scontrol requeue 7" in calls) == requeued
+
+
+POD = ("--name=mdlm", "--zone=z", "--type=v5litepod-16", "--version=v", "--queue", "--spot", "--poll=0")
+GCLOUD = """
+here=$(dirname "$0")
+case "$*" in
+  *"queued-resources describe"*) echo ACTIVE ;;
+  *"tpu-vm describe"*) head -1 "$here/states"; sed -i 1d "$here/states" ;;
+  *"cat diffusion_text/code"*) head -1 "$here/codes"; sed -i 1d "$here/codes" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+  "codes, states, created, code",
+  [
+    ("exit=42 exit=42\nexit=0 exit=0", "READY", 1, 0),  # saved: once more on the same slice
+    ("exit=42 exit=1\nexit=0 exit=0", "PREEMPTED", 2, 0),  # the slice went away: a new one
+    ("\nexit=0 exit=0", "", 2, 0),  # no host answers
+    ("exit=2 exit=134", "READY", 1, 2),  # a mistake: stops
+  ],
+)
+def test_tpu_pod_starts_again_where_that_helps(tmp_path, codes, states, created, code):
+  stand_in(tmp_path, "gcloud", GCLOUD)
+  (tmp_path / "codes").write_text(codes + "\n")
+  (tmp_path / "states").write_text(states + "\n")
+  launch("tpu_pod", *POD, "--", *TRAIN, env=with_path(tmp_path), code=code)
+  calls = (tmp_path / "calls").read_text().splitlines()
+  count = lambda words: sum(words in call for call in calls)
+  assert count("queued-resources create mdlm") == count("queued-resources delete mdlm --force --quiet") == created
+  assert count("tpu-vm scp") == created and count("experiments.train") == max(2 if code == 0 else 1, created)
+  assert "delete" in calls[-1] and count("--zone=z") == len(calls)
+
+
+def test_tpu_pod_dry_run_prints_the_commands_it_would_run(tmp_path):
+  printed = launch("tpu_pod", *POD, "--dry_run", "--", *TRAIN)
+  stand_in(tmp_path, "gcloud", GCLOUD)
+  (tmp_path / "codes").write_text("exit=0\n")
+  launch("tpu_pod", *POD, "--", *TRAIN, env=with_path(tmp_path))
+  shown = [" ".join(shlex.split(line)) for line in printed.splitlines() if line.startswith("gcloud")]
+  assert shown == (tmp_path / "calls").read_text().splitlines()
+  flags = [line for line in printed.splitlines() if line.startswith("# --xla")]
+  assert len(flags) > 3 and all(": " in line for line in flags)
+
+
+BAD = [
+  ("local", ("-n", 0, "--", "x"), "must be at least 1"),
+  ("local", ("-n", 2), "put it after --"),
+  ("gke", ("--name=A b", "--image=i", "--accelerator=a", "--topology=2x2", "--", "x"), "must begin with a letter"),
+  ("gke", ("--name=a", "--image=i", "--accelerator=a", "--topology=2y2", "--", "x"), "--topology=2y2 must be sizes"),
+  ("slurm", ("--name=a", "--nodes=1", "--", "x"), "--gpus_per_node --cpu is required"),
+]
+
+
+@pytest.mark.parametrize("name, arguments, message", BAD)
+def test_mistakes_are_told(name, arguments, message):
+  command = [sys.executable, str(ROOT / "launch" / name), *map(str, arguments)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and message in done.stderr

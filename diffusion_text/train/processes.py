@@ -59,6 +59,15 @@ def connect(
     # Nothing was found: this is one process on one machine.
 
 
+def check_alone() -> None:
+  """Raises ValueError if SLURM or Open MPI have started several of what is a command of one process."""
+  for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+    if int(os.environ.get(variable, "1")) > 1:
+      raise ValueError(
+        f"this command is one process, but {variable}={os.environ[variable]}; start it once, as in srun --ntasks=1"
+      )
+
+
 def is_first() -> bool:
   """Whether this is the process that speaks and writes for all."""
   return jax.process_index() == 0 if jax.distributed.is_initialized() else True  # without touching the devices, if it is alone
