@@ -295,4 +295,33 @@ class Tangent(Curve):
     return 2 / math.pi * math.atan(math.exp(-log_snr / 2) / self.slope)
 
 
-PATHS = {"log_snr": LogSNR, "cosine": VPCosine, "sqrt": SquareRoot, "linear": Flow, "tangent": Tangent, "exploding": Exploding}
+@dataclasses.dataclass(frozen=True)
+class Arctangent(Curve):
+  """alpha = 1 / w², w = 1 + (ratio - 1) (2 / π) arctan(√(u / (1 - u)) / slope), variance preserving: Smoothie (arXiv 2505.18853).
+
+  w is how wide the kernel of distances is at u, in units of its smallest width; ratio: the largest, 200 / 1.5 there; slope: 9 there.
+  """
+
+  slope: float = 9.0
+  ratio: float = 400 / 3
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.slope > 0:
+      raise ValueError(f"schedule.slope={self.slope} must be positive; Smoothie has 9")
+    if not self.ratio > 1 or self.when(self.log_snr_min) > 1:
+      raise ValueError(
+        f"schedule.ratio={self.ratio} ends at log-SNR {-4 * math.log(max(self.ratio, 1)):.1f}, above"
+        f" schedule.log_snr_min={self.log_snr_min}; use a larger ratio (Smoothie: 133.3) or raise log_snr_min"
+      )
+
+  def at(self, u: Array, rest: Array) -> Array:
+    log_width = jnp.log1p((self.ratio - 1) * (2 / math.pi) * jnp.arctan2(jnp.sqrt(u), self.slope * jnp.sqrt(rest)))
+    return -4 * log_width - jnp.log(-jnp.expm1(-4 * log_width))
+
+  def when(self, log_snr: float) -> float:
+    wider = math.expm1(math.log1p(math.exp(-log_snr)) / 4)  # w - 1, from alpha² = sigmoid(λ) = w^-4
+    turn = math.pi / 2 * wider / (self.ratio - 1)
+    if turn >= math.pi / 2:  # the curve ends before
+      return 1.0 if turn == math.pi / 2 else 2.0
+    return 1 / (1 + (self.slope * math.tan(turn)) ** -2)

@@ -259,6 +259,14 @@ class LearnedNoise(Protocol):
     """[B, L] nats: log q(z_t | ids), differentiable in params."""
 
 
+@runtime_checkable
+class FitsTimes(Protocol):
+  """A process that may learn how fast its tokens are lost, from what each time costs."""
+
+  def fit_times(self, params: Params, t: Time, rate: Array) -> Array:
+    """Zeros [...] to add to a loss of t [...]; their gradient fits the parameters of the path to rates [...] in nats per unit time."""
+
+
 class Timing(Protocol):
   """The choice of a time for every token, and nothing else: any timing goes with any process.
 

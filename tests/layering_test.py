@@ -12,12 +12,13 @@ FILES = sorted(
 )
 
 # What each room may import of ours, itself always included. The order is DESIGN's: types → schedules → timing, process → …
-BASE = {"types", "draws", "schedules"}
+BASE = {"types", "draws", "schedules", "paths"}
 MAY_IMPORT = {
   "types": set(),
   "choices": set(),
   "draws": {"types"},
   "schedules": {"types"},
+  "paths": {"types", "schedules"},
   "timing": BASE | {"kernels"},
   "process": BASE,
   "kernels": {"types"},

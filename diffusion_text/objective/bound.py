@@ -28,6 +28,7 @@ from diffusion_text.timing import shift_right
 from diffusion_text.types import (
   Array,
   Batch,
+  FitsTimes,
   Inputs,
   Key,
   Loss,
@@ -188,7 +189,8 @@ def summed_loss(
   def score(rows: Rows):
     logits = noise.prediction.unembed(rows.features)
     rate = rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
-    return rows.weight * loss(rows, logits, rate), rows.weight * rate
+    fit = process.fit_times(params, rows.t, rate) if isinstance(process, FitsTimes) else 0.0
+    return rows.weight * (loss(rows, logits, rate) + fit), rows.weight * rate
 
   count, rows = scored_rows(noise, process, params, batch)
   total, bound = sum_rows(score, count, rows, chunk=chunks.size, shards=chunks.shards)

@@ -61,9 +61,9 @@ class EmbeddingLosses:
         f"objective.rounding_weight={self.rounding_weight} and anchor_weight={self.anchor_weight} must be at least 0; 1 is usual"
       )
 
-  def weight(self, t: Time) -> Array:
+  def weight(self, params: Params, t: Time) -> Array:
     """w(t) of the mse."""
-    plain = jnp.ones_like(t) if self.weighting == "uniform" else jnp.exp(self.process.schedule.log_snr(t))
+    plain = jnp.ones_like(t) if self.weighting == "uniform" else jnp.exp(self.process.path(params).log_snr(t))
     return jnp.minimum(plain, self.max_weight)
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
@@ -73,11 +73,12 @@ class EmbeddingLosses:
     def score(rows: Rows):
       logits = noise.prediction.unembed(rows.features)
       token = rows.state, rows.t, logits
-      mse = self.weight(rows.t) * process.squared_error(params, rows.ids, *token) / process.size
+      mse = self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
       anchor = cross_entropy(process.posterior(params, *token), rows.ids)
       bound = rows.speed * process.rate(params, rows.ids, *token)
       mse, anchor, bound = rows.weight * mse, rows.weight * anchor, rows.weight * bound
-      return mse + self.anchor_weight * anchor, {"mse": mse, "anchor": anchor, "bound": bound}
+      fit = process.fit_times(params, rows.t, bound)
+      return mse + self.anchor_weight * anchor + fit, {"mse": mse, "anchor": anchor, "bound": bound}
 
     count, rows = scored_rows(noise, process, params, batch)
     total, sums = sum_rows(score, count, rows, chunk=self.chunks.size, shards=self.chunks.shards)

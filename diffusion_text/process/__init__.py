@@ -4,6 +4,7 @@ A process knows schedules and nothing of networks, trainers or decoders; the con
 file, its line in this table, its config, its row in tests/process/conformance_test.py.
 """
 
+from diffusion_text.process.distance import Distance
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
@@ -12,6 +13,7 @@ from diffusion_text.process.token_masked import TokenMasked
 from diffusion_text.process.uniform import Uniform
 
 PROCESSES = {
+  "distance": Distance,
   "embedding": Embedding,
   "masked": Masked,
   "mixed": Mixed,

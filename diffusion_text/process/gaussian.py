@@ -10,10 +10,14 @@ and sigma; k is the codec's unit of noise. Per token, with its own t:
   ends         = KL(q(z_1 | x) || prior) + E[-log p(x | z_0+)]                          (VDM eq. 11)
   p(z_s | z_t) : z_s = alpha_s P + k sigma_s (√(1 - ρ²) ε̂ + ρ ε), ε̂ = (z_t - alpha_t P) / (k sigma_t)
 
-P is the projection: x̂, or the vector of a token drawn from p, or of the likeliest one. ε̂ is taken about P, not about x̂. For a drawn P
-and ρ_d = √(1 - SNR_t / SNR_s) the step is then exactly Σ_v p_v q(z_s | z_t, x_v), and for the others the DDPM posterior of a token at P, as
-in Diffusion-LM's clamping. ρ = 0 is DDIM, and Euler's step where the path is linear; ρ = 1 is the re-noising of TESS. At s == 0 the
-token is drawn from p.
+P is the projection: x̂, or the vector of a token drawn from p, or of the likeliest one, or of the one nearest to x̂. ε̂ is taken about P,
+not about x̂. For a drawn P and ρ_d = √(1 - SNR_t / SNR_s) the step is then exactly Σ_v p_v q(z_s | z_t, x_v), and for the others the DDPM
+posterior of a token at P, as in Diffusion-LM's clamping. ρ = 0 is DDIM, and Euler's step where the path is linear; ρ = 1 is the re-noising
+of TESS. At s == 0 the token is drawn from p.
+
+Two published habits leave the marginals, and are off unless asked for. `fixed_large` scales the fresh noise by sigma_t in place of
+sigma_s, the variance of the forward step in place of the posterior's (DiffuSeq, GENIE). `noise_factor` F corrupts at SNR / F² while steps
+walk the path itself, so that the network is told a noisier time than it sees (Difformer, NeoDiff): the bound is that of what is trained.
 
 z_0+ is the clearest view that noise allows: the path's SNR is finite at t -> 0+. The decoder there is p(x_i | z_i) ∝ q(z_i | x_i), of the
 token's own vector alone. It costs no network call; and as it leans on no other token the bound holds for every timing, whichever token
@@ -28,12 +32,13 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.draws import draw_categorical, fold
-from diffusion_text.schedules import PATHS, Gain, LogSNR
+from diffusion_text.paths import PATHS, Learned, Noisier
+from diffusion_text.schedules import Gain, LogSNR
 from diffusion_text.types import Array, Denoise, Inputs, Key, Params, State, Time
 
 HIGHEST = jax.lax.Precision.HIGHEST
 PREDICTIONS = ("posterior", "leave_one_out")
-PROJECTIONS = ("expectation", "sample", "argmax")
+PROJECTIONS = ("expectation", "sample", "argmax", "nearest")
 
 
 def draw_normal(keys: Key, width: int) -> Array:
@@ -54,8 +59,10 @@ class Gaussian:
 
   schedule: the path, one of `schedules.PATHS`. prediction: what the logits are, "posterior" log p(x_i | z), or "leave_one_out"
   log p(x_i | z without z_i), to which the exact evidence log q(z_i | x_i) is added (Plaid's output prior). projection: P in a step, one of
-  PROJECTIONS. rho: share of fresh noise in a step, 0 to 1; None is ρ_d, the DDPM posterior.
-  Raises ValueError for values out of range and for a schedule that is no path.
+  the class's `projections`. rho: share of fresh noise in a step, 0 to 1; None is eta · ρ_d, of which eta = 1 is the DDPM posterior.
+  score_temperature: τ divides ε̂ about x̂, x̂ + (1 - 1/τ) (z / alpha - x̂) in place of x̂ (Plaid: 0.9).
+  fixed_large, noise_factor: see the module.
+  Raises ValueError for values out of range or that do not fit together, and for a schedule that is no path.
   """
 
   vocab_size: int
@@ -63,8 +70,13 @@ class Gaussian:
   prediction: str = "posterior"
   projection: str = "expectation"
   rho: float | None = None
+  eta: float = 1.0
+  score_temperature: float = 1.0
+  fixed_large: bool = False
+  noise_factor: float = 1.0
 
   schedules = PATHS  # what `config.schedule` chooses from for these processes
+  projections = PROJECTIONS
 
   def __post_init__(self):
     if self.vocab_size < 2:
@@ -73,10 +85,37 @@ class Gaussian:
       raise ValueError(f"{type(self).__name__} needs a path, not {self.schedule}; use one of {', '.join(sorted(PATHS))}")
     if self.prediction not in PREDICTIONS:
       raise ValueError(f"process.prediction={self.prediction!r} is unknown to Gaussian processes; use one of {PREDICTIONS}")
-    if self.projection not in PROJECTIONS:
-      raise ValueError(f"process.projection={self.projection!r} is unknown; use one of {PROJECTIONS}")
+    if self.projection not in self.projections:
+      raise ValueError(
+        f"process.projection={self.projection!r} is unknown to {type(self).__name__}; use one of {', '.join(self.projections)}"
+      )
+    self._check_step()
+
+  def _check_step(self):
     if self.rho is not None and not 0 <= self.rho <= 1:
       raise ValueError(f"process.rho={self.rho} must be in [0, 1]; 0 is DDIM, 1 noise anew, None the DDPM posterior")
+    if not 0 <= self.eta <= 1 or (self.rho is not None and self.eta != 1):
+      raise ValueError(f"process.eta={self.eta} must be in [0, 1], and 1 where process.rho={self.rho} is set; they both set ρ")
+    if self.fixed_large and (self.rho, self.eta) != (None, 1.0):
+      raise ValueError(
+        f"process.fixed_large is of the DDPM posterior, not of rho={self.rho}, eta={self.eta}; leave these at None and 1"
+      )
+    if not self.score_temperature > 0:
+      raise ValueError(
+        f"process.score_temperature={self.score_temperature} must be positive; 1 changes nothing, Plaid uses 0.9"
+      )
+    if self.score_temperature != 1 and self.projection != "expectation":
+      raise ValueError(
+        f"process.score_temperature={self.score_temperature} scales the noise about the posterior mean, not about"
+        f" projection={self.projection!r}; use 'expectation'"
+      )
+    if not self.noise_factor >= 1:
+      raise ValueError(f"process.noise_factor={self.noise_factor} must be at least 1; Difformer uses 4, 1 is none")
+    if self.noise_factor != 1 and self.prediction == "leave_one_out":
+      raise ValueError(
+        f"process.noise_factor={self.noise_factor}: steps see less noise than was trained, so prediction='leave_one_out' would add other"
+        " evidence than the bound does; use 'posterior'"
+      )
 
   # The codec.
 
@@ -89,6 +128,11 @@ class Gaussian:
   def noise_scale(self) -> float:
     """k: the standard deviation of the noise where sigma = 1."""
     return 1.0
+
+  def init_codec(self, key: Key) -> Params:
+    """What the codec learns; {} if nothing."""
+    del key
+    return {}
 
   def encode(self, params: Params, ids: Array) -> Array:
     """The clean vectors x: ids [...] -> float32 [..., size]."""
@@ -114,7 +158,7 @@ class Gaussian:
 
   def evidence(self, params: Params, state: State, t: Time) -> Array:
     """log q(z_i | x_i = v) + constant, [..., V]: (alpha <z, x_v> - alpha² |x_v|² / 2) / (k sigma)². At t == 0 that of t -> 0+."""
-    alpha, sigma, _ = self.gain(t)
+    alpha, sigma, _ = self.gain(params, t)
     inner, square = self.products(params, state)
     scale = (self.noise_scale * sigma) ** 2
     return alpha / scale * inner - alpha**2 / scale / 2 * square
@@ -135,23 +179,45 @@ class Gaussian:
     """p [..., V], own evidence included."""
     return jax.nn.softmax(self.posterior(params, state, t, logits), axis=-1)
 
-  def gain(self, t: Time) -> Gain:
-    """The path's gain at t [...], with an axis for the vectors: [..., 1]. At t == 0 that of t -> 0+."""
-    return self.schedule(t[..., None])
+  # The path.
 
-  def _noised(self, x: Array, t: Time, noise: Array) -> State:
-    alpha, sigma, _ = self.gain(t)
+  def init(self, key: Key) -> Params:
+    """What the codec learns, and {"schedule": …} where the path is learned."""
+    learned = self.init_codec(key)
+    return {**learned, "schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else learned
+
+  def walk(self, params: Params) -> LogSNR:
+    """The path of steps. A learned one is bound to its parameters, and no gradient reaches them through it."""
+    return self.schedule.bind(params["schedule"]) if isinstance(self.schedule, Learned) else self.schedule
+
+  def path(self, params: Params) -> LogSNR:
+    """The path of `corrupt`, and so of training and of the bound: `walk` at SNR / noise_factor²."""
+    walk = self.walk(params)
+    return walk if self.noise_factor == 1 else Noisier(base=walk, factor=self.noise_factor)
+
+  def fit_times(self, params: Params, t: Time, rate: Array) -> Array:
+    """Zeros [...] whose gradient fits a learned path to where the bound is paid (`paths.Learned.fit`): add them to any loss of t [...]."""
+    if not isinstance(self.schedule, Learned):
+      return jnp.zeros_like(rate)
+    return self.schedule.fit(params["schedule"], t, rate)
+
+  def gain(self, params: Params, t: Time) -> Gain:
+    """The gain of `path` at t [...], with an axis for the vectors: [..., 1]. At t == 0 that of t -> 0+."""
+    return self.path(params)(t[..., None])
+
+  def _noised(self, path: LogSNR, x: Array, t: Time, noise: Array) -> State:
+    alpha, sigma, _ = path(t[..., None])
     return jnp.where(t[..., None] > 0, alpha * x + self.noise_scale * sigma * noise, x)
 
   # The contract.
 
   def prior(self, params: Params, key: Key, shape: tuple[int, ...]) -> State:
-    alpha, sigma, _ = self.schedule(jnp.float32(1))
+    alpha, sigma, _ = self.walk(params)(jnp.float32(1))
     return alpha * self.centre(params) + self.noise_scale * sigma * jax.random.normal(key, (*shape, self.size))
 
   def corrupt(self, params: Params, key: Key, ids: Array, t: Time) -> State:
     x = self.encode(params, ids)
-    return self._noised(x, jnp.broadcast_to(t, ids.shape), jax.random.normal(key, x.shape))
+    return self._noised(self.path(params), x, jnp.broadcast_to(t, ids.shape), jax.random.normal(key, x.shape))
 
   def inputs(self, params: Params, state: State, t: Time) -> Inputs:
     raise NotImplementedError
@@ -165,19 +231,19 @@ class Gaussian:
     return jnp.sum(miss**2, axis=-1) / self.noise_scale**2
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
-    rate = self.schedule.snr_rate(t) / 2 * self.squared_error(params, ids, state, t, logits)
+    rate = self.path(params).snr_rate(t) / 2 * self.squared_error(params, ids, state, t, logits)
     return jnp.where(t > 0, rate, 0.0)
 
   def prior_cost(self, params: Params, ids: Array) -> Array:
     """KL(q(z_1 | x) || prior) in nats, [...]: SNR_1 |x - m|² / 2k²."""
     away = (self.encode(params, ids) - self.centre(params)) / self.noise_scale
-    return jnp.exp(self.schedule.log_snr(jnp.float32(1))) / 2 * jnp.sum(away**2, axis=-1)
+    return jnp.exp(self.path(params).log_snr(jnp.float32(1))) / 2 * jnp.sum(away**2, axis=-1)
 
   def reconstruction(self, params: Params, key: Key, ids: Array) -> Array:
     """One draw of E[-log p(x_i | z_i)] at t -> 0+ in nats: ids [B, L] -> [B, L]."""
     start = jnp.zeros(())
     x = self.encode(params, ids)
-    alpha, sigma, _ = self.schedule(start)
+    alpha, sigma, _ = self.path(params)(start)
     state = alpha * x + self.noise_scale * sigma * jax.random.normal(key, x.shape)
 
     def cost(state: Array, ids: Array) -> Array:
@@ -197,24 +263,31 @@ class Gaussian:
     t, s = (jnp.broadcast_to(time, state.shape[:-1]) for time in (t, s))
     logits = self.posterior(params, state, t, logits)
     drawn = self.encode(params, draw_categorical(fold(keys, 1), logits))
-    if self.projection == "sample":
-      target = drawn
-    elif self.projection == "argmax":
-      target = self.encode(params, jnp.argmax(logits, axis=-1))
-    else:
-      target = self.mean(params, jax.nn.softmax(logits, axis=-1))
-    after = self.towards(target, state, t, s, draw_normal(fold(keys, 0), self.size))
+    target = drawn if self.projection == "sample" else self.project(params, logits)
+    if self.score_temperature != 1:
+      alpha = self.walk(params)(t[..., None]).alpha
+      target = target + (1 - 1 / self.score_temperature) * (state / alpha - target)
+    after = self.towards(params, target, state, t, s, draw_normal(fold(keys, 0), self.size))
     after = jnp.where(s[..., None] > 0, after, drawn)
     return jnp.where((t > s)[..., None], after, state)
 
-  def towards(self, target: Array, state: State, t: Time, s: Time, noise: Array) -> State:
+  def project(self, params: Params, logits: Array) -> Array:
+    """P [..., size] of logits [..., V] of the posterior, for the projections that draw nothing."""
+    if self.projection == "argmax":
+      return self.encode(params, jnp.argmax(logits, axis=-1))
+    mean = self.mean(params, jax.nn.softmax(logits, axis=-1))
+    return self.encode(params, self._nearest(params, mean)) if self.projection == "nearest" else mean
+
+  def towards(self, params: Params, target: Array, state: State, t: Time, s: Time, noise: Array) -> State:
     """z_s [..., size] given the projected prediction and standard normal noise, both [..., size]."""
-    here, there = self.gain(t), self.gain(s)
+    path = self.walk(params)
+    here, there = path(t[..., None]), path(s[..., None])
     residual = (state - here.alpha * target) / here.sigma
-    # 1 - SNR_t / SNR_s, without forming the ratio: it is nearly 1 for small steps.
-    fresh = jnp.maximum(-jnp.expm1(here.log_snr - there.log_snr), 0.0) if self.rho is None else jnp.float32(self.rho**2)
-    noise = jnp.sqrt(1 - fresh) * residual + jnp.sqrt(fresh) * self.noise_scale * noise
-    return there.alpha * target + there.sigma * noise
+    # ρ_d² = 1 - SNR_t / SNR_s, without forming the ratio: it is nearly 1 for small steps.
+    posterior = jnp.maximum(-jnp.expm1(here.log_snr - there.log_snr), 0.0)
+    fresh = self.eta**2 * posterior if self.rho is None else jnp.float32(self.rho**2)
+    noise = jnp.sqrt(fresh) * (here.sigma if self.fixed_large else there.sigma) * self.noise_scale * noise
+    return there.alpha * target + there.sigma * jnp.sqrt(1 - fresh) * residual + noise
 
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
     """The clean tokens: a draw for each that is noisy, the token itself where t == 0."""
@@ -224,13 +297,13 @@ class Gaussian:
 
   def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:
     """As `corrupt`, with one key per position."""
-    return self._noised(self.encode(params, ids), jnp.broadcast_to(t, ids.shape), draw_normal(fold(keys, 5), self.size))
+    noise = draw_normal(fold(keys, 5), self.size)
+    return self._noised(self.walk(params), self.encode(params, ids), jnp.broadcast_to(t, ids.shape), noise)
 
   def decode(self, params: Params, state: State) -> Array:
     """The token whose vector is nearest."""
+    return by_position(lambda vectors: self._nearest(params, vectors), state)
 
-    def nearest(state: Array) -> Array:
-      inner, square = self.products(params, state)
-      return jnp.argmax(inner - square / 2, axis=-1).astype(jnp.int32)
-
-    return by_position(nearest, state)
+  def _nearest(self, params: Params, vectors: Array) -> Array:
+    inner, square = self.products(params, vectors)
+    return jnp.argmax(inner - square / 2, axis=-1).astype(jnp.int32)

@@ -98,8 +98,8 @@ class ScoresGivenTokens(EmbeddingLosses):
 
 
 class SumsOverTheVector(EmbeddingLosses):
-  def weight(self, t):
-    return super().weight(t) * self.process.size
+  def weight(self, params, t):
+    return super().weight(params, t) * self.process.size
 
 
 @pytest.mark.parametrize("mutant", [ScoresGivenTokens, SumsOverTheVector])
