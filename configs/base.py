@@ -48,27 +48,47 @@ def config(size: str = "tiny") -> ConfigDict:
   c.data.cache_dir = placeholder(str)  # token arrays; None is ~/.cache/diffusion_text
 
   c.process = ConfigDict()
-  c.process.name = "masked"  # "masked", "mixed" (masks and random tokens), "uniform", "token_masked", "embedding", "simplex"
+  # "masked", "mixed" (masks and random tokens), "uniform", "token_masked"; Gaussian: "embedding", "simplex", "distance"
+  c.process.name = "masked"
   # What logits mean. masked: "clean", "score"; mixed, uniform: "leave_one_out" (default), "posterior"; uniform also "score";
-  # embedding, simplex: "posterior" (default), "leave_one_out" (trained by "bound" or "mse_rounding", not "cross_entropy").
+  # Gaussian: "posterior" (default), "leave_one_out" (trained by "bound" or "mse_rounding", not "cross_entropy").
   c.process.prediction = placeholder(str)
   c.process.grid = placeholder(int)  # masked, mixed, uniform: T of a discrete-time process; None is continuous time
   c.process.mixing = placeholder(str)  # mixed: "gidd", "gamma", "epsilon", "constant"
   c.process.share = placeholder(float)  # mixed: how much of the noise is random tokens, 0 to 1
   c.process.loss_order = placeholder(str)  # token_masked: "learned", "spindle", "frequency"
   c.process.strength = placeholder(float)  # token_masked: how far tokens differ; below 0.318 for the spindle; sign = who first
-  c.process.width = placeholder(int)  # embedding: numbers per token
-  c.process.norm = placeholder(str)  # embedding: "none", "unit", "sqrt_d"
-  c.process.k = placeholder(float)  # simplex: a token is k, all others -k, in noise of scale k
-  c.process.projection = placeholder(str)  # embedding, simplex: a step's "expectation", "sample" or "argmax" of the prediction
-  c.process.rho = placeholder(float)  # embedding, simplex: fresh noise in a step; 0 DDIM, 1 all anew, None the DDPM posterior
+  c.process.width = placeholder(int)  # embedding, distance: numbers per token
+  c.process.norm = placeholder(str)  # embedding, distance: "none", "unit", "sqrt_d", "layernorm"
+  c.process.learned = placeholder(
+    bool
+  )  # embedding, distance: whether the loss moves the table of embeddings, or it stays random
+  c.process.k = placeholder(
+    float
+  )  # simplex: a token is k, all others -k or 0, in noise of scale k; distance: scale of the noise
+  c.process.encoding = placeholder(str)  # simplex: "signed", others are at -k; "one_hot", at 0
+  c.process.reading = placeholder(str)  # simplex: the network reads "softmax" of the state, or the state "raw"
+  c.process.kernel_width = placeholder(float)  # distance: of the Gaussian kernel, in units of the embeddings
+  # Gaussian: what a step takes of the prediction: "expectation", "sample", "argmax", "nearest"; simplex: also "multi_hot" (with top_p).
+  c.process.projection = placeholder(str)
+  c.process.rho = placeholder(float)  # Gaussian: fresh noise in a step; 0 DDIM, 1 all anew, None the DDPM posterior
+  c.process.eta = placeholder(float)  # Gaussian: share of the DDPM posterior's fresh noise, where rho is None
+  c.process.score_temperature = placeholder(float)  # Gaussian: divides the predicted noise in a step; Plaid 0.9
+  c.process.fixed_large = placeholder(bool)  # Gaussian: legacy step of too much noise (DiffuSeq, GENIE)
+  c.process.noise_factor = placeholder(float)  # Gaussian: F, trained at SNR / F² and decoded at F = 1
 
   c.schedule = ConfigDict()
-  c.schedule.name = "linear"  # also "cosine"; "polynomial", "geometric"; or for paths "sqrt", "log_snr", "tangent", "exploding"
-  c.schedule.log_snr_max = placeholder(float)  # paths (of embedding, simplex): log-SNR at t = 0+
+  # "linear", "cosine", "polynomial", "geometric"; Gaussian processes, whose schedules are paths: "linear", "cosine", "sqrt", "log_snr",
+  # "tangent", "arctangent", "exploding", "table", "learned"
+  c.schedule.name = "linear"
+  c.schedule.log_snr_max = placeholder(float)  # paths: log-SNR at t = 0+
   c.schedule.log_snr_min = placeholder(float)  # paths: log-SNR at t = 1
   c.schedule.offset = placeholder(float)  # paths "cosine", "sqrt": s of the published curve
-  c.schedule.slope = placeholder(float)  # paths "linear", "tangent": what sigma / alpha is multiplied by
+  c.schedule.slope = placeholder(float)  # paths "linear", "tangent": what sigma / alpha is multiplied by; "arctangent": d
+  c.schedule.ratio = placeholder(float)  # path "arctangent": largest over smallest width of the kernel
+  c.schedule.levels = placeholder(tuple)  # path "table": log-SNRs at even times, falling
+  c.schedule.bins = placeholder(int)  # path "learned": stretches of log-SNR whose share of the time is learned
+  c.schedule.floor = placeholder(float)  # path "learned": share of the time that is spread evenly all the same
   c.schedule.power = placeholder(float)  # polynomial
   c.schedule.sigma_min = placeholder(float)  # geometric
   c.schedule.sigma_max = placeholder(float)  # geometric

@@ -2,7 +2,8 @@
 
 Published: E2E (16 numbers per token) and ROCStories (128), about 80 M parameters, 2000 steps; control success rates, no likelihood that
 can be compared. Window of the path: that of the published chain of 2000 steps. The published network regresses x0; ours answers with
-a distribution over tokens, whose mean is x0. "argmax" is the clamping trick. Ours: not yet run.
+a distribution over tokens, whose mean is x0. "nearest" is the clamping trick. Their noise σ0 upon the embedding is the window's first
+level here (the z that rounding reads), not added once more at each time. Ours: not yet run.
   python -m experiments.train --config=configs/diffusion_lm.py:tiny --workdir=runs/diffusion_lm
 """
 
@@ -14,7 +15,7 @@ def get_config(size: str = "tiny"):
   c.process.name = "embedding"
   c.process.width = 16 if size in ("", "micro", "tiny") else 128
   c.process.norm = "none"
-  c.process.projection = "argmax"
+  c.process.projection = "nearest"
   c.schedule.name = "sqrt"
   c.schedule.log_snr_max = 4.209
   c.schedule.log_snr_min = -15.41

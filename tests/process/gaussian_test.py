@@ -591,7 +591,7 @@ def test_mutants_fail(mutant, check):
     (lambda: Embedding(4, Linear()), "needs a path, not Linear"),
     (lambda: Embedding(1, COSINE), "vocab_size=1"),
     (lambda: Embedding(4, COSINE, prediction="score"), "prediction='score'"),
-    (lambda: Embedding(4, COSINE, projection="nearest"), "projection='nearest'"),
+    (lambda: Embedding(4, COSINE, projection="closest"), "projection='closest'"),
     (lambda: Embedding(4, COSINE, rho=1.5), r"rho=1\.5"),
     (lambda: Embedding(4, COSINE, width=0), "width=0"),
     (lambda: Embedding(4, COSINE, norm="layer"), "norm='layer'"),

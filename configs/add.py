@@ -1,0 +1,24 @@
+"""ADD, authentic discrete diffusion: Gaussian noise on one-hot vectors, argmax at each step (Li et al. 2025, arXiv 2510.01047).
+
+Published: image classification and captioning. The network, told the time, is trained by cross-entropy against the one-hot label; a step
+takes the argmax as a one-hot vector and goes on from it, here by noising it anew (the paper's step was not at hand in code). The
+network reads the vectors as they are, scaled to a one-hot's length, which is ours. The state is [B, L, V]. Ours: not yet run.
+  python -m experiments.train --config=configs/add.py:tiny --workdir=runs/add
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "simplex"
+  c.process.k = 1.0
+  c.process.encoding = "one_hot"
+  c.process.reading = "raw"
+  c.process.projection = "argmax"
+  c.process.rho = 1.0
+  c.schedule.name = "cosine"
+  c.objective.name = "cross_entropy"
+  c.model.time_conditioning = "adaln"
+  c.sampler.steps = 100
+  return c

@@ -1,0 +1,27 @@
+"""Difformer: layer-normed embeddings, an anchor loss on the prediction, a noise factor (Gao et al. 2022, arXiv 2212.09412).
+
+Published: IWSLT14 De-En 34.48 BLEU (fairseq's), translation by distilled targets, length beams and an autoregressive reranker. The anchor is the
+cross-entropy of the network's own answer and stands in for rounding; trained at SNR / 16, decoded at the path itself in 20 steps.
+Layer norm has no affine map here, and the anchor's gradient reaches the embeddings through the noised state alone. Missing:
+self-conditioning, the length predictor and its beam. Ours: not yet run.
+  python -m experiments.train --config=configs/difformer.py:tiny --workdir=runs/difformer
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "embedding"
+  c.process.width = 128
+  c.process.norm = "layernorm"
+  c.process.noise_factor = 4.0
+  c.schedule.name = "sqrt"
+  c.schedule.log_snr_max = 4.209
+  c.schedule.log_snr_min = -15.41
+  c.objective.name = "mse_rounding"
+  c.objective.anchor_weight = 1.0
+  c.objective.rounding_weight = 0.0
+  c.model.time_conditioning = "adaln"
+  c.sampler.steps = 20
+  return c
