@@ -1,8 +1,8 @@
 """AR-Diffusion: embedding diffusion whose left tokens become clean first (Wu et al. 2023, arXiv 2305.09515).
 
-Published: XSum, CNN-DM, IWSLT14, CommonGen; encoder and decoder of 6 layers, 20 steps, up to 50 samples and MBR. Their times lie on lines from
-the row's start to the point (2N, T), so that the last token is up to T / 2 noisier than the first; here the lines are parallel, with that
-slope. Each step clamps to the nearest embedding. Missing: the length loss and MBR. Ours: not yet run.
+Published: XSum, CNN-DM, IWSLT14, CommonGen; encoder and decoder of 6 layers, 20 steps, up to 50 samples and MBR. Their times lie on lines
+through the point (2N, T), so that the last token is up to T / 2 noisier than the first; here the lines are parallel, with that slope.
+Each step clamps to the nearest embedding. Missing: the length loss and MBR. Ours: not yet run.
   python -m experiments.train --config=configs/ar_diffusion.py:tiny --workdir=runs/ar_diffusion
 """
 

@@ -1,8 +1,8 @@
 """CDCD: embedding diffusion with cross-entropy and time warping (Dieleman et al. 2022, arXiv 2211.15089).
 
-Published: C4 and WMT, variance exploding with t from 1 to 300, the ODE in about 200 Euler steps. Window of the path: theirs, -2 log t. It is
-walked variance preserving, which is the same process: the network reads vectors of unit variance either way, and steps with ρ = 0 are the
-same Euler steps. Times are warped by the cost in nats of each stretch of log-SNR; theirs by the slope of the cross-entropy over time,
+Published: C4 and WMT, variance exploding with t from 1 to 300, the ODE in about 200 Euler steps. Window of the path: theirs, -2 log t.
+It is walked variance preserving, which is the same process: the network reads vectors of unit variance either way, and steps with ρ = 0 are
+the same Euler steps. Times are warped by the cost in nats of each stretch of log-SNR; theirs by the slope of the cross-entropy over time,
 which is that cost if the network is exact. 64 numbers per token are ours. Missing: self-conditioning. Ours: not yet run.
   python -m experiments.train --config=configs/cdcd.py:tiny --workdir=runs/cdcd
 """

@@ -1,6 +1,6 @@
 """Difformer: layer-normed embeddings, an anchor loss on the prediction, a noise factor (Gao et al. 2022, arXiv 2212.09412).
 
-Published: IWSLT14 De-En 34.48 BLEU (fairseq's), translation by distilled targets, length beams and an autoregressive reranker. The anchor is the
+Published: IWSLT14 De-En 34.48 BLEU (fairseq's), with distilled targets, length beams and an autoregressive reranker. The anchor is the
 cross-entropy of the network's own answer and stands in for rounding; trained at SNR / 16, decoded at the path itself in 20 steps.
 Layer norm has no affine map here, and the anchor's gradient reaches the embeddings through the noised state alone. Missing:
 self-conditioning, the length predictor and its beam. Ours: not yet run.

@@ -1,9 +1,9 @@
 """SSD-LM: simplex diffusion block by block, with multi-hot projections (Han et al. 2022, arXiv 2210.17432).
 
-Published: RoBERTa-large, about 400 M parameters, rows of 200 tokens in blocks of 25, 1000 to 5000 steps per block; no likelihood. Blocks of 16
-here divide the rows of 256; all blocks of a row are trained at once (noisy ‖ clean) where theirs draws one block and its context. A
-step puts k at every token of the nucleus (top_p 0.2, their default) and noises anew; "sample" is their other projection. The
-state is [B, L, V], twice in training. Ours: not yet run.
+Published: RoBERTa-large, about 400 M parameters, rows of 200 tokens in blocks of 25, 1000 to 5000 steps per block; no likelihood. Blocks
+of 16 here divide the rows of 256; all blocks of a row are trained at once (noisy ‖ clean) where theirs draws one block and its context.
+A step puts k at every token of the nucleus (top_p 0.2, their default) and noises anew; "sample" is their other projection. The state is
+[B, L, V], twice in training. Ours: not yet run.
   python -m experiments.train --config=configs/ssd_lm.py:tiny --workdir=runs/ssd_lm
 """
 
