@@ -37,6 +37,7 @@ ABOVE = {
   "bench",
   "bench_kernels",
   "compare",
+  "faults",
   "translate",
   "data_settings",
 }  # these know all, and nothing below knows them
