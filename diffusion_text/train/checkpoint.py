@@ -339,7 +339,8 @@ def restore_params(directory: str, abstract_params: Params, *, ema: bool = True,
 
   Args:
     directory: of checkpoints.
-    abstract_params: `jax.ShapeDtypeStruct`s, with shardings if there is more than one device.
+    abstract_params: `jax.ShapeDtypeStruct`s, with shardings if there is more than one device. They are saved as float32; another
+      dtype, as bfloat16, is converted to after the check, each device its own part.
     ema: the average, if one was kept; False: the last parameters.
     step: which checkpoint; None: the newest that can be read.
 
@@ -350,9 +351,12 @@ def restore_params(directory: str, abstract_params: Params, *, ema: bool = True,
   if chosen is None or chosen not in steps_in(directory):
     raise CheckpointError(f"there is no checkpoint {'' if step is None else step} in {directory}; it has {steps_in(directory)}")
   item = "ema" if ema and (_absolute(directory) / str(chosen) / "ema").exists() else "params"
-  if step is not None:
-    return load(directory, step, {item: abstract_params})[0][item]
-  return load_newest(directory, {item: abstract_params})[1][item]
+  saved = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=getattr(x, "sharding", None)), abstract_params
+  )
+  items = {item: saved}
+  found = (load_newest(directory, items)[1] if step is None else load(directory, step, items)[0])[item]
+  return jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), found, abstract_params)
 
 
 def read_asset(directory: str, name: str) -> bytes:

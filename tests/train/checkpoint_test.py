@@ -218,15 +218,45 @@ def test_parameters_and_assets_for_sampling(saved):
     tr.restore_params(saved / "absent", abstract)
 
 
+# Saved on 4 devices; restored on fewer, more, and other shapes.
+TARGETS = {
+  "one device": (1, {}),
+  "two, tensor": (2, {"tensor": 2}),
+  "eight": (8, {"fsdp": 4, "tensor": 2}),
+  "eight, replicas": (8, {"replica": 4, "fsdp": 2}),
+}
+
+
 def test_a_checkpoint_moves_between_meshes(tmp_path):
-  eight = tr.make_mesh(fsdp=4, tensor=2)
-  fresh, abstract, step, _ = toy.build(mesh=eight)
-  state, _ = step(fresh(), tr.global_batch(next(toy.Rows()), eight))
+  """No array is ever whole anywhere, where the table splits it: every device holds its part, before saving and after restoring."""
+  four = tr.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+  fresh, _, step, _ = toy.build(mesh=four)
+  state, _ = step(fresh(), tr.global_batch(next(toy.Rows()), four))
   with tr.Checkpointer(tmp_path) as checkpointer:
     checkpointer.save(1, state, data=b"1", clock=tr.Clock())
-  _, alone, *_ = toy.build()
-  for target in (alone, abstract, toy.build(mesh=tr.make_mesh(replica=4, fsdp=2))[1]):
-    restored, _ = _restore(tmp_path, abstract=target)
+  for devices, sizes in TARGETS.values():
+    mesh = tr.make_mesh(**sizes, devices=jax.devices()[:devices])
+    target = toy.build(mesh=mesh)[1]
+    restored, data = _restore(tmp_path, abstract=target)
     _equal(restored.state, state)
+    assert data.n == 1
     for leaf, wanted in zip(jax.tree.leaves(restored.state), jax.tree.leaves(target)):
       assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+    kernel = restored.state.params["layers"]["mlp"]["kernel"]
+    assert {shard.data.size for shard in kernel.addressable_shards} == {
+      kernel.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    }
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), target.params)
+    params = tr.restore_params(tmp_path, half, ema=False)
+    _equal(params, jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), state.params))
+    for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(half)):
+      assert leaf.dtype == jnp.bfloat16 and leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+    assert params["layers"]["mlp"]["kernel"].addressable_shards[0].data.size == kernel.addressable_shards[0].data.size
+
+
+def test_no_weight_is_whole_while_it_is_made():
+  """The compiled initialisation has no array of the full shape of a weight that the table splits."""
+  fresh, *_ = toy.build(mesh=tr.make_mesh(fsdp=4, tensor=2))
+  text = fresh.lower().compile().as_text()
+  assert "f32[2,2,4]" in text  # [layers, D, D] over fsdp = 4 and tensor = 2
+  assert "f32[2,8,8]" not in text and f"f32[{toy.V + 1},{toy.D}]" not in text
