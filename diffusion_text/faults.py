@@ -37,7 +37,7 @@ from diffusion_text.train import checkpoint
 KINDS = ("start", "train", "save", "truncate", "disk_full", "terminate")
 LIMIT = 300.0  # seconds that anything may take; a run that hangs is a failure
 LARGEST = 1 << 16  # bytes of a file on a full disk: below the arrays of a checkpoint, above metrics and logs
-STEP = re.compile(r"^step \d+ ", re.M)  # what a victim logs after an update, and
+STEP = re.compile(r"^step [1-9]\d* ", re.M)  # what a victim logs after an update, and
 CONTINUING = re.compile(r"^continuing from \S+/(\d+)$", re.M)  # after it has restored
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class Campaign:
       if time.monotonic() > deadline:
         raise CampaignFailed(f"no progress; see {victim.log}")
       time.sleep(0.002)
-    time.sleep(draw * {"start": 6.0, "save": 0.1}.get(kind, 0.5))
+    time.sleep(draw * {"start": 4.0, "save": 0.1}.get(kind, 0.5))
     if not victim.running() or pid in victim.codes:
       return False
     if kind == "disk_full":

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from diffusion_text.evaluate.variance import NoiseVariance, measure
 from diffusion_text.objective.bound import scored_weights
 from diffusion_text.sampler.loop import Sample
 from diffusion_text.timing import Counted, Shared
+from diffusion_text.train.paths import as_path
 from diffusion_text.types import Batch, Params, Progress
 
 log = logging.getLogger(__name__)
@@ -323,11 +323,15 @@ def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = Fa
   return build(config, tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")), devices=devices)
 
 
-def load(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Trained:
-  """Loads the newest readable checkpoint of a workdir. Raises ValueError or CheckpointError with what is wrong and where."""
+def load(workdir: str, overrides: Any = (), *, all_devices: bool = False, dtype: str = "float32") -> Trained:
+  """Loads the newest readable checkpoint of a workdir. Raises ValueError or CheckpointError with what is wrong and where.
+
+  dtype: that the network's parameters are held in; "bfloat16" halves their memory. Those of the process stay float32.
+  """
   experiment = load_experiment(workdir, overrides, all_devices=all_devices)
-  directory = checkpoints(workdir)
-  params = train.restore_params(directory, experiment.abstract_state().params)
+  directory, wanted = checkpoints(workdir), experiment.abstract_state().params
+  network = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), wanted["network"])
+  params = train.restore_params(directory, {**wanted, "network": network})
   return Trained(experiment, params, train.latest_step(directory))
 
 
@@ -361,5 +365,5 @@ def generate(trained: Trained, batch: Batch, *, num: int, seed: int, policy=None
 
 def read_run_config(workdir: str) -> ml_collections.ConfigDict | None:
   """The config that a workdir belongs to; None for a new workdir."""
-  path = pathlib.Path(workdir) / "config.json"
+  path = as_path(workdir) / "config.json"
   return ml_collections.ConfigDict(json.loads(path.read_text())) if path.exists() else None

@@ -23,6 +23,7 @@ NUM_DRAWS = flags.DEFINE_integer(
 )
 MAX_ROWS = flags.DEFINE_integer("max_rows", None, "score only the first rows; default all", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "rows at a time, over all devices; default the config's", lower_bound=1)
+PARAMETERS = flags.DEFINE_enum("parameters", "float32", ["float32", "bfloat16"], "what the network's are held in")
 VARIANCE = flags.DEFINE_bool("variance", False, "compare the estimators of the bound instead")
 JSON = flags.DEFINE_bool("json", False, "print one JSON line instead (with --variance, one per estimator)")
 
@@ -33,7 +34,7 @@ def main(_):
   from diffusion_text.train.processes import is_first
 
   rows = [] if BATCH_SIZE.value is None else [("evaluate.batch_size", BATCH_SIZE.value)]
-  trained = runs.load(WORKDIR.value, rows, all_devices=True)
+  trained = runs.load(WORKDIR.value, rows, all_devices=True, dtype=PARAMETERS.value)
   show = print if is_first() else lambda text: None
   draws = NUM_DRAWS.value or (8 if VARIANCE.value else 1)
   if VARIANCE.value:

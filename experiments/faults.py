@@ -34,7 +34,14 @@ def main(_):
   if workdir.exists():
     raise ValueError(f"--workdir={workdir} is there already; use a new one")
   config = base.config("micro")
-  small = {"data.length": 16, "train.batch_size": 8, "evaluate.batch_size": 8, "evaluate.max_rows": 8, "sampler.steps": 4}
+  small = {
+    "data.length": 16,
+    "train.batch_size": 8,
+    "evaluate.batch_size": 8,
+    "evaluate.max_rows": 8,
+    "sampler.steps": 4,
+    "model.layers": 1,
+  }
   often = {"train.log_every": 1, "train.save_every": SAVE_EVERY.value, "train.evaluate_every": 10 * STEPS.value}
   override(config, {**small, **often, "train.steps": STEPS.value, "data.cache_dir": str(workdir / "data")}.items())
   kinds = KINDS.value or faults.KINDS

@@ -25,6 +25,7 @@ EVENTS = flags.DEFINE_bool("event_driven", False, "random order without the call
 SAMPLER = flags.DEFINE_multi_string("sampler", [], "a key of config.sampler and its value, as in eta=0.02; may be repeated")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "1 samples the model's own distribution, 0 is greedy")
 TOP_P = flags.DEFINE_float("top_p", None, "keep the likeliest tokens that make up this probability")
+PARAMETERS = flags.DEFINE_enum("parameters", "float32", ["float32", "bfloat16"], "what the network's are held in")
 SEED = flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan, compute nothing")
 
@@ -55,7 +56,8 @@ def main(_):
     print(plan.summary(experiment))
     print(f"would draw   {batch.ids.shape[0]} rows of {batch.ids.shape[1]} tokens, {int((~batch.given).sum())} of them open")
     return
-  texts, result = runs.generate(runs.load(WORKDIR.value, overrides()), batch, num=NUM.value, seed=SEED.value)
+  trained = runs.load(WORKDIR.value, overrides(), dtype=PARAMETERS.value)
+  texts, result = runs.generate(trained, batch, num=NUM.value, seed=SEED.value)
   for number, text in enumerate(texts):
     print(f"--- sample {number} ({int(result.row_calls[number])} network calls)\n{text}")
 

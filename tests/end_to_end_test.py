@@ -122,8 +122,9 @@ def test_evaluate_prints_the_bound(home, trained):
   assert row["perplexity"] == pytest.approx(np.exp(row["nats_per_token"]))
   assert row["bits_per_char"] == pytest.approx(row["nats_per_token"] / np.log(2))  # characters are the tokens
   assert 0 < row["standard_error"] < 0.2
-  text = call(home, "evaluate", f"--workdir={trained}", "--max_rows=8")
+  text = call(home, "evaluate", f"--workdir={trained}", "--max_rows=64", "--num_draws=2", "--parameters=bfloat16")
   assert "nats/token" in text and "bits/char" in text and "±" in text
+  assert float(text.split("bound ")[1].split()[0]) == pytest.approx(row["nats_per_token"], rel=0.01)
 
 
 def samples(text):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.train.clock import Clock
+from diffusion_text.train.paths import as_path
 from diffusion_text.train.processes import check_same, everywhere
 from diffusion_text.train.state import TrainState
 from diffusion_text.types import Array, DataIterator, Params
@@ -56,7 +57,7 @@ class Checkpointer:
 
     if max_to_keep < 1:
       raise ValueError(f"max_to_keep={max_to_keep} must be at least 1")
-    self.directory = str(_absolute(directory))
+    self.directory = str(as_path(directory))
     self._keep_best = keep_best
     self._assets = {name: _text(content) for name, content in (assets or {}).items()}
     policies = ocp.checkpoint_managers
@@ -137,14 +138,6 @@ class Checkpointer:
     return _Told(f"could not {what} in {self.directory}")
 
 
-def _absolute(directory: str):
-  """A path, local or gs://, as orbax wants it."""
-  from etils import epath
-
-  path = epath.Path(directory)
-  return path if "://" in str(directory) else path.expanduser().absolute()  # `absolute` would make gs:// a local path
-
-
 class _Told:
   """Turns any error within into a CheckpointError that says where and what to look at."""
 
@@ -191,7 +184,7 @@ def steps_in(directory: str) -> list[int]:
   """The steps of the finished checkpoints in a directory, ascending; [] if it does not exist."""
   import orbax.checkpoint as ocp
 
-  path = _absolute(directory)
+  path = as_path(directory)
   return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
 
 
@@ -221,7 +214,7 @@ def load(directory: str, step: int, abstract_items: Mapping[str, Any]) -> tuple[
 
   args = {name: ocp.args.StandardRestore(jax.tree.map(placed, tree)) for name, tree in abstract_items.items()}
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    restored = reader.restore(_absolute(directory) / str(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore(), **args))
+    restored = reader.restore(as_path(directory) / str(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore(), **args))
   items = {name: restored[name] for name in abstract_items}
   for name, found in checksums(items).items():
     if found != restored["extra"]["checksums"][name]:
@@ -323,10 +316,10 @@ def _set_aside_after(directory: str, step: int) -> None:
   if jax.process_index() == 0:
     for bad in steps_in(directory):
       if bad > step:
-        aside = _absolute(directory) / f"damaged-{bad}"
+        aside = as_path(directory) / f"damaged-{bad}"
         if aside.exists():
           aside.rmtree()
-        (_absolute(directory) / str(bad)).rename(aside)
+        (as_path(directory) / str(bad)).rename(aside)
         log.warning("checkpoint %s/%d was damaged; it is now %s, and step %d is used", directory, bad, aside, step)
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
@@ -350,11 +343,13 @@ def restore_params(directory: str, abstract_params: Params, *, ema: bool = True,
   chosen = latest_step(directory) if step is None else step
   if chosen is None or chosen not in steps_in(directory):
     raise CheckpointError(f"there is no checkpoint {'' if step is None else step} in {directory}; it has {steps_in(directory)}")
-  item = "ema" if ema and (_absolute(directory) / str(chosen) / "ema").exists() else "params"
-  saved = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=getattr(x, "sharding", None)), abstract_params
-  )
-  items = {item: saved}
+  item = "ema" if ema and (as_path(directory) / str(chosen) / "ema").exists() else "params"
+
+  def saved(x):
+    dtype = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=getattr(x, "sharding", None))
+
+  items = {item: jax.tree.map(saved, abstract_params)}
   found = (load_newest(directory, items)[1] if step is None else load(directory, step, items)[0])[item]
   return jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), found, abstract_params)
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from diffusion_text.train.paths import as_path, is_remote
+
 FILE = "metrics.jsonl"
+UPLOAD_EVERY = 60.0  # seconds, where the files are on a network
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -19,7 +24,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   Raises:
     ValueError: if a line other than the last is not JSON. (The last one may be cut off when a run is killed: it is left out.)
   """
-  path = pathlib.Path(path)
+  path = as_path(path)
   path = path / FILE if path.is_dir() else path
   lines = path.read_text().splitlines()
   rows = []
@@ -39,15 +44,22 @@ class MetricsWriter:
     """Opens the files.
 
     Args:
-      directory: a local directory; made if absent.
+      directory: made if absent. For one on a network, as gs://, the files are written here and copied there once a minute, and
+        at the end.
       resume_step: the step of the checkpoint that the run goes on from: rows after it will be written again and are dropped,
         so that no step is there twice. None for a new run: an older file is kept as `metrics.jsonl.old`.
       tensorboard: write event files too.
     """
-    self._file = self._board = None
+    self._file = self._board = self._remote = None
     if jax.process_index() != 0:
       return
-    directory = pathlib.Path(directory)
+    if is_remote(directory):
+      self._remote, self._uploaded = as_path(directory), time.monotonic()
+      self._remote.mkdir(parents=True, exist_ok=True)
+      directory = tempfile.mkdtemp(prefix="metrics-")
+      if (self._remote / FILE).exists():
+        pathlib.Path(directory, FILE).write_bytes((self._remote / FILE).read_bytes())
+    self._directory = directory = pathlib.Path(as_path(directory))
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE
     if path.exists() and resume_step is None:
@@ -72,13 +84,22 @@ class MetricsWriter:
     if self._board is not None:
       for name, value in row.items():
         self._board.add_scalar(name, float(value), int(step))
+    if self._remote is not None and time.monotonic() - self._uploaded >= UPLOAD_EVERY:
+      self._upload()
+
+  def _upload(self) -> None:
+    for path in self._directory.iterdir():
+      (self._remote / path.name).write_bytes(path.read_bytes())
+    self._uploaded = time.monotonic()
 
   def close(self) -> None:
     """Flushes and closes; again is harmless."""
     for sink in (self._file, self._board):
       if sink is not None:
         sink.close()
-    self._file = self._board = None
+    if self._remote is not None:
+      self._upload()
+    self._file = self._board = self._remote = None
 
   def __enter__(self) -> MetricsWriter:
     return self

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from diffusion_text.train.paths import as_path
+
 FILE = "config.json"
 _ABSENT = "(absent)"
 
@@ -29,9 +31,7 @@ def check_workdir(workdir: str, config_json: str | bytes, allowed: Sequence[str]
   Raises:
     ValueError: if the directory holds another configuration; names every key that differs.
   """
-  from etils import epath  # here, because only directories on a network need more than pathlib
-
-  path = epath.Path(workdir) / FILE
+  path = as_path(workdir) / FILE
   config = json.loads(config_json)
   if path.exists():
     old, new = flatten(json.loads(path.read_text())), flatten(config)
@@ -55,9 +55,7 @@ def check_workdir(workdir: str, config_json: str | bytes, allowed: Sequence[str]
 
 def check_shared(workdir: str) -> None:
   """Raises ValueError if this process does not see the configuration that process 0 has written to the workdir."""
-  from etils import epath
-
-  if not (epath.Path(workdir) / FILE).exists():
+  if not (as_path(workdir) / FILE).exists():
     raise ValueError(
       f"{workdir} is not the same directory on every host: process 0 wrote {FILE} there and this one does not see it; use a"
       " gs:// path or a file system that all hosts share"

@@ -90,8 +90,8 @@ def test_the_clock_goes_on_in_the_same_run_only(copy, tmp_path):
 
 
 def test_without_an_average(tmp_path):
-  _save(tmp_path, [2], ema=False)
-  restored, _ = _restore(tmp_path, abstract=_abstract(ema=False))
+  _save(f"file://{tmp_path}", [2], ema=False)
+  restored, _ = _restore(f"file://{tmp_path}", abstract=_abstract(ema=False))
   assert restored.state.ema is None and not restored.evaluated
   with pytest.raises(CheckpointError, match="ema"):
     _restore(tmp_path)  # a run that wants an average does not get a wrong one

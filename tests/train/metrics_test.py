@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from etils.epath import register_path_cls
 
 from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
+from diffusion_text.train.paths import as_path, is_remote
+from diffusion_text.train.workdir import check_shared, check_workdir
 
 
 def _write(directory, steps, **options):
@@ -54,6 +57,27 @@ def test_tensorboard_files_hold_the_values(tmp_path):
     writer(1, {"curve": 0.5})
   (file,) = tmp_path.glob("events.out.tfevents.*")
   assert b"curve" in file.read_bytes()
+
+
+def test_a_directory_on_a_network_gets_copies(tmp_path, monkeypatch):
+  """A scheme of our own that stands for one: nothing is appended there, nothing lands in a local folder called after the URL."""
+  monkeypatch.chdir(tmp_path)
+  register_path_cls("teststore://")(lambda url: tmp_path / str(url).removeprefix("teststore://"))
+  with MetricsWriter("teststore://run", tensorboard=False) as writer:
+    writer(1, {"loss": 2.0})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    monkeypatch.setattr("diffusion_text.train.metrics.UPLOAD_EVERY", 0.0)
+    writer(2, {"loss": 1.0})
+    assert [row["step"] for row in read_metrics("teststore://run")] == [1, 2]
+  with MetricsWriter("teststore://run", resume_step=1, tensorboard=False) as writer:
+    writer(2, {"loss": 0.5})
+  assert [row["loss"] for row in read_metrics(tmp_path / "run")] == [2.0, 0.5]
+  check_workdir("teststore://run", "{}")
+  check_shared("teststore://run")
+  with pytest.raises(ValueError, match="not the same directory on every host"):
+    check_shared("teststore://elsewhere")
+  assert {path.name for path in tmp_path.iterdir()} == {"run"}
+  assert as_path(f"file://{tmp_path}/run") == as_path("run") and is_remote("gs://bucket") and not is_remote("file:///a")
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
