@@ -7,6 +7,7 @@ that is None is not passed; one that the choice does not take is an error.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -235,16 +236,21 @@ def make_tokenizer(data: DataSettings) -> Any:
   return build_tokenizer(data.tokenizer, data.vocab_size, data.make_corpus().documents("train"))
 
 
+def token_counts(data: DataSettings, tokenizer: Any) -> np.ndarray:
+  """[V]: how often each token occurs in the training split."""
+  corpus = token_arrays(data.make_corpus(), tokenizer, "train", data.cache)
+  return np.bincount(corpus.tokens, minlength=tokenizer.vocab_size)
+
+
+def counting(choice: Any, counts: Callable[[], np.ndarray]) -> dict[str, Any]:
+  """The keyword of a choice with a field `counts`, which may ask how often each token occurs; {} for the others."""
+  return {"counts": counts} if "counts" in getattr(choice, "__dataclass_fields__", {}) else {}
+
+
 def make_process(section: Mapping[str, Any], data: DataSettings, tokenizer: Any, schedule: Any) -> Process:
-  """The process of a `config.process` section; one with a field `counts` may ask how often each token occurs in the training split."""
-
-  def counts() -> np.ndarray:
-    corpus = token_arrays(data.make_corpus(), tokenizer, "train", data.cache)
-    return np.bincount(corpus.tokens, minlength=tokenizer.vocab_size)
-
+  """The process of a `config.process` section."""
   given = {"vocab_size": tokenizer.vocab_size, "schedule": schedule}
-  if "counts" in getattr(PROCESSES.get(section["name"]), "__dataclass_fields__", {}):
-    given["counts"] = counts
+  given |= counting(PROCESSES.get(section["name"]), lambda: token_counts(data, tokenizer))
   return construct(PROCESSES, section, "process.name", **given)
 
 
@@ -277,7 +283,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
     if sections["mesh"][axis] != 1:
       raise ValueError(f"mesh.{axis}={sections['mesh'][axis]}: nothing is split over that axis yet; use 1")
   mesh = train.make_mesh(**sections["mesh"], devices=devices)
-  timing = construct(TIMINGS, sections["timing"], "timing.name")
+  timing_counts = counting(TIMINGS.get(sections["timing"]["name"]), lambda: np.zeros(1))  # until there is a tokenizer
+  timing = construct(TIMINGS, sections["timing"], "timing.name", **timing_counts)
   schedules = getattr(PROCESSES.get(sections["process"]["name"]), "schedules", SCHEDULES)  # some processes choose from paths
   schedule = construct(schedules, sections["schedule"], "schedule.name")
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
@@ -292,6 +299,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   data.make_corpus()
 
   tokenizer = make_tokenizer(data) if tokenizer is None else tokenizer
+  if timing_counts:
+    timing = dataclasses.replace(timing, counts=functools.cache(lambda: token_counts(data, tokenizer)))
   process = make_process(sections["process"], data, tokenizer, schedule)
   sizes = {name: getattr(process, name) for name in ("vocab_size", "input_size", "estimate_size")}
   model = {"scan_layers": None, **present(sections["model"]), **sizes}

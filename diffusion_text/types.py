@@ -165,13 +165,15 @@ class Times(NamedTuple):
 
   t: float32 [B, L] or [B, 1], the time of each token. speed: broadcastable to t, dt/dτ over the shared clock τ, so that
   E[speed · rate] over τ is the bound. layout: who sees whom in the rows that the network will read; one with a `noisy` field is of
-  2L positions, the noisy row and then its clean copy. shifted: position i reads the clean token i - 1 instead of z_i.
+  2L positions, the noisy row and then its clean copy. shifted: position i reads the clean token i - 1 instead of z_i. told: the times that
+  the network is told, if not t: where t depends on the tokens, it would give them away.
   """
 
   t: Array
   speed: Array
   layout: Layout
   shifted: bool = False
+  told: Array | None = None
 
 
 class Process(Protocol):

@@ -81,11 +81,15 @@ def corrupted(process: Process, params: Params, key: Key, batch: Batch, t: Time)
 def drawn_times(process: Process, timing: Timing, key: Key, batch: Batch, progress: Progress) -> Times:
   """Step 1: the times of a batch, 0 for given tokens and 1 for hidden ones; on the grid of a process in discrete time, for all readers."""
   times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
-  times = times._replace(t=on_grid(times.t, getattr(process, "grid", None)))
-  if batch.given is None:
-    return times
-  times = times._replace(t=jnp.where(batch.given, 0.0, times.t))
-  return times if batch.hidden is None else times._replace(t=jnp.where(batch.hidden, 1.0, times.t))
+
+  def fixed(t: Time) -> Time:
+    t = on_grid(t, getattr(process, "grid", None))
+    if batch.given is None:
+      return t
+    t = jnp.where(batch.given, 0.0, t)
+    return t if batch.hidden is None else jnp.where(batch.hidden, 1.0, t)
+
+  return times._replace(t=fixed(times.t), told=None if times.told is None else fixed(times.told))
 
 
 def noise_key(key: Key, progress: Progress) -> Key:
@@ -116,7 +120,7 @@ def read(
 def whole_rows(process: Process, params: Params, key: Key, ids: Array, inputs: Inputs, times: Times) -> tuple[Inputs, Time]:
   """(inputs, times) of the rows that the timing has the network read: the noisy tokens, shifted clean ones, or noisy ‖ clean."""
   if times.layout.noisy is None and not times.shifted:
-    return inputs, times.t
+    return inputs, times.t if times.told is None else times.told
   length, zeros = ids.shape[1], jnp.zeros(ids.shape, jnp.float32)
   clean = process.inputs(params, process.corrupt(params, key, ids, zeros), zeros)
   if times.shifted:

@@ -69,7 +69,8 @@ class MaskAgnostic(CrossEntropy):
     tail = self.process.inputs(params, self.process.prior(params, key, ones.shape), ones)
     ids = jnp.concatenate([inputs.ids, tail.ids], axis=1)
     position = jnp.concatenate([jnp.broadcast_to(jnp.arange(L), (B, L)), end + 1 + place], axis=1)
-    t = jnp.concatenate([jnp.broadcast_to(times.t, (B, L)), ones], axis=1)
+    told = times.t if times.told is None else times.told
+    t = jnp.concatenate([jnp.broadcast_to(told, (B, L)), ones], axis=1)
     prediction = predict(Inputs(ids, position), t, Layout(segment=jnp.concatenate([segment, masks], axis=1)))
     return prediction._replace(features=prediction.features[:, :L])
 

@@ -1,4 +1,4 @@
-"""Timings: which time each token has. A timing is that choice and nothing else; any timing goes with any process.
+"""Timings by a token's place in the row, or the same for all of it.
 
 All times are driven by one clock τ, uniform on (0, 1]. `speed = dt/dτ` per token makes E_τ[Σ_i speed_i · rate_i] the bound,
 because a token whose time sweeps 1 → 0 while the clock does pays ∫ rate dt = ∫ rate · (dt/dτ) dτ.
@@ -369,14 +369,3 @@ def shift_right(inputs: Inputs, noise: Inputs, segment: Array | None) -> Inputs:
     begins = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     ids = jnp.where(begins, first, ids)
   return dataclasses.replace(inputs, ids=ids)
-
-
-TIMINGS = {
-  "shared": Shared,
-  "independent": Independent,
-  "counted": Counted,
-  "slanted": Slanted,
-  "hyperschedule": Hyperschedule,
-  "per_block": PerBlock,
-  "left_to_right": LeftToRight,
-}
