@@ -198,7 +198,8 @@ def config(size: str = "tiny") -> ConfigDict:
   c.evaluate.max_rows = 512  # rows scored while training; experiments.evaluate scores them all
 
   c.sampler = ConfigDict()
-  # "ancestral", "event_driven", "ordered", "tau_leaping", "remasking", "predictor_corrector", "routed", "self_correcting"
+  # "ancestral", "event_driven", "multistep" (DPM-Solver++), "ordered", "tau_leaping", "remasking", "predictor_corrector", "routed",
+  # "self_correcting"
   c.sampler.name = "ancestral"
   c.sampler.steps = 64  # of a row; of each block for timings in blocks
   c.sampler.order = placeholder(str)  # ordered: "random", "entropy", "margin", "max_prob"

@@ -5,6 +5,7 @@ A policy is a frozen dataclass with `plan`, `unfinished`, `times` and `advance` 
 
 from diffusion_text.sampler.ancestral import Ancestral, EventDriven, TauLeaping
 from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
+from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.order import Ordered
 from diffusion_text.sampler.remask import Remasking
 from diffusion_text.sampler.routed import Routed
@@ -12,6 +13,7 @@ from diffusion_text.sampler.routed import Routed
 SAMPLERS = {
   "ancestral": Ancestral,
   "event_driven": EventDriven,
+  "multistep": Multistep,
   "ordered": Ordered,
   "tau_leaping": TauLeaping,
   "remasking": Remasking,

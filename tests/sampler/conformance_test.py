@@ -10,6 +10,8 @@ import pytest
 
 from diffusion_text.draws import row_keys, token_keys
 from diffusion_text.evaluate.oracle import Enumerable, MarkovChain, exact_prediction, masked_evidence
+from diffusion_text.process.embedding import Embedding
+from diffusion_text.process.gaussian import Gaussian
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.uniform import Uniform
@@ -17,10 +19,11 @@ from diffusion_text.sampler.ancestral import Ancestral, EventDriven, TauLeaping
 from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import NOT_DRAWN, Canvas, sample
+from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.order import ORDERS, Ordered
 from diffusion_text.sampler.remask import Remasking
 from diffusion_text.sampler.routed import Routed
-from diffusion_text.schedules import Cosine, Linear
+from diffusion_text.schedules import Cosine, Linear, VPCosine
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch
 from tests.process.conformance_test import TOY
@@ -202,7 +205,7 @@ def believed(policy, process, logit, timings):
   def run(times):
     walk = dataclasses.replace(policy, timing=Walk(times=times))
     return sample(
-      walk, process, {}, lambda inputs, t: likes, token_keys(row_keys(1, 2), 4), batch
+      walk, process, process.init(jax.random.key(0)), lambda inputs, t: likes, token_keys(row_keys(1, 2), 4), batch
     )  # this prior shows some already
 
   return [run(timing.grid(policy.steps, 4)) for timing in timings]
@@ -218,6 +221,7 @@ CERTAIN = [
   *((policy, Uniform(4, Linear())) for policy in POLICIES),
   *((policy, Mixed(4, Linear(), "gidd", 0.3)) for policy in POLICIES),
 ]
+CERTAIN += [(Multistep(SHARED, 6), noise) for noise in (Masked(4, Linear()), Embedding(4, VPCosine(), width=4))]
 CERTAIN = [(dataclasses.replace(policy, steps=3), process) for policy, process in CERTAIN]
 
 
@@ -225,6 +229,7 @@ CERTAIN = [(dataclasses.replace(policy, steps=3), process) for policy, process i
 def test_a_certain_network_is_believed(policy, process):
   """Whatever the noise and the timing, its token is drawn everywhere; samplers that cannot work on a process say so."""
   works = type(policy) in ANY_NOISE if isinstance(process, Mixed) else not isinstance(policy, SelfCorrecting)
+  works = isinstance(process, Gaussian) if isinstance(policy, Multistep) else works
   if works:
     return check_certain(policy, process)
   with pytest.raises(ValueError, match=type(process).__name__):
