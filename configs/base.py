@@ -113,7 +113,9 @@ def config(size: str = "tiny") -> ConfigDict:
   # "bound", "cross_entropy", "anchored", "gaussian_curriculum", "mask_agnostic", "mse_rounding", "reinforce", "reweighted"
   c.objective.name = "bound"
   c.objective.auxiliary = placeholder(float)  # bound: weight of a cross-entropy beside it (D3PM's λ)
-  c.objective.weighting = placeholder(str)  # "uniform"; mse_rounding: also "snr"; the others: also "inverse_time", "linear"
+  c.objective.weighting = placeholder(
+    str
+  )  # "uniform"; mse_rounding: also "snr", "v"; the others: also "inverse_time", "linear"
   c.objective.max_weight = placeholder(float)  # cross_entropy, mask_agnostic, mse_rounding, reweighted: clips the weight
   c.objective.min_weight = placeholder(float)  # reweighted: clips the weight from below
   c.objective.label_smoothing = placeholder(float)  # cross_entropy, mask_agnostic: share of the target spread over all tokens
@@ -128,6 +130,9 @@ def config(size: str = "tiny") -> ConfigDict:
   c.objective.candidates = placeholder(int)  # gaussian_curriculum: tokens of a soft token
   c.objective.anchor_weight = placeholder(float)  # anchored: of the first stage's loss; mse_rounding: of the cross-entropy
   c.objective.rounding_weight = placeholder(float)  # mse_rounding: of rounding the noised vector, which keeps embeddings apart
+  c.objective.readout = placeholder(
+    str
+  )  # mse_rounding: cross-entropies of the "posterior" (None), or of "inner" products of vectors
   c.objective.threshold = placeholder(int)  # anchored: occurrences in a row of the tokens that the first stage is taught
   c.objective.self_conditioning = placeholder(float)  # probability, per row, that the network is told its own first answer
   c.objective.drop_given = placeholder(float)  # probability, per row, that given tokens are hidden: for sampler.guidance_scale

@@ -17,7 +17,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.objective.bound import Chunks, check_posterior, noised, summed_loss, weighted_ends
+from diffusion_text.objective.bound import Chunks, Rows, check_posterior, noised, summed_loss, weighted_ends
+from diffusion_text.process.gaussian import Gaussian
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.schedules import TINY
 from diffusion_text.timing import PerBlock
@@ -30,6 +31,8 @@ WEIGHTINGS = {"uniform": jnp.ones_like, "inverse_time": lambda t: 1 / jnp.maximu
 class CrossEntropy:
   """w(t) · CE at the tokens that the process scores; reports the bound of the same draw beside it, at no extra network call.
 
+  Of Gaussian processes CE is that of the posterior, own evidence included: with x̂ = Σ_v p_v x_v in the steps, CDCD's score interpolation
+  (arXiv 2211.15089), and with it logits that leave the evidence out are trained too (Plaid's output prior).
   label_smoothing: s, the share of the target that is spread evenly over the V tokens (RDM: 0.1 for translation).
   focusing: γ of MGDM's token-level reweighting (arXiv 2410.14157; 1 for sudoku, 2 for countdown): tokens that are easy already
     count less. As in their code the weight is part of the loss and is differentiated with it (the focal loss), not held constant:
@@ -45,7 +48,8 @@ class CrossEntropy:
   focusing: float = 0.0
 
   def __post_init__(self):
-    check_posterior(self.process, "objective.name='cross_entropy'")
+    if not isinstance(self.process, Gaussian):
+      check_posterior(self.process, "objective.name='cross_entropy'")
     if self.weighting not in WEIGHTINGS:
       raise ValueError(f"objective weighting={self.weighting!r} is unknown; use one of {sorted(WEIGHTINGS)}")
     blocks = isinstance(self.timing, PerBlock) and self.timing.block_size > 1
@@ -76,7 +80,12 @@ class CrossEntropy:
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
-    weighted = lambda rows, logits, rate: rows.speed * self.weight(rows.t) * self.cost(logits, rows.ids)
+
+    def weighted(rows: Rows, logits: Array, rate: Array) -> Array:
+      if isinstance(self.process, Gaussian):
+        logits = self.process.posterior(params, rows.state, rows.t, logits)
+      return rows.speed * self.weight(rows.t) * self.cost(logits, rows.ids)
+
     loss = summed_loss(noise, self.process, params, batch, self.chunks, weighted)
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
     return loss._replace(sums={"bound": loss.sums["bound"] + ends})

@@ -5,14 +5,23 @@
   term      what it sees                                                          its gradients reach
   mse       the token's vector x and x̂ = Σ_v p_v x_v, p read off the logits:      network, embedding
             w(t) |x - x̂|² / (k² E), a mean over the vector's E numbers
-  anchor    the network's p: -log p(x_i | z_t) at the same t (Difformer,          network, embedding (through z_t)
-            arXiv 2212.09412, where it is of the rounded x̂; TESS has this term alone)
-  rounding  the noised vector z_0+ and no network: -log p(x_i | z_0+) with        embedding only
-            p ∝ q(z_0+ | x_v) (Diffusion-LM, arXiv 2205.14217: lm_head of x_start)
+  anchor    the answer at the same t, through the read-out                        network, embedding
+  rounding  the noised vector z_0+ and no network, through the read-out           embedding only
   prior     the clean vector: KL(q(z_1 | x) || prior) (Diffusion-LM's tT_loss)    embedding only
 
-Vectors that are all the same have no mse, so mse alone shrinks a learned table; rounding or anchor keeps it apart. rounding + prior are
-the ends of the bound. w is "uniform" (Diffusion-LM) or "snr", min(SNR, max_weight) (arXiv 2303.09556).
+Vectors that are all the same have no mse, so mse alone shrinks a learned table; rounding or anchor keeps it apart. The read-out is how a
+vector becomes a distribution over tokens, of which the cost is the cross-entropy:
+
+  readout     anchor                                              rounding
+  posterior   the network's p itself (CDCD's score interpolation, p ∝ q(z_0+ | x_v): t = 0 reconstruction,
+              arXiv 2211.15089, and TESS have this term alone)    with the prior the ends of the bound
+  inner       softmax_v <x̂, x_v> (Difformer, arXiv 2212.09412)    softmax_v <z_0+, x_v> (Diffusion-LM, arXiv 2205.14217: lm_head of
+                                                                  x_start, tied to the embedding)
+
+w is what regression of another target amounts to, as all are linear in x - x̂ given z_t: "uniform" of x (Diffusion-LM), "snr" of the noise,
+|ε - ε̂|² = SNR |x - x̂|² / k², "v" of v = alpha ε - sigma x on variance-preserving paths, 1 + SNR. max_weight cuts it off: "snr" at 5 is
+min-SNR (arXiv 2303.09556). The published swap of the target at the chain's first level (the clean vector there, z_0+ elsewhere) has
+nothing to do here: the target is the clean vector at all times.
 """
 
 from __future__ import annotations
@@ -25,11 +34,13 @@ import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
 from diffusion_text.objective.bound import Chunks, Rows, noise_key, noised, scored_rows, scored_weights
-from diffusion_text.process.gaussian import Gaussian
+from diffusion_text.process.gaussian import Gaussian, by_position
 from diffusion_text.process.masked import cross_entropy
-from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, Time, Timing
+from diffusion_text.schedules import TINY
+from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, State, Time, Timing
 
-WEIGHTINGS = ("uniform", "snr")
+WEIGHTINGS = {"uniform": jnp.ones_like, "snr": jnp.exp, "v": lambda log_snr: 1 + jnp.exp(log_snr)}  # of the log-SNR
+READOUTS = ("posterior", "inner")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +57,7 @@ class EmbeddingLosses:
   max_weight: float = math.inf
   rounding_weight: float = 1.0
   anchor_weight: float = 0.0
+  readout: str = "posterior"
 
   def __post_init__(self):
     if not isinstance(self.process, Gaussian):
@@ -53,7 +65,9 @@ class EmbeddingLosses:
         f"objective 'mse_rounding' is of vectors, which {type(self.process).__name__} has none of; use process.name='embedding'"
       )
     if self.weighting not in WEIGHTINGS:
-      raise ValueError(f"objective.weighting={self.weighting!r} is unknown to 'mse_rounding'; use one of {WEIGHTINGS}")
+      raise ValueError(f"objective.weighting={self.weighting!r} is unknown to 'mse_rounding'; use one of {sorted(WEIGHTINGS)}")
+    if self.readout not in READOUTS:
+      raise ValueError(f"objective.readout={self.readout!r} is unknown; use one of {READOUTS}")
     if not self.max_weight > 0:
       raise ValueError(f"objective.max_weight={self.max_weight} must be positive; 5 is usual for 'snr', inf does not clip")
     if not (self.rounding_weight >= 0 and self.anchor_weight >= 0):
@@ -63,8 +77,23 @@ class EmbeddingLosses:
 
   def weight(self, params: Params, t: Time) -> Array:
     """w(t) of the mse."""
-    plain = jnp.ones_like(t) if self.weighting == "uniform" else jnp.exp(self.process.path(params).log_snr(t))
-    return jnp.minimum(plain, self.max_weight)
+    return jnp.minimum(WEIGHTINGS[self.weighting](self.process.path(params).log_snr(t)), self.max_weight)
+
+  def anchor(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
+    """-log p of the true token in nats, [N], p read out of the network's answer."""
+    if self.readout == "posterior":
+      return cross_entropy(self.process.posterior(params, state, t, logits), ids)
+    return self._inner(params, self.process.predicted(params, state, t, logits), ids)
+
+  def rounding(self, params: Params, key: Key, ids: Array) -> Array:
+    """One draw of -log p of the true token in nats, [B, L], p read out of z_0+."""
+    if self.readout == "posterior":
+      return self.process.reconstruction(params, key, ids)
+    state = self.process.corrupt(params, key, ids, jnp.full(ids.shape, TINY))
+    return by_position(lambda state, ids: self._inner(params, state, ids), state, ids)
+
+  def _inner(self, params: Params, vectors: Array, ids: Array) -> Array:
+    return cross_entropy(self.process.products(params, vectors)[0], ids)
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     process = self.process
@@ -74,7 +103,7 @@ class EmbeddingLosses:
       logits = noise.prediction.unembed(rows.features)
       token = rows.state, rows.t, logits
       mse = self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
-      anchor = cross_entropy(process.posterior(params, *token), rows.ids)
+      anchor = self.anchor(params, rows.ids, *token)
       bound = rows.speed * process.rate(params, rows.ids, *token)
       mse, anchor, bound = rows.weight * mse, rows.weight * anchor, rows.weight * bound
       fit = process.fit_times(params, rows.t, bound)
@@ -85,6 +114,7 @@ class EmbeddingLosses:
     weights = scored_weights(batch)
     prior = jnp.sum(weights * process.prior_cost(params, batch.ids))
     key_start = jax.random.fold_in(noise_key(key, progress), 2)
-    rounding = jnp.sum(weights * process.reconstruction(params, key_start, batch.ids))
-    sums = {**sums, "rounding": rounding, "prior": prior, "bound": sums["bound"] + rounding + prior}
+    rounding = jnp.sum(weights * self.rounding(params, key_start, batch.ids))
+    ends = prior + jnp.sum(weights * process.reconstruction(params, key_start, batch.ids))
+    sums = {**sums, "rounding": rounding, "prior": prior, "bound": sums["bound"] + ends}
     return Loss(total + self.rounding_weight * rounding + prior, jnp.sum(weights), sums)

@@ -92,6 +92,32 @@ def test_terms(process):
   check_terms(EmbeddingLosses, process)
 
 
+def test_targets_are_weights():
+  """Regressing the noise or v is regressing x with another weight (VP paths); min-SNR cuts it off."""
+  t, rng = jnp.linspace(0.1, 0.9, 5), np.random.default_rng(0)
+  gain, x, guess, noise = PROCESS.schedule(t), *rng.normal(size=(3, 5))
+  z = gain.alpha * x + gain.sigma * noise
+  guessed = (z - gain.alpha * guess) / gain.sigma
+  square = lambda of: np.asarray(of) ** 2
+  want = {"uniform": square(x - guess), "snr": square(noise - guessed)}
+  want["v"] = square(gain.alpha * (noise - guessed) - gain.sigma * (x - guess))
+  for name, value in want.items():
+    weight = EmbeddingLosses(PROCESS, Shared(), weighting=name).weight({}, t)
+    np.testing.assert_allclose(weight * square(x - guess), value, rtol=1e-3)
+    assert EmbeddingLosses(PROCESS, Shared(), weighting=name, max_weight=0.5).weight({}, t).max() <= 0.5
+
+
+def test_read_out_by_inner_products():
+  """Trap 7, published numbers: both cross-entropies rise to log V as the table shrinks, and weigh against the mse."""
+  scales = (1.0, 0.5, 0.1, 0.01)
+  terms = [collapse(scale, "inner") for scale in scales]
+  mse, rounding, anchor = (np.array([each[name] for each in terms]) for name in ("mse", "rounding", "anchor"))
+  np.testing.assert_allclose(rounding, (1.30, 2.95, 4.53, 4.604), rtol=0.12)  # of another table of the same law
+  np.testing.assert_allclose(anchor, (3.45, 4.32, 4.604, 4.605), rtol=0.05)
+  assert (mse + rounding)[0] < (mse + rounding)[2] and (mse + anchor)[0] < (mse + anchor)[2]
+  assert terms[0]["bound"] == pytest.approx(collapse(1.0)["bound"], rel=1e-4), "the read-out is no part of the bound"
+
+
 class ScoresGivenTokens(EmbeddingLosses):
   def __call__(self, params, key, batch, progress, predict):
     return super().__call__(params, key, dataclasses.replace(batch, given=None), progress, predict)
@@ -135,14 +161,15 @@ def test_what_gradients_reach():
     check_gradients(StopsAtTheEmbedding(V, close, width=E, norm="none"))
 
 
-def collapse(scale):
+@functools.cache
+def collapse(scale, readout="posterior"):
   """Each term per token of V = 100 independent tokens, 8 numbers each times `scale`, under the best denoiser (which is the evidence)."""
   size, rows = 100, 400
   process = Embedding(size, SquareRoot(4.209, -15.41), "leave_one_out", width=8, norm="none")
   params = jax.tree.map(lambda table: scale * table, process.init(jax.random.key(3)))
   ids = jax.random.randint(jax.random.key(4), (rows, 4), 0, size)
   blind = lambda inputs, t, layout: exact_prediction(jnp.zeros((*inputs.shape, size)))
-  objective = EmbeddingLosses(process, Shared(), Chunks(1600))
+  objective = EmbeddingLosses(process, Shared(), Chunks(1600), readout=readout)
   loss = jax.jit(lambda params: objective(params, jax.random.key(5), Batch(ids), Progress(), blind))(params)
   return {name: float(value / loss.count) for name, value in loss.sums.items()}
 
@@ -213,6 +240,7 @@ def test_the_network_reads_a_one_hot_vector_as_the_token():
   [
     (lambda: EmbeddingLosses(Masked(V, Linear()), Shared()), "of vectors, which Masked has none of"),
     (lambda: EmbeddingLosses(PROCESS, Shared(), weighting="inverse_time"), "weighting='inverse_time'"),
+    (lambda: EmbeddingLosses(PROCESS, Shared(), readout="nearest"), "readout='nearest'"),
     (lambda: EmbeddingLosses(PROCESS, Shared(), max_weight=0.0), r"max_weight=0\.0"),
     (lambda: EmbeddingLosses(PROCESS, Shared(), rounding_weight=-1.0), r"rounding_weight=-1\.0"),
   ],
