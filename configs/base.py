@@ -51,7 +51,7 @@ def config(size: str = "tiny") -> ConfigDict:
   # "masked", "mixed" (masks and random tokens), "uniform", "token_masked"; Gaussian: "embedding", "simplex", "distance"
   c.process.name = "masked"
   # What logits mean. masked: "clean", "score"; mixed, uniform: "leave_one_out" (default), "posterior"; uniform also "score";
-  # Gaussian: "posterior" (default), "leave_one_out" (trained by "bound" or "mse_rounding", not "cross_entropy").
+  # Gaussian: "posterior" (default), "leave_one_out" (with "bound", "mse_rounding", "cross_entropy").
   c.process.prediction = placeholder(str)
   c.process.grid = placeholder(int)  # masked, mixed, uniform: T of a discrete-time process; None is continuous time
   c.process.mixing = placeholder(str)  # mixed: "gidd", "gamma", "epsilon", "constant"

@@ -1,9 +1,9 @@
 """Difformer: layer-normed embeddings, an anchor loss on the prediction, a noise factor (Gao et al. 2022, arXiv 2212.09412).
 
 Published: IWSLT14 De-En 34.48 BLEU (fairseq's), with distilled targets, length beams and an autoregressive reranker. The anchor is the
-cross-entropy of the network's own answer and stands in for rounding; trained at SNR / 16, decoded at the path itself in 20 steps.
-Layer norm has no affine map here, and the anchor's gradient reaches the embeddings through the noised state alone. Missing:
-self-conditioning, the length predictor and its beam. Ours: not yet run.
+cross-entropy of x̂'s inner products with the embeddings and stands in for rounding; trained at SNR / 16, decoded at the path itself in 20
+steps; half of the rows are told the last estimate. Layer norm has no affine map here. Missing: the length predictor and its beam. Ours:
+not yet run.
   python -m experiments.train --config=configs/difformer.py:tiny --workdir=runs/difformer
 """
 
@@ -22,6 +22,9 @@ def get_config(size: str = "tiny"):
   c.objective.name = "mse_rounding"
   c.objective.anchor_weight = 1.0
   c.objective.rounding_weight = 0.0
+  c.objective.readout = "inner"
+  c.objective.self_conditioning = 0.5
+  c.model.self_conditioning = "add"
   c.model.time_conditioning = "adaln"
   c.sampler.steps = 20
   return c

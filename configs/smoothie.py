@@ -2,7 +2,8 @@
 
 Published: sequence-to-sequence on QQP, XSum, Quasar-T, Newsela, 200 steps, frozen BERT embeddings of 768 numbers. Here random embeddings of
 64, frozen, which have no meaning that noise could smooth over: a pretrained table is what the idea needs. The loss is cross-entropy,
-which is one of theirs. A step noises the expected distances anew. Missing: self-conditioning. The state is [B, L, V]. Ours: not yet run.
+which is one of theirs. A step noises the expected distances anew. Half of the rows are
+told the last prediction. The state is [B, L, V]. Ours: not yet run.
   python -m experiments.train --config=configs/smoothie.py:tiny --workdir=runs/smoothie
 """
 
@@ -18,6 +19,8 @@ def get_config(size: str = "tiny"):
   c.schedule.log_snr_max = 5.0
   c.schedule.log_snr_min = -19.5
   c.objective.name = "cross_entropy"
+  c.objective.self_conditioning = 0.5
+  c.model.self_conditioning = "add"
   c.model.time_conditioning = "adaln"
   c.sampler.steps = 200
   return c

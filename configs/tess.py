@@ -1,8 +1,9 @@
 """TESS: simplex diffusion with cross-entropy, tokens drawn and noised anew at each step (Mahabadi et al. 2023, arXiv 2305.08379).
 
 Published: RoBERTa-large, 355 M parameters; on par with autoregressive models on four tasks, no likelihood (ours is a bound like any
-other's, since cross-entropy is only what is trained). Missing: self-conditioning. The state is [B, L, V], 1 GiB at
-32 x 256 x 32k. Ours: not yet run.
+other's, since cross-entropy is only what is trained). Half of the rows read the mean of the noisy and the last predicted probabilities, the
+others the mean with the uniform distribution, their stand-in. The coin is per row (published: per device). Missing: span infilling, and
+the time told to noisy positions alone. The state is [B, L, V], 1 GiB at 32 x 256 x 32k. Ours: not yet run.
   python -m experiments.train --config=configs/tess.py:tiny --workdir=runs/tess
 """
 
@@ -18,6 +19,9 @@ def get_config(size: str = "tiny"):
   c.schedule.name = "cosine"
   c.schedule.offset = 1e-4
   c.objective.name = "cross_entropy"
+  c.objective.self_conditioning = 0.5
+  c.model.self_conditioning = "mean"
+  c.model.absent = "uniform"
   c.model.time_conditioning = "adaln"
   c.sampler.steps = 100
   c.sampler.top_p = 0.99

@@ -209,7 +209,8 @@ class Experiment:
   @property
   def flops_per_token(self) -> float:
     """Of a training step, forward and backward, about: rows of noisy ‖ clean tokens are read twice (their attention is counted
-    dense), one more forward pass if the network is told its own answer, and half of the tokens are scored, which holds for the linear schedule (all, for one token per block)."""
+    dense), there is one forward pass more if the network is told its own answer, and half of the tokens are scored, which holds for
+    the linear schedule (all, for one token per block)."""
     blocks = self.timing.sampled_in_blocks
     read = flops_per_token(self.network.config, self.data.length, scored_fraction=0.0)
     doubled = 2 if blocks is not None and not self.timing.shifted else 1

@@ -36,7 +36,8 @@ from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch, LossFn
 
 OWN_SECTIONS = ("process", "schedule", "timing", "objective", "sampler")  # what a system is; all else comes from the base
-OWN_MODEL_KEYS = ("time_conditioning", "anchor_layers", "self_conditioning", "absent")  # parts of the network that a system's definition asks for
+# Parts of the network that a system's definition asks for.
+OWN_MODEL_KEYS = ("time_conditioning", "anchor_layers", "self_conditioning", "absent")
 SHARED_KEYS = ("objective.chunk",)  # of an own section, and yet no part of the system: it changes speed only
 FEWEST_STEPS = 20  # below this a budget trains nothing
 

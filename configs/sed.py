@@ -1,0 +1,28 @@
+"""SED: self-conditioned diffusion of frozen embeddings (Strudel et al. 2022, arXiv 2211.04236).
+
+Published: C4, 135 M and 420 M parameters, pretrained embeddings projected to few dimensions and frozen, x0 regression and a read-out
+cross-entropy, self-conditioning in half of the rows, 1000 steps; said to be on par with autoregressive models, no likelihood. Concatenating
+the last estimate to the input is adding it through a map of its own, zero at first. Here the frozen table is random, not pretrained,
+its 64 numbers per token are ours, and the read-out is the network's answer itself. Infilling is any choice of given tokens; for
+guidance set objective.drop_given and sampler.guidance_scale on data that has them. Ours: not yet run.
+  python -m experiments.train --config=configs/sed.py:tiny --workdir=runs/sed
+"""
+
+from configs import base
+
+
+def get_config(size: str = "tiny"):
+  c = base.config(size)
+  c.process.name = "embedding"
+  c.process.width = 64
+  c.process.norm = "sqrt_d"
+  c.process.learned = False
+  c.schedule.name = "cosine"
+  c.objective.name = "mse_rounding"
+  c.objective.anchor_weight = 1.0
+  c.objective.rounding_weight = 0.0  # it would teach the embeddings, which are frozen
+  c.objective.self_conditioning = 0.5
+  c.model.self_conditioning = "add"
+  c.model.time_conditioning = "adaln"
+  c.sampler.steps = 1000
+  return c
