@@ -156,6 +156,12 @@ def config(size: str = "tiny") -> ConfigDict:
   c.model.scan_layers = placeholder(bool)  # None: scan, except on CPU
   c.model.remat = "full" if size in ("1b", "8b") else "none"  # "none", "full", "dots"
   c.model.attention = ("pallas_tpu", "pallas_gpu", "xla")  # implementations, tried in order
+  c.model.experts = placeholder(int)  # MLPs that a router chooses from, in place of one of mlp_width; None: that one
+  c.model.experts_per_token = placeholder(int)
+  c.model.expert_width = placeholder(int)  # of each expert's hidden layer
+  c.model.shared_width = placeholder(int)  # of an MLP that every token passes besides; None: none
+  c.model.balance_weight = placeholder(float)  # of the router's load-balance loss; LLaDA-MoE 0.01
+  c.model.router_z_weight = placeholder(float)  # of the router's z-loss; LLaDA-MoE 0.001
   c.model.anchor_layers = placeholder(int)  # of the layers, those of a first stage whose answer the others read; None: none
   c.model.self_conditioning = (
     "none"  # its own last answer, read as "add" (by a zero-initialised map), "mean" (of probabilities)

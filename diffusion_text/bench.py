@@ -17,7 +17,7 @@ from diffusion_text import train
 from diffusion_text.build import Experiment
 from diffusion_text.draws import fold, row_keys, token_keys
 from diffusion_text.evaluate.speed import compile_for, interleaved, matmul, peak_bytes
-from diffusion_text.model.transformer import flops_per_token
+from diffusion_text.model.flops import flops_per_token
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Layout, Loss, Progress

@@ -28,8 +28,10 @@ from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
 from diffusion_text.data_settings import DataSettings
 from diffusion_text.draws import token_keys
 from diffusion_text.model.cache import CachedBlocks
+from diffusion_text.model.experts import counted_tokens
+from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import partition_spec
-from diffusion_text.model.transformer import Network, TransformerConfig, flops_per_token
+from diffusion_text.model.transformer import Network, TransformerConfig
 from diffusion_text.objective import OBJECTIVES, Bound
 from diffusion_text.objective.bound import Chunks, scored_weights
 from diffusion_text.objective.conditioning import Conditioning, conditionings
@@ -40,7 +42,7 @@ from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
 from diffusion_text.timing import TIMINGS, Counted, Shared
-from diffusion_text.train.sharding import replicated, row_shards
+from diffusion_text.train.sharding import replicated, row_shards, token_shards
 from diffusion_text.types import Batch, Key, LearnedNoise, Loss, LossFn, Params, Process, Progress, Timing
 
 SECTIONS = ("data", "process", "schedule", "timing", "objective", "model", "optimizer", "train", "mesh", "evaluate", "sampler")
@@ -111,7 +113,10 @@ class Experiment:
     def loss(params: Params, key: Key, batch: Batch, progress: Progress) -> Loss:
       dropout_key = jax.random.fold_in(jax.random.fold_in(key, 3), progress.part)
       dropout_key = dropout_key if self.network.config.dropout else None
-      predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, dropout_key)
+      weights = batch.weights
+      predict = lambda inputs, t, layout: self.network.apply(
+        params["network"], inputs, t, layout, dropout_key, counted_tokens(weights, inputs.shape)
+      )
       batch, predict = self.told.batch(key, batch, progress), self.told.predict(predict, key, batch, progress)
       result = self.objective(params["process"], key, batch, progress, predict)
       if "bound" not in result.sums:
@@ -280,9 +285,6 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   data = strict(DataSettings, present(sections["data"]), "data")
   settings = strict(TrainSettings, present(sections["train"]), "train")
   evaluate = strict(EvaluateSettings, present(sections["evaluate"]), "evaluate")
-  for axis in ("sequence", "expert"):
-    if sections["mesh"][axis] != 1:
-      raise ValueError(f"mesh.{axis}={sections['mesh'][axis]}: nothing is split over that axis yet; use 1")
   mesh = train.make_mesh(**sections["mesh"], devices=devices)
   timing_counts = counting(TIMINGS.get(sections["timing"]["name"]), lambda: np.zeros(1))  # until there is a tokenizer
   timing = construct(TIMINGS, sections["timing"], "timing.name", **timing_counts)
@@ -309,7 +311,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   options = sections["objective"]
   if options["chunk"] < 1:
     raise ValueError(f"objective.chunk={options['chunk']} must be at least 1 position; 256 suits a CPU, 2048 an accelerator")
-  chunks = Chunks(options.pop("chunk"), row_shards(mesh))
+  chunks = Chunks(options.pop("chunk"), token_shards(mesh))
   told, told_scored = conditionings(options, network.config.self_conditioning, evaluate.self_conditioning, timing, chunks)
   given = {"process": process, "timing": timing, "chunks": chunks}
   if "train_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
@@ -374,6 +376,10 @@ def check_sizes(data: DataSettings, settings: TrainSettings, evaluate: EvaluateS
     up = -(-evaluate.batch_size // shards) * shards
     raise ValueError(
       f"evaluate.batch_size={evaluate.batch_size} does not divide over {shards} devices (replica × fsdp); use {up}"
+    )
+  if data.length % (positions := mesh.shape["sequence"]):
+    raise ValueError(
+      f"data.length={data.length} does not divide over mesh.sequence={positions}; use {-(-data.length // positions) * positions}"
     )
   if data.length < 2:
     raise ValueError(f"data.length={data.length} must be at least 2 tokens; 256 is usual for characters")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 
 from diffusion_text.build import Experiment
+from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import memory
-from diffusion_text.model.transformer import flops_per_token
 from diffusion_text.train.sharding import path_names, row_shards
 
 

@@ -77,6 +77,14 @@ class Inputs:
     return (self.ids if self.vectors is None else self.vectors).shape[:2]
 
 
+class Auxiliary(NamedTuple):
+  """Losses of the network's own, whatever it is trained for. cost: float32 scalar per token, added to the mean that is minimised;
+  sums: name -> float32 scalar per token, what is reported of it."""
+
+  cost: Array
+  sums: Mapping[str, Array]
+
+
 class Prediction(NamedTuple):
   """The network's answer, before the vocabulary is touched.
 
@@ -85,12 +93,14 @@ class Prediction(NamedTuple):
   anchor: the answer of a first stage that the network itself reads on (ADLM); None for a network of one stage.
   recall: of a network that conditions on itself, the map from estimates [N, estimate_size] (`Process.estimate`) to what it reads of them
   at its next call, [N, D]; linear, so that estimates over V need not be kept. None for the others.
+  auxiliary: what its routers add to the loss; None if it has none.
   """
 
   features: Array
   unembed: Callable[[Array], Array]
   anchor: Prediction | None = None
   recall: Callable[[Array], Array] | None = None
+  auxiliary: Auxiliary | None = None
 
   @property
   def logits(self) -> Array:

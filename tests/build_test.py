@@ -12,6 +12,7 @@ from diffusion_text import plan, train
 from diffusion_text.build import SECTIONS, build, config_from_json, config_json, make_policy
 from diffusion_text.run import check_sampler, load_experiment, override
 from diffusion_text.timing import Shared
+from diffusion_text.train.step import summed_gradients
 from diffusion_text.types import Batch
 
 CONFIGS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py") if path.stem not in ("base", "__init__"))
@@ -81,27 +82,53 @@ def one_step(experiment):
   return experiment.jitted_step(experiment.loss_fn(1.0))(experiment.fresh_state(), batch)
 
 
-MESHES = [dict(fsdp=1), dict(fsdp=8), dict(replica=2, fsdp=4), dict(fsdp=4, tensor=2), dict(replica=2, fsdp=2, tensor=2)]
+MESHES = [
+  dict(fsdp=1),
+  dict(fsdp=4, tensor=2),
+  dict(replica=2, fsdp=2, tensor=2),
+  dict(fsdp=2, sequence=4),
+  dict(replica=2, sequence=2, tensor=2),
+  dict(fsdp=2, expert=4),
+  dict(tensor=2, sequence=2, expert=2),
+]
 
 
-def test_every_mesh_gives_the_same_update():
-  """The real network and objective on 1 and 8 devices in five shapes: same loss, same gradient norm, same parameters."""
-  results = []
-  for mesh in MESHES:
-    config = sized("micro", batch_size=16, length=32, accumulation=2)
-    config.mesh.update({"fsdp": 1, **mesh})
-    config.evaluate.batch_size = 8
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-2, 0
-    count = int(np.prod(list(mesh.values())))
-    experiment = build(config, tokenizer=AnyTokenizer(), devices=jax.devices()[:count])
-    with jax.set_mesh(experiment.mesh):
-      state, metrics = one_step(experiment)
-    results.append((jax.device_get(metrics), jax.device_get(state.params)))
-  for metrics, params in results[1:]:
-    for name in ("loss", "grad_norm", "bound"):
-      assert float(metrics[name]) == pytest.approx(float(results[0][0][name]), rel=1e-5), name
-    difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, results[0][1])
-    assert max(jax.tree.leaves(difference)) < 2e-3  # Adam's first step divides by |gradient|, so noise counts near 0
+def gradient_on(mesh, params, batch):
+  """(gradient, loss) of the real objective, in blocks and two microbatches, and a network with experts; on a mesh of such a shape.
+  Without params: random ones. At the start of training the last layer is zero, and no gradient would pass it."""
+  config = sized("micro", batch_size=8, length=16, accumulation=2)
+  config.mesh.update({"fsdp": 1, **mesh})
+  config.evaluate.batch_size = 8
+  config.timing.update({"name": "per_block", "block_size": 4})
+  config.model.update({"width": 16, "layers": 2, "experts": 4, "experts_per_token": 2, "expert_width": 16, "scan_layers": True})
+  config.model.update({"balance_weight": 0.1, "router_z_weight": 0.01, "shared_width": 16})
+  config.objective.chunk = 8
+  experiment = build(config, tokenizer=AnyTokenizer(), devices=jax.devices()[: int(np.prod(list(mesh.values())))])
+  if params is None:
+    random = np.random.default_rng(0)
+    abstract = experiment.abstract_state().params
+    params = jax.tree.map(lambda x: random.normal(size=x.shape, scale=0.3).astype(np.float32), abstract)
+  key, loss_fn = jax.random.key(0), experiment.loss_fn(1.0)
+  with jax.set_mesh(experiment.mesh):
+    grads = jax.jit(lambda p, b: summed_gradients(loss_fn, p, key, b, jnp.int32(0), parts=2, mesh=experiment.mesh))
+    placed = jax.device_put(params, experiment.shardings().params), train.global_batch(batch, experiment.mesh)
+    return params, jax.device_get(grads(*placed))
+
+
+def test_every_mesh_gives_the_same_gradient(quick_compile):
+  """On 1 and 8 devices in seven shapes: same loss, same gradient of every weight."""
+  random = np.random.default_rng(1)
+  weights = (np.arange(16) < random.integers(8, 16, (8, 1))).astype(np.float32)
+  batch = Batch(random.integers(0, 64, (8, 16)).astype(np.int32), weights=weights, segment=1 - weights.astype(np.int32))
+  params, (gradient, loss) = gradient_on(MESHES[0], None, batch)
+  assert {"bound", "router_balance", "router_z"} <= loss.sums.keys()
+  assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 0, "a weight without a gradient proves nothing"
+  for mesh in MESHES[1:]:
+    _, (other_gradient, other_loss) = gradient_on(mesh, params, batch)
+    for a, b in zip(jax.tree.leaves(other_loss), jax.tree.leaves(loss)):
+      assert float(a) == pytest.approx(float(b), rel=1e-5), mesh
+    error = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / np.abs(b).max()), other_gradient, gradient)
+    assert max(jax.tree.leaves(error)) < 1e-5, (mesh, error)
 
 
 BAD = [
@@ -128,7 +155,10 @@ BAD = [
   ({"optimizer.schedule": "linear"}, "linear"),
   ({"optimizer.warmup_steps": 10**9}, "warmup_steps=1000000000"),
   ({"mesh.tensor": 3}, "tensor=3"),
-  ({"mesh.sequence": 2}, "sequence=2"),
+  ({"mesh.sequence": 8, "data.length": 250}, "length=250.*sequence=8; use 256"),
+  ({"model.experts": 4}, "experts_per_token=0.*experts=4"),
+  ({"model.experts": 4, "model.experts_per_token": 2}, "expert_width=0"),
+  ({"model.shared_width": 8}, "experts=0.*shared_width"),
   ({"objective.chunk": 0}, "chunk=0"),
   ({"timing.name": "per_block", "timing.block_size": 48}, "block_size=48 must divide length=256; use a length of 240"),
   ({"timing.name": "per_block", "timing.block_size": 1, "schedule.name": "cosine"}, "clipped times"),

@@ -16,6 +16,8 @@ BASE = {"types", "draws", "schedules", "paths"}
 MAY_IMPORT = {
   "types": set(),
   "choices": set(),
+  "chips": set(),
+  "hlo": set(),
   "draws": {"types"},
   "schedules": {"types"},
   "paths": {"types", "schedules"},
@@ -40,6 +42,7 @@ ABOVE = {
   "faults",
   "translate",
   "data_settings",
+  "topology",
 }  # these know all, and nothing below knows them
 LONGER = {"train": 130, "config": 220}  # the loop, and the list of all config keys
 MAINS = {"sample": 75, "flags": 75}  # lines; other mains have 60

@@ -11,6 +11,7 @@ Measured, f32 on 2 CPU cores, V=32768 N=4096 D=256, forward and backward, proces
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from diffusion_text.types import Array
 
+SHARDS = ("replica", "fsdp", "sequence")  # mesh axes over which callers share out the tokens of a batch
 CHUNK = 256  # rows whose logits exist at once; more keeps an accelerator busier, fewer wastes less of the last chunk
 
 
@@ -64,8 +66,16 @@ def _prepare(fn, count_N, rows, chunk, shards):
   flat_fn = lambda *chunk_leaves: fn(jax.tree.unflatten(tree, chunk_leaves))
   # Traced here, so that whatever `fn` closes over is an argument below: `consts`.
   jaxpr, out_shape = jax.make_jaxpr(flat_fn, return_shape=True)(*sample)
-  split = lambda x: x.reshape(shards, N // shards, *x.shape[1:])
+  split = lambda x: _one_per_shard(x.reshape(shards, N // shards, *x.shape[1:]))
   return _Plan(jaxpr, chunk), [split(x) for x in leaves], split(count_N), out_shape
+
+
+def _one_per_shard(x):
+  """x [shards, ...] with one entry on each shard, where the mesh in scope has as many."""
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  if x.shape[0] == 1 or math.prod(sizes.get(axis, 1) for axis in SHARDS) != x.shape[0]:
+    return x
+  return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(SHARDS))
 
 
 class _Plan:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.model.layers import NORMS, Linear, unembed
-from diffusion_text.model.partition import ROWS
+from diffusion_text.model.partition import TOKENS
 from diffusion_text.types import Array, Prediction
 
 CHUNK = 512  # positions, per device, whose logits exist at a time
@@ -40,9 +40,9 @@ class Anchor(nnx.Module):
     1024 positions, whatever B·L is; 494 MiB, growing with B·L, for all logits at once.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    shards = math.prod(sizes.get(axis, 1) for axis in ROWS)
-    shards = 1 if features_BxLxD.shape[0] % shards else shards  # rows that do not divide are not sharded
+    shards = math.prod(sizes.get(axis, 1) for axis in TOKENS)
     flat = features_BxLxD.reshape(-1, features_BxLxD.shape[-1])
+    shards = 1 if flat.shape[0] % shards else shards  # tokens that do not divide are not sharded
     mixed = map_rows(self._expected, jnp.ones(flat.shape[:1], bool), flat, chunk=chunk, shards=shards)
     return mixed.reshape(features_BxLxD.shape)
 

@@ -12,9 +12,17 @@ from collections.abc import Mapping, Sequence
 from jax.sharding import PartitionSpec
 
 ROWS = ("replica", "fsdp")  # mesh axes that share out the rows of a batch
+SEQUENCE = "sequence"  # the mesh axis that shares out the positions of a row
+TOKENS = (*ROWS, SEQUENCE)  # those that share out all tokens of a batch
 
-# Logical axis -> mesh axis. fsdp gathers weights just in time; tensor splits heads, MLP and vocabulary.
-AXES = {"layers": None, "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor", None: None}
+# Logical axis -> mesh axes. fsdp gathers weights just in time. tensor and expert split heads, MLP and vocabulary; the experts of a
+# mixture are split over expert, and each of them over tensor: every device then has the tokens of its rows, and its experts' share
+# of the result is summed as that of its heads is.
+SPLIT = ("tensor", "expert")
+AXES = {
+  **{"layers": (), "embed": ("fsdp",), "heads": SPLIT, "mlp": SPLIT, "vocab": SPLIT, None: ()},
+  **{"experts": ("expert",), "expert_mlp": ("tensor",)},
+}
 
 # End of the weight's path             logical axes                     shape, per layer (stacked: [layers, ...])
 TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
@@ -28,6 +36,9 @@ TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
   (("mlp", "up", "kernel"), ("layers", "embed", "mlp")),  #             [D, F]
   (("mlp", "gate", "kernel"), ("layers", "embed", "mlp")),  #           [D, F]
   (("mlp", "down", "kernel"), ("layers", "mlp", "embed")),  #           [F, D]
+  (("mlp", "up"), ("layers", "experts", "embed", "expert_mlp")),  #     [experts, D, F], of a mixture
+  (("mlp", "gate"), ("layers", "experts", "embed", "expert_mlp")),  #   [experts, D, F]
+  (("mlp", "down"), ("layers", "experts", "expert_mlp", "embed")),  #   [experts, F, D]
   (("modulation", "kernel"), ("layers", None, "embed")),  #             [C, 6·D]
   (("time_input", "kernel"), ("layers", None, "embed")),  #             [C, D]
   (("prefix", "kernel"), (None, "embed")),  #                           [C, D], not per layer
@@ -38,15 +49,23 @@ def partition_spec(path: Sequence[str], shape: Sequence[int], mesh_shape: Mappin
   """The PartitionSpec of the weight at `path` (names from the root) on a mesh with these axis sizes."""
   for ending, axes in TABLE:
     if tuple(path[-len(ending) :]) == ending and len(axes) == len(shape):
-      return PartitionSpec(*(_split(AXES[axis], size, mesh_shape) for axis, size in zip(axes, shape)))
+      return PartitionSpec(*(_entry(split(axis, size, mesh_shape)) for axis, size in zip(axes, shape)))
   return PartitionSpec()
 
 
-def _split(mesh_axis: str | None, size: int, mesh_shape: Mapping[str, int]) -> str | None:
-  devices = 1 if mesh_axis is None else mesh_shape.get(mesh_axis, 1)
-  return mesh_axis if devices > 1 and size % devices == 0 else None
+def split(axis: str | None, size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+  """The mesh axes over which a logical axis of this size is split: the first of them, as many as divide the size."""
+  chosen = tuple(name for name in AXES[axis] if mesh_shape.get(name, 1) > 1)
+  while chosen and size % math.prod(mesh_shape[name] for name in chosen):
+    chosen = chosen[:-1]
+  return chosen
+
+
+def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+  return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def memory(shape: Sequence[int], spec: PartitionSpec, mesh_shape: Mapping[str, int], itemsize: int = 4) -> float:
   """Bytes of one weight on one device."""
-  return math.prod(shape) * itemsize / math.prod(mesh_shape.get(axis, 1) for axis in spec if axis is not None)
+  over = [axis for entry in spec if entry is not None for axis in ((entry,) if isinstance(entry, str) else entry)]
+  return math.prod(shape) * itemsize / math.prod(mesh_shape.get(axis, 1) for axis in over)

@@ -9,17 +9,16 @@ so a checkpoint does not depend on that choice.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
-from diffusion_text.kernels.attention import attention
+from diffusion_text.kernels.block_sizes import target
 from diffusion_text.model.anchor import Anchor
+from diffusion_text.model.experts import Experts, Mixture, Routing
 from diffusion_text.model.layers import (
   MLP,
   NORMS,
@@ -32,7 +31,7 @@ from diffusion_text.model.layers import (
   rotate,
   unembed,
 )
-from diffusion_text.model.partition import AXES, ROWS
+from diffusion_text.model.parallel import attention, placed
 from diffusion_text.model.recall import check_recall, make_recall, reader, told
 from diffusion_text.types import Array, Inputs, Key, Layout, Params, Prediction, Time
 
@@ -79,6 +78,12 @@ class TransformerConfig:
   self_conditioning: str = "none"  # "none", "add" or "mean": how it reads its own last answer (model/recall.py)
   absent: str = "zeros"  # or "uniform": what stands in where there is no answer yet
   estimate_size: int = 0  # numbers per token of the estimates that it is told
+  experts: int = 0  # MLPs that a router chooses from (model/experts.py), instead of one of mlp_width; 0: that one
+  experts_per_token: int = 0
+  expert_width: int = 0  # of each
+  shared_width: int = 0  # of an MLP that every token passes besides
+  balance_weight: float = 0.0
+  router_z_weight: float = 0.0
 
   def __post_init__(self):
     spelled = {False: "none", True: "adaln"}.get(self.time_conditioning, self.time_conditioning)
@@ -105,10 +110,19 @@ class TransformerConfig:
       raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"model.dropout={self.dropout} must be in [0, 1)")
+    of_experts = ("experts_per_token", "expert_width", "shared_width", "balance_weight", "router_z_weight")
+    if not self.mixture and any(getattr(self, name) for name in of_experts):
+      raise ValueError(f"model.experts={self.experts} has no use for any of model.{', '.join(of_experts)}; leave them unset")
 
   @property
   def head_width(self) -> int:
     return self.width // self.heads
+
+  @property
+  def mixture(self) -> Mixture | None:
+    """The mixture of experts that takes the place of the MLP, if there is one."""
+    sizes = self.experts, self.experts_per_token, self.expert_width, self.shared_width
+    return Mixture(*sizes, self.balance_weight, self.router_z_weight) if self.experts else None
 
 
 class Past(NamedTuple):
@@ -117,25 +131,6 @@ class Past(NamedTuple):
   keys: Array
   values: Array
   layout: Layout
-
-
-def sharded_attention(q: Array, k: Array, v: Array, q_layout: Layout, k_layout: Layout, implementation: Sequence[str]) -> Array:
-  """`kernels.attention` on each device's own rows and heads, where the mesh in scope (`jax.set_mesh`) splits them.
-
-  The compiler can split XLA attention by itself but not a Pallas kernel, so the split is made by hand for all. Where rows or heads
-  do not divide over the mesh, the XLA implementation is used and the split left to the compiler.
-  """
-  call = lambda q, k, v, q_layout, k_layout: attention(q, k, v, q_layout, k_layout, implementation=implementation)
-  sizes = dict(jax.sharding.get_abstract_mesh().shape)
-  rows, tensor = math.prod(sizes.get(axis, 1) for axis in ROWS), sizes.get(AXES["heads"], 1)
-  if rows * tensor == 1:
-    return call(q, k, v, q_layout, k_layout)
-  if q.shape[0] % rows or q.shape[2] % tensor or k.shape[2] % tensor:
-    return attention(q, k, v, q_layout, k_layout, implementation=("xla",))
-  heads = PartitionSpec(ROWS, None, AXES["heads"], None)
-  of_layout = lambda layout: jax.tree.map(lambda ids: PartitionSpec(ROWS if ids.shape[0] > 1 else None, None), layout)
-  in_specs = heads, heads, heads, of_layout(q_layout), of_layout(k_layout)
-  return jax.shard_map(call, in_specs=in_specs, out_specs=heads, check_vma=False)(q, k, v, q_layout, k_layout)
 
 
 class Attention(nnx.Module):
@@ -163,7 +158,7 @@ class Attention(nnx.Module):
     if past is not None:
       keys, values = jnp.concatenate([past.keys, k], axis=1), jnp.concatenate([past.values, v], axis=1)
       k_layout = past.layout
-    out = sharded_attention(q, keys, values, layout, k_layout, tuple(self.config.attention))
+    out = attention(q, keys, values, layout, k_layout, tuple(self.config.attention))
     return self.out(out.reshape(*x.shape[:2], -1)), (k, v)
 
 
@@ -177,8 +172,11 @@ class Block(nnx.Module):
     norm = NORMS[config.norm]
     self.attention_norm, self.mlp_norm = norm(config.width), norm(config.width)
     self.attention = Attention(config, std=std, std_out=std_out, rngs=rngs)
-    mlp_out = config.mlp_width**-0.5 / (2 * config.layers) ** 0.5
-    self.mlp = MLP(config.width, config.mlp_width, config.activation, std=std, std_out=mlp_out, rngs=rngs)
+    mlp_out = lambda hidden: hidden**-0.5 / (2 * config.layers) ** 0.5
+    if config.mixture:
+      self.mlp = Experts(config.width, config.mixture, config.activation, std=std, std_out=mlp_out, rngs=rngs)
+    else:
+      self.mlp = MLP(config.width, config.mlp_width, config.activation, std=std, std_out=mlp_out(config.mlp_width), rngs=rngs)
     of_time = lambda outputs: Linear(config.time_width, outputs * config.width, std=0.0, rngs=rngs, bias=True)
     self.modulation = of_time(6) if config.time_conditioning == "adaln" else None
     self.time_input = of_time(1) if config.time_conditioning == "layerwise" else None
@@ -191,20 +189,25 @@ class Block(nnx.Module):
     condition: Array | None,
     key: Key | None,
     past: Past | None = None,
-  ) -> tuple[Array, tuple[Array, Array]]:
-    """The next x, and this layer's own keys and values [B, L, G, K]."""
+    counted: Array | None = None,
+  ) -> tuple[Array, tuple[Array, Array], Routing | None]:
+    """The next x, this layer's own keys and values [B, L, G, K], and the losses of its router, if it has one."""
     keys = (None, None) if key is None else jax.random.split(key)
     if self.time_input is not None:
       x = x + self.time_input(condition)
     if self.modulation is None:
       h, own = self.attention(self.attention_norm(x), rotary, layout, past)
       x = x + dropout(h, self.config.dropout, keys[0])
-      return x + dropout(self.mlp(self.mlp_norm(x)), self.config.dropout, keys[1]), own
+      h, routing = self._mlp(self.mlp_norm(x), counted)
+      return x + dropout(h, self.config.dropout, keys[1]), own, routing
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(self.modulation(condition), 6, axis=-1)
     h, own = self.attention(self.attention_norm(x) * (1 + scale_a) + shift_a, rotary, layout, past)
     x = x + gate_a * dropout(h, self.config.dropout, keys[0])
-    h = self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m)
-    return x + gate_m * dropout(h, self.config.dropout, keys[1]), own
+    h, routing = self._mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m, counted)
+    return x + gate_m * dropout(h, self.config.dropout, keys[1]), own, routing
+
+  def _mlp(self, x: Array, counted: Array | None) -> tuple[Array, Routing | None]:
+    return self.mlp(x, counted) if self.config.mixture else (self.mlp(x), None)
 
 
 class Transformer(nnx.Module):
@@ -231,7 +234,13 @@ class Transformer(nnx.Module):
     self.prefix = Linear(config.time_width, config.width, std=config.time_width**-0.5, rngs=rngs, bias=True) if prefix else None
 
   def __call__(
-    self, inputs: Inputs, t: Time, layout: Layout, key: Key | None, past: Past | None = None
+    self,
+    inputs: Inputs,
+    t: Time,
+    layout: Layout,
+    key: Key | None,
+    past: Past | None = None,
+    counted: Array | None = None,
   ) -> tuple[Prediction, tuple[Array, Array] | None]:
     """The prediction; and with a past (its fields stacked over layers), the keys and values of these tokens, stacked too.
 
@@ -246,26 +255,31 @@ class Transformer(nnx.Module):
     if self.prefix is not None:
       prefix = self._prefix(x, t, layout, past)
       position, layout = jnp.pad(position, ((0, 0), (1, 0)), constant_values=-1), _seen_by_all(layout)
+      counted = None if counted is None else jnp.pad(counted, ((0, 0), (1, 0)))
     elif self.time is not None:
       condition = self.time(t).astype(x.dtype)
     rotary = rotary_angles(position, config.head_width, config.rope_base)
 
     def stage(x, layers):
       x = x if prefix is None else jnp.concatenate([prefix, x], axis=1)
-      x, own = self._layers(x, layers, rotary, layout, condition, key, past)
-      return (x if prefix is None else x[:, 1:]), own
+      x, *rest = self._layers(x, layers, rotary, layout, condition, key, past, counted)
+      return (x if prefix is None else x[:, 1:]), rest
 
     params = nnx.split(self.blocks)[1]
     layers = (params, jnp.arange(config.layers), None if past is None else (past.keys, past.values))
     if self.anchor is None:
-      x, own = stage(x, layers)
-      return Prediction(self.final_norm(x), self._unembed, None, recall), own
+      x, (own, routing) = stage(x, layers)
+      return self._predict(x, None, recall, routing), own
     first, second = _split(layers, [config.anchor_layers, config.layers - config.anchor_layers])
-    x, own = stage(x, first)
+    x, of_first = stage(x, first)
     anchor = self.anchor.predict(x)
-    x, rest = stage(x + self.anchor.read(anchor.features), second)
-    own = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), own, rest)
-    return Prediction(self.final_norm(x), self._unembed, anchor, recall), own
+    x, of_second = stage(x + self.anchor.read(anchor.features), second)
+    own, routing = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), of_first, of_second)
+    return self._predict(x, anchor, recall, routing), own
+
+  def _predict(self, x: Array, anchor: Prediction | None, recall: Callable | None, routing: Routing | None) -> Prediction:
+    auxiliary = None if routing is None else self.config.mixture.auxiliary(routing)
+    return Prediction(self.final_norm(x), self._unembed, anchor, recall, auxiliary)
 
   def _embed(self, inputs: Inputs) -> Array:
     """[B, L, D]: what stands at each position. Raises ValueError for vectors of another size than the table."""
@@ -290,28 +304,31 @@ class Transformer(nnx.Module):
     mean = jnp.sum(t, axis=1, keepdims=True) / jnp.maximum(jnp.sum(t > 0, axis=1, keepdims=True), 1)
     return self.prefix(self.time(mean).astype(x.dtype))
 
-  def _layers(self, x: Array, layers, rotary, layout: Layout, condition: Array | None, key: Key | None, past: Past | None):
-    """x after `layers`: stacked parameters, numbers, and keys and values of the past; and the tokens' own keys and values."""
+  def _layers(self, x: Array, layers, rotary, layout: Layout, condition, key: Key | None, past: Past | None, counted):
+    """x after `layers`: stacked parameters, numbers, and keys and values of the past; and the tokens' own keys and values, and the
+    routers' losses, each stacked."""
     config = self.config
     block_def = nnx.split(self.blocks)[0]
 
     def layer(x, each):
       params, number, kv = each
+      x = placed(x)
       layer_key = None if key is None else jax.random.fold_in(key, number)
       layer_past = None if past is None else Past(*kv, past.layout)
-      x, own = nnx.merge(block_def, params)(x, rotary, layout, condition, layer_key, layer_past)
-      return x, None if past is None else own
+      x, own, routing = nnx.merge(block_def, params)(x, rotary, layout, condition, layer_key, layer_past, counted)
+      return x, (None if past is None else own, routing)
 
     if REMAT[config.remat] is not None:
       layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-    scan = config.scan_layers if config.scan_layers is not None else jax.default_backend() != "cpu"
+    scan = config.scan_layers if config.scan_layers is not None else target()[0] != "cpu"
     if scan:
-      return jax.lax.scan(layer, x, layers)
-    owns = []
+      x, rest = jax.lax.scan(layer, x, layers)
+      return x, *rest
+    rests = []
     for piece in _split(layers, [1] * layers[1].shape[0]):
-      x, own = layer(x, jax.tree.map(lambda leaf: leaf[0], piece))
-      owns.append(own)
-    return x, jax.tree.map(lambda *own: jnp.stack(own), *owns)
+      x, rest = layer(x, jax.tree.map(lambda leaf: leaf[0], piece))
+      rests.append(rest)
+    return x, *jax.tree.map(lambda *leaves: jnp.stack(leaves), *rests)
 
   def _unembed(self, features: Array) -> Array:
     """features [..., D] -> float32 logits [..., V]."""
@@ -347,14 +364,15 @@ class Network:
   """The transformer as two pure functions.
 
   init: key -> params, a nested dict of float32 arrays.
-  apply: (params, inputs, t [B, 1 or L], layout, key or None) -> Prediction; the key turns dropout on.
+  apply: (params, inputs, t [B, 1 or L], layout, key or None, counted or None) -> Prediction; the key turns dropout on; counted [B, L]
+  are the weights of the tokens in the losses of routers, where there are any (None: all the same).
   extend: (params, inputs, t, layout, past) -> (Prediction, (keys, values) [layers, B, L, G, K]): these tokens after those in `past`,
   whose keys and values are [layers, B, S, G, K] and whose layout says how the queries see all S + L keys.
   """
 
   config: TransformerConfig
   init: Callable[[Key], Params]
-  apply: Callable[[Params, Inputs, Time, Layout, Key | None], Prediction]
+  apply: Callable[..., Prediction]
   extend: Callable[[Params, Inputs, Time, Layout, Past], tuple[Prediction, tuple[Array, Array]]]
 
   @staticmethod
@@ -364,21 +382,10 @@ class Network:
     def init(key: Key) -> Params:
       return nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(key))))
 
-    def apply(params: Params, inputs: Inputs, t: Time, layout: Layout, key: Key | None = None) -> Prediction:
-      return nnx.merge(graph, nnx.State(params))(inputs, t, layout, key)[0]
+    def apply(params: Params, inputs: Inputs, t: Time, layout: Layout, key: Key | None = None, counted=None) -> Prediction:
+      return nnx.merge(graph, nnx.State(params))(inputs, t, layout, key, counted=counted)[0]
 
     def extend(params: Params, inputs: Inputs, t: Time, layout: Layout, past: Past):
       return nnx.merge(graph, nnx.State(params))(inputs, t, layout, None, past)
 
     return Network(config, init, apply, extend)
-
-
-def flops_per_token(config: TransformerConfig, length: int, scored_fraction: float = 1.0) -> float:
-  """Multiply-adds × 2 of one forward pass per token: matmuls of layers, attention over `length` keys, unembedding of the
-  `scored_fraction` of positions whose logits are read, and the head and table of a first stage, which reads all of them. A training
-  step costs 3x this (backward = 2 forwards)."""
-  inner, kv_inner = config.heads * config.head_width, config.kv_heads * config.head_width
-  matrices = 3 if config.activation == "swiglu" else 2
-  layer = 2 * config.width * (2 * inner + 2 * kv_inner + matrices * config.mlp_width) + 4 * length * inner
-  unembeddings = scored_fraction + (2 if config.anchor_layers else 0)
-  return config.layers * layer + 2 * config.width * config.vocab_size * unembeddings

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import Chunks, noised, scored_rows, scored_weights, weighted_ends
+from diffusion_text.objective.bound import Chunks, noised, scored_rows, scored_weights, weighted_ends, with_auxiliary
 from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, Timing
 
 
@@ -79,4 +79,5 @@ class Anchored:
     count, rows = scored_rows(noise, self.process, params, batch)
     total, (bound, anchored) = sum_rows(score, count, (rows, extra), chunk=self.chunks.size, shards=self.chunks.shards)
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
-    return Loss(total + ends, jnp.sum(scored_weights(batch)), {"bound": bound + ends, "anchor": anchored})
+    loss = Loss(total + ends, jnp.sum(scored_weights(batch)), {"bound": bound + ends, "anchor": anchored})
+    return with_auxiliary(loss, noise.prediction)

@@ -198,7 +198,17 @@ def summed_loss(
 
   count, rows = scored_rows(noise, process, params, batch)
   total, bound = sum_rows(score, count, rows, chunk=chunks.size, shards=chunks.shards)
-  return Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound})
+  return with_auxiliary(Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound}), noise.prediction)
+
+
+def with_auxiliary(loss: Loss, prediction: Prediction) -> Loss:
+  """The loss with what the network itself adds to it (the routers of its experts), which is no part of a bound."""
+  if prediction.auxiliary is None:
+    return loss
+  cost, sums = prediction.auxiliary
+  return Loss(
+    loss.total + loss.count * cost, loss.count, {**loss.sums, **{name: loss.count * value for name, value in sums.items()}}
+  )
 
 
 def weighted_rates(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks) -> Array:
@@ -253,4 +263,4 @@ class Bound:
     hybrid = lambda rows, logits, rate: rate + rows.speed * cost(rows, logits)
     loss = summed_loss(noise, self.process, params, batch, self.chunks, hybrid)
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
-    return Loss(loss.total + ends, loss.count, {"bound": loss.sums["bound"] + ends})
+    return Loss(loss.total + ends, loss.count, {**loss.sums, "bound": loss.sums["bound"] + ends})

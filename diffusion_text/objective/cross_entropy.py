@@ -88,4 +88,4 @@ class CrossEntropy:
 
     loss = summed_loss(noise, self.process, params, batch, self.chunks, weighted)
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
-    return loss._replace(sums={"bound": loss.sums["bound"] + ends})
+    return loss._replace(sums={**loss.sums, "bound": loss.sums["bound"] + ends})

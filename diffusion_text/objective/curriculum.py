@@ -170,4 +170,5 @@ class GaussianCurriculum:
     prediction = read(self.process, params, key, batch.ids, state, inputs, times, predict)
     rates = lambda rows, logits, rate: rate
     loss = summed_loss(Noised(state, times, prediction), self.process, params, batch, self.chunks, rates)
-    return Loss(loss.total, loss.count, {"surrogate": loss.total})  # uniform noise has exact ends: no other terms
+    others = {name: value for name, value in loss.sums.items() if name != "bound"}
+    return loss._replace(sums={**others, "surrogate": loss.sums["bound"]})  # uniform noise has exact ends: no other terms

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import Chunks, Rows, noise_key, noised, scored_rows, scored_weights
+from diffusion_text.objective.bound import Chunks, Rows, noise_key, noised, scored_rows, scored_weights, with_auxiliary
 from diffusion_text.process.gaussian import Gaussian, by_position
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.schedules import TINY
@@ -117,4 +117,4 @@ class EmbeddingLosses:
     rounding = jnp.sum(weights * self.rounding(params, key_start, batch.ids))
     ends = prior + jnp.sum(weights * process.reconstruction(params, key_start, batch.ids))
     sums = {**sums, "rounding": rounding, "prior": prior, "bound": sums["bound"] + ends}
-    return Loss(total + self.rounding_weight * rounding + prior, jnp.sum(weights), sums)
+    return with_auxiliary(Loss(total + self.rounding_weight * rounding + prior, jnp.sum(weights), sums), noise.prediction)

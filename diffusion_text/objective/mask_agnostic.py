@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import noise_key, noised, scored_rows, scored_weights
+from diffusion_text.objective.bound import noise_key, noised, scored_rows, scored_weights, with_auxiliary
 from diffusion_text.objective.cross_entropy import CrossEntropy
 from diffusion_text.types import Array, Batch, Inputs, Key, Layout, Loss, Params, Predict, Prediction, Progress, Times
 
@@ -95,4 +95,4 @@ class MaskAgnostic(CrossEntropy):
     count, rows = scored_rows(noise, self.process, params, batch)
     both = longer.features.reshape(rows.features.shape), rows
     total, bound = sum_rows(score, count, both, chunk=self.chunks.size, shards=self.chunks.shards)
-    return Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound})
+    return with_auxiliary(Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound}), noise.prediction)

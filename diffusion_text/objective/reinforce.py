@@ -27,6 +27,7 @@ from diffusion_text.objective.bound import (
   scored_weights,
   weighted_ends,
   weighted_rates,
+  with_auxiliary,
 )
 from diffusion_text.types import Array, Batch, Key, LearnedNoise, Loss, Params, Predict, Process, Progress, State, Time, Timing
 
@@ -68,11 +69,11 @@ class ScoreFunction:
       inputs = self.process.inputs(params, state, times.t)
       noise = Noised(state, times, read(self.process, params, key, batch.ids, state, inputs, times, predict))
       rates = weighted_rates(noise, self.process, params, batch, self.chunks)
-      return jnp.sum(rates, axis=1), self.log_corruption(params, batch.ids, state, times.t)
+      return jnp.sum(rates, axis=1), self.log_corruption(params, batch.ids, state, times.t), noise.prediction
 
-    (loss1, log_q1), (loss2, log_q2) = draw(0), draw(1)
+    (loss1, log_q1, prediction), (loss2, log_q2, _) = draw(0), draw(1)
     bound = jnp.sum(loss1 + loss2) / 2
     score = jnp.sum(jax.lax.stop_gradient(loss1 - loss2) * (log_q1 - log_q2)) / 2
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
     total = bound + ends + score - jax.lax.stop_gradient(score)
-    return Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound + ends})
+    return with_auxiliary(Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound + ends}), prediction)

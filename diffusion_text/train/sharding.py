@@ -70,6 +70,11 @@ def row_shards(mesh: Mesh) -> int:
   return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
+def token_shards(mesh: Mesh) -> int:
+  """In how many pieces the tokens of a batch are split: its rows, and over the sequence axis each row."""
+  return row_shards(mesh) * mesh.shape["sequence"]
+
+
 def state_shardings(abstract_state: Any, spec_fn: SpecFn, mesh: Mesh) -> Any:
   """The placement of a `TrainState`, as a tree like it.
 

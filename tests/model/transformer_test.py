@@ -10,8 +10,9 @@ import pytest
 from configs import base
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.model.anchor import Anchor
+from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import TABLE, partition_spec
-from diffusion_text.model.transformer import Network, TransformerConfig, flops_per_token
+from diffusion_text.model.transformer import Network, TransformerConfig
 from diffusion_text.train.sharding import path_names
 from diffusion_text.types import Inputs, Layout
 
@@ -46,6 +47,7 @@ VARIANTS = {
   "adaln": dict(time_conditioning="adaln"),
   "layerwise": dict(time_conditioning="layerwise"),
   "two stages": dict(anchor_layers=1),
+  "experts": dict(experts=4, experts_per_token=2, expert_width=32, shared_width=16),
   "bfloat16": dict(dtype="bfloat16"),
 }
 IDS = jax.random.randint(jax.random.key(5), (3, 10), 0, 12)

@@ -1,0 +1,21 @@
+"""LLaDA-MoE: LLaDA's objective and decoding with a mixture of experts for every MLP (arXiv 2509.24389).
+
+Published: 16 layers of width 2048, 64 experts of width 1024, 8 a token, 7B parameters of which 1.4B work on a token, about 20T tokens;
+RMSNorm, SwiGLU, rotary base 50,000, norms on queries and keys; losses of the router weighted 0.01 (balance) and 0.001 (z). Ours keeps the
+proportions at every size: 8 experts a token, each an eighth of the dense MLP wide, so that a token costs what it costs in configs/llada.py
+at two thirds of the width; here with 16 experts, 2 of them a token. Ours: not yet run.
+  python -m experiments.train --config=configs/llada_moe.py:tiny --workdir=runs/llada_moe
+"""
+
+from configs import llada
+
+
+def get_config(size: str = "tiny"):
+  c = llada.get_config(size)
+  c.model.experts = 64 if size in ("1b", "8b") else 16
+  c.model.experts_per_token = 8 if size in ("1b", "8b") else 2
+  c.model.expert_width = c.model.mlp_width // c.model.experts_per_token
+  c.model.balance_weight = 0.01
+  c.model.router_z_weight = 0.001
+  c.model.qk_norm = True
+  return c

@@ -1,0 +1,97 @@
+"""Mixtures of experts: both implementations against a loop over tokens, the router's losses by hand, padding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text.model.experts import counted_tokens, every_expert, routing, sorted_experts
+from diffusion_text.model.flops import flops_per_token
+from diffusion_text.model.transformer import Network
+from diffusion_text.types import Inputs, Layout
+from tests.model.transformer_test import SMALL
+
+T, D, F, N, K = 7, 6, 5, 4, 2
+
+
+def loop(x, share, expert, up, gate, down):
+  """One token at a time, one of its experts at a time, in float64."""
+  silu = lambda a: a / (1 + np.exp(-a))
+  out = np.zeros((T, D))
+  for t in range(T):
+    for j in range(K):
+      if 0 <= (e := expert[t, j]) < len(up):
+        out[t] += share[t, j] * ((silu(x[t] @ gate[e]) * (x[t] @ up[e])) @ down[e])
+  return out
+
+
+@pytest.mark.parametrize("shift", [0, 2], ids=["all", "part"])
+def test_both_implementations_equal_the_loop(shift):
+  """Values, and gradients of all that has one; also where some of the experts are on other devices (numbers out of range)."""
+  random = np.random.default_rng(0)
+  draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+  x, share, up, gate, down = draw(T, D), draw(T, K), draw(N, D, F), draw(N, D, F), draw(N, F, D)
+  expert = np.stack([random.permutation(N)[:K] for _ in range(T)]).astype(np.int32) - shift
+  cotangent = draw(T, D)
+
+  @jax.jit
+  def both(*args):
+    pull = lambda fn: jax.value_and_grad(lambda *a: jnp.sum(cotangent * fn(a[0], a[1], expert, *a[2:])), range(5))(*args)
+    return [(fn(*args[:2], expert, *args[2:]), pull(fn)) for fn in (sorted_experts, every_expert)]
+
+  (sorted_out, (_, sorted_grads)), (every_out, (_, every_grads)) = both(x, share, up, gate, down)
+  expected = loop(x, share, expert, up, gate, down)
+  np.testing.assert_allclose(sorted_out, expected, atol=2e-5)
+  np.testing.assert_allclose(every_out, expected, atol=2e-5)
+  for a, b in zip(sorted_grads, every_grads):
+    np.testing.assert_allclose(a, b, atol=3e-5)
+    assert np.abs(b).max() > 0
+  if shift:
+    assert np.abs(np.asarray(sorted_grads[2])[N - shift :]).max() == 0  # nobody chose those
+
+
+def test_losses_of_the_router():
+  """Even choice costs 1 whatever N and k, one expert for all costs N; z is the squared log-sum-exp; padding counts nowhere."""
+  logits = np.full((1, 4, N), -20.0, np.float32)
+  logits[0, np.arange(4), np.arange(4)] = 20.0  # token i is sure of expert i
+  softmax = lambda logits: np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  chosen = np.arange(4)[None, :, None]
+  even = routing(logits, softmax(logits), chosen, None)
+  np.testing.assert_allclose([even.balance, even.z], [1.0, 400.0], rtol=1e-5)
+  counted = np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)
+  one = routing(logits, softmax(logits), chosen, counted)
+  np.testing.assert_allclose(one.balance, N, rtol=1e-5)
+  np.testing.assert_allclose(routing(logits, softmax(logits), chosen, 0 * counted), 0.0)
+
+
+def test_weights_of_what_is_read():
+  weights = np.array([[1.0, 0.5, 0.0]], np.float32)
+  assert counted_tokens(None, (1, 6)) is None and counted_tokens(weights, (1, 3)) is weights
+  np.testing.assert_array_equal(counted_tokens(weights, (1, 6)), np.tile(weights, (1, 2)))  # noisy and clean
+  np.testing.assert_array_equal(counted_tokens(weights, (1, 5)), [[1, 0.5, 0, 0, 0]])  # masks that follow a row
+
+
+def test_a_network_of_experts():
+  """What padding holds reaches neither the tokens nor the losses; a token costs its own experts, not all of them."""
+  network = Network.create(
+    dataclasses.replace(SMALL, experts=4, experts_per_token=2, expert_width=32, balance_weight=1.0, router_z_weight=0.5)
+  )
+  params = network.init(jax.random.key(0))
+  counted = np.array([[1, 1, 1, 0]], np.float32)
+  layout = Layout(segment=jnp.asarray(1 - counted, jnp.int32))
+
+  @jax.jit
+  def read(ids):
+    prediction = network.apply(params, Inputs(ids), jnp.ones((1, 1)), layout, None, counted)
+    return prediction.features[:, :3], prediction.auxiliary
+
+  (features, auxiliary), (again, same) = (read(jnp.array([[1, 2, 3, pad]])) for pad in (4, 5))
+  np.testing.assert_allclose(features, again, atol=1e-6)
+  np.testing.assert_allclose(auxiliary.cost, same.cost, rtol=1e-6)
+  expected = auxiliary.sums["router_balance"] + 0.5 * auxiliary.sums["router_z"]
+  np.testing.assert_allclose(auxiliary.cost, expected, rtol=1e-6)
+  more = dataclasses.replace(SMALL, experts=8, experts_per_token=2, expert_width=32, balance_weight=1.0)
+  router = 2 * more.layers * more.width * 4
+  assert flops_per_token(more, 4) - flops_per_token(network.config, 4) == router
