@@ -203,8 +203,8 @@ class Program:
   def _touched(self, step: Step) -> float:
     instruction, shape_of = step.instruction, lambda name: self.shapes[step.computation, name]
     opcode = instruction.opcode
-    if opcode in FREE:
-      return 0.0
+    if opcode in FREE or (opcode == "custom-call" and "tpu_custom_call" not in instruction.attributes):
+      return 0.0  # custom calls other than Pallas kernels are the compiler's own notes
     if opcode in ("dynamic-slice", "slice", "gather"):
       return 2 * size(instruction.shape, in_memory=True)
     if opcode == "dynamic-update-slice":

@@ -114,6 +114,8 @@ ENTRY %main (x: bf16[16,32], w: bf16[12,32,8], g: f32[2048], v: f32[64], s: f32[
   %layers = (s32[], bf16[16,32]{1,0}, bf16[12,32,8]{2,1,0}, f32[2048]{0}) while(%pack), condition=%layer_cond, body=%layer_body
   %pack.1 = (s32[], s32[], f32[64]{0}) tuple(%zero, %zero, %v)
   %vocab = (s32[], s32[], f32[64]{0}) while(%pack.1), condition=%vocab_cond, body=%vocab_body
+  %kernel = f32[100]{0} custom-call(%r), custom_call_target="tpu_custom_call"
+  %note = f32[100]{0} custom-call(%r), custom_call_target="ConcatBitcast"
   %start = (f32[40]{0}, f32[10]{0}) fusion(%s), kind=kCustom, calls=%async_collective_start
   %end = f32[40]{0} fusion(%s), kind=kCustom, calls=%async_collective_done
   ROOT %out = f32[100]{0} fusion(%r), kind=kCustom, calls=%all-reduce-scatter
@@ -142,12 +144,12 @@ def test_flops_and_bytes():
   program = Program(TEXT, unknown_trips=5)
   matmul = 2 * 16 * 32 * 8
   assert program.matmul_flops() == 12 * matmul
-  # Per turn the fusion reads x, one layer of w and the counter; its result stays in fast memory. The counters' sums: three scalars.
+  # Per turn the fusion reads x, one layer of w and the counter; its result stays in fast memory. The counters' sums: three scalars. A kernel counts as a fusion does.
   fused = 16 * 32 * 2 + 32 * 8 * 2 + 4
   once = sum(times * moved for times, flops, moved in program.costs() if flops)
   assert once == 12 * fused
   scalars = 12 * 12 + 24 * 12
-  ends = (10 + 40 + 10) * 4 + (10 + 40) * 4 + (800 + 100) * 4
+  ends = (10 + 40 + 10) * 4 + (10 + 40) * 4 + 2 * (800 + 100) * 4
   assert program.memory_bytes() == 12 * fused + scalars + ends
 
 
