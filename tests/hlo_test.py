@@ -144,7 +144,8 @@ def test_flops_and_bytes():
   program = Program(TEXT, unknown_trips=5)
   matmul = 2 * 16 * 32 * 8
   assert program.matmul_flops() == 12 * matmul
-  # Per turn the fusion reads x, one layer of w and the counter; its result stays in fast memory. The counters' sums: three scalars. A kernel counts as a fusion does.
+  # Per turn the fusion reads x, one layer of w and the counter; its result stays in fast memory.
+  # The counters' sums: three scalars. A kernel counts as a fusion does.
   fused = 16 * 32 * 2 + 32 * 8 * 2 + 4
   once = sum(times * moved for times, flops, moved in program.costs() if flops)
   assert once == 12 * fused
