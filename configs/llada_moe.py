@@ -1,9 +1,9 @@
 """LLaDA-MoE: LLaDA's objective and decoding with a mixture of experts for every MLP (arXiv 2509.24389).
 
 Published: 16 layers of width 2048, 64 experts of width 1024, 8 a token, 7B parameters of which 1.4B work on a token, about 20T tokens;
-RMSNorm, SwiGLU, rotary base 50,000, norms on queries and keys; losses of the router weighted 0.01 (balance) and 0.001 (z). Ours keeps the
-proportions at every size: 8 experts a token, each an eighth of the dense MLP wide, so that a token costs what it costs in configs/llada.py
-at two thirds of the width; here with 16 experts, 2 of them a token. Ours: not yet run.
+RMSNorm, SwiGLU, rotary base 50,000, norms on queries and keys; losses of the router weighted 0.01 (balance) and 0.001 (z). Ours: a token
+passes as many weights as in configs/llada.py; 8 of 64 experts at the large sizes, 2 of 16 at the small ones; the norms, the two weights;
+rotary base 10,000. Not yet run.
   python -m experiments.train --config=configs/llada_moe.py:tiny --workdir=runs/llada_moe
 """
 
