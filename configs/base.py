@@ -89,7 +89,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.schedule.levels = placeholder(tuple)  # path "table": log-SNRs at even times, falling
   c.schedule.bins = placeholder(int)  # path "learned": stretches of log-SNR whose share of the time is learned
   c.schedule.floor = placeholder(float)  # path "learned": share of the time that is spread evenly all the same
-  c.schedule.power = placeholder(float)  # polynomial
+  c.schedule.power = placeholder(float)  # polynomial; path "learned": 2 is the least variance, 1 the same cost at all times
   c.schedule.sigma_min = placeholder(float)  # geometric
   c.schedule.sigma_max = placeholder(float)  # geometric
 

@@ -18,6 +18,7 @@ def get_config(size: str = "tiny"):
   c.process.norm = "sqrt_d"
   c.process.rho = 0.0
   c.schedule.name = "learned"
+  c.schedule.power = 1.0
   c.schedule.log_snr_max = 0.0
   c.schedule.log_snr_min = -11.41
   c.objective.name = "cross_entropy"

@@ -1,10 +1,9 @@
 """Plaid: embedding diffusion trained on its likelihood bound (Gulrajani & Hashimoto 2023, arXiv 2305.18619).
 
 Published: 1.3 B parameters beat GPT-2 124M in zero-shot likelihood on six sets. Here as there: rows of length 1, 16 numbers per token, a
-network whose logits leave the token's own evidence out, the bound as the loss, a learned noise schedule, score temperature 0.9. The
-schedule is fitted to where the bound is paid rather than to its least variance, and its ends are fixed (theirs, -3 and 6 in γ, are
-learned, with a learned output at t = 0; hence a window up to 8 here). A quarter of the rows are told
-the last estimate. Missing: muP. Ours: not yet run.
+network whose logits leave the token's own evidence out, the bound as the loss, a noise schedule learned for the least variance, score
+temperature 0.9, a quarter of the rows told the last estimate. The schedule's variance is a token's, not a row's, and its ends are fixed
+(theirs, -3 and 6 in γ, are learned, with a learned output at t = 0; hence a window up to 8 here). Missing: muP. Ours: not yet run.
   python -m experiments.train --config=configs/plaid.py:tiny --workdir=runs/plaid
 """
 

@@ -73,17 +73,22 @@ class Learned(LogSNR):
 
   Each bin spans the same stretch of λ, and its share of the time is floor / bins + (1 - floor) softmax(levels): positive, so the path
   is monotone by construction. What it costs to cross a bin does not depend on its share (VDM, arXiv 2107.00630 section 5.1), so the
-  bound gives these parameters no gradient. They follow `fit` instead, whose optimum has the same cost in every stretch of time: each
-  share is the bin's share of the bound. So times are drawn where tokens become known, and the rate divides the density out. That is
-  the time warping of CDCD (arXiv 2211.15089 section 3.3, there fitted to the cross-entropy), and Plaid's learned γ (arXiv 2305.18619) with
-  evenness in place of its least variance, and with fixed ends.
+  bound gives these parameters no gradient. They follow `fit` instead, until each share is as E[cost^power]^(1 / power) of its bin:
+
+  power 2  the least second moment of a token's rate, what Plaid (arXiv 2305.18619) trains its γ for
+  power 1  the same expected cost in every stretch of time: the time warping of CDCD (arXiv 2211.15089 section 3.3), fitted to nats here
+
+  Either way times are drawn more often where tokens become known, and the rate divides the density out: the bound stays what it was.
   """
 
   bins: int = 50
   floor: float = 0.1
+  power: float = 2.0
 
   def __post_init__(self):
     super().__post_init__()
+    if not 1 <= self.power <= 2:
+      raise ValueError(f"schedule.power={self.power} must be in [1, 2]; 2 is the least variance (Plaid), 1 even cost (CDCD)")
     if self.bins < 2:
       raise ValueError(f"schedule.bins={self.bins} must be at least 2; 50 is usual")
     if not 0 < self.floor <= 1:
@@ -103,12 +108,16 @@ class Learned(LogSNR):
     """The path as it stands; no gradient flows through it."""
     return Fixed(self.log_snr_max, self.log_snr_min, jax.lax.stop_gradient(self.shares(params)))
 
-  def fit(self, params: Params, t: Time, cost: Array) -> Array:
-    """[...] zeros, whose gradient in params is that of -cost · log share(bin of t), the cross-entropy between cost and time."""
+  def fit(self, params: Params, t: Time, cost: Array, unit: float) -> Array:
+    """[...] zeros, whose gradient in params is that of -(cost / unit)^power · unit · log share(bin of t), cost being held constant.
+
+    cost: >= 0, nats per unit time. unit: nats, a size of it that keeps this gradient comparable to that of the bound.
+    """
     times = self.bind(params).times
     piece = jnp.clip(jnp.searchsorted(times, t, side="right") - 1, 0, self.bins - 1)
-    cost = -jax.lax.stop_gradient(cost) * jnp.log(self.shares(params))[piece]
-    return cost - jax.lax.stop_gradient(cost)
+    weight = jax.lax.stop_gradient((cost / unit) ** self.power * unit)
+    loss = -weight * jnp.log(self.shares(params))[piece]
+    return loss - jax.lax.stop_gradient(loss)
 
   def log_snr(self, t: Time) -> Array:
     raise ValueError("a learned path has no log-SNR without its parameters; ask process.path(params)")

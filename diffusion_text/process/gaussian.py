@@ -27,6 +27,7 @@ becomes clean first. (With the network's p in its place it would hold for a shar
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,7 @@ class Gaussian:
     """Zeros [...] whose gradient fits a learned path to where the bound is paid (`paths.Learned.fit`): add them to any loss of t [...]."""
     if not isinstance(self.schedule, Learned):
       return jnp.zeros_like(rate)
-    return self.schedule.fit(params["schedule"], t, rate)
+    return self.schedule.fit(params["schedule"], t, rate, unit=math.log(self.vocab_size))
 
   def gain(self, params: Params, t: Time) -> Gain:
     """The gain of `path` at t [...], with an axis for the vectors: [..., 1]. At t == 0 that of t -> 0+."""
