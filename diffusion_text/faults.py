@@ -35,7 +35,7 @@ from diffusion_text.train import checkpoint
 # truncate: as train, and the newest checkpoint is cut short. disk_full: no file may grow any more, so that the run ends by itself.
 # terminate: SIGTERM, so that it saves and ends with 42.
 KINDS = ("start", "train", "save", "truncate", "disk_full", "terminate")
-LIMIT = 300.0  # seconds that anything may take; a run that hangs is a failure
+LIMIT = 1200.0  # seconds that anything may take; a run that hangs is a failure
 LARGEST = 1 << 16  # bytes of a file on a full disk: below the arrays of a checkpoint, above metrics and logs
 STEP = re.compile(r"^step [1-9]\d* ", re.M)  # what a victim logs after an update, and
 CONTINUING = re.compile(r"^continuing from \S+/(\d+)$", re.M)  # after it has restored
