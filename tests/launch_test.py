@@ -24,6 +24,7 @@ SMALL = {
   "evaluate.max_rows": 8,
   "sampler.steps": 4,
   "optimizer.schedule": "constant",
+  "model.layers": 1,
 }
 
 

@@ -131,8 +131,10 @@ class Checkpointer:
   def __enter__(self) -> Checkpointer:
     return self
 
-  def __exit__(self, *_) -> None:
-    self.close()
+  def __exit__(self, _, error, __) -> None:
+    # After a failure the last save is waited for, as it may be good; of several processes one that is gone may never finish its part.
+    if error is None or jax.process_count() == 1:
+      self.close()
 
   def _told(self, what: str):
     return _Told(f"could not {what} in {self.directory}")

@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -57,26 +59,104 @@ def test_ten_steps_equal_five_then_a_kill_then_five(tmp_path):
   assert [row["step"] for row in _curve(tmp_path / "killed")] == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_and_exits_with_42(tmp_path, processes):
-  """With several processes only one is told, and all end at one step."""
+def _start_several(workdir, processes, *options, last=()):
+  """Processes of one run; `last`: further options of the last of them."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  options = ("--steps", 100000, "--seconds_per_step", 0.05, "--processes", processes, "--port", port)
-  running = [_start(tmp_path / "run", *options, "--process", i) for i in range(processes)]
+  options = ("--processes", processes, "--port", port, *options)
+  return [_start(workdir, *options, "--process", i, *(last if i == processes - 1 else ())) for i in range(processes)]
+
+
+def _started(running, workdir):
+  """Waits until a few steps are done."""
   deadline = time.monotonic() + 240
-  while not (tmp_path / "run" / "metrics.jsonl").exists() or len(tr.read_metrics(tmp_path / "run")) < 3:
+  while not (workdir / "metrics.jsonl").exists() or len(tr.read_metrics(workdir)) < 3:
     if time.monotonic() > deadline or any(process.poll() is not None for process in running):
       for process in running:
         process.kill()
       pytest.fail("did not start:\n" + "\n".join(_finish(process)[1] for process in running))
     time.sleep(0.05)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_and_exits_with_42(tmp_path, processes):
+  """With several processes only one is told, and all end at one step."""
+  running = _start_several(tmp_path / "run", processes, "--steps", 100000, "--seconds_per_step", 0.05)
+  _started(running, tmp_path / "run")
   running[-1].send_signal(signal.SIGTERM)
   for code, output in map(_finish, running):
     assert code == tr.EXIT_PREEMPTED == 42, output
   for i in range(processes):  # every batch drawn is in the checkpoint
     assert tr.latest_step(tmp_path / "run" / "checkpoints") == len((tmp_path / "run" / f"drawn{i}.txt").read_text().split())
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path):
+  """kill -9 of one of two: the other says that it is not its own fault, and ends with another code than 0 and 42."""
+  running = _start_several(tmp_path / "run", 2, "--steps", 100000, "--seconds_per_step", 0.05)
+  _started(running, tmp_path / "run")
+  running[1].kill()
+  began = time.monotonic()
+  code, output = _finish(running[0])
+  assert code not in (0, tr.EXIT_PREEMPTED) and time.monotonic() - began < 60
+  assert re.search("error: process 0 of 2: .*(peer|Gloo|gloo)|another task died", output), output
+  assert _finish(running[1])[0] == -signal.SIGKILL
+
+
+def test_a_mistake_on_one_host_is_told_by_all(tmp_path):
+  for code, output in map(_finish, _start_several(tmp_path / "run", 2, last=("--no_data", 1))):
+    assert code == 2 and "process 1 of 2: there is no data on this host" in output, output
+
+
+def test_processes_that_differ_are_refused(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  monkeypatch.setattr(tr.processes, "gather", lambda content: [content, content, b"5"])
+  with pytest.raises(
+    ValueError, match="the number of steps is '10' on process 0 and '5' on process 2; start all with the same"
+  ):
+    tr.processes.check_same({"the number of steps": "10"})
+  with pytest.raises(ValueError, match="process 2 of 3: 5"):
+    monkeypatch.setattr(tr.processes, "gather", lambda content: [b"", b"", b"5"])
+    tr.processes.together(lambda: None)
+
+
+@pytest.mark.parametrize(
+  ("given", "says"),
+  [
+    ({"num_processes": 2}, "--coordinator, --process_id missing"),
+    ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "--process_id=2 must be 0 … 1"),
+    ({"coordinator": "host", "num_processes": 2, "process_id": 1}, "--coordinator=host has no port"),
+  ],
+)
+def test_how_processes_meet_is_checked(given, says):
+  with pytest.raises(ValueError, match=says):
+    tr.processes.connect(**given)
+
+
+def test_a_command_of_one_process_refuses_several(monkeypatch):
+  tr.processes.check_alone()
+  monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+  with pytest.raises(ValueError, match="is one process, but SLURM_STEP_NUM_TASKS=4"):
+    tr.processes.check_alone()
+
+
+def test_a_stuck_process_ends_itself(capfd):
+  ended = threading.Event()
+  codes = []
+
+  def give_up(code):
+    codes.append(code)
+    ended.set()
+
+  with tr.processes.Watchdog(0.2, give_up=give_up) as watch:
+    watch.alive(7)
+    assert ended.wait(20)
+  told = capfd.readouterr().err
+  assert codes == [1] and "no progress for 0.2 s after step 7" in told and "test_a_stuck_process" in told
+  with tr.processes.Watchdog(None, give_up=give_up) as watch:
+    watch.alive(8)
+  with pytest.raises(ValueError, match="stall_seconds=0 must be above 0"):
+    tr.processes.Watchdog(0)
 
 
 class Recorder:

@@ -116,11 +116,27 @@ def main():
   parser.add_argument("--processes", type=int, default=1)
   parser.add_argument("--process", type=int, default=0)
   parser.add_argument("--port", type=int, default=0)
+  parser.add_argument("--no_data", type=int, default=0)
   args = parser.parse_args()
   logging.basicConfig(level=logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells much
   if args.processes > 1:
-    jax.distributed.initialize(f"localhost:{args.port}", args.processes, args.process)
+    tr.processes.connect(f"localhost:{args.port}", args.processes, args.process, heartbeat_timeout=10)
+  try:
+    _main(args)
+  except Exception as error:
+    print(f"error: {tr.processes.name()}{error}", flush=True)
+    tr.processes.leave(2 if isinstance(error, ValueError) else 1)
+
+
+def _find_data(missing):
+  if missing:
+    raise ValueError("there is no data on this host")
+
+
+def _main(args):
+  tr.processes.check_same({"the number of steps": str(args.steps)})
+  tr.processes.together(lambda: _find_data(args.no_data))
   directory = str(args.workdir / "checkpoints")
   args.workdir.mkdir(exist_ok=True)
   mesh = tr.make_mesh()
