@@ -73,10 +73,13 @@ def is_first() -> bool:
   return jax.process_index() == 0 if jax.distributed.is_initialized() else True  # without touching the devices, if it is alone
 
 
-def name() -> str:
-  """ "process 1 of 4: ", or "" where there is only one."""
-  several = jax.distributed.is_initialized() and jax.process_count() > 1
-  return f"process {jax.process_index()} of {jax.process_count()}: " if several else ""
+def told(error: Exception) -> str:
+  """The message of an error as this process should tell it: with its number, and who is to blame, if there are several."""
+  if not (jax.distributed.is_initialized() and jax.process_count() > 1):
+    return str(error)
+  other = isinstance(error, jax.errors.JaxRuntimeError)
+  hint = ". If the others were fine until now, one of them has ended: what it printed last says why" if other else ""
+  return f"process {jax.process_index()} of {jax.process_count()}: {error}{hint}"
 
 
 def gather(content: bytes) -> list[bytes]:

@@ -125,7 +125,7 @@ def main():
   try:
     _main(args)
   except Exception as error:
-    print(f"error: {tr.processes.name()}{error}", flush=True)
+    print(f"error: {tr.processes.told(error)}", flush=True)
     tr.processes.leave(2 if isinstance(error, ValueError) else 1)
 
 
