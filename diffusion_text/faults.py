@@ -206,14 +206,15 @@ class Campaign:
   def strike(self, kind: str, victim: Victim, workdir: pathlib.Path) -> bool:
     """Waits for the moment and strikes one of the processes; False if the run was over before."""
     pid, draw = self.random.choice(victim.pids), self.random.random()
+    steps = 1 + self.random.randrange(3 * self.config.train.save_every)  # not seconds: machines differ, and may be busy
     deadline = time.monotonic() + LIMIT
-    while not self.is_moment(kind, victim, workdir):
+    while not self.is_moment(kind, steps, victim, workdir):
       if not victim.running():
         return False
       if time.monotonic() > deadline:
         raise CampaignFailed(f"no progress; see {victim.log}")
       time.sleep(0.002)
-    time.sleep(draw * {"start": 4.0, "save": 0.1}.get(kind, 0.5))
+    time.sleep(draw * (4.0 if kind == "start" else 0.2))
     if not victim.running() or pid in victim.codes:
       return False
     if kind == "disk_full":
@@ -222,13 +223,13 @@ class Campaign:
       os.kill(pid, signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
     return True
 
-  def is_moment(self, kind: str, victim: Victim, workdir: pathlib.Path) -> bool:
-    """Whether the run is where faults of this kind wait for it."""
+  def is_moment(self, kind: str, steps: int, victim: Victim, workdir: pathlib.Path) -> bool:
+    """Whether the run is where a fault of this kind waits for it: some steps done, a save under way."""
     if kind == "start":
       return True
-    if kind == "save":
-      return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
-    return STEP.search(victim.log.read_text()) is not None
+    if kind == "save" and not any("tmp" in path.name for path in (workdir / "checkpoints").glob("*")):
+      return False
+    return len(STEP.findall(victim.log.read_text())) >= steps
 
   def check(self, kind: str, victim: Victim, workdir: pathlib.Path, codes: list[int], resumes: int | None) -> None:
     """Raises CampaignFailed if the victim went on from elsewhere than `resumes`, or has lost or changed something."""
