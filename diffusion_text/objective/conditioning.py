@@ -114,9 +114,11 @@ class Conditioning:
     return TwoReadings(predict, coins, self.chunk, self.shards)
 
   def batch(self, key: Key, batch: Batch, progress: Progress) -> Batch:
-    """The batch, with the given tokens of some rows hidden."""
-    if not self.drop_given or batch.given is None:
+    """The batch, with the given tokens of some rows hidden. Raises ValueError, when traced, where none are given."""
+    if not self.drop_given:
       return batch
+    if batch.given is None:
+      raise ValueError(f"objective.drop_given={self.drop_given} hides given tokens, and these rows have none; leave it unset")
     coins = row_coins(jax.random.fold_in(key, 5), batch.ids.shape[0], progress, self.drop_given)
     return dataclasses.replace(batch, hidden=batch.given & coins[:, None])
 

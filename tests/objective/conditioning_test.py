@@ -196,9 +196,10 @@ def test_hidden_tokens_are_noise_and_not_scored(process):
   assert not scored_weights(hidden)[GIVEN].any()
 
 
-def test_hiding_changes_nothing_without_given_tokens():
-  plain = Batch(IDS)
-  assert HIDES.batch(KEY, plain, Progress()) is plain and Conditioning(Shared()).batch(KEY, BATCH, Progress()) is BATCH
+def test_nothing_is_told_or_hidden_unless_asked():
+  with pytest.raises(ValueError, match=r"drop_given=0\.5 .*have none"):
+    HIDES.batch(KEY, Batch(IDS), Progress())
+  assert Conditioning(Shared()).batch(KEY, BATCH, Progress()) is BATCH
   predict = linear(net_for(SIMPLEX))
   assert Conditioning(Shared()).predict(predict, KEY, BATCH, Progress()) is predict
 

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_text.evaluate.oracle import exact_prediction
 from diffusion_text.model.transformer import Network, TransformerConfig
-from diffusion_text.objective import OBJECTIVES, Bound
+from diffusion_text.objective import OBJECTIVES, Bound, CrossEntropy
 from diffusion_text.objective.bound import Chunks
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
 from diffusion_text.process.embedding import Embedding
@@ -105,6 +105,15 @@ def test_targets_are_weights():
     weight = EmbeddingLosses(PROCESS, Shared(), weighting=name).weight({}, t)
     np.testing.assert_allclose(weight * square(x - guess), value, rtol=1e-3)
     assert EmbeddingLosses(PROCESS, Shared(), weighting=name, max_weight=0.5).weight({}, t).max() <= 0.5
+
+
+def test_cross_entropy_reads_the_posterior():
+  """Of Gaussian processes it is the anchor of the same draw, the evidence that the logits leave out included (score interpolation)."""
+  params, net = LEFT_OUT.init(jax.random.key(1)), OUT[:E]
+  plain, _ = call(CrossEntropy(LEFT_OUT, Shared()), params, net)
+  losses, _ = call(EmbeddingLosses(LEFT_OUT, Shared()), params, net)
+  assert float(plain.total) == pytest.approx(float(losses.sums["anchor"]), rel=1e-5)
+  assert float(plain.sums["bound"]) == pytest.approx(float(losses.sums["bound"]), rel=1e-5)
 
 
 def test_read_out_by_inner_products():

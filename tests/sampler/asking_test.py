@@ -109,6 +109,23 @@ def test_masked_tokens_are_guided_and_told_too():
   assert seen[2][0].recalls.any() and int(result.calls) == 2 * STEPS
 
 
+def test_blocks_are_told_of_their_own_answers():
+  """Within the row that a block is read in, clean blocks and those to come are told nothing, and each block begins anew."""
+  seen = []
+  noise = MASKED.inputs({}, MASKED.prior({}, jax.random.key(0), (1, L)), jnp.ones((1, L)))
+  reader = WholeRow(lambda inputs, t: network(inputs, t, seen), noise)
+  policy = Ancestral(Shared(), STEPS)
+  run = jax.jit(lambda keys: sample_blocks(policy, MASKED, {}, reader, keys, Batch(IDS), 2, recalls=D).calls)
+  assert int(run(token_keys(row_keys(0, B), L))) == 2 * STEPS
+  jax.effects_barrier()
+  for number, (inputs, _) in enumerate(seen):
+    block, call = divmod(number, STEPS)
+    own = np.arange(L) // 2 == block
+    assert not inputs.recalls[:, ~own].any()
+    assert call > 1 or inputs.recalls[:, own].any() == call
+    assert not (inputs.recalls & (inputs.ids != V)).any()
+
+
 def test_nothing_given_costs_one_call():
   """Both answers would be the same one."""
   policy = Ancestral(Shared(), STEPS, Guidance(guidance_scale=2.0))
