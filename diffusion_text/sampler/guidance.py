@@ -18,8 +18,8 @@ class Guidance:
   probability reaches top_p, the crossing token included (nucleus, arXiv 1904.09751). The defaults change nothing.
 
   guidance_scale: w of classifier-free guidance (arXiv 2207.12598), u + w (c - u) of the network's answers c with and u without the
-  given tokens: 1 is the conditional answer alone at one call, all others cost two where any token is given; 0 is the unconditional one. (Some
-  count from w - 1.)
+  given tokens: 1 is the conditional answer alone at one call, all others cost two where any token is given; 0 is the unconditional
+  one. (Some count from w - 1.)
   guidance_space: what is combined, "logits" or "probabilities" (TESS, arXiv 2305.08379). Probabilities below 0, which w > 1 makes, are
   cut off and the rest divided by its sum, so large w forbids tokens that the condition makes less likely.
   """
