@@ -166,7 +166,8 @@ class Pairs:
   path: a file, or a folder of files, `.tsv` or `.txt` (columns between tabs), `.csv` or `.jsonl`. source, target: where the two are:
   the number of a column, from 0, or the name of a field; None is columns 0 and 1, or the fields "source" and "target". A line break
   within either is read as a space. max_characters: pairs with a longer source or target are left out of every split, as are pairs with
-  an empty one.
+  an empty one. Tatoeba's `fra.txt` needs no options; the E2E challenge is its folder of trainset.csv, devset.csv and testset_w_refs.csv
+  with source="mr" and target="ref".
 
   Splits are those of `Folder`, except that a stand-in is chosen by a hash of the *source*: all targets of one source fall in the same
   split. Pairs come in the order of that hash, those of one source together, so that the first ones of a split are a fair sample of
