@@ -43,6 +43,7 @@ ABOVE = {
   "translate",
   "data_settings",
   "topology",
+  "control",
 }  # these know all, and nothing below knows them
 LONGER = {"train": 130, "config": 220}  # the loop, and the list of all config keys
 MAINS = {"sample": 75, "flags": 75}  # lines; other mains have 60

@@ -7,6 +7,7 @@ model sees.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import json
@@ -25,6 +26,9 @@ SPLITS = ("train", "validation", "test")
 # Austen's six novels: 10,304 paragraphs (7 of them empty, between the novels), 4,007,105 characters with their line ends.
 AUSTEN_PARAGRAPHS = {"train": (0, 9659), "validation": (9659, 9842), "test": (9842, 10304)}
 AUSTEN_CHARACTERS = {"train": 3_726_564, "validation": 80_470, "test": 200_071}  # line ends included: 93.0 %, 2.0 %, 5.0 %
+# The first paragraph of each novel; an empty one comes before it. The splits cut Persuasion only.
+AUSTEN_NOVELS = {"sense_and_sensibility": 0, "pride_and_prejudice": 1865, "mansfield_park": 3992, "emma": 5834}
+AUSTEN_NOVELS |= {"northanger_abbey": 8211, "persuasion": 9268}
 AUSTEN_SHA256 = "39397e3b3736c343fba95d41f60b878e3a7ec9a5cc545c76a3d861b0b18bbc49"
 
 # Which hundredths of the training documents stand in for a split that a folder does not have.
@@ -66,6 +70,12 @@ class Austen:
     begin, end = AUSTEN_PARAGRAPHS[split]
     # The file ends with a newline, so the piece after the last newline is no paragraph.
     return iter(lzma.decompress(packed).decode("utf-8").split("\n")[begin:end])
+
+  def sources(self, split: str) -> tuple[tuple[str, ...], list[int]]:
+    """(names of the novels, for each document of the split the number of its novel)."""
+    check_split(split)
+    begins = list(AUSTEN_NOVELS.values())
+    return tuple(AUSTEN_NOVELS), [bisect.bisect_right(begins, place) - 1 for place in range(*AUSTEN_PARAGRAPHS[split])]
 
   def identity(self) -> str:
     """The sha256 of the uncompressed file."""

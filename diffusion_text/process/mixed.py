@@ -190,6 +190,11 @@ class Mixed(WithMask):
       logits = logits - self._own_evidence(state, t, logits.shape[-1])
     return jax.nn.log_softmax(logits, axis=-1)
 
+  def posterior(self, params: Params, state: State, t: Time, logits: Array) -> Array:
+    """log p(x_i | z) up to a constant, the evidence of z_i itself included: [..., V]."""
+    del params
+    return self.leave_one_out(state, t, logits) + self._own_evidence(state, t, self.vocab_size)
+
   def _own_evidence(self, state: State, t: Time, vocab_size: int) -> Array:
     """log q_t(z | x = v) up to a constant, [N, V]: not zero only at v = z; zero where z is the mask."""
     shares = self.shares(t)
@@ -294,8 +299,7 @@ class Mixed(WithMask):
 
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
     """The clean tokens, drawn from the ordinary posterior: leave-one-out times the evidence of z itself."""
-    logp = self.leave_one_out(state, t, logits)
-    return draw_categorical(fold(keys, 1), logp + self._own_evidence(state, t, self.vocab_size))
+    return draw_categorical(fold(keys, 1), self.posterior(params, state, t, logits))
 
   def dynamic_weight(self, params: Params, ids: Array, state: State, t: Time) -> Array:
     """GIDD's training weights of the divergence (its section 3.3): 2 at masks, 1 at wrong tokens, small at right ones."""
