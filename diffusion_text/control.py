@@ -72,7 +72,7 @@ def trained_in(config: ConfigDict, workdir: pathlib.Path, tokenizer: Any = None)
     if result.status != "finished":
       raise RuntimeError(f"{result.status} at step {result.step} in {directory}, saved; run the same command again to go on")
   saved = load_experiment(directory).config.sampler
-  return load(directory, [(f"sampler.{key}", value) for key, value in config.sampler.items() if value != saved[key]])
+  return load(directory, [(f"sampler.{key}", value) for key, value in config.sampler.items() if value != saved.get(key)])
 
 
 def train_classifier(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from diffusion_text.process.gaussian import Gaussian
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.correct import PredictorCorrector
+from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Canvas, Policy, select
 from diffusion_text.types import Array, Params, Prediction, Process, Reveals, State, Time
 
@@ -66,6 +67,11 @@ class Controlled:
   def innermost(self) -> Policy:
     """The policy that is controlled, whatever the number of controls around it."""
     return self.policy.innermost if isinstance(self.policy, Controlled) else self.policy
+
+  @property
+  def guidance(self) -> Guidance:
+    """The policy's own, which reads the controlled logits."""
+    return self.policy.guidance
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
     return self.policy.plan(process, params, canvas)
