@@ -16,6 +16,7 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler.ancestral import Ancestral, EventDriven, TauLeaping
+from diffusion_text.sampler.control import LogitControl
 from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import NOT_DRAWN, Canvas, sample
@@ -140,7 +141,10 @@ def compiled(policy):
   ), made
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: f"{type(p).__name__}-{getattr(p, 'order', '')}")
+STEERED = LogitControl(Ancestral(SHARED, 6), lambda soft: jnp.sum(soft[..., 0] ** 2, axis=1), 2.0)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, STEERED], ids=lambda p: f"{type(p).__name__}-{getattr(p, 'order', '')}")
 class TestEverySampler:
   CHAIN = MarkovChain.branchy(1, vocab_size=5, length=12)
   FIVE = Masked(5, Linear())
