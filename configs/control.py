@@ -21,5 +21,5 @@ def get_config(size: str = "micro"):
   c.train.evaluate_every = 800
   c.train.ema_decay = 0.995
   c.evaluate.max_rows = 64
-  c.sampler.steps = 64
+  c.sampler.steps = 32
   return c

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,9 +80,9 @@ def train_classifier(
   *,
   read: Read,
   seed: int,
-  steps: int = 600,
+  steps: int = 300,
   batch_size: int = 64,
-  learning_rate: float = 3e-3,
+  learning_rate: float = 1e-2,
 ) -> Judged:
   """AdamW on rows drawn so that every class is equally frequent; what it is shown of them is `read`'s choice. One compiled scan."""
   optimizer = train.make_optimizer(
@@ -142,9 +141,9 @@ class Settings:
   guidance: str = "logits"
   wrt: str = "probabilities"
   inner_steps: int = 1
-  num: int = 128
+  num: int = 64
   seed: int = 0
-  classifier_steps: int = 600
+  classifier_steps: int = 300
 
   def __post_init__(self):
     if self.guidance not in ("logits", "latents"):
@@ -252,10 +251,23 @@ def verdict(rows: Sequence[Row]) -> str:
   return f"control {shown}: strength {best.name} raises success by {gain:.0f} points at {more:+.0f} % nats per token (asked: 30, 20 %)"
 
 
-def demonstrate(generator: Trained, judge: Trained, settings: Settings) -> str:
-  """The report: trains the two classifiers and draws at every strength. Raises ValueError for a corpus without sources or an unknown
-  target."""
-  experiment, begun = generator.experiment, time.monotonic()
+@dataclasses.dataclass(frozen=True)
+class Steered:
+  """What was drawn, and all that judges it but the price. names: of the sources; target: its number; held_out: rows no classifier
+  learned from; samples: (strength, ids [num, L], network calls of a row), unguided first."""
+
+  generator: Trained
+  names: tuple[str, ...]
+  target: int
+  held_out: LabelledRows
+  guide: Judged
+  evaluator: Judged
+  samples: Sequence[tuple[float, np.ndarray, int]]
+
+
+def steer(generator: Trained, settings: Settings) -> Steered:
+  """Trains the two classifiers and draws at every strength. Raises ValueError for a corpus without sources or an unknown target."""
+  experiment = generator.experiment
   corpus = experiment.data.make_corpus()
   if not hasattr(corpus, "sources"):
     raise ValueError(f"data.corpus={experiment.data.corpus!r} does not tell where its documents come from; use 'austen'")
@@ -264,32 +276,37 @@ def demonstrate(generator: Trained, judge: Trained, settings: Settings) -> str:
     raise ValueError(f"target={settings.target!r} is no source of {experiment.data.corpus}; use one of {', '.join(names)}")
   target, rows = names.index(settings.target), labelled_rows(arrays(experiment, "train"), labels, experiment.data.length, 3)
   guide = settings.train_guide(generator, rows.of_part(GUIDE), len(names))
-  other = Classifier(len(names), experiment.process.vocab_size, width=96, window=3, pool="max")
-  steps, seed = settings.classifier_steps, settings.seed + 1
-  evaluator = train_classifier(other, rows.of_part(EVALUATOR), read=clean, seed=seed, steps=steps)
-  held_out, price = rows.of_part(HELD_OUT), nats_per_token(judge)
-  own = held_out.ids[held_out.label == target]
+  other, options = Classifier(len(names), experiment.process.vocab_size, width=96, window=3, pool="max"), {"read": clean}
+  options |= {"seed": settings.seed + 1, "steps": settings.classifier_steps}
+  evaluator = train_classifier(other, rows.of_part(EVALUATOR), **options)
+  draw, samples = sampler(generator, guide, settings, target), []
+  for strength in (0.0, *settings.strengths):
+    samples.append((strength, *draw(strength)))
+    text = " ".join(experiment.tokenizer.decode(samples[-1][1][0]).split())
+    success = np.mean(evaluator.answers(samples[-1][1]) == target)
+    log.info("strength %g: %.0f %% %s, as in: %s", strength, 100 * success, settings.target, text[:200])
+  return Steered(generator, names, target, rows.of_part(HELD_OUT), guide, evaluator, samples)
+
+
+def report(steered: Steered, judge: Trained, settings: Settings) -> str:
+  """The table, what it was made with, and the verdict."""
+  generator, guide, evaluator, held_out = steered.generator, steered.guide, steered.evaluator, steered.held_out
+  price = nats_per_token(judge)
+  row = lambda name, ids, calls=0: Row.of(name, ids, steered.target, evaluator, guide, price, calls)
+  lines = [row(f"{strength:g}" if strength else "0 (unguided)", ids, calls) for strength, ids, calls in steered.samples]
+  own = held_out.ids[held_out.label == steered.target]
   own = own[
     np.linspace(0, len(own) - 1, settings.num).astype(int)
   ]  # as many rows as are drawn: distinct-n falls with their number
-  real = Row.of("held-out text of the target", own, target, evaluator, guide, price)
-  draw, lines = sampler(generator, guide, settings, target), []
-  for strength in (0.0, *settings.strengths):
-    ids, calls = draw(strength)
-    lines.append(Row.of(f"{strength:g}" if strength else "0 (unguided)", ids, target, evaluator, guide, price, calls))
-    log.info("%s", lines[-1].line(lines[0]))
-    text = experiment.tokenizer.decode(ids[0])
-    log.info("  %s", " ".join(text.split())[:200])
   right = 100 * float(np.mean(evaluator.answers(held_out.ids) == held_out.label))
-  table = "\n".join([HEADER, *(row.line(lines[0]) for row in (*lines, real))])
+  table = "\n".join([HEADER, *(line.line(lines[0]) for line in (*lines, row("held-out text of the target", own)))])
   how = f"{settings.guidance}, wrt {settings.wrt}" if settings.guidance == "logits" else settings.guidance
-  return f"""{settings.num} rows of {experiment.data.length} tokens each, seed {settings.seed}
-target: {settings.target}, one of {len(names)} sources
+  return f"""{settings.num} rows of {own.shape[1]} tokens each, seed {settings.seed}
+target: {settings.target}, one of {len(steered.names)} sources
 guide ({how}; {settings.inner_steps} gradients per network call): {guide.classifier}
 evaluator (other architecture, seed and text): {evaluator.classifier}, right on {right:.1f} % of {len(held_out.ids)} held-out rows
-judge: {judge.experiment.timing} at step {judge.step}; generator: {type(experiment.process).__name__} at step {generator.step}
+judge: {judge.experiment.timing} at step {judge.step}; generator: {type(generator.experiment.process).__name__} at step {generator.step}
 
 {table}
 
-{verdict(lines)}
-{time.monotonic() - begun:.0f} s without the training of generator and judge"""
+{verdict(lines)}"""

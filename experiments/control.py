@@ -21,11 +21,11 @@ JUDGE = config_flag("configs/autoregressive.py", name="judge")
 TARGET = flags.DEFINE_string("target", "emma", "the source that text should seem to be from")
 GUIDANCE = flags.DEFINE_enum("guidance", "logits", ["logits", "latents"], "by a classifier of text, or of noised vectors")
 WRT = flags.DEFINE_enum("wrt", "probabilities", ["probabilities", "logits"], "guidance=logits: gradient with respect to what")
-STRENGTHS = flags.DEFINE_list("strengths", ["1", "2", "4", "8"], "of the gradient")
+STRENGTHS = flags.DEFINE_list("strengths", ["2", "4", "8"], "of the gradient")
 INNER_STEPS = flags.DEFINE_integer("inner_steps", 1, "gradients per network call", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", None, "of the sampler; default the base's", lower_bound=1)
-NUM = flags.DEFINE_integer("num", 128, "rows drawn at each strength, a multiple of 32", lower_bound=32)
-CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 600, "updates of each classifier", lower_bound=1)
+NUM = flags.DEFINE_integer("num", 64, "rows drawn at each strength, a multiple of 32", lower_bound=32)
+CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 300, "updates of each classifier", lower_bound=1)
 JUDGE_STEPS = flags.DEFINE_integer(
   "judge_steps", 800, "training steps of the judge, which learns from every token", lower_bound=1
 )
@@ -47,10 +47,11 @@ def main(_):
   config = merge(base, SYSTEM.value)
   config.sampler.steps = STEPS.value or base.sampler.steps
   generator = control.trained_in(config, workdir / name)
+  steered = control.steer(generator, settings)
   config = merge(base, JUDGE.value)
   config.train.steps = JUDGE_STEPS.value
   judge = control.trained_in(config, workdir / "judge", generator.experiment.tokenizer)
-  print(control.demonstrate(generator, judge, settings))
+  print(control.report(steered, judge, settings))
 
 
 if __name__ == "__main__":

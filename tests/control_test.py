@@ -109,15 +109,15 @@ def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monke
   exact = build(config, tokenizer=experiment.tokenizer)
   generator, judge = (Trained(e, e.init_params(jax.random.key(0)), 0) for e in (experiment, exact))
   settings = control.Settings(target="second", strengths=[8.0], num=32, classifier_steps=120)
-  report = control.demonstrate(generator, judge, settings)
+  report = control.report(control.steer(generator, settings), judge, settings)
   lines = [line.split("|") for line in report.splitlines() if line.startswith("|")][2:]
   unguided, guided, real = (float(line[2].split("±")[0]) for line in lines)
   assert guided >= unguided + 30 and real > 90, report
   assert "control shown: strength 8" in report and all("+0 %" in line[5] for line in lines)
   with pytest.raises(ValueError, match="target='third' is no source"):
-    control.demonstrate(generator, judge, dataclasses.replace(settings, target="third"))
+    control.steer(generator, dataclasses.replace(settings, target="third"))
   with pytest.raises(ValueError, match="not Masked"):
-    control.demonstrate(generator, judge, dataclasses.replace(settings, guidance="latents"))
+    control.steer(generator, dataclasses.replace(settings, guidance="latents"))
 
 
 def test_the_verdict_asks_for_both_and_settings_are_checked():

@@ -44,7 +44,7 @@ class Classifier:
     keys = jax.random.split(key, 4)
     wide = lambda key, shape: jax.random.normal(key, shape) * shape[0] ** -0.5
     params = {
-      "embedding": jax.random.normal(keys[0], (self.input_size, self.width)),
+      "embedding": 0.1 * jax.random.normal(keys[0], (self.input_size, self.width)),  # small, or rare tokens stay noise
       "convolution": {"kernel": wide(keys[1], (self.window * self.width, self.width)), "bias": jnp.zeros(self.width)},
       "hidden": {"kernel": wide(keys[2], (self.width, self.width)), "bias": jnp.zeros(self.width)},
       "out": {"kernel": jnp.zeros((self.width, self.classes)), "bias": jnp.zeros(self.classes)},
