@@ -1,8 +1,9 @@
 """The base of a control experiment: networks of the quickstart's size, shared by generator and judge. Run by experiments.control.
 
 Rows of 64 word pieces: long enough for two or three names, short enough for hundreds of samples on a laptop CPU. 4096 pieces keep the
-names of Austen's people whole. Ours: see experiments/control.py.
+names of Austen's people whole. Ours: not yet run as a whole.
   python -m experiments.control --workdir=runs/control
+  python -m experiments.train --config=configs/control.py --workdir=runs/control/mdlm     # the generator alone, as that command makes it
 """
 
 from configs import base
