@@ -30,6 +30,9 @@ class Multistep(Ancestral):
   """x_s = alpha_s D + sigma_s ε̂(D), D extrapolated from this call's x̂ and the last one's; the first step of a token is DDIM's.
 
   Errors fall with the square of the number of steps where DDIM's (`ancestral` with process.rho = 0) fall with their number, so 10 to 50 do.
+  Total variation to toy B of tests/process/gaussian_test.py (exact network, √E embeddings, cosine path, 8000 draws, whose own noise is
+  0.015) after 4, 8, 16 and 32 steps: DDPM 0.070, 0.044, 0.027, 0.021; DDIM 0.060, 0.030, 0.018, 0.017; this 0.053, 0.021, 0.017, 0.017.
+
   The last step (s = 0) draws the token from this call's prediction, as all samplers do. Any timing: every token has a history of its own.
   Memory: one more array like the state, the last x̂.
 
