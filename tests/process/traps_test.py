@@ -238,3 +238,14 @@ def test_no_path_divides_by_zero(path):
   gain = path()(jnp.array([0.0, 1.0]))
   assert float(gain.sigma[0]) > 0 and float(gain.alpha[1]) > 0 and np.isfinite(gain.log_snr).all()
   assert np.isfinite(path().snr_rate(jnp.array([0.0, 1.0]))).all()
+
+
+@pytest.mark.parametrize("projection", ["expectation", "nearest", "argmax", "sample"])
+def test_the_last_step_takes_the_last_prediction(projection):
+  """Trap 15: at s = 0 the token is of this call's logits, whatever the state still shows and however the noise would be made."""
+  process = Embedding(V, LogSNR(), width=8, projection=projection)
+  params, want = params_of(process), jnp.array([[1, 2]])
+  state = process.encode(params, jnp.array([[3, 3]]))
+  logits = jnp.where(want[..., None] == jnp.arange(V), 0.0, -200.0)
+  after = process.step(params, token_keys(row_keys(0, 1), 2), state, logits, jnp.full((1, 2), 0.02), jnp.zeros((1, 2)))
+  np.testing.assert_array_equal(process.decode(params, after), want)
