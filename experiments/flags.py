@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
-from diffusion_text.train.processes import check_alone, is_first, leave, told
+from diffusion_text.train.processes import check_alone, is_first, leave, verdict
 
 USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
@@ -56,7 +56,7 @@ def run(main, connect=None):
       user = isinstance(error, USER_ERRORS)
       if flags.FLAGS.traceback or not user:
         traceback.print_exc()
-      fail(told(error), 2 if user else 1)
+      fail(*verdict(error, user))
 
   flags.DEFINE_bool("traceback", False, "show where an error came from")
   try:

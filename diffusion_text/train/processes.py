@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 T = TypeVar("T")
+EXIT_LOST = 43  # another process has ended: no fault of this one, and a launcher that knows of a preemption may start all again
 UNFINISHED = 5.0  # seconds that a failing process waits for the others to leave with it
 
 
@@ -73,13 +74,18 @@ def is_first() -> bool:
   return jax.process_index() == 0 if jax.distributed.is_initialized() else True  # without touching the devices, if it is alone
 
 
-def told(error: Exception) -> str:
-  """The message of an error as this process should tell it: with its number, and who is to blame, if there are several."""
+def verdict(error: Exception, refused: bool) -> tuple[str, int]:
+  """(message, exit code) of an error that ends this process: whose it is, and whether it may be the end of another process.
+
+  refused: it is one of those that tell the user what to change. Exit code 2 for these, EXIT_LOST where a collective failed and memory
+  and arguments are not to blame, else 1.
+  """
   if not (jax.distributed.is_initialized() and jax.process_count() > 1):
-    return str(error)
-  other = isinstance(error, jax.errors.JaxRuntimeError)
-  hint = ". If the others were fine until now, one of them has ended: what it printed last says why" if other else ""
-  return f"process {jax.process_index()} of {jax.process_count()}: {error}{hint}"
+    return str(error), 2 if refused else 1
+  message = f"process {jax.process_index()} of {jax.process_count()}: {error}"
+  if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
+    return f"{message}. If the others were fine until now, one of them has ended: what it printed last says why", EXIT_LOST
+  return message, 2 if refused else 1
 
 
 def gather(content: bytes) -> list[bytes]:

@@ -125,8 +125,9 @@ def main():
   try:
     _main(args)
   except Exception as error:
-    print(f"error: {tr.processes.told(error)}", flush=True)
-    tr.processes.leave(2 if isinstance(error, ValueError) else 1)
+    message, code = tr.processes.verdict(error, isinstance(error, ValueError))
+    print(f"error: {message}", flush=True)
+    tr.processes.leave(code)
 
 
 def _find_data(missing):
