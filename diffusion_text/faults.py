@@ -109,6 +109,7 @@ def _fork(work: Callable[[], int], log: pathlib.Path) -> int:
   try:
     code = work()
   except BaseException:  # whatever it is, the parent's code must not go on in this process
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # a full disk must not hide why
     traceback.print_exc()
   finally:
     try:
