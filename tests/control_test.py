@@ -15,9 +15,9 @@ from diffusion_text.data.corpora import AUSTEN_NOVELS, CORPORA, Austen
 from diffusion_text.data.labels import LabelledRows, labelled_rows
 from diffusion_text.data.token_arrays import TokenArrays
 from diffusion_text.model.classifier import Classifier
+from diffusion_text.paths import PATHS
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.run import Trained
-from diffusion_text.schedules import PATHS
 from diffusion_text.types import Inputs
 
 

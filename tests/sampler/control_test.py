@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_text.draws import row_keys, token_keys
 from diffusion_text.evaluate.oracle import Enumerable, exact_prediction, masked_evidence
+from diffusion_text.paths import PATHS
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
@@ -17,7 +18,7 @@ from diffusion_text.sampler.ancestral import Ancestral, EventDriven
 from diffusion_text.sampler.control import LatentControl, LogitControl
 from diffusion_text.sampler.loop import Canvas, sample
 from diffusion_text.sampler.order import Ordered
-from diffusion_text.schedules import PATHS, Linear
+from diffusion_text.schedules import Linear
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Prediction
 from tests.process.conformance_test import TOY
