@@ -144,7 +144,7 @@ class LatentControl(Controlled):
 
   which ascends strength · log p(c | z) - |z - z_s|² / 2v. So v is the fluency term: Diffusion-LM's weight lambda of |z - z̄|² / v is
   strength 1 / (2 lambda), and its 3 Adagrad steps are `steps` = 3. At strength 1 the law tends to p(x | c) as the policy's steps grow,
-  if rho is None (the DDPM posterior); rho = 0 has half the noise to correct, so there 1/2 does.
+  if the process steps by the DDPM posterior (rho None, eta 1); the noiseless step (0) needs half of it.
 
   log_prob: (z float32 [B, L, E], t float32 [B, L]) -> [B], log p(c | z_t) in nats, of a classifier trained on noised vectors.
   Nothing is moved at s = 0, where tokens are drawn. Per network call: `steps` gradients. Raises ValueError for other processes, and for
@@ -168,7 +168,8 @@ class LatentControl(Controlled):
     after = self.policy.advance(process, params, canvas, prediction)
     start = after.state if isinstance(after, Canvas) else after
     _, t, s = self.innermost.turn(canvas)
-    here, there = process.gain(t), process.gain(s)
+    path = process.walk(params)
+    here, there = path(t[..., None]), path(s[..., None])
     variance = (process.noise_scale * there.sigma) ** 2 * -jnp.expm1(jnp.minimum(here.log_snr - there.log_snr, 0.0))
     time = jnp.where(canvas.open, s, 0.0)
     moves = canvas.open & (s > 0) & (t > s)
