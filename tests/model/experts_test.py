@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusion_text.model.experts import counted_tokens, every_expert, routing, sorted_experts
+from diffusion_text.hlo import Program
+from diffusion_text.kernels.block_sizes import compile_for
+from diffusion_text.model.experts import counted_tokens, every_expert, mixture, routing, sorted_experts
 from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.transformer import Network
+from diffusion_text.topology import topology_devices
+from diffusion_text.train.sharding import make_mesh
 from diffusion_text.types import Inputs, Layout
 from tests.model.transformer_test import SMALL
 
@@ -95,3 +100,18 @@ def test_a_network_of_experts():
   more = dataclasses.replace(SMALL, experts=8, experts_per_token=2, expert_width=32, balance_weight=1.0)
   router = 2 * more.layers * more.width * 4
   assert flops_per_token(more, 4) - flops_per_token(network.config, 4) == router
+
+
+def test_ragged_products_compile_for_tpu_over_the_expert_axis():
+  """Forward and backward, experts over one axis and their width over another, with no gather of the experts' weights over it."""
+  pytest.importorskip("libtpu", reason="pip install libtpu to compile for TPU without one")
+  mesh = make_mesh(fsdp=1, tensor=2, expert=2, devices=topology_devices("v5e:2x2"))
+  shape = lambda spec, dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+  bf16, weights = jnp.bfloat16, ("expert", None, "tensor")
+  x, chosen = shape((), bf16, 2, 128, 256), shape((), jnp.int32, 2, 128, 2)
+  up, down = shape(weights, bf16, 4, 256, 256), shape(("expert", "tensor", None), bf16, 4, 256, 256)
+  loss = lambda x, share, up, gate, down, chosen: jnp.sum(mixture(x, share, chosen, up, gate, down).astype(jnp.float32) ** 2)
+  with jax.set_mesh(mesh), compile_for("tpu", "TPU v5 lite"):
+    step = jax.jit(jax.grad(loss, range(5)))
+    program = Program(step.lower(x, shape((), bf16, 2, 128, 2), up, up, down, chosen).compile().as_text())
+  assert {c.kind for c in program.collectives()} == {"all-reduce"}

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"
 )
 
-# (size, topology, V, what differs). The second is little but long: 2 · 8192 positions, noisy ‖ clean, in blocks, over the sequence axis,
-# with experts. Compiling does not get dearer with layers, which are scanned, or rows, so it has few of both.
+# (size, topology, V, what differs). The second is little but long: 2 · 8192 positions, noisy ‖ clean, in blocks, over the sequence axis.
+# Compiling does not get dearer with layers, which are scanned, or rows, so it has few of both.
 CASES = {
   "small": ("small", "v5e:4x4", 32_000, {"data.length": 1024, "train.batch_size": 64, "model.remat": "full"}),
   "long": (
@@ -23,8 +23,7 @@ CASES = {
     {
       **{"data.length": 8192, "train.batch_size": 4, "timing.name": "per_block", "timing.block_size": 32},
       **{"model.width": 128, "model.dtype": "bfloat16", "model.remat": "full"},
-      **{"model.experts": 4, "model.experts_per_token": 2, "model.expert_width": 128, "model.balance_weight": 0.01},
-      **{"mesh.fsdp": 2, "mesh.sequence": 2, "mesh.expert": 2},
+      **{"mesh.fsdp": 2, "mesh.sequence": 2, "mesh.tensor": 2},
     },
   ),
 }
