@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,6 +13,14 @@ from diffusion_text.build import Experiment
 from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import memory
 from diffusion_text.train.sharding import path_names, row_shards
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyVocabulary:
+  """Stands in for a tokenizer where no text is read: shapes only, or tokens drawn at random."""
+
+  vocab_size: int
+  name: str = "random"
 
 
 class Weight(NamedTuple):

@@ -5,7 +5,6 @@ python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.bat
 python -m experiments.benchmark --what=attention|cross_entropy --lengths=256,1024
 """
 
-import dataclasses
 import json
 
 from absl import flags
@@ -27,20 +26,13 @@ WIDTH = flags.DEFINE_integer("head_width", 64, "attention: width of a head", low
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "attention: of q, k and v")
 
 
-@dataclasses.dataclass(frozen=True)
-class AnyVocabulary:
-  """Stands in for a tokenizer where tokens are drawn at random."""
-
-  vocab_size: int
-  name: str = "random"
-
-
 def main(_):
   import jax
 
   from diffusion_text import bench, bench_kernels
   from diffusion_text.build import build
   from diffusion_text.kernels.attention import IMPLEMENTATIONS
+  from diffusion_text.plan import AnyVocabulary
 
   if WHAT.value == "model":
     experiment = build(CONFIG.value, tokenizer=AnyVocabulary(VOCAB.value) if VOCAB.value else None)

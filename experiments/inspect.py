@@ -18,10 +18,9 @@ VOCAB = flags.DEFINE_integer("vocab_size", None, "V; default that of the config'
 def main(_):
   from diffusion_text import plan, topology
   from diffusion_text.build import build
-  from experiments.benchmark import AnyVocabulary
 
   devices = topology.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else None
-  experiment = build(CONFIG.value, tokenizer=AnyVocabulary(VOCAB.value) if VOCAB.value else None, devices=devices)
+  experiment = build(CONFIG.value, tokenizer=plan.AnyVocabulary(VOCAB.value) if VOCAB.value else None, devices=devices)
   print(plan.parameter_table(experiment))
   print()
   print(plan.summary(experiment), flush=True)
