@@ -31,7 +31,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_train_step_compiles_for_v5e(case):
-  """Compiles with the kernels in it, fits, and its matmuls are those that the formula for FLOPs says."""
+  """Compiles with the kernels in it and fits; the FLOPs read off the program are those of the formula; memory is linear in the length."""
   size, topology, vocab_size, overrides = CASES[case]
   config = base.config(size)
   config.update_from_flattened_dict(overrides)
@@ -41,11 +41,12 @@ def test_train_step_compiles_for_v5e(case):
   print(report(case, compiled))
   assert "tpu_custom_call" in compiled.text, "the Pallas kernels are not in the compiled step"
   assert verdict(compiled).startswith("fits: ") and verdict(compiled).endswith(" of 16 GiB")
-  line = roofline(compiled)
-  # Full rematerialisation makes 4 forwards of 3, attention 5.5, and logits are counted for all tokens, where the formula has half.
-  assert 1.2 < line.compute / line.model_seconds < 2.2
   kinds = {c.kind for c in Program(compiled.text).collectives()}
   assert "all-gather" in kinds and kinds & {"all-reduce", "reduce-scatter"}
-  if case == "long":
+  if case == "small":
+    # Full rematerialisation makes 4 forwards of 3, attention 5.5, and logits are counted for all tokens, where the formula has half.
+    line = roofline(compiled)
+    assert 1.2 < line.compute / line.model_seconds < 2.2
+  else:
     positions = 4 / 2 * 2 * 8192 / 2  # on one chip
-    assert compiled.temporaries < positions * 128 * 2 * 100, "memory that grows faster than the length"
+    assert compiled.temporaries < positions * 128 * 2 * 10, "memory that grows faster than the length"
