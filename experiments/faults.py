@@ -12,8 +12,9 @@ import time
 
 from absl import flags
 
-from experiments.flags import run, workdir_flag
+from experiments.flags import config_flag, run, workdir_flag
 
+CONFIG = config_flag("configs/mdlm.py:micro")
 WORKDIR = workdir_flag()
 FAULTS = flags.DEFINE_integer("faults", 60, "how many", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "of the kinds and times of the faults")
@@ -24,7 +25,6 @@ KINDS = flags.DEFINE_list("kinds", [], "which kinds of fault; default all")
 
 
 def main(_):
-  from configs import base
   from diffusion_text import faults
   from diffusion_text.run import override
 
@@ -33,15 +33,9 @@ def main(_):
   workdir = pathlib.Path(WORKDIR.value).absolute()
   if workdir.exists():
     raise ValueError(f"--workdir={workdir} is there already; use a new one")
-  config = base.config("micro")
-  small = {
-    "data.length": 16,
-    "train.batch_size": 8,
-    "evaluate.batch_size": 8,
-    "evaluate.max_rows": 8,
-    "sampler.steps": 4,
-    "model.layers": 1,
-  }
+  config = CONFIG.value
+  small = {"data.length": 16, "train.batch_size": 8, "evaluate.batch_size": 8, "evaluate.max_rows": 8}
+  small |= {"sampler.steps": 4, "model.layers": 1}
   often = {"train.log_every": 1, "train.save_every": SAVE_EVERY.value, "train.evaluate_every": 10 * STEPS.value}
   override(config, {**small, **often, "train.steps": STEPS.value, "data.cache_dir": str(workdir / "data")}.items())
   kinds = KINDS.value or faults.KINDS
