@@ -152,6 +152,7 @@ class Campaign:
     self.wanted, self.random = faults, random.Random(seed)
     self.faults: list[Fault] = []
     self.starts = self.runs = 0
+    self.cut: list[pathlib.Path] = []  # files that were cut short; their checkpoints are bad for as long as they are there
 
   def start(self, workdir: pathlib.Path) -> Victim:
     """Another process (or group of them) that trains in `workdir`."""
@@ -261,10 +262,12 @@ class Campaign:
   def newest_good(self, kind: str, workdir: pathlib.Path) -> int | None:
     """The step of the newest checkpoint that can be read; after "truncate", once the newest of several has been cut short."""
     directory = pathlib.Path(run.checkpoints(str(workdir)))
-    steps = checkpoint.steps_in(str(directory))
+    bad = {path.relative_to(directory).parts[0] for path in self.cut if path.is_relative_to(directory) and path.exists()}
+    steps = [step for step in checkpoint.steps_in(str(directory)) if str(step) not in bad]
     if kind == "truncate" and len(steps) > 1:
       largest = max((path for path in (directory / str(steps.pop())).rglob("*") if path.is_file()), key=os.path.getsize)
       os.truncate(largest, os.path.getsize(largest) // 2)
+      self.cut.append(largest)
     return max(steps, default=None)
 
 
