@@ -138,7 +138,7 @@ def bound_draws(process, rows, language=TOY, timing=None, ends=1):
   if timing is None:
     t, speed = drawn_times(process, jax.random.key(1), rows)
   else:
-    t, speed, _, _ = timing.draw(jax.random.key(1), Batch(ids), Progress())
+    t, speed, *_ = timing.draw(jax.random.key(1), Batch(ids), Progress())
   t, speed = (jnp.broadcast_to(x, ids.shape) for x in (t, speed))
   state = process.corrupt(params, jax.random.key(2), ids, t)
   inputs = process.inputs(params, state, t)
