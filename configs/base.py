@@ -60,12 +60,10 @@ def config(size: str = "tiny") -> ConfigDict:
   c.process.strength = placeholder(float)  # token_masked: how far tokens differ; below 0.318 for the spindle; sign = who first
   c.process.width = placeholder(int)  # embedding, distance: numbers per token
   c.process.norm = placeholder(str)  # embedding, distance: "none", "unit", "sqrt_d", "layernorm"
-  c.process.learned = placeholder(
-    bool
-  )  # embedding, distance: whether the loss moves the table of embeddings, or it stays random
-  c.process.k = placeholder(
-    float
-  )  # simplex: a token is k, all others -k or 0, in noise of scale k; distance: scale of the noise
+  # embedding, distance: whether the loss moves the table of embeddings, or it stays random
+  c.process.learned = placeholder(bool)
+  # simplex: a token is k, all others -k or 0, in noise of scale k; distance: scale of the noise
+  c.process.k = placeholder(float)
   c.process.encoding = placeholder(str)  # simplex: "signed", others are at -k; "one_hot", at 0
   c.process.reading = placeholder(str)  # simplex: the network reads "softmax" of the state, or the state "raw"
   c.process.kernel_width = placeholder(float)  # distance: of the Gaussian kernel, in units of the embeddings
@@ -97,9 +95,8 @@ def config(size: str = "tiny") -> ConfigDict:
   # "shared", "independent", "counted", "slanted", "hyperschedule", "poisson", "by_information", "per_block", "left_to_right"
   c.timing.name = "shared"
   c.timing.power = placeholder(float)  # shared: above 1 draws small times more often, for the same bound
-  c.timing.spread = placeholder(
-    float
-  )  # slanted, per_block, by_information: 0 is one time for all; poisson: how far times differ
+  # slanted, per_block, by_information: 0 is one time for all; poisson: how far times differ
+  c.timing.spread = placeholder(float)
   c.timing.levels = placeholder(int)  # poisson: how many intrinsic times there are
   c.timing.informative_first = placeholder(bool)  # by_information: whether rare tokens are generated first, or last
   c.timing.kind = placeholder(str)  # hyperschedule: "wave", "blocks"
@@ -113,9 +110,8 @@ def config(size: str = "tiny") -> ConfigDict:
   # "bound", "cross_entropy", "anchored", "gaussian_curriculum", "mask_agnostic", "mse_rounding", "reinforce", "reweighted"
   c.objective.name = "bound"
   c.objective.auxiliary = placeholder(float)  # bound: weight of a cross-entropy beside it (D3PM's λ)
-  c.objective.weighting = placeholder(
-    str
-  )  # "uniform"; mse_rounding: also "snr", "v"; the others: also "inverse_time", "linear"
+  # "uniform"; mse_rounding: also "snr", "v"; the others: also "inverse_time", "linear"
+  c.objective.weighting = placeholder(str)
   c.objective.max_weight = placeholder(float)  # cross_entropy, mask_agnostic, mse_rounding, reweighted: clips the weight
   c.objective.min_weight = placeholder(float)  # reweighted: clips the weight from below
   c.objective.label_smoothing = placeholder(float)  # cross_entropy, mask_agnostic: share of the target spread over all tokens
@@ -130,9 +126,8 @@ def config(size: str = "tiny") -> ConfigDict:
   c.objective.candidates = placeholder(int)  # gaussian_curriculum: tokens of a soft token
   c.objective.anchor_weight = placeholder(float)  # anchored: of the first stage's loss; mse_rounding: of the cross-entropy
   c.objective.rounding_weight = placeholder(float)  # mse_rounding: of rounding the noised vector, which keeps embeddings apart
-  c.objective.readout = placeholder(
-    str
-  )  # mse_rounding: cross-entropies of the "posterior" (None), or of "inner" products of vectors
+  # mse_rounding: cross-entropies of the "posterior" (None), or of "inner" products of vectors
+  c.objective.readout = placeholder(str)
   c.objective.threshold = placeholder(int)  # anchored: occurrences in a row of the tokens that the first stage is taught
   c.objective.self_conditioning = placeholder(float)  # probability, per row, that the network is told its own first answer
   c.objective.drop_given = placeholder(float)  # probability, per row, that given tokens are hidden: for sampler.guidance_scale
@@ -163,10 +158,9 @@ def config(size: str = "tiny") -> ConfigDict:
   c.model.balance_weight = placeholder(float)  # of the router's load-balance loss; LLaDA-MoE 0.01
   c.model.router_z_weight = placeholder(float)  # of the router's z-loss; LLaDA-MoE 0.001
   c.model.anchor_layers = placeholder(int)  # of the layers, those of a first stage whose answer the others read; None: none
-  c.model.self_conditioning = (
-    "none"  # its own last answer, read as "add" (by a zero-initialised map), "mean" (of probabilities)
-  )
-  c.model.absent = "zeros"  # what it reads where there is none: "zeros", or "uniform", the mean embedding
+  # Its own last answer, read as "add" (by a zero-initialised map) or "mean" (of probabilities); None: not at all.
+  c.model.self_conditioning = placeholder(str)
+  c.model.absent = placeholder(str)  # what it reads where there is none: "zeros" (None), or "uniform", the mean embedding
 
   c.optimizer = ConfigDict()
   c.optimizer.learning_rate = learning_rate  # peak
@@ -226,8 +220,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.sampler.correction_temperature = placeholder(float)  # self_correcting
   c.sampler.temperature = 1.0
   c.sampler.top_p = 1.0
-  c.sampler.guidance_scale = placeholder(
-    float
-  )  # classifier-free: w of u + w (c - u); 1 (None) is the conditional answer, one call
+  # classifier-free: w of u + w (c - u); 1 (None) is the conditional answer, one call
+  c.sampler.guidance_scale = placeholder(float)
   c.sampler.guidance_space = placeholder(str)  # of the w: "logits" (None), "probabilities"
   return c
