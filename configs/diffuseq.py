@@ -10,19 +10,8 @@ Ours: not yet run to the end; launch/translation trains it on translation, on a 
   python -m experiments.train --config=configs/diffuseq.py:tiny --workdir=runs/diffuseq
 """
 
-from configs import base
+from configs import diffusion_lm
 
 
 def get_config(size: str = "tiny"):
-  c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 16 if size in ("", "micro", "tiny") else 128
-  c.process.norm = "none"
-  c.process.projection = "nearest"
-  c.schedule.name = "sqrt"
-  c.schedule.log_snr_max = 4.209
-  c.schedule.log_snr_min = -15.41
-  c.objective.name = "mse_rounding"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 200
-  return c
+  return diffusion_lm.get_config(size)

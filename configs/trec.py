@@ -8,24 +8,8 @@ with and without its last answer, so a reward would go there (objective/conditio
   python -m experiments.train --config=configs/trec.py:tiny --workdir=runs/trec
 """
 
-from configs import base
+from configs import difformer
 
 
 def get_config(size: str = "tiny"):
-  c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 128
-  c.process.norm = "layernorm"
-  c.process.noise_factor = 4.0
-  c.schedule.name = "sqrt"
-  c.schedule.log_snr_max = 4.209
-  c.schedule.log_snr_min = -15.41
-  c.objective.name = "mse_rounding"
-  c.objective.anchor_weight = 1.0
-  c.objective.rounding_weight = 0.0
-  c.objective.readout = "inner"
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 20
-  return c
+  return difformer.get_config(size)

@@ -35,15 +35,8 @@ def experiment(module, tmp_path):
   return build(config, devices=jax.devices()[:1])
 
 
-@pytest.fixture
-def quick_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("module", [mdlm, diffuseq])
-def test_training_scoring_and_writing(module, tmp_path, quick_compile):
+def test_training_scoring_and_writing(module, tmp_path):
   pytest.importorskip("sacrebleu", reason="sacrebleu is in the extras 'metrics' and 'test'")
   toy = experiment(module, tmp_path)
   corpus, iterator = run.training_data(toy)
