@@ -5,7 +5,7 @@ import pathlib
 from setuptools import find_namespace_packages, setup
 
 EXTRAS = {
-  "tpu": ["jax[tpu]"],
+  "tpu": ["jax[tpu]", "gcsfs"],
   "cuda": ["jax[cuda13]"],
   "pretrained": ["safetensors", "tokenizers"],
   "metrics": ["sacrebleu", "rouge-score"],

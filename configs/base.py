@@ -196,7 +196,7 @@ def config(size: str = "tiny") -> ConfigDict:
 
   c.evaluate = ConfigDict()
   c.evaluate.split = "validation"
-  c.evaluate.batch_size = 32  # rows
+  c.evaluate.batch_size = 512 if large else 32  # rows
   c.evaluate.timing = placeholder(str)  # "shared" or "counted" (same bound, lower variance) in place of each other
   c.evaluate.self_conditioning = placeholder(float)  # probability of being told: 1 (None) reads twice per draw, 0 is never told
   c.evaluate.num_draws = 1  # draws of time and noise per row

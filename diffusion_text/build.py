@@ -214,13 +214,13 @@ class Experiment:
   @property
   def flops_per_token(self) -> float:
     """Of a training step, forward and backward, about: rows of noisy ‖ clean tokens are read twice (their attention is counted
-    dense), there is one forward pass more if the network is told its own answer, and half of the tokens are scored, which holds for
-    the linear schedule (all, for one token per block)."""
+    dense), an objective may read each row more than once (`reads`), there is one forward pass more if the network is told its own
+    answer, and half of the tokens are scored, which holds for the linear schedule (all, for one token per block)."""
     blocks = self.timing.sampled_in_blocks
     read = flops_per_token(self.network.config, self.data.length, scored_fraction=0.0)
     doubled = 2 if blocks is not None and not self.timing.shifted else 1
     scored = flops_per_token(self.network.config, self.data.length, scored_fraction=1.0 if blocks == 1 else 0.5) - read
-    return (4 if self.told.self_conditioning else 3) * (doubled * read + scored)
+    return (4 if self.told.self_conditioning else 3) * getattr(self.objective, "reads", 1) * (doubled * read + scored)
 
 
 def config_json(config: Any) -> str:

@@ -38,7 +38,7 @@ KINDS = ("start", "train", "save", "truncate", "disk_full", "terminate")
 LIMIT = 1200.0  # seconds that anything may take; a run that hangs is a failure
 LARGEST = 1 << 16  # bytes of a file on a full disk: below the arrays of a checkpoint, above metrics and logs
 STEP = re.compile(r"^step [1-9]\d* ", re.M)  # what a victim logs after an update, and
-CONTINUING = re.compile(r"^continuing from \S+/(\d+)$", re.M)  # after it has restored
+CONTINUING = re.compile(r"^continuing from .+/(\d+)$", re.M)  # after it has restored
 
 log = logging.getLogger(__name__)
 

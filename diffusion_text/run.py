@@ -319,6 +319,8 @@ def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = Fa
   config = config_from_json(train.read_asset(directory, "config"))
   config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=1, sequence=1, expert=1))
   override(config, overrides)
+  if all_devices:  # nothing trains here: a batch of training need not divide over these devices
+    config.train.update({"accumulation": 1, "batch_size": config.evaluate.batch_size})
   devices = jax.devices() if all_devices else jax.devices()[:1]
   return build(config, tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")), devices=devices)
 

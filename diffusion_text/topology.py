@@ -21,7 +21,7 @@ from diffusion_text.build import Experiment, make_policy
 from diffusion_text.chips import GIB, Chip, chip_of, collective_seconds
 from diffusion_text.hlo import Program
 from diffusion_text.kernels.block_sizes import compile_for
-from diffusion_text.model.flops import attention_flops, flops_per_token
+from diffusion_text.model.flops import attention_flops
 from diffusion_text.train.sharding import batch_sharding, replicated
 from diffusion_text.types import Batch
 
@@ -79,15 +79,17 @@ def compile_step(experiment: Experiment, topology: str) -> Compiled:
   read = 2 if blocks is not None and not experiment.timing.shifted else 1  # noisy ‖ clean
   # Forward; again where it is not kept; backward, whose kernels make the scores anew for dq and for dk, dv: 7 products to 2.
   passes = 1 + (model.remat != "none") + 3.5
-  attention = passes * read * tokens * attention_flops(model, read * data.length)
+  attention = passes * read * getattr(experiment.objective, "reads", 1) * tokens * attention_flops(model, read * data.length)
   per_shard = tokens / settings.accumulation / experiment.bound.chunks.shards
   turns = -(-per_shard // experiment.bound.chunks.size)
   return _compiled(experiment, topology, lower, tokens, experiment.flops_per_token * tokens, attention, turns)
 
 
 def compile_sampler(experiment: Experiment, topology: str) -> Compiled:
-  """The sampler of the config, on as many rows as the evaluation scores at a time, parameters placed as in training."""
-  data, model = experiment.data, experiment.network.config
+  """The sampler of the config, on as many rows as the evaluation scores at a time, parameters placed as in training.
+
+  For `memory` only: how often its loops turn depends on the text, so that there is nothing to make a roofline of.
+  """
   rows = experiment.evaluate.batch_size
   policy = make_policy(experiment.config.sampler.to_dict(), experiment.timing)
   params = experiment.abstract_state().params
@@ -95,12 +97,7 @@ def compile_sampler(experiment: Experiment, topology: str) -> Compiled:
   keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=replicated(experiment.mesh))
   batch = Batch(_rows(experiment, rows, jnp.int32))
   lower = lambda: experiment.sample_fn(policy).lower(params, keys, batch)
-  calls, tokens = experiment.config.sampler.steps, rows * data.length
-  turns = -(-tokens / experiment.bound.chunks.shards // experiment.bound.chunks.size)
-  attention = calls * tokens * attention_flops(model, data.length)
-  # Each token's logits are read once in the whole walk.
-  flops = tokens * (calls * flops_per_token(model, data.length, 0.0) + 2 * model.width * model.vocab_size)
-  return _compiled(experiment, topology, lower, tokens, flops, attention, turns)
+  return _compiled(experiment, topology, lower, rows * experiment.data.length, 0.0, 0.0, 1)
 
 
 def _rows(experiment: Experiment, rows: int, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -185,6 +182,15 @@ def _seconds(collective, compiled: Compiled, chip: Chip) -> float:
   return collective_seconds(chip, collective.kind, collective.payload, group, np.max(places, axis=0) + 1)
 
 
+def memory(name: str, compiled: Compiled) -> str:
+  """What a compiled program needs of a chip's memory, in two lines."""
+  return (
+    f"{name} on {compiled.topology}, {len(compiled.coordinates)} chips (compiled in {compiled.seconds:.0f} s)\n"
+    f"memory       {verdict(compiled)}: arguments {compiled.arguments / GIB:.2f}, temporaries {compiled.temporaries / GIB:.2f},"
+    f" peak by the compiler {compiled.peak / GIB:.2f} GiB per chip"
+  )
+
+
 def report(name: str, compiled: Compiled) -> str:
   """What is known of a compiled program, in lines: memory and verdict, collectives by kind, roofline."""
   chip, line = chip_of(compiled.topology), roofline(compiled)
@@ -195,11 +201,7 @@ def report(name: str, compiled: Compiled) -> str:
     seconds = c.times * _seconds(c, compiled, chip)
     row[:] = row[0] + c.times, row[1] + c.times * c.payload, row[2] + seconds, row[3] + seconds * c.asynchronous
   ms = lambda seconds: f"{seconds * 1e3:,.1f} ms"
-  lines = [
-    f"{name} on {compiled.topology}, {len(compiled.coordinates)} chips (compiled in {compiled.seconds:.0f} s)",
-    f"memory       {verdict(compiled)}: arguments {compiled.arguments / GIB:.2f}, temporaries {compiled.temporaries / GIB:.2f},"
-    f" peak by the compiler {compiled.peak / GIB:.2f} GiB per chip",
-  ]
+  lines = [memory(name, compiled)]
   for (kind, size), (times, payload, seconds, hidden) in sorted(total.items(), key=lambda item: -item[1][2]):
     lines.append(
       f"collective   {kind} over {size}: {times:,.0f} runs, {payload / 1e9:,.3f} GB of arrays per chip, {ms(seconds)},"

@@ -28,7 +28,7 @@ def main(_):
     print()
     print(topology.report("train step", topology.compile_step(experiment, TOPOLOGY.value)), flush=True)
     if SAMPLER.value:
-      print(topology.report("sampler", topology.compile_sampler(experiment, TOPOLOGY.value)))
+      print(topology.memory("sampler", topology.compile_sampler(experiment, TOPOLOGY.value)))
 
 
 if __name__ == "__main__":

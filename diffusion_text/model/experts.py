@@ -139,7 +139,8 @@ def every_expert(x_TxD: Array, share_Txk: Array, expert_Txk: Array, up: Array, g
     share = jnp.sum(jnp.where(expert_Txk == number, share_Txk, 0), axis=1)[:, None]
     return total + share * (_activated(x_TxD @ up, None if gate is None else x_TxD @ gate) @ down), None
 
-  return jax.lax.scan(one, jnp.zeros_like(x_TxD), (jnp.arange(up.shape[0]), up, gate, down))[0]
+  # Made anew in the backward pass: kept, the hidden layers would take N / k times those of one MLP.
+  return jax.lax.scan(jax.checkpoint(one), jnp.zeros_like(x_TxD), (jnp.arange(up.shape[0]), up, gate, down))[0]
 
 
 def counted_tokens(weights_BxL: Array | None, shape: tuple[int, int]) -> Array | None:

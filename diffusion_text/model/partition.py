@@ -39,6 +39,9 @@ TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
   (("mlp", "up"), ("layers", "experts", "embed", "expert_mlp")),  #     [experts, D, F], of a mixture
   (("mlp", "gate"), ("layers", "experts", "embed", "expert_mlp")),  #   [experts, D, F]
   (("mlp", "down"), ("layers", "experts", "expert_mlp", "embed")),  #   [experts, F, D]
+  (("shared", "up", "kernel"), ("layers", "embed", "mlp")),  #          [D, F], of the expert that every token passes
+  (("shared", "gate", "kernel"), ("layers", "embed", "mlp")),  #        [D, F]
+  (("shared", "down", "kernel"), ("layers", "mlp", "embed")),  #        [F, D]
   (("modulation", "kernel"), ("layers", None, "embed")),  #             [C, 6·D]
   (("time_input", "kernel"), ("layers", None, "embed")),  #             [C, D]
   (("prefix", "kernel"), (None, "embed")),  #                           [C, D], not per layer

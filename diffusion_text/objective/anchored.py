@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
 from diffusion_text.objective.bound import Chunks, noised, scored_rows, scored_weights, weighted_ends, with_auxiliary
-from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, Timing
+from diffusion_text.types import Array, Batch, FitsTimes, Key, Loss, Params, Predict, Process, Progress, Timing
 
 
 def occurrences(batch: Batch) -> Array:
@@ -56,6 +56,10 @@ class Anchored:
       raise ValueError(f"objective.anchor_weight={self.anchor_weight} must be at least 0; ADLM uses 3e-3")
     if self.threshold < 1:
       raise ValueError(f"objective.threshold={self.threshold} must be at least 1 occurrence; ADLM uses 5")
+    if isinstance(self.process, FitsTimes):
+      raise ValueError(
+        f"objective 'anchored' is of masks and random tokens, and fits no path of {type(self.process).__name__}; use objective.name='bound'"
+      )
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     """Raises ValueError, when traced, for a network of one stage."""

@@ -86,9 +86,7 @@ class EmbeddingLosses:
     return self._inner(params, self.process.predicted(params, state, t, logits), ids)
 
   def rounding(self, params: Params, key: Key, ids: Array) -> Array:
-    """One draw of -log p of the true token in nats, [B, L], p read out of z_0+."""
-    if self.readout == "posterior":
-      return self.process.reconstruction(params, key, ids)
+    """One draw of -log p of the true token in nats, [B, L], p read out of z_0+ by inner products."""
     state = self.process.corrupt(params, key, ids, jnp.full(ids.shape, TINY))
     return by_position(lambda state, ids: self._inner(params, state, ids), state, ids)
 
@@ -104,9 +102,10 @@ class EmbeddingLosses:
       token = rows.state, rows.t, logits
       mse = self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
       anchor = self.anchor(params, rows.ids, *token)
-      bound = rows.speed * process.rate(params, rows.ids, *token)
-      mse, anchor, bound = rows.weight * mse, rows.weight * anchor, rows.weight * bound
-      fit = process.fit_times(params, rows.t, bound)
+      rate = rows.speed * process.rate(params, rows.ids, *token)
+      fit = rows.weight * process.fit_times(params, rows.t, rate)
+      weight = rows.weight * rows.speed  # tokens whose time stands still, which no sampler asks for, cost nothing
+      mse, anchor, bound = weight * mse, weight * anchor, rows.weight * rate
       return mse + self.anchor_weight * anchor + fit, {"mse": mse, "anchor": anchor, "bound": bound}
 
     count, rows = scored_rows(noise, process, params, batch)
@@ -114,7 +113,8 @@ class EmbeddingLosses:
     weights = scored_weights(batch)
     prior = jnp.sum(weights * process.prior_cost(params, batch.ids))
     key_start = jax.random.fold_in(noise_key(key, progress), 2)
-    rounding = jnp.sum(weights * self.rounding(params, key_start, batch.ids))
-    ends = prior + jnp.sum(weights * process.reconstruction(params, key_start, batch.ids))
+    reconstruction = jnp.sum(weights * process.reconstruction(params, key_start, batch.ids))
+    rounding = reconstruction if self.readout == "posterior" else jnp.sum(weights * self.rounding(params, key_start, batch.ids))
+    ends = prior + reconstruction
     sums = {**sums, "rounding": rounding, "prior": prior, "bound": sums["bound"] + ends}
     return with_auxiliary(Loss(total + self.rounding_weight * rounding + prior, jnp.sum(weights), sums), noise.prediction)

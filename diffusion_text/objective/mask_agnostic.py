@@ -14,6 +14,7 @@ right predictions differ, and their TV would be paid for using what is known.)
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class MaskAgnostic(CrossEntropy):
   agreement: λ, the weight of the total variation. appended: the most masks that follow a row; their number is uniform on 1 … appended,
   per row. They come after the last token that counts, in its document. Raises ValueError for a process without masks.
   """
+
+  reads: ClassVar[int] = 2  # network calls per step
 
   agreement: float = 1.0
   appended: int = 64

@@ -41,6 +41,7 @@ class ScoreFunction:
   """
 
   trains_noise: ClassVar[bool] = True  # what learned noise needs and other noise does not
+  reads: ClassVar[int] = 2  # network calls per step
 
   process: Process
   timing: Timing

@@ -60,6 +60,14 @@ class Embedding(Tabled):
   the first level of the path here: z at t -> 0+, which the reconstruction term reads.
   """
 
+  def __post_init__(self):
+    super().__post_init__()
+    if self.noise_factor != 1 and self.norm == "unit":
+      raise ValueError(
+        f"process.noise_factor={self.noise_factor} changes how large states are, and norm='unit' with it what the network reads in"
+        " sampling; use norm='sqrt_d' or 'layernorm', whose states have unit variance at all times"
+      )
+
   @property
   def size(self) -> int:
     return self.width

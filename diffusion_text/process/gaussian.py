@@ -243,15 +243,14 @@ class Gaussian:
   def reconstruction(self, params: Params, key: Key, ids: Array) -> Array:
     """One draw of E[-log p(x_i | z_i)] at t -> 0+ in nats: ids [B, L] -> [B, L]."""
     start = jnp.zeros(())
-    x = self.encode(params, ids)
     alpha, sigma, _ = self.path(params)(start)
-    state = alpha * x + self.noise_scale * sigma * jax.random.normal(key, x.shape)
 
-    def cost(state: Array, ids: Array) -> Array:
-      logits = self.evidence(params, state, start)
+    def cost(ids: Array, key_data: Array) -> Array:
+      noise = draw_normal(jax.random.wrap_key_data(key_data), self.size)
+      logits = self.evidence(params, alpha * self.encode(params, ids) + self.noise_scale * sigma * noise, start)
       return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
 
-    return by_position(cost, state, ids)
+    return by_position(cost, ids, jax.random.key_data(jax.random.split(key, ids.shape)))
 
   def ends(self, params: Params, key: Key, ids: Array, denoise: Denoise) -> Array:
     del denoise  # see the module: the decoder is of each token's own vector
@@ -293,7 +292,7 @@ class Gaussian:
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
     """The clean tokens: a draw for each that is noisy, the token itself where t == 0."""
     logits = self.posterior(params, state, t, logits)
-    clean = jnp.argmax(self.evidence(params, state, t), axis=-1)
+    clean = self._nearest(params, state)
     return jnp.where(t > 0, draw_categorical(fold(keys, 1), logits), clean).astype(jnp.int32)
 
   def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:

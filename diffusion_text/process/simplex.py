@@ -47,6 +47,10 @@ class Simplex(Gaussian):
       raise ValueError(f"process.encoding={self.encoding!r} is unknown; use one of {', '.join(ENCODINGS)}")
     if self.reading not in READINGS:
       raise ValueError(f"process.reading={self.reading!r} is unknown; use one of {', '.join(READINGS)}")
+    if (self.reading, self.encoding) == ("raw", "signed"):
+      raise ValueError(
+        "process.reading='raw' of encoding='signed' is mostly minus the sum of all embeddings; use encoding='one_hot'"
+      )
 
   @property
   def size(self) -> int:

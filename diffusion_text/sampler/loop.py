@@ -155,4 +155,5 @@ def sample(
   start = (state, canvas.plan, jnp.int32(0), none, jnp.zeros(shape[0], jnp.int32), ask.start(shape))
   state, _, calls, committed, row_calls, _ = jax.lax.while_loop(more, body, start)
   committed = jnp.where(open_BxL, jnp.maximum(committed, 0), NOT_DRAWN)
-  return Sample(process.decode(params, state), committed, ask.calls * row_calls, ask.calls * calls)
+  ids = jnp.where(open_BxL, process.decode(params, state), batch.ids)  # of vectors, two tokens may have the same
+  return Sample(ids, committed, ask.calls * row_calls, ask.calls * calls)

@@ -7,6 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from diffusion_text.draws import draw_uniform, fold
+from diffusion_text.process.discrete import Discrete
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.correct import leave_one_out, need_renoising
 from diffusion_text.sampler.loop import ORDER, WIDE_CHUNK, Canvas, answers
@@ -43,6 +44,10 @@ class Routed(Ancestral):
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Array:
     need_renoising(process)
+    if not isinstance(process, Discrete):
+      raise ValueError(
+        f"{type(process).__name__} keeps no tokens whole, which the routed sampler counts; use predictor_corrector"
+      )
     grid = super().plan(process, params, canvas)
     times = time_of(process.schedule, self.share(jnp.arange(self.steps + 1)))
     return jnp.broadcast_to(times[:, None], grid.shape).at[0].set(1.0).at[-1].set(0.0)

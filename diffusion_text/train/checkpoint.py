@@ -204,8 +204,7 @@ def load(directory: str, step: int, abstract_items: Mapping[str, Any]) -> tuple[
       only, whatever mesh it was saved from. Without a sharding it goes to the first device.
 
   Raises:
-    CheckpointError: if an array is missing, has another shape or does not match its checksum.
-    Exception: whatever orbax raises on files that it cannot read.
+    CheckpointError: on every process, if a file cannot be read, or an array is missing, has another shape or does not match its checksum.
   """
   import orbax.checkpoint as ocp
 
@@ -215,8 +214,16 @@ def load(directory: str, step: int, abstract_items: Mapping[str, Any]) -> tuple[
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
 
   args = {name: ocp.args.StandardRestore(jax.tree.map(placed, tree)) for name, tree in abstract_items.items()}
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+  # The handler itself: ocp.Checkpointer ends a restore with a barrier, at which a process that cannot read its part would be missed.
+  reader, error, restored = ocp.CompositeCheckpointHandler(), None, {}
+  try:
     restored = reader.restore(as_path(directory) / str(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore(), **args))
+  except Exception as e:  # orbax raises many kinds; each means that this one cannot be used
+    error = e
+  finally:
+    reader.close()
+  if not everywhere(error is None):
+    raise CheckpointError(f"{directory}/{step} cannot be read: {error or 'another process could not read its part'}") from error
   items = {name: restored[name] for name in abstract_items}
   for name, found in checksums(items).items():
     if found != restored["extra"]["checksums"][name]:
@@ -232,14 +239,10 @@ def load_newest(directory: str, abstract_items: Mapping[str, Any]) -> tuple[int,
   """
   reasons = []
   for step in reversed(steps_in(directory)):
-    found, error = None, None
     try:
-      found = load(directory, step, abstract_items)
-    except Exception as e:  # orbax raises many kinds; each means that this one cannot be used
-      error = e
-    if everywhere(found is not None):
-      return step, *found
-    reason = " ".join(str(error or "another process could not read it").split())[:300]
+      return step, *load(directory, step, abstract_items)
+    except CheckpointError as error:  # on all processes alike
+      reason = " ".join(str(error).split())[:300]
     reasons.append(f"{directory}/{step}: {reason}")
     log.warning("checkpoint %s/%d cannot be read, trying the one before it: %s", directory, step, reason)
   if not reasons:

@@ -25,12 +25,17 @@ class Optimizer(NamedTuple):
   learning_rate: Callable[[Array | int], Array]
 
 
+EXPERTS = tuple(
+  ("mlp", name) for name in ("router", "up", "gate", "down")
+)  # of a mixture, whose matrices are arrays of their own
+
+
 def is_kernel(path: Path) -> bool:
   """Whether a parameter decays by default: matrices do; norm scales, biases and embedding tables do not.
 
   Goes by name, not by rank: layers are stacked for `lax.scan`, so the scale of a norm is a matrix [layers, D] too.
   """
-  return path[-1] == "kernel"
+  return path[-1] == "kernel" or tuple(path[-2:]) in EXPERTS
 
 
 SCHEDULES = ("constant", "cosine", "wsd")

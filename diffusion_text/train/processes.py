@@ -58,6 +58,9 @@ def connect(
     if not missing:
       raise
     # Nothing was found: this is one process on one machine.
+  except jax.errors.JaxRuntimeError as error:  # nothing that asks JAX for its processes may run any more
+    print(f"error: not all processes were here after {start_timeout} s: {error}", file=sys.stderr, flush=True)
+    os._exit(EXIT_LOST)
 
 
 def check_alone() -> None:
@@ -83,7 +86,10 @@ def verdict(error: Exception, refused: bool) -> tuple[str, int]:
   if not (jax.distributed.is_initialized() and jax.process_count() > 1):
     return str(error), 2 if refused else 1
   message = f"process {jax.process_index()} of {jax.process_count()}: {error}"
-  if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
+  lost: BaseException | None = error
+  while lost is not None and not isinstance(lost, jax.errors.JaxRuntimeError):
+    lost = lost.__cause__  # a save that could not meet the others, say
+  if lost is not None and not str(lost).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
     return f"{message}. If the others were fine until now, one of them has ended: what it printed last says why", EXIT_LOST
   return message, 2 if refused else 1
 

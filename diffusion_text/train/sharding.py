@@ -37,7 +37,7 @@ def make_mesh(
     devices: default all of them, of all processes; described devices of a topology are accepted too.
 
   Raises:
-    ValueError: if the product of the axes is not the number of devices.
+    ValueError: if the product of the axes is not the number of devices, or neither replica nor fsdp is a multiple of the number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = dict(zip(AXES, (replica, fsdp, tensor, sequence, expert)))
@@ -52,7 +52,22 @@ def make_mesh(
     fix = f"make the fixed axes divide {len(devices)}" if free else "set one axis, usually fsdp, to -1 to fill"
     raise ValueError(f"mesh {asked} needs a multiple of {fixed} devices but there are {len(devices)}; {fix}")
   # Auto: the compiler propagates shardings from the table; with Explicit axes every operation would have to name its own.
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
+  types = (jax.sharding.AxisType.Auto,) * len(AXES)
+  # TPU slices, and the nodes of a GPU cluster: a fast network within each, a slow one between them.
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+  outer = next((axis for axis in ROWS if sizes[axis] % slices == 0), None)
+  if outer is None:
+    raise ValueError(
+      f"mesh {asked} over {slices} slices or nodes: only rows are split between them, so replica or fsdp must be a multiple of {slices}"
+    )
+  within = [size // slices if axis == outer else size for axis, size in sizes.items()]
+  between = [slices if axis == outer else 1 for axis in AXES]
+  from jax.experimental import mesh_utils
+
+  placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+  return Mesh(placed, AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

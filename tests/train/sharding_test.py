@@ -127,3 +127,22 @@ def test_global_batch_keeps_rows_in_order_and_none():
   assert batch.weights is None and batch.ids.sharding.spec == P(sharding.ROWS)
   with pytest.raises(ValueError, match="has read 16 rows, but holds 32 of 32"):
     tr.global_batch(Batch(ids=ids), mesh, 32)
+
+
+def test_slices_and_nodes_share_rows_only():
+  """Devices of two slices: the axis that is split between them is one of rows, and each slice keeps its devices together."""
+
+  class Device:  # stands in for a GPU of a node, whose slice_index is the node's number
+    platform, device_kind = "gpu", "stand-in"
+
+    def __init__(self, number):
+      self.id, self.slice_index, self.process_index = number, number // 4, number // 4
+
+  devices = [Device(number) for number in range(8)]
+  slices = np.vectorize(lambda device: device.slice_index)
+  fsdp = slices(sharding.make_mesh(fsdp=4, tensor=2, devices=devices).devices).reshape(4, 2)
+  assert (fsdp == [[0, 0], [0, 0], [1, 1], [1, 1]]).all()
+  replica = slices(sharding.make_mesh(replica=2, fsdp=-1, devices=devices).devices).reshape(2, 4)
+  assert (replica == [[0] * 4, [1] * 4]).all()
+  with pytest.raises(ValueError, match=r"over 2 slices.*multiple of 2"):
+    sharding.make_mesh(fsdp=1, tensor=8, devices=devices)
