@@ -11,10 +11,10 @@ from configs import diffuseq, mdlm
 from diffusion_text import run, translate
 from diffusion_text.build import build
 from diffusion_text.draws import row_keys, token_keys
+from diffusion_text.paths import PATHS
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import sample
-from diffusion_text.schedules import PATHS
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Prediction, Progress
 
