@@ -196,7 +196,8 @@ def test_bad_sizes_are_refused(change, match):
 @pytest.mark.parametrize("size,time", [(size, "adaln") for size in base.SIZES] + [("tiny", "layerwise"), ("tiny", "prefix")])
 def test_partition_table_places_every_matrix(size, time):
   """Every matrix of every size is named by the table, and splits over a tensor × fsdp mesh where it divides."""
-  model = {**base.config(size).model.to_dict(), "time_conditioning": time, "anchor_layers": 1, "scan_layers": True}
+  model = {key: value for key, value in base.config(size).model.to_dict().items() if value is not None}
+  model |= {"time_conditioning": time, "anchor_layers": 1, "scan_layers": True}
   network = Network.create(TransformerConfig(**model, vocab_size=1024, input_size=1024))
   abstract = jax.eval_shape(network.init, jax.random.key(0))
   endings = {ending for ending, _ in TABLE}
