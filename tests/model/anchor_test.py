@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from diffusion_text.model.anchor import Anchor
 from diffusion_text.model.partition import ROWS, partition_spec
 from diffusion_text.model.transformer import Network
-from diffusion_text.train.sharding import path_names
+from diffusion_text.train.sharding import make_mesh, path_names
 from diffusion_text.types import Inputs, Layout
 from tests.model.transformer_test import IDS, SMALL, T, noisy_params
 
@@ -95,7 +95,7 @@ def test_sharded_rows_give_the_same():
   ids = jnp.tile(IDS[:2], (4, 1))
   loss = jax.value_and_grad(lambda params, ids: jnp.sum(predict(config, params, ids).logits[:, :9] ** 2))
   alone = jax.jit(loss)(params, ids)
-  mesh = jax.make_mesh((1, 4, 2), ("replica", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = make_mesh(fsdp=4, tensor=2)
   place = lambda path, leaf: NamedSharding(mesh, partition_spec(path_names(path), leaf.shape, dict(mesh.shape)))
   with jax.set_mesh(mesh):
     sharded = jax.device_put(params, jax.tree_util.tree_map_with_path(place, params))
