@@ -199,6 +199,8 @@ def config(size: str = "tiny") -> ConfigDict:
   c.evaluate.batch_size = 512 if large else 32  # rows
   c.evaluate.timing = placeholder(str)  # "shared" or "counted" (same bound, lower variance) in place of each other
   c.evaluate.self_conditioning = placeholder(float)  # probability of being told: 1 (None) reads twice per draw, 0 is never told
+  # Gaussian: log-SNR at which the bound decodes tokens, each out of its own vector; None is the path's end. experiments.evaluate --decoding
+  c.evaluate.decode_at = placeholder(float)
   c.evaluate.num_draws = 1  # draws of time and noise per row
   c.evaluate.max_rows = 512  # rows scored while training; experiments.evaluate scores them all
 

@@ -36,6 +36,7 @@ from diffusion_text.objective import OBJECTIVES, Bound
 from diffusion_text.objective.bound import Chunks, scored_weights
 from diffusion_text.objective.conditioning import Conditioning, conditionings
 from diffusion_text.process import PROCESSES
+from diffusion_text.process.gaussian import decoded_at
 from diffusion_text.sampler import SAMPLERS
 from diffusion_text.sampler.block import WholeRow, pad_rows, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
@@ -75,6 +76,7 @@ class EvaluateSettings:
   max_rows: int
   timing: str | None = None
   self_conditioning: float | None = None
+  decode_at: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +324,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
       f"objective.name={options['name']!r} with {process}: only 'reinforce' gives learned noise its gradient, and it costs twice the"
       " network calls; use it where the noise is learned and nowhere else"
     )
-  bound = Bound(process, scoring, chunks)
+  bound = Bound(process if evaluate.decode_at is None else decoded_at(process, evaluate.decode_at), scoring, chunks)
   objects = tokenizer, process, timing, objective, bound, told, told_scored, network, optimizer, mesh
   return Experiment(c, data, settings, evaluate, *objects)
 

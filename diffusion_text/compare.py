@@ -32,6 +32,7 @@ from diffusion_text.data.token_arrays import token_arrays
 from diffusion_text.data.tokenizers import tokenizer_from_bytes
 from diffusion_text.evaluate.comparison import caption, notes, plot, quality, table
 from diffusion_text.run import Trained, checkpoints, generate, load, open_rows, read_run_config, score, train_workdir
+from diffusion_text.scoring import chosen_decoding
 from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch, LossFn
 
@@ -257,7 +258,7 @@ def sampled(trained: Trained, comparison: Comparison, directory: pathlib.Path) -
 
 
 def measure(comparison: Comparison, name: str) -> dict[str, Any]:
-  """Trains one system in its directory (or goes on with it), scores and samples it: its row of the table.
+  """Trains one system in its directory (or goes on with it), scores it (a Gaussian one decoded where validation text says) and samples it.
 
   Raises SystemExit with the loop's exit code if training was stopped, and whatever training raises.
   """
@@ -274,18 +275,18 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   result = train_workdir(Metered(**fields, workdir=str(directory)), str(directory), terminal=False)
   if result.status != "finished":
     raise SystemExit(result.exit_code)
-  trained = load(str(directory))
+  trained, decode_at = chosen_decoding(load(str(directory)), num_draws=comparison.num_draws, max_rows=64)
   bound = score(trained.experiment, trained.params, split="test", num_draws=comparison.num_draws, max_rows=comparison.max_rows)
   if not math.isfinite(bound.nats_per_token):
     raise ValueError(f"the bound on the test split is {bound.nats_per_token} nats per token")
-  cpu, wall = used(str(directory), steps)
-  tokens = steps * experiment.train.batch_size * experiment.data.length
+  (cpu, wall), tokens = used(str(directory), steps), steps * experiment.train.batch_size * experiment.data.length
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   return {
     "name": name,
     "bits_per_char": bound.bits_per_char,
     "bits_per_char_error": bound.bits_per_char_error,
     "likelihood": dataclasses.asdict(bound),
+    "decode_at": decode_at,
     "steps": steps,
     "train_tokens": tokens,
     "train_cpu_seconds": cpu,

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from diffusion_text import train
-from diffusion_text.build import SECTIONS, Experiment, build, check_times, config_from_json, config_json, make_policy
+from diffusion_text.build import SECTIONS, Experiment, build, config_from_json, config_json, make_policy
 from diffusion_text.data.packing import pair_rows
 from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
 from diffusion_text.data.prompts import infill_rows, prompt_rows
@@ -27,12 +27,9 @@ from diffusion_text.data.token_arrays import TokenArrays, token_arrays
 from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
 from diffusion_text.draws import row_keys
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
-from diffusion_text.evaluate.variance import NoiseVariance, measure
-from diffusion_text.objective.bound import scored_weights
 from diffusion_text.sampler.loop import Sample
-from diffusion_text.timing import Counted, Shared
 from diffusion_text.train.paths import as_path
-from diffusion_text.types import Batch, Params, Progress
+from diffusion_text.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
@@ -75,61 +72,6 @@ def score(
   with jax.set_mesh(experiment.mesh):
     key = train.named_key(experiment.config.seed, "evaluate", 0)
     return evaluate(nats_fn or experiment.nats_fn(), params, held_out(experiment, split, max_rows), key, num_draws)
-
-
-def block_variance(trained: Trained, timing: Any, *, num_draws: int, max_rows: int) -> float:
-  """Variance, nats², of the loss of one block under `timing` (of blocks), over validation text, times and noise."""
-  experiment, size = trained.experiment, timing.block_size
-  bound = dataclasses.replace(experiment.bound, timing=timing)
-
-  @jax.jit
-  def blocks(params: Params, key: Any, batch: Batch, progress: Progress):
-    predict = lambda inputs, t, layout: experiment.network.apply(params["network"], inputs, t, layout, None)
-    nats = bound.nats(params["process"], key, batch, progress, predict)
-    by_block = lambda values: values.reshape(values.shape[0], -1, size).sum(-1)
-    return by_block(nats), by_block(scored_weights(batch))
-
-  values = []
-  for number, (batch, _) in enumerate(held_out(experiment, "validation", max_rows)):
-    key = train.named_key(experiment.config.seed, "clip", number)
-    for draw in range(num_draws):
-      nats, weight = map(np.asarray, blocks(trained.params, key, batch, Progress(part=draw, parts=num_draws)))
-      values.append(nats[weight > 0])
-  return float(np.concatenate(values).var())
-
-
-def estimators(experiment: Experiment) -> list[tuple[str, Any, str]]:
-  """(name, timing, note) of the timings that estimate this experiment's bound, and of its own if that one does not.
-
-  One time for all tokens can be drawn in several ways; the bound along another path, or of blocks, is another number for a trained
-  network, so timings of those kinds have only their own.
-  """
-  scoring = experiment.timing.scoring()
-  rows = [("as reported", scoring, "")]
-  if isinstance(scoring, Shared | Counted):
-    rows = [("shared", Shared(), ""), ("shared, power 2", Shared(2.0), ""), ("shared, power 3", Shared(3.0), "")]
-    try:
-      check_times(Counted(), experiment.config)
-      rows.append(("counted", Counted(), ""))
-    except ValueError:
-      pass  # counted times are no bound here
-  if experiment.timing != scoring:
-    rows.append(("as trained", experiment.timing, "surrogate: another mean, no bound"))
-  return rows
-
-
-def variance(trained: Trained, *, split: str, num_draws: int, max_rows: int | None = None) -> list[NoiseVariance]:
-  """How much each of the `estimators` varies by its own noise, on the same text."""
-  experiment, results = trained.experiment, []
-  key = train.named_key(experiment.config.seed, "variance", 0)
-  with jax.set_mesh(experiment.mesh):
-    for name, timing, note in estimators(experiment):
-      other = dataclasses.replace(experiment, bound=dataclasses.replace(experiment.bound, timing=timing))
-      batches = held_out(experiment, split, max_rows)
-      results.append(measure(name, other.nats_fn(), trained.params, batches, key, num_draws, note))
-      if timing == Shared():
-        results.append(results[-1].of_independent_rows("shared, each row for itself"))
-  return results
 
 
 def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:

@@ -30,6 +30,7 @@ def intervals(delta: float = 0.1):
 
 def main(_):
   from diffusion_text import run as runs
+  from diffusion_text import scoring
 
   trained = runs.load(WORKDIR.value)
   timing = trained.experiment.timing
@@ -40,7 +41,7 @@ def main(_):
   rows = []
   for low, high in intervals():
     clipped = dataclasses.replace(timing, low=low, high=high)
-    variance = runs.block_variance(trained, clipped, num_draws=NUM_DRAWS.value, max_rows=MAX_ROWS.value)
+    variance = scoring.block_variance(trained, clipped, num_draws=NUM_DRAWS.value, max_rows=MAX_ROWS.value)
     rows.append((variance, low, high))
     print(f"low={low:.2f} high={high:.2f}  variance {variance:.4f} nats² per block", flush=True)
   variance, low, high = min(rows)

@@ -1,11 +1,12 @@
 """Scores a trained model: the bound on held-out text in nats/token, perplexity and bits per character, with its standard error.
 
-python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4] [--max_rows=1000]
-
-It uses all devices of all processes (see processes.py); sampling uses one.
+python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4] [--max_rows=1000]    (on all devices of all processes)
 
 --variance: instead, a table of the ways to draw the same bound, with the variance of each: which gives most for its price.
 python -m experiments.evaluate --workdir=runs/mdlm --variance --max_rows=256 [--num_draws=8]
+
+--decoding: of a Gaussian process, the validation bound for each log-SNR at which tokens may be decoded, and the score for the best.
+python -m experiments.evaluate --workdir=runs/plaid --decoding; keep it as --config.evaluate.decode_at=…
 """
 
 import dataclasses
@@ -25,11 +26,13 @@ MAX_ROWS = flags.DEFINE_integer("max_rows", None, "score only the first rows; de
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "rows at a time, over all devices; default the config's", lower_bound=1)
 PARAMETERS = flags.DEFINE_enum("parameters", "float32", ["float32", "bfloat16"], "what the network's are held in")
 VARIANCE = flags.DEFINE_bool("variance", False, "compare the estimators of the bound instead")
+DECODING = flags.DEFINE_bool("decoding", False, "first choose evaluate.decode_at on validation text, 64 rows")
 JSON = flags.DEFINE_bool("json", False, "print one JSON line instead (with --variance, one per estimator)")
 
 
 def main(_):
   from diffusion_text import run as runs
+  from diffusion_text import scoring
   from diffusion_text.evaluate.variance import table
   from diffusion_text.train.processes import is_first
 
@@ -38,14 +41,17 @@ def main(_):
   show = print if is_first() else lambda text: None
   draws = NUM_DRAWS.value or (8 if VARIANCE.value else 1)
   if VARIANCE.value:
-    rows = runs.variance(trained, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
+    rows = scoring.variance(trained, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
     show("\n".join(json.dumps(dataclasses.asdict(row)) for row in rows) if JSON.value else table(rows))
     return
+  if DECODING.value:
+    trained, tried = scoring.best_decoding(trained, num_draws=draws, max_rows=64)
+    show("\n".join(f"decode_at={level:.2f}: validation {bound}" for level, bound in tried))
+    show(f"evaluate.decode_at={trained.experiment.bound.process.decode_at:.2f} is the best")
   result = runs.score(trained.experiment, trained.params, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
   if JSON.value:
-    row = {"step": trained.step, "split": SPLIT.value, "nats_per_token": result.nats_per_token}
-    row |= {"standard_error": result.standard_error, "perplexity": result.perplexity, "bits_per_char": result.bits_per_char}
-    show(json.dumps(row | {"bits_per_char_error": result.bits_per_char_error, "tokens": result.tokens, "rows": result.rows}))
+    names = "nats_per_token", "standard_error", "perplexity", "bits_per_char", "bits_per_char_error", "tokens", "rows"
+    show(json.dumps({"step": trained.step, "split": SPLIT.value} | {name: getattr(result, name) for name in names}))
   else:
     show(f"step {trained.step}, {SPLIT.value}: {result}")
 

@@ -34,6 +34,7 @@ MAY_IMPORT = {
 ABOVE = {
   "build",
   "run",
+  "scoring",
   "plan",
   "showcase",
   "bench",

@@ -13,6 +13,7 @@ import pytest
 
 from configs import base
 from diffusion_text import run as runs
+from diffusion_text import scoring
 from diffusion_text.build import build
 from diffusion_text.evaluate.variance import NoiseVariance, measure, noise_variance, table
 from diffusion_text.timing import Counted, Hyperschedule, Independent, PerBlock, Shared
@@ -92,17 +93,17 @@ def small(home, **changes):
 
 def test_estimators_that_fit(tmp_path):
   experiment = small(tmp_path)
-  names = lambda **changes: [row[0] for row in runs.estimators(dataclasses.replace(experiment, **changes))]
+  names = lambda **changes: [row[0] for row in scoring.estimators(dataclasses.replace(experiment, **changes))]
   shared = ["shared", "shared, power 2", "shared, power 3"]
   assert names() == names(timing=Counted()) == [*shared, "counted"]
   assert names(timing=Independent()) == [*shared, "counted", "as trained"]
   assert names(timing=PerBlock(4)) == names(timing=Hyperschedule("wave", 4)) == ["as reported"]
   assert names(timing=PerBlock(4, 0.3, 0.8)) == ["as reported", "as trained"]
-  assert [row[0] for row in runs.estimators(small(tmp_path, **{"process.grid": 10}))] == shared
+  assert [row[0] for row in scoring.estimators(small(tmp_path, **{"process.grid": 10}))] == shared
   assert small(tmp_path, **{"model.time_conditioning": "adaln"}).network.config.time_conditioning != "none"
-  assert [row[0] for row in runs.estimators(small(tmp_path, **{"model.time_conditioning": "adaln"}))] == shared
-  assert [row[0] for row in runs.estimators(small(tmp_path, **{"schedule.name": "cosine"}))] == shared
-  assert runs.estimators(experiment)[0][1] == Shared()
+  assert [row[0] for row in scoring.estimators(small(tmp_path, **{"model.time_conditioning": "adaln"}))] == shared
+  assert [row[0] for row in scoring.estimators(small(tmp_path, **{"schedule.name": "cosine"}))] == shared
+  assert scoring.estimators(experiment)[0][1] == Shared()
 
 
 @pytest.fixture(scope="module")

@@ -73,9 +73,12 @@ def caption(amount: str, where: str, command: str, *, base: Any, vocab_size: int
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> str:
-  """What the systems' own config files say and this comparison does not follow, in one paragraph; "" if there is nothing."""
+  """What the systems' own config files say and this comparison does not follow, and where bounds decode; "" if there is nothing."""
   each = [f"{row['name']}: " + ", ".join(f"{k}={v}" for k, v in row["set_aside"].items()) for row in rows if row["set_aside"]]
-  return "" if not each else "Set aside, because all share the base: " + "; ".join(each) + "."
+  ends = [f"{row['name']} {row['decode_at']:g}" for row in rows if row.get("decode_at") is not None]
+  aside = "Set aside, because all share the base: " + "; ".join(each) + "." if each else ""
+  decoded = "Log-SNRs at which bounds decode (evaluate.decode_at, on validation text): " + ", ".join(ends) + "." if ends else ""
+  return "\n\n".join(filter(None, (aside, decoded)))
 
 
 def plot(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], corpus: Mapping[str, float], title: str) -> None:

@@ -22,6 +22,10 @@ walk the path itself, so that the network is told a noisier time than it sees (D
 z_0+ is the clearest view that noise allows: the path's SNR is finite at t -> 0+. The decoder there is p(x_i | z_i) ∝ q(z_i | x_i), of the
 token's own vector alone. It costs no network call; and as it leans on no other token the bound holds for every timing, whichever token
 becomes clean first. (With the network's p in its place it would hold for a shared time only.) It keeps embeddings apart, too.
+
+`decode_at`, a log-SNR, moves that end of the bound: a token is decoded there, out of its own vector, and its clearer views, which others
+may see, follow from it at no cost, q(z_s | z_t, x) being known. So it is a bound for every value, and each network has a best one: where
+a vector already tells its token, SNR multiplies errors of x̂ that a network not trained on the bound never learns to avoid.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ import jax.numpy as jnp
 from diffusion_text.draws import draw_categorical, fold
 from diffusion_text.paths import PATHS, Learned, Noisier
 from diffusion_text.schedules import Gain, LogSNR
-from diffusion_text.types import Array, Denoise, Inputs, Key, Params, State, Time
+from diffusion_text.types import Array, Denoise, Inputs, Key, Params, Process, State, Time
 
 HIGHEST = jax.lax.Precision.HIGHEST
 PREDICTIONS = ("posterior", "leave_one_out")
@@ -62,7 +66,7 @@ class Gaussian:
   log p(x_i | z without z_i), to which the exact evidence log q(z_i | x_i) is added (Plaid's output prior). projection: P in a step, one of
   the class's `projections`. rho: share of fresh noise in a step, 0 to 1; None is eta · ρ_d, of which eta = 1 is the DDPM posterior.
   score_temperature: τ divides ε̂ about x̂, x̂ + (1 - 1/τ) (z / alpha - x̂) in place of x̂ (Plaid: 0.9).
-  fixed_large, noise_factor: see the module.
+  fixed_large, noise_factor, decode_at: see the module; decode_at None, or above the path, is the path's own end.
   Raises ValueError for values out of range or that do not fit together, and for a schedule that is no path.
   """
 
@@ -75,6 +79,7 @@ class Gaussian:
   score_temperature: float = 1.0
   fixed_large: bool = False
   noise_factor: float = 1.0
+  decode_at: float | Array | None = None
 
   schedules = PATHS  # what `config.schedule` chooses from for these processes
   projections = PROJECTIONS
@@ -159,10 +164,12 @@ class Gaussian:
 
   def evidence(self, params: Params, state: State, t: Time) -> Array:
     """log q(z_i | x_i = v) + constant, [..., V]: (alpha <z, x_v> - alpha² |x_v|² / 2) / (k sigma)². At t == 0 that of t -> 0+."""
-    alpha, sigma, _ = self.gain(params, t)
+    return self._evidence(params, state, self.gain(params, t))
+
+  def _evidence(self, params: Params, state: State, gain: Gain) -> Array:
     inner, square = self.products(params, state)
-    scale = (self.noise_scale * sigma) ** 2
-    return alpha / scale * inner - alpha**2 / scale / 2 * square
+    scale = (self.noise_scale * gain.sigma) ** 2
+    return gain.alpha / scale * inner - gain.alpha**2 / scale / 2 * square
 
   def posterior(self, params: Params, state: State, t: Time, logits: Array) -> Array:
     """Logits of p(x_i | z), own evidence included: [..., V]."""
@@ -232,8 +239,10 @@ class Gaussian:
     return jnp.sum(miss**2, axis=-1) / self.noise_scale**2
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
-    rate = self.path(params).snr_rate(t) / 2 * self.squared_error(params, ids, state, t, logits)
-    return jnp.where(t > 0, rate, 0.0)
+    path = self.path(params)
+    rate = path.snr_rate(t) / 2 * self.squared_error(params, ids, state, t, logits)
+    counts = t > 0
+    return jnp.where(counts if self.decode_at is None else counts & (path.log_snr(t) < self.decode_at), rate, 0.0)
 
   def prior_cost(self, params: Params, ids: Array) -> Array:
     """KL(q(z_1 | x) || prior) in nats, [...]: SNR_1 |x - m|² / 2k²."""
@@ -241,13 +250,15 @@ class Gaussian:
     return jnp.exp(self.path(params).log_snr(jnp.float32(1))) / 2 * jnp.sum(away**2, axis=-1)
 
   def reconstruction(self, params: Params, key: Key, ids: Array) -> Array:
-    """One draw of E[-log p(x_i | z_i)] at t -> 0+ in nats: ids [B, L] -> [B, L]."""
-    start = jnp.zeros(())
-    alpha, sigma, _ = self.path(params)(start)
+    """One draw of E[-log p(x_i | z_i)] at t -> 0+, or at `decode_at`, in nats: ids [B, L] -> [B, L]."""
+    path = self.path(params)
+    clearest = path.log_snr(jnp.zeros(()))
+    gain = path.gain(clearest if self.decode_at is None else jnp.minimum(clearest, self.decode_at))
 
     def cost(ids: Array, key_data: Array) -> Array:
       noise = draw_normal(jax.random.wrap_key_data(key_data), self.size)
-      logits = self.evidence(params, alpha * self.encode(params, ids) + self.noise_scale * sigma * noise, start)
+      state = gain.alpha * self.encode(params, ids) + self.noise_scale * gain.sigma * noise
+      logits = self._evidence(params, state, gain)
       return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
 
     return by_position(cost, ids, jax.random.key_data(jax.random.split(key, ids.shape)))
@@ -307,3 +318,18 @@ class Gaussian:
   def _nearest(self, params: Params, vectors: Array) -> Array:
     inner, square = self.products(params, vectors)
     return jnp.argmax(inner - square / 2, axis=-1).astype(jnp.int32)
+
+
+def decoded_at(process: Process, log_snr: float | Array) -> Process:
+  """The process whose bound decodes tokens at this log-SNR. Raises ValueError for one that is not Gaussian, or below its path."""
+  if not isinstance(process, Gaussian):
+    raise ValueError(
+      f"evaluate.decode_at={log_snr} is a log-SNR, which {type(process).__name__} has none of; leave it None, or use a Gaussian process"
+    )
+  lowest = process.schedule.log_snr_min - 2 * math.log(process.noise_factor)
+  if isinstance(log_snr, float | int) and not log_snr > lowest:
+    raise ValueError(
+      f"evaluate.decode_at={log_snr} must be above the path's end, log-SNR {lowest:.3g}: there is nothing left to see there;"
+      " experiments.evaluate --decoding finds a good one"
+    )
+  return dataclasses.replace(process, decode_at=log_snr)
