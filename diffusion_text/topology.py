@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import pathlib
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -109,11 +111,15 @@ def _compiled(experiment, topology, lower, tokens, flops, attention, turns) -> C
   with jax.set_mesh(experiment.mesh), compile_for("tpu", devices[0].device_kind):
     lowered = lower()
   start = time.perf_counter()
-  compiled = lowered.compile()
+  with tempfile.TemporaryDirectory() as directory:
+    # The compiler writes its program down itself: `compiled.as_text()` cannot read back what it makes for chips with sparse cores.
+    compiled = lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
+    (program,) = pathlib.Path(directory).glob("*.after_optimizations.txt")
+    text = program.read_text()
   memory = compiled.memory_analysis()
   return Compiled(
     topology,
-    compiled.as_text(),
+    text,
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     getattr(memory, "peak_memory_in_bytes", 0),

@@ -14,6 +14,7 @@ from diffusion_text.build import Experiment, make_policy
 from diffusion_text.draws import row_keys
 from diffusion_text.evaluate.translation import bleu, consensus, exact_match
 from diffusion_text.run import Trained
+from diffusion_text.scoring import chosen_decoding
 from diffusion_text.types import Batch
 
 HEADER = ("system", "bound, nats/target token ± s.e.", "BLEU", "exact match", "network calls", "without an end", "parameters")
@@ -100,11 +101,13 @@ def measure(
     texts = [each[consensus(each[:n], scorer)] for each in written.texts]
     value, signature = bleu(texts, task.references)
     scores[n] = {"bleu": value, "exact_match": exact_match(texts, task.references), "signature": signature}
-  likelihood = run.score(experiment, trained.params, split=split, num_draws=num_draws)
+  scored, decode_at = chosen_decoding(trained, num_draws=num_draws, max_rows=256)
+  likelihood = run.score(scored.experiment, trained.params, split=split, num_draws=num_draws)
   return {
     **{"name": name, "step": trained.step, "sources": len(task.sources), "left_out": task.left_out, "scores": scores},
     **{"calls": written.calls, "endless": written.endless, "altered": written.altered},
     **{"nats_per_token": likelihood.nats_per_token, "standard_error": likelihood.standard_error, "tokens": likelihood.tokens},
+    "decode_at": decode_at,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
     "examples": list(zip(task.sources, (each[0] for each in written.texts), (each[0] for each in task.references))),
   }
@@ -135,10 +138,12 @@ def caption(rows: Sequence[Mapping[str, Any]], *, split: str, samples: Sequence[
   """What the table means."""
   first = rows[0]
   signature = " ".join(sorted({score["signature"] for row in rows for score in row["scores"].values()}))
+  ends = ", ".join(f"{row['name']} {row['decode_at']:g}" for row in rows if row.get("decode_at") is not None)
   between = {"bleu": "BLEU", "chrf": "chrF"}[scorer]
   return (
     f"{first['sources']} sources of the {split} split ({first['left_out']} more are too long for a row), seed {seed}; the bound is of"
     " all its pairs, in nats over the tokens of the target and its end, which pay for the padding too. BLEU is sacrebleu"
     f" {signature}. Each text is one sample, or the consensus of n (n = {' / '.join(map(str, samples))}; by sentence {between} between"
     " samples, no reference is seen)."
+    + (f" Log-SNRs at which bounds decode, chosen on validation text: {ends}." if ends else "")
   )

@@ -35,6 +35,7 @@ ABOVE = {
   "build",
   "run",
   "scoring",
+  "growth",
   "plan",
   "showcase",
   "bench",

@@ -12,9 +12,11 @@ from diffusion_text.hlo import Program
 from diffusion_text.kernels.block_sizes import compile_for
 from diffusion_text.model.experts import counted_tokens, every_expert, mixture, routing
 from diffusion_text.model.flops import flops_per_token
+from diffusion_text.model.partition import partition_spec
 from diffusion_text.model.transformer import Network
 from diffusion_text.topology import topology_devices
-from diffusion_text.train.sharding import make_mesh
+from diffusion_text.train.optimizer import is_kernel
+from diffusion_text.train.sharding import make_mesh, path_names
 from diffusion_text.types import Inputs, Layout
 from tests.model.transformer_test import SMALL
 
@@ -112,3 +114,28 @@ def test_experts_compile_for_tpu_over_their_axis():
     step = jax.jit(jax.grad(loss, range(5)))
     program = Program(step.lower(x, shape((), bf16, 2, 128, 2), up, up, down, chosen).compile().as_text())
   assert {c.kind for c in program.collectives()} == {"all-reduce"}
+
+
+def test_every_matrix_of_a_mixture_is_split_and_decays():
+  """All experts and the shared one, over every axis of the mesh; the router, a small matrix, is on every device."""
+  mixture = {
+    "experts": 4,
+    "experts_per_token": 2,
+    "expert_width": 8,
+    "shared_width": 8,
+    "activation": "swiglu",
+    "scan_layers": True,
+  }
+  shapes = jax.eval_shape(Network.create(dataclasses.replace(SMALL, **mixture)).init, jax.random.key(0))
+  mesh, whole = {"fsdp": 2, "tensor": 2, "expert": 2}, []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    names = path_names(path)
+    if "mlp" in names:
+      assert is_kernel(names), f"{names} does not decay"
+      axes = {
+        axis
+        for entry in partition_spec(names, leaf.shape, mesh)
+        for axis in ((entry,) if isinstance(entry, str) else entry or ())
+      }
+      whole += [names[-1]] if axes != set(mesh) else []
+  assert whole == ["router"]

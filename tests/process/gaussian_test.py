@@ -18,7 +18,8 @@ from diffusion_text.objective.bound import Bound, Chunks
 from diffusion_text.paths import PATHS, Learned, Table
 from diffusion_text.process.distance import Distance
 from diffusion_text.process.embedding import Embedding
-from diffusion_text.process.gaussian import Gaussian
+from diffusion_text.process.gaussian import Gaussian, decoded_at
+from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import sample
@@ -164,6 +165,39 @@ every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys(
 @every_codec
 def test_bound_is_the_entropy(codec):
   check_bound(codec(V, LogSNR()), rows=64_000)
+
+
+@pytest.mark.parametrize("codec", ["sqrt_d", "simplex", "layernorm, noise factor"])
+def test_decoding_at_any_level_is_a_bound(codec):
+  """Tokens decoded each out of its own noisy vector cost what that says less than all vectors together, and no more: at a level where
+  this is much, at the noisiest, where nothing is known, and beyond the path, where nothing changes."""
+  process, rows = CODECS[codec](V, LogSNR()), 16_000
+  params, level = params_of(process), {"sqrt_d": -2.0, "simplex": -1.0}.get(codec, -3.0)
+  ids, gain = jnp.asarray(TOY.sample(np.random.default_rng(3), rows)), process.path(params).gain(jnp.float32(level))
+  x = process.encode(params, ids)
+  state = gain.alpha * x + process.noise_scale * gain.sigma * jax.random.normal(jax.random.key(5), x.shape)
+  miss = state[..., None, :] - gain.alpha * process.encode(params, jnp.arange(V))
+  clues = -jnp.sum((miss / (process.noise_scale * gain.sigma)) ** 2, axis=-1) / 2
+  alone = -jnp.take_along_axis(jax.nn.log_softmax(clues), ids[..., None], axis=-1)[..., 0].sum(1)
+  joint = jnp.log(TOY.probabilities) + clues[:, 0, TOY.sequences[:, 0]] + clues[:, 1, TOY.sequences[:, 1]]
+  number = jnp.argmax((TOY.sequences[None] == ids[:, None]).all(-1), axis=1)
+  together = -jnp.take_along_axis(jax.nn.log_softmax(joint), number[:, None], axis=-1)[:, 0]
+  price = np.asarray(alone - together, np.float64)
+  assert price.mean() > 0.1
+  cost = bound_draws(dataclasses.replace(process, decode_at=level), rows)
+  error = math.sqrt((cost.var() + price.var()) / rows)
+  assert cost.mean() == pytest.approx(TOY.entropy + price.mean(), abs=3 * error) and error < 0.02
+  beyond = dataclasses.replace(process, decode_at=99.0)
+  np.testing.assert_array_equal(bound_draws(beyond, 100), bound_draws(process, 100))
+  least = dataclasses.replace(process, decode_at=process.path(params).log_snr(jnp.float32(1)))
+  assert bound_draws(least, 1000).mean() == pytest.approx(2 * math.log(V), abs=0.01)
+
+
+def test_decoding_is_refused_where_it_means_nothing():
+  with pytest.raises(ValueError, match="which Masked has none of"):
+    decoded_at(Masked(V, Linear()), 1.0)
+  with pytest.raises(ValueError, match=r"decode_at=-12.0 must be above the path's end, log-SNR -10"):
+    decoded_at(Simplex(V, LogSNR()), -12.0)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_text.draws import row_keys, token_keys
 from diffusion_text.evaluate.oracle import exact_prediction
+from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.token_masked import TokenMasked
@@ -19,7 +20,7 @@ from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
 from diffusion_text.sampler.loop import Canvas, sample
 from diffusion_text.sampler.remask import Remasking
 from diffusion_text.sampler.routed import Routed
-from diffusion_text.schedules import Cosine, Linear
+from diffusion_text.schedules import Cosine, Linear, VPCosine
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch
 from tests.process.conformance_test import TOY, TOY_B, exact, law, meant, true_logits
@@ -257,6 +258,15 @@ def one_call(policy, prediction, call):
     return after.state if isinstance(after, Canvas) else after
 
   return run(row_keys(0, 6))
+
+
+def test_routing_is_refused_for_vectors():
+  """They keep no token whole that could be counted."""
+  process = Embedding(V, VPCosine(), width=4)
+  params = process.init(jax.random.key(0))
+  denoise = lambda inputs, t: exact_prediction(jnp.zeros((2, 6, V)))
+  with pytest.raises(ValueError, match="Embedding keeps no tokens whole"):
+    sample(Routed(SHARED, 3), process, params, denoise, token_keys(row_keys(0, 2), 6), Batch(jnp.zeros((2, 6), jnp.int32)))
 
 
 CALLS = [(GREEDY, 3, correct), (Routed(SHARED, 3), 1, routed)]
