@@ -1,10 +1,14 @@
 """One setting for every test: CPU with 8 virtual devices, strict numerics, and a compilation cache that survives runs."""
 
+import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # other versions may not know the flag, and refuse to start
+  # XLA's older emitters compile in half the time; tests compile much and run little.
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 import jax
 import pytest
@@ -13,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "allow")
-jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and run little: a fifth of the time
+jax.config.update("jax_disable_most_optimizations", True)  # a fifth of the time
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -268,16 +268,19 @@ def test_given_tokens_are_free_and_clean(process):
   rows = 60_000
   ids = jnp.asarray(TOY_B.sample(np.random.default_rng(8), rows))
   given = jnp.broadcast_to(jnp.array([True, False]), ids.shape)
-  seen = []
+  bound = Bound(process, Shared(power=3.0 if isinstance(process, Mixed) else 1.0), chunks=Chunks(8192))
 
-  def predict(inputs, t, layout):
-    seen.append((inputs.ids, t))
-    return exact(process)(inputs, t)
+  @jax.jit
+  def score(batch):
+    seen = []
 
-  nats = Bound(process, Shared(power=3.0 if isinstance(process, Mixed) else 1.0)).nats(
-    {}, jax.random.key(1), Batch(ids, given=given), Progress(), predict
-  )
-  read, t = seen[0]
+    def predict(inputs, t, layout):
+      seen.append((inputs.ids, t))
+      return exact(process)(inputs, t)
+
+    return bound.nats({}, jax.random.key(1), batch, Progress(), predict), *seen[0]
+
+  nats, read, t = score(Batch(ids, given=given))
   np.testing.assert_array_equal(read[:, :1], ids[:, :1])
   assert (np.asarray(t)[:, :1] == 0).all() and not np.asarray(nats)[:, :1].any()
   first = TOY_B.probabilities.reshape(V, V).sum(1)
