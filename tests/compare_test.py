@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import runpy
 import subprocess
@@ -16,6 +15,7 @@ from diffusion_text import compare, train
 from diffusion_text.build import build, config_json
 from diffusion_text.evaluate.comparison import QUALITY, caption, notes, quality, table
 from diffusion_text.train.workdir import flatten
+from tests.conftest import environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -230,13 +230,11 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
   (tmp_path / "base.py").write_text(BASE)
   (tmp_path / "fails.py").write_text(FAILS)
   workdir = tmp_path / "run"
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HOME": str(tmp_path), **cache}
 
   def call(configs, *more, **variables):
     flags = (f"--base={tmp_path / 'base.py'}", f"--workdir={workdir}", "--num_samples=2", "--calls=2,4", "--max_rows=8", *more)
     command = [sys.executable, "-m", "experiments.compare", f"--configs={configs}", *flags]
-    env = environment | variables
+    env = environment(tmp_path) | variables
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done.returncode, done.stdout + done.stderr

@@ -22,6 +22,15 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def environment(home) -> dict[str, str]:
+  """Of commands that tests start: one CPU device, compiled as here, a cache that they share, and a home of their own."""
+  return {
+    **os.environ,
+    **{"JAX_PLATFORMS": "cpu", "HOME": str(home), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+    **{"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"},
+  }
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
   """The repository."""

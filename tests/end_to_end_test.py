@@ -1,7 +1,6 @@
 """The command lines of a researcher, as real processes on a small network: train, kill, resume, score, sample."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -11,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from tests.conftest import environment
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = (
   "--config.data.length=32",
@@ -19,12 +20,6 @@ SMALL = (
   "--config.evaluate.max_rows=16",
   "--config.sampler.steps=4",
 )
-
-
-def environment(tmp):
-  """One CPU device, and caches that the tests share."""
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-  return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HOME": str(tmp), **cache}
 
 
 def command(name, *flags):

@@ -13,6 +13,8 @@ import jax
 import pytest
 import yaml
 
+from tests.conftest import environment
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {
   "data.length": 16,
@@ -92,11 +94,6 @@ time.sleep(100 if starts == 0 else 0)
   running.send_signal(signal.SIGTERM)
   out, _ = running.communicate(timeout=60)
   assert running.returncode == 0 and out.count("start 1") == 2
-
-
-def environment(home):
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-  return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HOME": str(home), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **cache}
 
 
 def curve(workdir):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from diffusion_text.build import build
 from diffusion_text.evaluate.variance import NoiseVariance, measure, noise_variance, table
 from diffusion_text.timing import Counted, Hyperschedule, Independent, PerBlock, Shared
 from diffusion_text.types import Batch
+from tests.conftest import environment
 
 
 def test_known_numbers():
@@ -114,14 +114,13 @@ def workdir(tmp_path_factory):
   return home / "run"
 
 
-def test_the_table_by_command(root, workdir):
+def test_the_table_by_command(root, workdir, tmp_path):
   """As a user would: estimators of one bound agree, counting varies less, and the surrogate is named."""
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(root / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
   flags = (f"--workdir={workdir}", "--variance", "--max_rows=64", "--num_draws=6", "--json")
   done = subprocess.run(
     [sys.executable, "-m", "experiments.evaluate", *flags],
     cwd=root,
-    env={**os.environ, **cache, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    env=environment(tmp_path),
     capture_output=True,
     text=True,
     timeout=300,
