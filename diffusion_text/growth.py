@@ -70,7 +70,7 @@ def point(config: ml_collections.ConfigDict, axis: str, value: int) -> Experimen
   key, _ = AXES[axis]
   devices, rows, vocabulary = value if axis == "devices" else 1, 1 if axis == "length" else 8, value if key == "V" else 1024
   if devices > jax.device_count():
-    raise ValueError(f"--values={devices} devices, but there are {jax.device_count()}; leave it out")
+    raise ValueError(f"{devices} devices are to be compared, but there are {jax.device_count()}; leave the larger values out")
   config.update_from_flattened_dict({"train.batch_size": rows, "evaluate.batch_size": devices, "train.accumulation": 1})
   if "." in key:
     config.update_from_flattened_dict({key: value})

@@ -186,6 +186,11 @@ BAD = [
   ({"evaluate.timing": "never"}, "never.*counted"),
   ({"evaluate.timing": "independent"}, "another model"),
   ({"evaluate.timing": "shared", "timing.name": "left_to_right"}, "another model"),
+  ({"evaluate.decode_at": 1.0}, "log-SNR, which Masked has none of"),
+  (
+    {"evaluate.decode_at": -11.0, "process.name": "simplex", "schedule.name": "log_snr"},
+    "-11.0 must be above the path.s end, log-SNR -10",
+  ),
   ({"process.name": "token_masked"}, "reinforce.*learned noise"),
   ({"objective.name": "cross_entropy", "process.prediction": "score"}, "prediction='clean'"),
   ({"objective.name": "cross_entropy", "timing.name": "counted"}, "inverse_time"),

@@ -1,19 +1,17 @@
 """One setting for every test: CPU with 8 virtual devices, strict numerics, and a compilation cache that survives runs."""
 
-import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # other versions may not know the flag, and refuse to start
-  # XLA's older emitters compile in half the time; tests compile much and run little.
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# XLA's older emitters compile in half the time; tests compile much and run little. Other versions may not know the flag.
+FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "allow")
@@ -21,12 +19,17 @@ jax.config.update("jax_disable_most_optimizations", True)  # a fifth of the time
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{given} {FLAGS}".strip()
+jax.devices()  # reads the flags, which must be gone before libtpu is loaded: it ends the process over one that it does not know
+os.environ["XLA_FLAGS"] = given
+
 
 def environment(home) -> dict[str, str]:
   """Of commands that tests start: one CPU device, compiled as here, a cache that they share, and a home of their own."""
   return {
     **os.environ,
-    **{"JAX_PLATFORMS": "cpu", "HOME": str(home), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+    **{"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "HOME": str(home), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     **{"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"},
   }
 

@@ -37,5 +37,5 @@ def test_an_axis_is_measured_and_a_checkpoint_removed(tmp_path):
 def test_points_that_cannot_be_are_refused():
   with pytest.raises(ValueError, match="--axes has 'depth'; use some of length"):
     growth.point(base.config("micro"), "depth", 2)
-  with pytest.raises(ValueError, match="64 devices, but there are 8"):
+  with pytest.raises(ValueError, match="64 devices are to be compared, but there are 8"):
     growth.point(base.config("micro"), "devices", 64)

@@ -106,6 +106,25 @@ def test_estimators_that_fit(tmp_path):
   assert scoring.estimators(experiment)[0][1] == Shared()
 
 
+def test_where_to_decode(tmp_path):
+  """The least of the levels is chosen and is what is scored then, with the same noise; a config's own choice stays."""
+  gaussian = {"process.name": "embedding", "process.width": 8, "schedule.name": "log_snr", "model.layers": 1}
+  experiment = small(tmp_path, **gaussian)
+  trained = runs.Trained(experiment, experiment.init_params(jax.random.key(0)), 0)
+  how = {"num_draws": 1, "max_rows": 8}
+  tried = dict(scoring.decodings(trained, **how, count=4))
+  assert list(tried) == [10.0, 5.0, 0.0, -5.0]
+  chosen, level = scoring.chosen_decoding(trained, **how)
+  assert level < 5 and chosen.experiment.bound.process.decode_at == level
+  again = runs.score(chosen.experiment, chosen.params, split="validation", **how)
+  assert again.nats_per_token == pytest.approx(dict(scoring.decodings(trained, **how))[level].nats_per_token, rel=1e-5)
+  assert again.nats_per_token <= min(bound.nats_per_token for bound in tried.values()) + 1e-3
+  own = small(tmp_path, **gaussian, **{"evaluate.decode_at": -1.0})
+  assert scoring.chosen_decoding(runs.Trained(own, trained.params, 0), **how)[1] == -1.0
+  with pytest.raises(ValueError, match="which Masked has none of"):
+    scoring.decodings(runs.Trained(small(tmp_path), {}, 0), **how)
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """A workdir trained for 20 steps with independent times, whose own objective is a surrogate."""
