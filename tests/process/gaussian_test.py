@@ -171,7 +171,7 @@ def test_bound_is_the_entropy(codec):
 def test_decoding_at_any_level_is_a_bound(codec):
   """Tokens decoded each out of its own noisy vector cost what that says less than all vectors together, and no more: at a level where
   this is much, at the noisiest, where nothing is known, and beyond the path, where nothing changes."""
-  process, rows = CODECS[codec](V, LogSNR()), 16_000
+  process, rows = CODECS[codec](V, LogSNR()), 10_000
   params, level = params_of(process), {"sqrt_d": -2.0, "simplex": -1.0}.get(codec, -3.0)
   ids, gain = jnp.asarray(TOY.sample(np.random.default_rng(3), rows)), process.path(params).gain(jnp.float32(level))
   x = process.encode(params, ids)
@@ -186,11 +186,11 @@ def test_decoding_at_any_level_is_a_bound(codec):
   assert price.mean() > 0.1
   cost = bound_draws(dataclasses.replace(process, decode_at=level), rows)
   error = math.sqrt((cost.var() + price.var()) / rows)
-  assert cost.mean() == pytest.approx(TOY.entropy + price.mean(), abs=3 * error) and error < 0.02
+  assert cost.mean() == pytest.approx(TOY.entropy + price.mean(), abs=3 * error) and error < 0.025
   beyond = dataclasses.replace(process, decode_at=99.0)
-  np.testing.assert_array_equal(bound_draws(beyond, 100), bound_draws(process, 100))
+  np.testing.assert_array_equal(bound_draws(beyond, rows), bound_draws(process, rows))
   least = dataclasses.replace(process, decode_at=process.path(params).log_snr(jnp.float32(1)))
-  assert bound_draws(least, 1000).mean() == pytest.approx(2 * math.log(V), abs=0.01)
+  assert bound_draws(least, rows).mean() == pytest.approx(2 * math.log(V), abs=0.01)
 
 
 def test_decoding_is_refused_where_it_means_nothing():
