@@ -264,8 +264,7 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   """
   directory = comparison.workdir / name
   (config, aside), saved = comparison.system(name), read_run_config(str(directory))
-  config.train.keep = 1
-  tokenizer = comparison.tokenizer()
+  tokenizer, config.train.keep = comparison.tokenizer(), 1
   steps = comparison.steps if saved is None else saved.train.steps
   steps = steps or steps_within(build(config, tokenizer=tokenizer), comparison.budget)
   config.train.steps, config.train.save_every = steps, max(config.train.save_every, steps // 5)  # saving is CPU time too
@@ -275,7 +274,8 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   result = train_workdir(Metered(**fields, workdir=str(directory)), str(directory), terminal=False)
   if result.status != "finished":
     raise SystemExit(result.exit_code)
-  trained, decode_at = chosen_decoding(load(str(directory)), num_draws=comparison.num_draws, max_rows=64)
+  few = min(64, comparison.max_rows or 64)
+  trained, decode_at = chosen_decoding(load(str(directory)), num_draws=comparison.num_draws, max_rows=few)
   bound = score(trained.experiment, trained.params, split="test", num_draws=comparison.num_draws, max_rows=comparison.max_rows)
   if not math.isfinite(bound.nats_per_token):
     raise ValueError(f"the bound on the test split is {bound.nats_per_token} nats per token")

@@ -45,9 +45,16 @@ def decodings(trained: Trained, *, num_draws: int, max_rows: int | None, count: 
 
 
 def best_decoding(trained: Trained, **how: Any) -> tuple[Trained, list[tuple[float, Likelihood]]]:
-  """The run with the evaluate.decode_at of `decodings` that gives the lowest bound, and what `decodings` gave."""
+  """The run with the evaluate.decode_at of `decodings` that gives the lowest bound, and what `decodings` gave.
+
+  Raises ValueError if none is a number.
+  """
   tried, experiment = decodings(trained, **how), trained.experiment
-  level, _ = min(tried, key=lambda pair: pair[1].nats_per_token)
+  nats, level = min(
+    (bound.nats_per_token if math.isfinite(bound.nats_per_token) else math.inf, level) for level, bound in tried
+  )
+  if math.isinf(nats):
+    raise ValueError(f"the bound on validation text is no number wherever tokens are decoded ({[level for level, _ in tried]})")
   bound = dataclasses.replace(experiment.bound, process=decoded_at(experiment.process, level))
   return dataclasses.replace(trained, experiment=dataclasses.replace(experiment, bound=bound)), tried
 

@@ -114,8 +114,9 @@ def _compiled(experiment, topology, lower, tokens, flops, attention, turns) -> C
   with tempfile.TemporaryDirectory() as directory:
     # The compiler writes its program down itself: `compiled.as_text()` cannot read back what it makes for chips with sparse cores.
     compiled = lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
-    (program,) = pathlib.Path(directory).glob("*.after_optimizations.txt")
-    text = program.read_text()
+    programs = list(pathlib.Path(directory).glob("*.after_optimizations.txt"))
+    # None: compiled before, by a cache. The step is by far the largest, should there be others.
+    text = max((path.read_text() for path in programs), key=len) if programs else compiled.as_text()
   memory = compiled.memory_analysis()
   return Compiled(
     topology,

@@ -5,8 +5,8 @@ python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4
 --variance: instead, a table of the ways to draw the same bound, with the variance of each: which gives most for its price.
 python -m experiments.evaluate --workdir=runs/mdlm --variance --max_rows=256 [--num_draws=8]
 
---decoding: of a Gaussian process, the validation bound for each log-SNR at which tokens may be decoded, and the score for the best.
-python -m experiments.evaluate --workdir=runs/plaid --decoding; keep it as --config.evaluate.decode_at=…
+--decoding: of a Gaussian process, the validation bound for 16 log-SNRs at which tokens may be decoded, and the score for the best of them.
+python -m experiments.evaluate --workdir=runs/plaid --decoding [--num_draws=4]     # from then on: --decode_at=…
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ MAX_ROWS = flags.DEFINE_integer("max_rows", None, "score only the first rows; de
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "rows at a time, over all devices; default the config's", lower_bound=1)
 PARAMETERS = flags.DEFINE_enum("parameters", "float32", ["float32", "bfloat16"], "what the network's are held in")
 VARIANCE = flags.DEFINE_bool("variance", False, "compare the estimators of the bound instead")
-DECODING = flags.DEFINE_bool("decoding", False, "first choose evaluate.decode_at on validation text, 64 rows")
+DECODING = flags.DEFINE_bool("decoding", False, "first choose decode_at on 64 rows of validation text, or a whole batch")
+DECODE_AT = flags.DEFINE_float("decode_at", None, "log-SNR at which the bound decodes tokens; default the config's")
 JSON = flags.DEFINE_bool("json", False, "print one JSON line instead (with --variance, one per estimator)")
 
 
@@ -36,22 +37,26 @@ def main(_):
   from diffusion_text.evaluate.variance import table
   from diffusion_text.train.processes import is_first
 
-  rows = [] if BATCH_SIZE.value is None else [("evaluate.batch_size", BATCH_SIZE.value)]
-  trained = runs.load(WORKDIR.value, rows, all_devices=True, dtype=PARAMETERS.value)
+  own = {"evaluate.batch_size": BATCH_SIZE.value, "evaluate.decode_at": DECODE_AT.value}
+  own = [(key, value) for key, value in own.items() if value is not None]
+  trained = runs.load(WORKDIR.value, own, all_devices=True, dtype=PARAMETERS.value)
   show = print if is_first() else lambda text: None
   draws = NUM_DRAWS.value or (8 if VARIANCE.value else 1)
+  if DECODING.value:
+    trained, tried = scoring.best_decoding(trained, num_draws=draws, max_rows=64)
+    if not JSON.value:
+      show("\n".join(f"decode_at={level:.2f}: validation {bound}" for level, bound in tried))
+      show(f"--decode_at={trained.experiment.bound.process.decode_at} is the best of these")
   if VARIANCE.value:
     rows = scoring.variance(trained, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
     show("\n".join(json.dumps(dataclasses.asdict(row)) for row in rows) if JSON.value else table(rows))
     return
-  if DECODING.value:
-    trained, tried = scoring.best_decoding(trained, num_draws=draws, max_rows=64)
-    show("\n".join(f"decode_at={level:.2f}: validation {bound}" for level, bound in tried))
-    show(f"evaluate.decode_at={trained.experiment.bound.process.decode_at:.2f} is the best")
   result = runs.score(trained.experiment, trained.params, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
   if JSON.value:
     names = "nats_per_token", "standard_error", "perplexity", "bits_per_char", "bits_per_char_error", "tokens", "rows"
-    show(json.dumps({"step": trained.step, "split": SPLIT.value} | {name: getattr(result, name) for name in names}))
+    decode_at = getattr(trained.experiment.bound.process, "decode_at", None)
+    row = {"step": trained.step, "split": SPLIT.value, "decode_at": decode_at}
+    show(json.dumps(row | {name: getattr(result, name) for name in names}))
   else:
     show(f"step {trained.step}, {SPLIT.value}: {result}")
 

@@ -51,32 +51,38 @@ def test_every_config_builds(name, size):
 
 
 def small_config(name):
-  """A config of configs/ on one device, as small as it can be."""
+  """A config of configs/, as small as it can be."""
   config = __import__(f"configs.{name}", fromlist=["get_config"]).get_config("micro")
-  config.update_from_flattened_dict({"data.length": 16, "train.batch_size": 4, "evaluate.batch_size": 4, "sampler.steps": 2})
+  config.update_from_flattened_dict({"data.length": 16, "train.batch_size": 8, "evaluate.batch_size": 8, "sampler.steps": 2})
   config.model.update(
     {"layers": 1 + (config.model.anchor_layers or 0), "width": 16, "heads": 1, "kv_heads": 1, "mlp_width": 32}
   )
-  config.mesh.fsdp = 1
   return config
 
 
 def kind(name):
   """What makes the sampler of a config another program than those of other configs: of each kind one is run, the others traced."""
   config = small_config(name)
-  process = config.process.name, config.process.prediction, config.process.projection
-  return process, config.timing.name, config.sampler.name, config.sampler.order, config.model.self_conditioning
+  own = (
+    config.process.to_dict(),
+    config.schedule.name,
+    config.timing.name,
+    config.sampler.to_dict(),
+    config.model.self_conditioning,
+  )
+  return str(own)
 
 
 SAMPLED = list({kind(name): name for name in CONFIGS}.values())
+SPREAD = list({small_config(name).process.name: name for name in CONFIGS}.values())  # one of each process, on all devices
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_takes_a_step_and_a_sample(name, tmp_path):
-  """One real update and one sample, whatever the process."""
+  """One real update, on 8 devices for one config of each process, and a sample: drawn for one of each kind of sampler, else traced."""
   config = small_config(name)
   config.data.update({"tokenizer": "characters", "vocab_size": None, "cache_dir": str(tmp_path)})  # some count the corpus
-  experiment = build(config, devices=jax.devices()[:1])
+  experiment = build(config, devices=jax.devices() if name in SPREAD else jax.devices()[:1])
   with jax.set_mesh(experiment.mesh):
     state, metrics = one_step(experiment)
   assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
