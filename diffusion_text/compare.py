@@ -264,7 +264,8 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   """
   directory = comparison.workdir / name
   (config, aside), saved = comparison.system(name), read_run_config(str(directory))
-  tokenizer, config.train.keep = comparison.tokenizer(), 1
+  config.train.keep = 1
+  tokenizer = comparison.tokenizer()
   steps = comparison.steps if saved is None else saved.train.steps
   steps = steps or steps_within(build(config, tokenizer=tokenizer), comparison.budget)
   config.train.steps, config.train.save_every = steps, max(config.train.save_every, steps // 5)  # saving is CPU time too
@@ -274,13 +275,13 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   result = train_workdir(Metered(**fields, workdir=str(directory)), str(directory), terminal=False)
   if result.status != "finished":
     raise SystemExit(result.exit_code)
-  few = min(64, comparison.max_rows or 64)
-  trained, decode_at = chosen_decoding(load(str(directory)), num_draws=comparison.num_draws, max_rows=few)
-  bound = score(trained.experiment, trained.params, split="test", num_draws=comparison.num_draws, max_rows=comparison.max_rows)
+  how = {"num_draws": comparison.num_draws, "max_rows": comparison.max_rows}
+  trained, decode_at = chosen_decoding(load(str(directory)), **how)
+  bound = score(trained.experiment, trained.params, split="test", **how)
   if not math.isfinite(bound.nats_per_token):
     raise ValueError(f"the bound on the test split is {bound.nats_per_token} nats per token")
-  (cpu, wall), tokens = used(str(directory), steps), steps * experiment.train.batch_size * experiment.data.length
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  cpu, wall = used(str(directory), steps)
+  tokens = steps * experiment.train.batch_size * experiment.data.length
   return {
     "name": name,
     "bits_per_char": bound.bits_per_char,
@@ -295,7 +296,7 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
     "parameters": plan.count_parameters(experiment),
     "samples": sampled(trained, comparison, directory),
     "set_aside": aside,
-    "hardware": {**hardware(), "cores_used": cores},
+    "hardware": {**hardware(), "cores_used": len(core_groups(1)[0])},
   }
 
 
@@ -375,8 +376,9 @@ def report(comparison: Comparison, failed: Mapping[str, str], corpus: Mapping[st
 
   failed: name -> reason; corpus: `corpus_quality`; command: how it was run.
   """
-  paths = [comparison.workdir / name / "results.json" for name in comparison.files if name not in failed]
-  rows = [json.loads(path.read_text()) for path in paths]
+  rows = [
+    json.loads((comparison.workdir / name / "results.json").read_text()) for name in comparison.files if name not in failed
+  ]
   places = {
     f"{row['hardware']['cores_used']} of {row['hardware']['cores']} cores of {row['hardware']['cpu']}"
     f" ({row['hardware']['device']}), jax {row['hardware']['jax']}"

@@ -24,22 +24,30 @@ from diffusion_text.run import Trained, held_out, score
 from diffusion_text.timing import Counted, Shared
 from diffusion_text.types import Batch, Params, Progress
 
+ROWS = 64  # of validation text, or a whole batch, by which a level is chosen
 
-def decodings(trained: Trained, *, num_draws: int, max_rows: int | None, count: int = 16) -> list[tuple[float, Likelihood]]:
-  """(log-SNR, bound on validation text) of `count` values of evaluate.decode_at, evenly spread over the path from its
+
+def rebound(experiment: Experiment, **changes: Any) -> Experiment:
+  """The experiment with another process or timing in its bound, and nowhere else."""
+  return dataclasses.replace(experiment, bound=dataclasses.replace(experiment.bound, **changes))
+
+
+def decodings(
+  trained: Trained, *, num_draws: int, max_rows: int | None = None, count: int = 16
+) -> list[tuple[float, Likelihood]]:
+  """(log-SNR, bound on at most ROWS rows of validation text) of `count` values of evaluate.decode_at, evenly spread over the path from its
   clear end, all with the same times and noise. Raises ValueError for a process that is not Gaussian.
   """
   experiment, params = trained.experiment, trained.params
 
   @jax.jit
   def nats(level: Any, *of: Any):
-    process = decoded_at(experiment.bound.process, level)
-    return dataclasses.replace(experiment, bound=dataclasses.replace(experiment.bound, process=process)).nats_fn()(*of)
+    return rebound(experiment, process=decoded_at(experiment.process, level)).nats_fn()(*of)
 
   decoded_at(experiment.process, math.inf)  # refused now, if it is refused
   path = experiment.process.path(params["process"])
   ends = (float(path.log_snr(jnp.float32(t))) for t in (0, 1))
-  how = {"split": "validation", "num_draws": num_draws, "max_rows": max_rows}
+  how = {"split": "validation", "num_draws": num_draws, "max_rows": min(ROWS, max_rows or ROWS)}
   levels = [round(float(level), 2) for level in np.linspace(*ends, count + 1)[:-1]]
   return [(x, score(experiment, params, **how, nats_fn=functools.partial(nats, jnp.float32(x)))) for x in levels]
 
@@ -55,8 +63,7 @@ def best_decoding(trained: Trained, **how: Any) -> tuple[Trained, list[tuple[flo
   )
   if math.isinf(nats):
     raise ValueError(f"the bound on validation text is no number wherever tokens are decoded ({[level for level, _ in tried]})")
-  bound = dataclasses.replace(experiment.bound, process=decoded_at(experiment.process, level))
-  return dataclasses.replace(trained, experiment=dataclasses.replace(experiment, bound=bound)), tried
+  return dataclasses.replace(trained, experiment=rebound(experiment, process=decoded_at(experiment.process, level))), tried
 
 
 def chosen_decoding(trained: Trained, **how: Any) -> tuple[Trained, float | None]:
@@ -114,7 +121,7 @@ def variance(trained: Trained, *, split: str, num_draws: int, max_rows: int | No
   key = train.named_key(experiment.config.seed, "variance", 0)
   with jax.set_mesh(experiment.mesh):
     for name, timing, note in estimators(experiment):
-      other = dataclasses.replace(experiment, bound=dataclasses.replace(experiment.bound, timing=timing))
+      other = rebound(experiment, timing=timing)
       batches = held_out(experiment, split, max_rows)
       results.append(measure(name, other.nats_fn(), trained.params, batches, key, num_draws, note))
       if timing == Shared():

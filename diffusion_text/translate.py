@@ -101,7 +101,7 @@ def measure(
     texts = [each[consensus(each[:n], scorer)] for each in written.texts]
     value, signature = bleu(texts, task.references)
     scores[n] = {"bleu": value, "exact_match": exact_match(texts, task.references), "signature": signature}
-  scored, decode_at = chosen_decoding(trained, num_draws=num_draws, max_rows=256)
+  scored, decode_at = chosen_decoding(trained, num_draws=num_draws)
   likelihood = run.score(scored.experiment, trained.params, split=split, num_draws=num_draws)
   return {
     **{"name": name, "step": trained.step, "sources": len(task.sources), "left_out": task.left_out, "scores": scores},

@@ -43,7 +43,7 @@ def main(_):
   show = print if is_first() else lambda text: None
   draws = NUM_DRAWS.value or (8 if VARIANCE.value else 1)
   if DECODING.value:
-    trained, tried = scoring.best_decoding(trained, num_draws=draws, max_rows=64)
+    trained, tried = scoring.best_decoding(trained, num_draws=draws)
     if not JSON.value:
       show("\n".join(f"decode_at={level:.2f}: validation {bound}" for level, bound in tried))
       show(f"--decode_at={trained.experiment.bound.process.decode_at} is the best of these")

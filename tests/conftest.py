@@ -25,11 +25,12 @@ jax.devices()  # reads the flags, which must be gone before libtpu is loaded: it
 os.environ["XLA_FLAGS"] = given
 
 
-def environment(home) -> dict[str, str]:
-  """Of commands that tests start: one CPU device, compiled as here, a cache that they share, and a home of their own."""
+def environment(home, as_shipped: bool = False) -> dict[str, str]:
+  """Of commands that tests start: one CPU device, compiled as here or as users have it, a cache that they share, a home of their own."""
+  compiler = {"XLA_FLAGS": ""} if as_shipped else {"XLA_FLAGS": FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   return {
     **os.environ,
-    **{"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "HOME": str(home), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+    **{"JAX_PLATFORMS": "cpu", "HOME": str(home), **compiler},
     **{"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"},
   }
 

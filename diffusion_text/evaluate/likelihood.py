@@ -31,8 +31,8 @@ class Likelihood:
 
   @property
   def perplexity(self) -> float:
-    """exp(nats per token): an upper bound on the perplexity."""
-    return math.exp(self.nats_per_token)
+    """exp(nats per token): an upper bound on the perplexity; inf where float64 ends, as an untrained Gaussian bound may."""
+    return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
   @property
   def bits_per_char(self) -> float:
