@@ -4,7 +4,8 @@ Published: C4 and WMT, variance exploding with t from 1 to 300, the ODE in about
 It is walked variance preserving, which is the same process: the network reads vectors of unit variance either way, and steps with ρ = 0 are
 the same Euler steps. Times are warped by the cost in nats of each stretch of log-SNR; theirs by the slope of the cross-entropy over time,
 which is that cost if the network is exact. 64 numbers per token are ours, and so is telling half of the rows their last estimate.
-Ours: 2.903 ± 0.078 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
+Ours: 2.903 ± 0.078 bits/char after 500 updates of the README's comparison at equal tokens, 2.132 ± 0.053 with
+process.prediction="leave_one_out"; too few to judge it by.
   python -m experiments.train --config=configs/cdcd.py:tiny --workdir=runs/cdcd
 """
 
