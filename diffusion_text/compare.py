@@ -376,24 +376,17 @@ def report(comparison: Comparison, failed: Mapping[str, str], corpus: Mapping[st
 
   failed: name -> reason; corpus: `corpus_quality`; command: how it was run.
   """
-  rows = [
-    json.loads((comparison.workdir / name / "results.json").read_text()) for name in comparison.files if name not in failed
-  ]
+  finished = [comparison.workdir / name / "results.json" for name in comparison.files if name not in failed]
+  rows = [json.loads(path.read_text()) for path in finished]
   places = {
     f"{row['hardware']['cores_used']} of {row['hardware']['cores']} cores of {row['hardware']['cpu']}"
     f" ({row['hardware']['device']}), jax {row['hardware']['jax']}"
     for row in rows
   }
   where = "; ".join(sorted(places)) or "nothing finished"
-  above = caption(
-    comparison.amount,
-    where,
-    command,
-    base=comparison.base,
-    vocab_size=comparison.tokenizer().vocab_size,
-    num_draws=comparison.num_draws,
-    num_samples=comparison.num_samples,
-  )
+  how = {"num_draws": comparison.num_draws, "num_samples": comparison.num_samples}
+  vocab_size = comparison.tokenizer().vocab_size
+  above = caption(comparison.amount, where, command, base=comparison.base, vocab_size=vocab_size, **how)
   text = "\n\n".join(filter(None, (table(rows, corpus, failed), above, notes(rows))))
   summary = {"command": command, "caption": above, "corpus": dict(corpus), "results": rows, "failed": dict(failed)}
   write(comparison.workdir / "comparison.json", json.dumps(summary, indent=2))
