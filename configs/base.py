@@ -92,13 +92,16 @@ def config(size: str = "tiny") -> ConfigDict:
   c.schedule.sigma_max = placeholder(float)  # geometric
 
   c.timing = ConfigDict()
-  # "shared", "independent", "counted", "slanted", "hyperschedule", "poisson", "by_information", "per_block", "left_to_right"
+  # "shared", "independent", "counted", "slanted", "hyperschedule", "poisson", "by_information", "by_position",
+  # "per_block", "left_to_right"
   c.timing.name = "shared"
   c.timing.power = placeholder(float)  # shared: above 1 draws small times more often, for the same bound
   # slanted, per_block, by_information: 0 is one time for all; poisson: how far times differ
   c.timing.spread = placeholder(float)
   c.timing.levels = placeholder(int)  # poisson: how many intrinsic times there are
   c.timing.informative_first = placeholder(bool)  # by_information: whether rare tokens are generated first, or last
+  c.timing.bins = placeholder(int)  # by_position: stretches of time, each position's shares of the clock in which are learned
+  c.timing.floor = placeholder(float)  # by_position: share of the clock that stays evenly spread over times
   c.timing.kind = placeholder(str)  # hyperschedule: "wave", "blocks"
   c.timing.width = placeholder(int)  # hyperschedule: tokens that the wave covers, or of a block
   c.timing.context = placeholder(str)  # hyperschedule: "full", "causal"

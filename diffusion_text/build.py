@@ -42,9 +42,9 @@ from diffusion_text.sampler.block import WholeRow, pad_rows, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
-from diffusion_text.timing import TIMINGS, Counted, Shared
+from diffusion_text.timing import TIMINGS, Counted, Shared, bind_times
 from diffusion_text.train.sharding import replicated, row_shards, token_shards
-from diffusion_text.types import Batch, Key, LearnedNoise, Loss, LossFn, Params, Process, Progress, Timing
+from diffusion_text.types import Batch, Key, LearnedNoise, LearnedTimes, Loss, LossFn, Params, Process, Progress, Timing
 
 SECTIONS = ("data", "process", "schedule", "timing", "objective", "model", "optimizer", "train", "mesh", "evaluate", "sampler")
 
@@ -101,12 +101,11 @@ class Experiment:
   # --- pure functions ---------------------------------------------------------------------------------------------------------
 
   def init_params(self, key: Key, process: Params | None = None) -> Params:
-    """{"network": …, "process": …}, float32. process: parameters of the process that were made already."""
+    """{"network": …, "process": …}, and "timing" of a learned one, float32. process: those of the process, if made already."""
     network_key, process_key = jax.random.split(key)
-    return {
-      "network": self.network.init(network_key),
-      "process": self.process.init(process_key) if process is None else process,
-    }
+    process = self.process.init(process_key) if process is None else process
+    params = {"network": self.network.init(network_key), "process": process}
+    return {**params, "timing": self.timing.init()} if isinstance(self.timing, LearnedTimes) else params
 
   def loss_fn(self, tokens_per_character: float) -> LossFn:
     """The training loss; reports `bound` in nats/token and `bits_per_character` of the training batch, or `surrogate` under a
@@ -120,7 +119,7 @@ class Experiment:
         params["network"], inputs, t, layout, dropout_key, counted_tokens(weights, inputs.shape)
       )
       batch, predict = self.told.batch(key, batch, progress), self.told.predict(predict, key, batch, progress)
-      result = self.objective(params["process"], key, batch, progress, predict)
+      result = bind_times(self.objective, params)(params["process"], key, batch, progress, predict)
       if "bound" not in result.sums:
         return result
       if self.timing.scoring() != self.timing:  # clipped times: what was summed is no bound, and is not called one
@@ -143,7 +142,7 @@ class Experiment:
     def nats(params: Params, key: Key, batch: Batch, progress: Progress):
       predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, None)
       predict = self.told_scored.predict(predict, key, batch, progress)
-      values = self.bound.nats(params["process"], key, batch, progress, predict)
+      values = bind_times(self.bound, params).nats(params["process"], key, batch, progress, predict)
       return jnp.sum(values, axis=1), jnp.sum(self.text_weights(batch), axis=1)
 
     return jax.jit(nats, out_shardings=replicated(self.mesh))
@@ -162,11 +161,11 @@ class Experiment:
       predict = lambda inputs, t, layout: self.network.apply(params["network"], inputs, t, layout, None)
       prior = process.prior(params["process"], jax.random.key(0), (1, batch.ids.shape[1]))
       noise = process.inputs(params["process"], prior, jnp.ones((1, 1)))
-      denoise = timing.denoiser(predict, batch.segment, noise)
+      denoise, walked = timing.denoiser(predict, batch.segment, noise), bind_times(policy, params)
       if size is None:
-        return sample(policy, process, params["process"], denoise, keys, batch, recalls=recalls)
+        return sample(walked, process, params["process"], denoise, keys, batch, recalls=recalls)
       reader = CachedBlocks(self.network, params["network"], noise, timing.shifted) if cached else WholeRow(denoise, noise)
-      result = sample_blocks(policy, process, params["process"], reader, keys, batch, size, recalls=recalls)
+      result = sample_blocks(walked, process, params["process"], reader, keys, batch, size, recalls=recalls)
       return result._replace(ids=result.ids[:, :length], committed=result.committed[:, :length])
 
     return jax.jit(run)
@@ -288,8 +287,10 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   settings = strict(TrainSettings, present(sections["train"]), "train")
   evaluate = strict(EvaluateSettings, present(sections["evaluate"]), "evaluate")
   mesh = train.make_mesh(**sections["mesh"], devices=devices)
-  timing_counts = counting(TIMINGS.get(sections["timing"]["name"]), lambda: np.zeros(1))  # until there is a tokenizer
-  timing = construct(TIMINGS, sections["timing"], "timing.name", **timing_counts)
+  chosen = TIMINGS.get(sections["timing"]["name"])
+  timing_counts = counting(chosen, lambda: np.zeros(1))  # until there is a tokenizer
+  positions = {"length": data.length} if "length" in getattr(chosen, "__dataclass_fields__", {}) else {}
+  timing = construct(TIMINGS, sections["timing"], "timing.name", **timing_counts, **positions)
   schedules = getattr(PROCESSES.get(sections["process"]["name"]), "schedules", SCHEDULES)  # some processes choose from paths
   schedule = construct(schedules, sections["schedule"], "schedule.name")
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}

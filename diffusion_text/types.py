@@ -306,6 +306,20 @@ class Timing(Protocol):
     """How a sampler reads the network at the times that it visits. noise: the inputs [1, L] of the prior."""
 
 
+@runtime_checkable
+class LearnedTimes(Protocol):
+  """A timing with parameters, `params["timing"]`: until they are bound it is the timing of their start.
+
+  Its speed is differentiable in them and its times are not. An objective holds the speed constant in costs, and adds zeros whose gradient
+  is that of cost · log speed: so times are drawn where the cost is."""
+
+  def init(self) -> Params:
+    """Its parameters at the start."""
+
+  def bind(self, params: Params) -> Timing:
+    """The timing as it stands."""
+
+
 class DataIterator(Protocol):
   """Endless batches, with a position that can be saved."""
 

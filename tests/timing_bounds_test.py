@@ -9,7 +9,7 @@ from diffusion_text.evaluate.oracle import Enumerable, exact_prediction, masked_
 from diffusion_text.objective.bound import Bound, Chunks
 from diffusion_text.process.masked import Masked
 from diffusion_text.schedules import Cosine, Linear, Polynomial
-from diffusion_text.timing import Counted, Hyperschedule, Independent, PerBlock, Shared
+from diffusion_text.timing import Counted, Hyperschedule, Independent, Paced, PerBlock, Shared
 from diffusion_text.types import Batch, Progress
 from tests.process.block_test import CHAIN, LENGTH, VOCAB, exact_blocks
 
@@ -43,11 +43,14 @@ def distance(nats, want: float) -> float:
   return abs(float(nats.mean()) - want) / error
 
 
+PACED = Paced(jax.nn.softmax(jax.random.normal(jax.random.key(1), (4, 5)), axis=-1))
 BOUNDS = [
   *((timing, Linear()) for timing in (Shared(2.0), Shared(3.0), Counted())),
   *((Hyperschedule("wave", width), Linear()) for width in (1, 2, 50)),
   *((Hyperschedule("blocks", width), Linear()) for width in (1, 3, 4)),
   (Hyperschedule("wave", 2), Cosine()),
+  (PACED, Linear()),
+  (PACED, Cosine()),
   (Shared(2.0), Polynomial(2.0)),
 ]
 

@@ -10,10 +10,12 @@ import pytest
 from diffusion_text.timing import (
   TIMINGS,
   ByInformation,
+  ByPosition,
   Counted,
   Hyperschedule,
   Independent,
   LeftToRight,
+  Paced,
   PerBlock,
   Poisson,
   Shared,
@@ -23,6 +25,7 @@ from diffusion_text.types import Batch, Progress, Times
 
 LENGTH, ROWS_PER_PART, PARTS = 12, 16, 4
 COUNTS = lambda: np.array([8, 4, 2, 0])  # of a vocabulary of 4, all of which every row has
+PACES = jax.nn.softmax(jax.random.normal(jax.random.key(1), (LENGTH, 5)), axis=-1)
 ROWS = [
   Shared(),
   Shared(2.0),
@@ -40,6 +43,8 @@ ROWS = [
   Poisson(100, 0.2),
   ByInformation(2.0, counts=COUNTS),
   ByInformation(0.5, informative_first=False, counts=COUNTS),
+  ByPosition(LENGTH),
+  Paced(PACES),
   PerBlock(1, spread=3.0),
   PerBlock(4),
   PerBlock(4, spread=2.0),
@@ -109,7 +114,7 @@ def test_conformance(timing, check):
 
 
 def test_the_table_has_every_timing():
-  assert {type(timing) for timing in ROWS} == set(TIMINGS.values())
+  assert {type(timing) for timing in ROWS} - {Paced} == set(TIMINGS.values())  # a learned one, bound
 
 
 def test_independent_times_are_independent_within_a_row_and_spread_at_each_position():
@@ -231,7 +236,14 @@ class BlocksWithoutSpeed(PerBlock):
     return times._replace(speed=jnp.ones_like(times.t))
 
 
+class PacesWithoutSpeed(Paced):
+  def draw(self, key, batch, progress):
+    times = super().draw(key, batch, progress)
+    return times._replace(speed=jnp.ones_like(times.t))
+
+
 MUTANTS = [
+  (PacesWithoutSpeed(PACES), check_every_token_sweeps_the_interval),
   (SpeedForgotten(2.0), check_every_token_sweeps_the_interval),
   (WaveWithoutSpeed("wave", 3), check_every_token_sweeps_the_interval),
   (BlocksWithoutSpeed(4, spread=2.0), check_every_token_sweeps_the_interval),

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import Chunks, noised, scored_rows, scored_weights, weighted_ends, with_auxiliary
+from diffusion_text.objective.bound import Chunks, fit_times, noised, scored_rows, scored_weights, weighted_ends, with_auxiliary
 from diffusion_text.types import Array, Batch, FitsTimes, Key, Loss, Params, Predict, Process, Progress, Timing
 
 
@@ -73,12 +73,13 @@ class Anchored:
     features = anchor.features[:, : batch.ids.shape[1]]  # of noisy ‖ clean rows the noisy half, as in `final`
     extra = rare.reshape(-1), features.reshape(-1, features.shape[-1])
 
-    def score(rows):
-      (features, ids, state, t, speed, weight), (rare, anchor_features) = rows
-      nats = lambda logits: weight * speed * self.process.rate(params, ids, state, t, logits)
-      bound = nats(final.unembed(features))
-      anchored = jnp.where(rare, nats(anchor.unembed(anchor_features)), 0.0)
-      return bound + self.anchor_weight * anchored, (bound, anchored)
+    def score(both):
+      rows, (rare, anchor_features) = both
+      cost = lambda logits: rows.speed * self.process.rate(params, rows.ids, rows.state, rows.t, logits)
+      bound = cost(final.unembed(rows.features))
+      anchored = jnp.where(rare, cost(anchor.unembed(anchor_features)), 0.0)
+      fit = fit_times(self.process, params, rows, bound)
+      return rows.weight * (bound + self.anchor_weight * anchored + fit), (rows.weight * bound, rows.weight * anchored)
 
     count, rows = scored_rows(noise, self.process, params, batch)
     total, (bound, anchored) = sum_rows(score, count, (rows, extra), chunk=self.chunks.size, shards=self.chunks.shards)

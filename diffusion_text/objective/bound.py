@@ -23,7 +23,7 @@ from diffusion_text.kernels.cross_entropy import map_rows, sum_rows
 from diffusion_text.objective.conditioning import TwoReadings
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.process.mixed import Mixed
-from diffusion_text.schedules import on_grid
+from diffusion_text.schedules import TINY, on_grid
 from diffusion_text.timing import shift_right
 from diffusion_text.types import (
   Array,
@@ -162,7 +162,10 @@ class Chunks:
 
 
 class Rows(NamedTuple):
-  """Tokens as a flat list: features [N, D], ids int32 [N], state [N, …], t, speed and weight float32 [N]."""
+  """Tokens as a flat list: features [N, D], ids int32 [N], state [N, …], t, speed and weight float32 [N].
+
+  pace: log speed [N], differentiable in the parameters of a learned timing, as speed is not.
+  """
 
   features: Array
   ids: Array
@@ -170,6 +173,7 @@ class Rows(NamedTuple):
   t: Array
   speed: Array
   weight: Array
+  pace: Array
 
 
 def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -> tuple[Array, Rows]:
@@ -178,8 +182,16 @@ def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -
   wide = lambda time: jnp.broadcast_to(time, shape)
   t, speed, weights = wide(noise.times.t), wide(noise.times.speed), scored_weights(batch)
   counts = process.scored(params, noise.state, t) & (weights > 0)
-  rows = Rows(noise.prediction.features, batch.ids, noise.state, t, speed, weights)
+  pace = jnp.log(jnp.maximum(speed, TINY))  # tokens that stand still cost nothing, and fit nothing
+  rows = Rows(noise.prediction.features, batch.ids, noise.state, t, jax.lax.stop_gradient(speed), weights, pace)
   return counts.reshape(-1), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+
+
+def fit_times(process: Process, params: Params, rows: Rows, cost: Array) -> Array:
+  """Zeros [N], whose gradient fits a learned path, and a learned timing, to what each token costs in nats: speed · rate [N]."""
+  cost = jax.lax.stop_gradient(cost)
+  by_timing = cost * (rows.pace - jax.lax.stop_gradient(rows.pace))
+  return by_timing + process.fit_times(params, rows.t, cost) if isinstance(process, FitsTimes) else by_timing
 
 
 def summed_loss(
@@ -193,7 +205,7 @@ def summed_loss(
   def score(rows: Rows):
     logits = noise.prediction.unembed(rows.features)
     rate = rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
-    fit = process.fit_times(params, rows.t, rate) if isinstance(process, FitsTimes) else 0.0
+    fit = fit_times(process, params, rows, rate)
     return rows.weight * (loss(rows, logits, rate) + fit), rows.weight * rate
 
   count, rows = scored_rows(noise, process, params, batch)
@@ -212,11 +224,12 @@ def with_auxiliary(loss: Loss, prediction: Prediction) -> Loss:
 
 
 def weighted_rates(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks) -> Array:
-  """float32 [B, L] nats: weight · speed · rate of each scored token, 0 elsewhere; what `summed_loss` sums (step 4)."""
+  """float32 [B, L] nats: weight · speed · rate of each scored token, 0 elsewhere; what `summed_loss` sums (step 4), fit included."""
 
   def rate(rows: Rows):
     logits = noise.prediction.unembed(rows.features)
-    return rows.weight * rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
+    cost = rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
+    return rows.weight * (cost + fit_times(process, params, rows, cost))
 
   count, rows = scored_rows(noise, process, params, batch)
   return map_rows(rate, count, rows, chunk=chunks.size, shards=chunks.shards).reshape(batch.ids.shape)

@@ -33,7 +33,16 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import Chunks, Rows, noise_key, noised, scored_rows, scored_weights, with_auxiliary
+from diffusion_text.objective.bound import (
+  Chunks,
+  Rows,
+  fit_times,
+  noise_key,
+  noised,
+  scored_rows,
+  scored_weights,
+  with_auxiliary,
+)
 from diffusion_text.process.gaussian import Gaussian, by_position
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.schedules import TINY
@@ -103,7 +112,7 @@ class EmbeddingLosses:
       mse = self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
       anchor = self.anchor(params, rows.ids, *token)
       rate = rows.speed * process.rate(params, rows.ids, *token)
-      fit = rows.weight * process.fit_times(params, rows.t, rate)
+      fit = rows.weight * fit_times(process, params, rows, rate)
       weight = rows.weight * rows.speed  # tokens whose time stands still, which no sampler asks for, cost nothing
       mse, anchor, bound = weight * mse, weight * anchor, rows.weight * rate
       return mse + self.anchor_weight * anchor + fit, {"mse": mse, "anchor": anchor, "bound": bound}

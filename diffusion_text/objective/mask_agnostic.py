@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import noise_key, noised, scored_rows, scored_weights, with_auxiliary
+from diffusion_text.objective.bound import fit_times, noise_key, noised, scored_rows, scored_weights, with_auxiliary
 from diffusion_text.objective.cross_entropy import CrossEntropy
 from diffusion_text.types import Array, Batch, Inputs, Key, Layout, Loss, Params, Predict, Prediction, Progress, Times
 
@@ -93,7 +93,8 @@ class MaskAgnostic(CrossEntropy):
       logits = noise.prediction.unembed(rows.features)
       cost = self.cost(logits, rows.ids) + self.agreement * total_variation(logits, longer.unembed(features))
       rate = rows.speed * self.process.rate(params, rows.ids, rows.state, rows.t, logits)
-      return rows.weight * rows.speed * self.weight(rows.t) * cost, rows.weight * rate
+      fit = fit_times(self.process, params, rows, rate)
+      return rows.weight * (rows.speed * self.weight(rows.t) * cost + fit), rows.weight * rate
 
     count, rows = scored_rows(noise, self.process, params, batch)
     both = longer.features.reshape(rows.features.shape), rows

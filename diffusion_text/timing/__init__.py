@@ -1,6 +1,6 @@
 """Timings: which time each token has. A timing is that choice and nothing else; any timing goes with any process.
 
-`along_row`: by place, or by nothing. `by_token`: by what the token is, or by an intrinsic clock of its own.
+`along_row`: by place, or by nothing. `by_token`: by what the token is, or by an intrinsic clock of its own. `learned`: by place, fitted.
 """
 
 from diffusion_text.timing.along_row import (
@@ -17,6 +17,7 @@ from diffusion_text.timing.along_row import (
   shift_right,
 )
 from diffusion_text.timing.by_token import ByInformation, Poisson, rarity
+from diffusion_text.timing.learned import ByPosition, Paced, bind_times
 
 TIMINGS = {
   "shared": Shared,
@@ -26,6 +27,7 @@ TIMINGS = {
   "hyperschedule": Hyperschedule,
   "poisson": Poisson,
   "by_information": ByInformation,
+  "by_position": ByPosition,
   "per_block": PerBlock,
   "left_to_right": LeftToRight,
 }
@@ -33,16 +35,19 @@ TIMINGS = {
 __all__ = [
   "TIMINGS",
   "ByInformation",
+  "ByPosition",
   "Counted",
   "Hyperschedule",
   "Independent",
   "LeftToRight",
   "OneRow",
+  "Paced",
   "Paths",
   "PerBlock",
   "Poisson",
   "Shared",
   "Slanted",
+  "bind_times",
   "low_discrepancy",
   "rarity",
   "shift_right",

@@ -1,0 +1,23 @@
+"""SeqDiffuSeq: one noise schedule per position, fitted while training (Yuan et al. 2022, arXiv 2212.10325).
+
+Published: QQP, question generation, simplification, dialogue, IWSLT14 and WMT14; an encoder and a decoder (BART's 6 + 6), sqrt schedule,
+2000 DDPM steps without clamping, the prediction self-conditioned with probability 1/2 and concatenated. Their adaptive schedules raise
+IWSLT14 En-De BLEU (users report 18 without them, where the paper has 28.94: issue 10 of their repository).
+Here: a source is a prompt in the same row, as in DiffuSeq; the last estimate is added; the pace of each position follows its nats at every
+step (`timing.by_position`), where theirs follows mse and cross-entropy every 20,000 steps, and it is saved with the checkpoint, where
+theirs is a file to be kept beside it. The network is told the time of each token, where theirs is told the step.
+Pairs: --config.data.corpus=pairs --config.data.packing=pairs --config.data.path=…
+Ours: not yet run.
+  python -m experiments.train --config=configs/seqdiffuseq.py:tiny --workdir=runs/seqdiffuseq
+"""
+
+from configs import diffuseq
+
+
+def get_config(size: str = "tiny"):
+  c = diffuseq.get_config(size)
+  c.process.projection = "expectation"
+  c.timing.name = "by_position"
+  c.objective.self_conditioning = 0.5
+  c.model.self_conditioning = "add"
+  return c
