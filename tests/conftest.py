@@ -1,10 +1,13 @@
 """One setting for every test: CPU with 8 virtual devices, strict numerics, and a compilation cache that survives runs."""
 
+import functools
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:
+  os.environ.setdefault("NPROC", "1")  # XLA's threads: workers share the cores out among themselves
 
 import jax
 import pytest
@@ -14,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # what is small is done sooner than handed over
 jax.config.update("jax_numpy_rank_promotion", "allow")
 jax.config.update("jax_disable_most_optimizations", True)  # a fifth of the time
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
@@ -33,6 +37,10 @@ def environment(home, as_shipped: bool = False) -> dict[str, str]:
     **{"JAX_PLATFORMS": "cpu", "HOME": str(home), **compiler},
     **{"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"},
   }
+
+
+# For programs that run longer than they compile.
+jit_well = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 2})
 
 
 @pytest.fixture(scope="session")

@@ -99,9 +99,8 @@ def samples(text):
   return [part.split("\n", 1)[1].rstrip("\n") for part in text.split("--- sample ")[1:]]
 
 
-@pytest.mark.parametrize("how", [("--order=entropy",), ("--event_driven",)])
-def test_ragged_prompts_give_the_same_text_together_and_alone(home, trained, how):
-  base = (f"--workdir={trained}", "--num=2", "--steps=6", "--seed=3", "--length=24", *how)
+def test_ragged_prompts_give_the_same_text_together_and_alone(home, trained):
+  base = (f"--workdir={trained}", "--num=2", "--steps=6", "--seed=3", "--length=24", "--order=entropy")
   together = samples(call(home, "sample", *base, "--prompt=To be", "--prompt=It was a long time"))
   alone = samples(call(home, "sample", *base, "--prompt=It was a long time"))
   assert together[2:] == alone and len(together) == 4
@@ -109,7 +108,7 @@ def test_ragged_prompts_give_the_same_text_together_and_alone(home, trained, how
 
 
 def test_infilling_keeps_what_is_given(home, trained):
-  base = (f"--workdir={trained}", "--num=1", "--steps=6")
+  base = (f"--workdir={trained}", "--num=1", "--steps=6", "--event_driven")
   both = samples(call(home, "sample", *base, "--infill=To be, [16] that is", "--infill=[3]!"))
   assert both[0].startswith("To be, ") and both[0].endswith(" that is") and len(both[0]) == 7 + 16 + 8
   assert len(both[1]) == 4 and both[1].endswith("!")

@@ -22,6 +22,7 @@ from diffusion_text.sampler.loop import sample
 from diffusion_text.schedules import Cosine, Geometric, Linear, Polynomial, weight
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch, Progress
+from tests.conftest import jit_well
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 TOY_B = Enumerable.dirichlet(1, 0.7, 4, 2)
@@ -187,7 +188,7 @@ def check_steps_end_clean(process):
 
 def check_many_steps_give_the_language(process):
   rows = 12_000
-  run = jax.jit(
+  run = jit_well(
     lambda keys: sample(
       Ancestral(Shared(), 128), process, {}, exact(process), token_keys(keys, 2), Batch(jnp.zeros((rows, 2), jnp.int32))
     )

@@ -26,6 +26,7 @@ from diffusion_text.sampler.loop import sample
 from diffusion_text.schedules import Arctangent, Curve, Flow, Linear, LogSNR, SquareRoot, Tangent, VPCosine
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch, Inputs, Progress, Renoises
+from tests.conftest import jit_well
 
 TOY = Enumerable.dirichlet(1, 0.7, 4, 2)
 V = TOY.vocab_size
@@ -350,7 +351,7 @@ def sampled(process, steps, rows):
     keys = keys(jnp.arange(rows * 2).reshape(shape))
     return process.step(params, keys, state, logits, t, s), None
 
-  run = jax.jit(lambda: jax.lax.scan(step, process.prior(params, jax.random.key(0), shape), jnp.arange(steps))[0])
+  run = jit_well(lambda: jax.lax.scan(step, process.prior(params, jax.random.key(0), shape), jnp.arange(steps))[0])
   return TOY.histogram(np.asarray(process.decode(params, run())))
 
 
