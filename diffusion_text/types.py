@@ -176,7 +176,8 @@ class Times(NamedTuple):
   t: float32 [B, L] or [B, 1], the time of each token. speed: broadcastable to t, dt/dτ over the shared clock τ, so that
   E[speed · rate] over τ is the bound. layout: who sees whom in the rows that the network will read; one with a `noisy` field is of
   2L positions, the noisy row and then its clean copy. shifted: position i reads the clean token i - 1 instead of z_i. told: the times that
-  the network is told, if not t: where t depends on the tokens, it would give them away.
+  the network is told, if not t: where t depends on the tokens, it would give them away. expected: [B, L], the loss that a learned timing
+  expects of each token at its time (`LearnedTimes`).
   """
 
   t: Array
@@ -184,6 +185,7 @@ class Times(NamedTuple):
   layout: Layout
   shifted: bool = False
   told: Array | None = None
+  expected: Array | None = None
 
 
 class Process(Protocol):
@@ -310,8 +312,8 @@ class Timing(Protocol):
 class LearnedTimes(Protocol):
   """A timing with parameters, `params["timing"]`: until they are bound it is the timing of their start.
 
-  Its speed is differentiable in them and its times are not. An objective holds the speed constant in costs, and adds zeros whose gradient
-  is that of cost · log speed: so times are drawn where the cost is."""
+  Its speed and what it expects are differentiable in them, its times are not. An objective holds the speed constant in what it costs, and
+  adds zeros whose gradient fits them: that of cost · log speed, if it adds up rates, or of (expected - loss)² / 2, if it does not."""
 
   def init(self) -> Params:
     """Its parameters at the start."""

@@ -63,7 +63,7 @@ def small_config(name):
 def kind(name):
   """What makes a config another program than those of other configs, numbers apart: of each kind one is run, the others traced."""
   c = small_config(name)
-  own = c.process.name, c.timing.name, c.objective.name, c.model.self_conditioning
+  own = c.process.name, c.timing.name, c.objective.name, c.sampler.name, c.model.self_conditioning
   return *own, bool(c.model.anchor_layers), bool(c.model.experts)
 
 

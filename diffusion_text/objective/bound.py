@@ -164,7 +164,7 @@ class Chunks:
 class Rows(NamedTuple):
   """Tokens as a flat list: features [N, D], ids int32 [N], state [N, …], t, speed and weight float32 [N].
 
-  pace: log speed [N], differentiable in the parameters of a learned timing, as speed is not.
+  pace: log speed [N], and expected: [N] or None (`Times.expected`), differentiable in the parameters of a learned timing, as speed is not.
   """
 
   features: Array
@@ -174,6 +174,7 @@ class Rows(NamedTuple):
   speed: Array
   weight: Array
   pace: Array
+  expected: Array | None = None
 
 
 def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -> tuple[Array, Rows]:
@@ -183,14 +184,28 @@ def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -
   t, speed, weights = wide(noise.times.t), wide(noise.times.speed), scored_weights(batch)
   counts = process.scored(params, noise.state, t) & (weights > 0)
   pace = jnp.log(jnp.maximum(speed, TINY))  # tokens that stand still cost nothing, and fit nothing
-  rows = Rows(noise.prediction.features, batch.ids, noise.state, t, jax.lax.stop_gradient(speed), weights, pace)
+  held, expected = jax.lax.stop_gradient(speed), noise.times.expected
+  rows = Rows(noise.prediction.features, batch.ids, noise.state, t, held, weights, pace, expected)
   return counts.reshape(-1), jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+
+
+def fit_pace(cost: Array, pace: Array) -> Array:
+  """Zeros whose gradient fits a learned timing to what each token costs in nats, speed · rate: that of cost · log speed (pace)."""
+  cost = jax.lax.stop_gradient(cost)
+  return jnp.where(jnp.isfinite(cost), cost, 0.0) * (pace - jax.lax.stop_gradient(pace))
+
+
+def fit_level(loss: Array, expected: Array | None) -> Array | float:
+  """Zeros whose gradient fits a learned timing to the loss of each token at its time: that of (expected - loss)² / 2."""
+  if expected is None:
+    return 0.0
+  miss = (expected - jax.lax.stop_gradient(loss)) ** 2 / 2
+  return miss - jax.lax.stop_gradient(miss)
 
 
 def fit_times(process: Process, params: Params, rows: Rows, cost: Array) -> Array:
   """Zeros [N], whose gradient fits a learned path, and a learned timing, to what each token costs in nats: speed · rate [N]."""
-  cost = jax.lax.stop_gradient(cost)
-  by_timing = cost * (rows.pace - jax.lax.stop_gradient(rows.pace))
+  by_timing = fit_pace(cost, rows.pace)
   return by_timing + process.fit_times(params, rows.t, cost) if isinstance(process, FitsTimes) else by_timing
 
 
@@ -224,12 +239,11 @@ def with_auxiliary(loss: Loss, prediction: Prediction) -> Loss:
 
 
 def weighted_rates(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks) -> Array:
-  """float32 [B, L] nats: weight · speed · rate of each scored token, 0 elsewhere; what `summed_loss` sums (step 4), fit included."""
+  """float32 [B, L] nats: weight · speed · rate of each scored token, 0 elsewhere; what `summed_loss` sums (step 4)."""
 
   def rate(rows: Rows):
     logits = noise.prediction.unembed(rows.features)
-    cost = rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
-    return rows.weight * (cost + fit_times(process, params, rows, cost))
+    return rows.weight * rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
 
   count, rows = scored_rows(noise, process, params, batch)
   return map_rows(rate, count, rows, chunk=chunks.size, shards=chunks.shards).reshape(batch.ids.shape)

@@ -36,7 +36,7 @@ from diffusion_text.kernels.cross_entropy import sum_rows
 from diffusion_text.objective.bound import (
   Chunks,
   Rows,
-  fit_times,
+  fit_level,
   noise_key,
   noised,
   scored_rows,
@@ -112,10 +112,10 @@ class EmbeddingLosses:
       mse = self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
       anchor = self.anchor(params, rows.ids, *token)
       rate = rows.speed * process.rate(params, rows.ids, *token)
-      fit = rows.weight * fit_times(process, params, rows, rate)
+      fit = process.fit_times(params, rows.t, rate) + fit_level(mse + self.anchor_weight * anchor, rows.expected)
       weight = rows.weight * rows.speed  # tokens whose time stands still, which no sampler asks for, cost nothing
       mse, anchor, bound = weight * mse, weight * anchor, rows.weight * rate
-      return mse + self.anchor_weight * anchor + fit, {"mse": mse, "anchor": anchor, "bound": bound}
+      return mse + self.anchor_weight * anchor + rows.weight * fit, {"mse": mse, "anchor": anchor, "bound": bound}
 
     count, rows = scored_rows(noise, process, params, batch)
     total, sums = sum_rows(score, count, rows, chunk=self.chunks.size, shards=self.chunks.shards)

@@ -22,6 +22,7 @@ from diffusion_text.objective.bound import (
   Noised,
   corrupted,
   drawn_times,
+  fit_pace,
   noise_key,
   read,
   scored_weights,
@@ -29,6 +30,7 @@ from diffusion_text.objective.bound import (
   weighted_rates,
   with_auxiliary,
 )
+from diffusion_text.schedules import TINY
 from diffusion_text.types import Array, Batch, Key, LearnedNoise, Loss, Params, Predict, Process, Progress, State, Time, Timing
 
 
@@ -70,6 +72,7 @@ class ScoreFunction:
       inputs = self.process.inputs(params, state, times.t)
       noise = Noised(state, times, read(self.process, params, key, batch.ids, state, inputs, times, predict))
       rates = weighted_rates(noise, self.process, params, batch, self.chunks)
+      rates = rates + fit_pace(rates, jnp.log(jnp.maximum(times.speed, TINY)))
       return jnp.sum(rates, axis=1), self.log_corruption(params, batch.ids, state, times.t), noise.prediction
 
     (loss1, log_q1, prediction), (loss2, log_q2, _) = draw(0), draw(1)

@@ -38,6 +38,12 @@ def is_kernel(path: Path) -> bool:
   return path[-1] == "kernel" or tuple(path[-2:]) in EXPERTS
 
 
+def is_clipped(path: Path) -> bool:
+  """Whether a parameter's gradient counts in the global norm, and is clipped by it. Those of a learned timing are of a loss of its own, in
+  other units, and must not shrink the step of the network."""
+  return path[:1] != ("timing",)
+
+
 SCHEDULES = ("constant", "cosine", "wsd")
 
 
@@ -112,7 +118,7 @@ def make_optimizer(
     learning_rate, steps, schedule, warmup_steps, decay_steps, final_fraction: see `make_schedule`.
     b1, b2, eps: of Adam. b2 = 0.95 is the usual choice for transformers on text; 0.999 for small batches.
     weight_decay: each update multiplies decaying parameters by 1 - rate · weight_decay.
-    clip_norm: gradients of a larger global norm are scaled down to it; None means never.
+    clip_norm: gradients of a larger global norm, but for those of `is_clipped`, are scaled down to it; None means never.
     decays: path of a parameter -> whether it decays; see `is_kernel` for the default and its reason.
 
   Raises:
@@ -139,8 +145,11 @@ def make_optimizer(
   def mask(params: Params):
     return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_names(path)), params)
 
+  def clipped(params: Params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_clipped(path_names(path)), params)
+
   chain = optax.chain(
-    optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+    optax.identity() if clip_norm is None else optax.masked(optax.clip_by_global_norm(clip_norm), clipped),
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
     optax.add_decayed_weights(weight_decay, mask),
     optax.scale_by_learning_rate(rate),

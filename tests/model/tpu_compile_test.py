@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 # (size, topology, V, what differs). The second is little but long: 2 · 8192 positions, noisy ‖ clean, in blocks, over the sequence axis.
 # Compiling does not get dearer with layers, which are scanned, or rows, but with the width of matrices, which only have to be split.
 CASES = {
-  "small": (
+  "narrow": (
     *("small", "v5e:2x4", 4096),
     {
       **{"data.length": 512, "train.batch_size": 64, "model.remat": "full"},
@@ -49,7 +49,7 @@ def test_train_step_compiles_for_v5e(case):
   assert verdict(compiled).startswith("fits: ") and verdict(compiled).endswith(" of 16 GiB")
   kinds = {c.kind for c in Program(compiled.text).collectives()}
   assert "all-gather" in kinds and kinds & {"all-reduce", "reduce-scatter"}
-  if case == "small":
+  if case == "narrow":
     # Full rematerialisation makes 4 forwards of 3, attention 5.5, and logits are counted for all tokens, where the formula has half.
     line = roofline(compiled)
     assert 1.2 < line.compute / line.model_seconds < 2.2
