@@ -6,7 +6,8 @@ table is learned with the loss. Different: the source is not noised by sigma_0 i
 distribution over tokens, whose mean is x0; the sampler is the DDPM posterior, not "fixed large", at the times of any grid; no `lossaware`
 times.
 Pairs: --config.data.corpus=pairs --config.data.packing=pairs --config.data.path=…; without them it is Diffusion-LM on plain text.
-Ours: not yet run to the end; launch/translation trains it on translation, on a shorter path whose bound says more.
+Ours: 3.777 ± 0.060 nats/target token and BLEU 1.17 on Tatoeba after 1000 updates of launch/translation
+(see README), too few to judge it by.
   python -m experiments.train --config=configs/diffuseq.py:tiny --workdir=runs/diffuseq
 """
 

@@ -309,7 +309,7 @@ class Timing(Protocol):
 
 
 @runtime_checkable
-class LearnedTimes(Protocol):
+class LearnedTimes(Timing, Protocol):
   """A timing with parameters, `params["timing"]`: until they are bound it is the timing of their start.
 
   Its speed and what it expects are differentiable in them, its times are not. An objective holds the speed constant in what it costs, and

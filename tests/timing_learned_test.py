@@ -25,6 +25,7 @@ from diffusion_text.objective.bound import (
   weighted_rates,
 )
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
+from diffusion_text.paths import Learned
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked, cross_entropy
 from diffusion_text.schedules import Linear, VPCosine
@@ -223,9 +224,10 @@ def test_bind_times_reaches_what_is_inside_and_leaves_the_rest():
   @dataclasses.dataclass(frozen=True)
   class Outer:
     inner: object
-    other: tuple = ()
+    other: object
 
-  bound = bind_times(Outer(objective), {"timing": LEARNED})
+  bound = bind_times(Outer(objective, Learned()), {"timing": LEARNED})
+  assert isinstance(bound.other, Learned), "a path has parameters too, and is no timing"
   assert isinstance(bound.inner.timing, Paced) and not isinstance(bound.inner.timing, LearnedTimes)
   assert bind_times(ROWS["bound"], {}) is ROWS["bound"]
 
