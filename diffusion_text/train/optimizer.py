@@ -44,6 +44,12 @@ def is_clipped(path: Path) -> bool:
   return path[:1] != ("timing",)
 
 
+def clipped_norm(gradient: Params) -> Array:
+  """float32 scalar: the global norm of what is clipped (`is_clipped`)."""
+  leaves = jax.tree_util.tree_leaves_with_path(gradient)
+  return optax.tree.norm([leaf for path, leaf in leaves if is_clipped(path_names(path))])
+
+
 SCHEDULES = ("constant", "cosine", "wsd")
 
 
