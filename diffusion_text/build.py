@@ -249,15 +249,15 @@ def token_counts(data: DataSettings, tokenizer: Any) -> np.ndarray:
   return np.bincount(corpus.tokens, minlength=tokenizer.vocab_size)
 
 
-def counting(choice: Any, counts: Callable[[], np.ndarray]) -> dict[str, Any]:
-  """The keyword of a choice with a field `counts`, which may ask how often each token occurs; {} for the others."""
-  return {"counts": counts} if "counts" in getattr(choice, "__dataclass_fields__", {}) else {}
+def asked(choice: Any, **offers: Any) -> dict[str, Any]:
+  """Those of the offers that a choice has a field for: what the config does not say and only some choices need to know."""
+  return {name: value for name, value in offers.items() if name in getattr(choice, "__dataclass_fields__", {})}
 
 
 def make_process(section: Mapping[str, Any], data: DataSettings, tokenizer: Any, schedule: Any) -> Process:
   """The process of a `config.process` section."""
   given = {"vocab_size": tokenizer.vocab_size, "schedule": schedule}
-  given |= counting(PROCESSES.get(section["name"]), lambda: token_counts(data, tokenizer))
+  given |= asked(PROCESSES.get(section["name"]), counts=lambda: token_counts(data, tokenizer))
   return construct(PROCESSES, section, "process.name", **given)
 
 
@@ -287,14 +287,14 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   settings = strict(TrainSettings, present(sections["train"]), "train")
   evaluate = strict(EvaluateSettings, present(sections["evaluate"]), "evaluate")
   mesh = train.make_mesh(**sections["mesh"], devices=devices)
-  chosen = TIMINGS.get(sections["timing"]["name"])
-  timing_counts = counting(chosen, lambda: np.zeros(1))  # until there is a tokenizer
-  positions = {"length": data.length} if "length" in getattr(chosen, "__dataclass_fields__", {}) else {}
-  timing = construct(TIMINGS, sections["timing"], "timing.name", **timing_counts, **positions)
+  offers = {"length": data.length, "counts": lambda: np.zeros(1)}  # counts: until there is a tokenizer
+  timing = construct(TIMINGS, sections["timing"], "timing.name", **asked(TIMINGS.get(sections["timing"]["name"]), **offers))
   schedules = getattr(PROCESSES.get(sections["process"]["name"]), "schedules", SCHEDULES)  # some processes choose from paths
   schedule = construct(schedules, sections["schedule"], "schedule.name")
   warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
-  optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps)
+  # A learned timing is fitted to a loss of its own, in other units, which must not shrink the steps of the network.
+  clips = lambda path: path[0] != "timing"
+  optimizer = train.make_optimizer(**{**warmup, **present(sections["optimizer"])}, steps=settings.steps, clips=clips)
   make_policy(sections["sampler"], timing)
   scoring = scoring_times(timing, evaluate.timing)
   for drawn in (timing, scoring):
@@ -305,7 +305,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   data.make_corpus()
 
   tokenizer = make_tokenizer(data) if tokenizer is None else tokenizer
-  if timing_counts:
+  if asked(timing, counts=None):
     timing = dataclasses.replace(timing, counts=functools.cache(lambda: token_counts(data, tokenizer)))
   process = make_process(sections["process"], data, tokenizer, schedule)
   sizes = {name: getattr(process, name) for name in ("vocab_size", "input_size", "estimate_size")}
@@ -317,8 +317,7 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   chunks = Chunks(options.pop("chunk"), token_shards(mesh))
   told, told_scored = conditionings(options, network.config.self_conditioning, evaluate.self_conditioning, timing, chunks)
   given = {"process": process, "timing": timing, "chunks": chunks}
-  if "train_steps" in getattr(OBJECTIVES.get(options["name"]), "__dataclass_fields__", {}):
-    given["train_steps"] = settings.steps
+  given |= asked(OBJECTIVES.get(options["name"]), train_steps=settings.steps)
   objective = construct(OBJECTIVES, options, "objective.name", **given)
   if isinstance(process, LearnedNoise) and getattr(objective, "trains_noise", False) != process.learned:
     raise ValueError(

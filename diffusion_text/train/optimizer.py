@@ -18,11 +18,13 @@ class Optimizer(NamedTuple):
   """An `optax.GradientTransformation` (the first two fields) that also tells its learning rate.
 
   learning_rate: int32 step -> float32, the rate of the update that takes `step` to `step + 1`.
+  norm: gradient -> float32, the global norm of what is clipped, before it is.
   """
 
   init: Callable
   update: Callable
   learning_rate: Callable[[Array | int], Array]
+  norm: Callable[[Params], Array] = optax.tree.norm
 
 
 EXPERTS = tuple(
@@ -38,16 +40,9 @@ def is_kernel(path: Path) -> bool:
   return path[-1] == "kernel" or tuple(path[-2:]) in EXPERTS
 
 
-def is_clipped(path: Path) -> bool:
-  """Whether a parameter's gradient counts in the global norm, and is clipped by it. Those of a learned timing are of a loss of its own, in
-  other units, and must not shrink the step of the network."""
-  return path[:1] != ("timing",)
-
-
-def clipped_norm(gradient: Params) -> Array:
-  """float32 scalar: the global norm of what is clipped (`is_clipped`)."""
-  leaves = jax.tree_util.tree_leaves_with_path(gradient)
-  return optax.tree.norm([leaf for path, leaf in leaves if is_clipped(path_names(path))])
+def by_path(test: Callable[[Path], bool]) -> Callable[[Params], Params]:
+  """Parameters -> a tree of bools: of each, what `test` says of its path."""
+  return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: test(path_names(path)), params)
 
 
 SCHEDULES = ("constant", "cosine", "wsd")
@@ -117,6 +112,7 @@ def make_optimizer(
   weight_decay: float = 0.1,
   clip_norm: float | None = 1.0,
   decays: Callable[[Path], bool] = is_kernel,
+  clips: Callable[[Path], bool] = lambda path: True,
 ) -> Optimizer:
   """AdamW (arXiv:1711.05101) with decoupled weight decay times the learning rate, after clipping of the global norm.
 
@@ -124,8 +120,9 @@ def make_optimizer(
     learning_rate, steps, schedule, warmup_steps, decay_steps, final_fraction: see `make_schedule`.
     b1, b2, eps: of Adam. b2 = 0.95 is the usual choice for transformers on text; 0.999 for small batches.
     weight_decay: each update multiplies decaying parameters by 1 - rate · weight_decay.
-    clip_norm: gradients of a larger global norm, but for those of `is_clipped`, are scaled down to it; None means never.
+    clip_norm: gradients of a larger global norm are scaled down to it; None means never.
     decays: path of a parameter -> whether it decays; see `is_kernel` for the default and its reason.
+    clips: path of a parameter -> whether its gradient counts in the global norm, and is scaled down with it.
 
   Raises:
     ValueError: for values outside their range.
@@ -148,16 +145,14 @@ def make_optimizer(
   if clip_norm is not None and not clip_norm > 0:
     raise ValueError(f"clip_norm={clip_norm} must be above 0; None turns it off")
 
-  def mask(params: Params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_names(path)), params)
-
-  def clipped(params: Params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: is_clipped(path_names(path)), params)
-
   chain = optax.chain(
-    optax.identity() if clip_norm is None else optax.masked(optax.clip_by_global_norm(clip_norm), clipped),
+    optax.identity() if clip_norm is None else optax.masked(optax.clip_by_global_norm(clip_norm), by_path(clips)),
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-    optax.add_decayed_weights(weight_decay, mask),
+    optax.add_decayed_weights(weight_decay, by_path(decays)),
     optax.scale_by_learning_rate(rate),
   )
-  return Optimizer(chain.init, chain.update, rate)
+  chosen = by_path(clips)
+  norm = lambda gradient: optax.tree.norm(
+    jax.tree.map(lambda leaf, counts: leaf if counts else None, gradient, chosen(gradient))
+  )
+  return Optimizer(chain.init, chain.update, rate, norm)

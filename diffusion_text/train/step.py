@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_text.train.optimizer import Optimizer, clipped_norm
+from diffusion_text.train.optimizer import Optimizer
 from diffusion_text.train.sharding import ROWS, batch_sharding, replicated, row_shards
 from diffusion_text.train.state import TrainState, named_key
 from diffusion_text.types import Array, Batch, Loss, LossFn, Params, Progress
@@ -150,7 +150,7 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = None if state.ema is None else update_ema(state.ema, params, ema_decay, state.step)
     own = {
-      "grad_norm": clipped_norm(gradient),
+      "grad_norm": optimizer.norm(gradient),
       "param_norm": optax.tree.norm(params),
       "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
     }
