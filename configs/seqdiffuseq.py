@@ -1,8 +1,8 @@
 """SeqDiffuSeq: one noise schedule per position, fitted while training (Yuan et al. 2022, arXiv 2212.10325).
 
 Published: QQP, question generation, simplification, dialogue, IWSLT14 and WMT14; an encoder and a decoder (BART's 6 + 6), sqrt schedule,
-2000 DDPM steps without clamping, the prediction self-conditioned with probability 1/2 and concatenated. Their adaptive schedules raise
-IWSLT14 En-De BLEU (users report 18 without them, where the paper has 28.94: issue 10 of their repository).
+2000 DDPM steps without clamping, the prediction self-conditioned with probability 1/2 and concatenated. Without adaptive schedules a
+user got 18 BLEU on IWSLT14, where the paper has 28.94 (issue 10 of their repository).
 Here: a source is a prompt in the same row, as in DiffuSeq, so a position is a place in source ‖ target; the last estimate is added. The
 pace of each position follows its mse at every update (`timing.by_position`; their cross-entropy is of the clean vector, the same at all
 times), where theirs is interpolated anew every 20,000, and it is saved with the checkpoint, where theirs is a file to be kept beside it.

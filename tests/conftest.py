@@ -31,9 +31,10 @@ os.environ["XLA_FLAGS"] = given
 
 def environment(home, as_shipped: bool = False) -> dict[str, str]:
   """Of commands that tests start: one CPU device, compiled as here or as users have it, a cache that they share, a home of their own."""
+  inherited = {name: value for name, value in os.environ.items() if name != "NPROC" or not as_shipped}
   compiler = {"XLA_FLAGS": ""} if as_shipped else {"XLA_FLAGS": FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   return {
-    **os.environ,
+    **inherited,
     **{"JAX_PLATFORMS": "cpu", "HOME": str(home), **compiler},
     **{"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"},
   }

@@ -65,7 +65,7 @@ class Paced(OneRow):
 
 @dataclasses.dataclass(frozen=True)
 class ByPosition(OneRow):
-  """The adaptive schedule of SeqDiffuSeq (arXiv 2212.10325 section 3.2): one noise schedule per position, over whose steps the loss of that
+  """The adaptive schedule of SeqDiffuSeq (arXiv 2212.10325): one noise schedule per position, over whose steps the loss of that
   position rises evenly.
 
   All positions share a clock τ, and position i passes the k-th of `bins` even stretches of time in a share of the clock: floor / bins +
