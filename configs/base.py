@@ -74,6 +74,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.process.score_temperature = placeholder(float)  # Gaussian: divides the predicted noise in a step; Plaid 0.9
   c.process.fixed_large = placeholder(bool)  # Gaussian: legacy step of too much noise (DiffuSeq, GENIE)
   c.process.noise_factor = placeholder(float)  # Gaussian: F, trained at SNR / F² and decoded at F = 1
+  c.process.noise_growth = placeholder(float)  # Gaussian: what F grows by from t = 0 to t = 1; TREC
 
   c.schedule = ConfigDict()
   # "linear", "cosine", "polynomial", "geometric"; Gaussian processes, whose schedules are paths: "linear", "cosine", "sqrt", "log_snr",
@@ -92,13 +93,14 @@ def config(size: str = "tiny") -> ConfigDict:
   c.schedule.sigma_max = placeholder(float)  # geometric
 
   c.timing = ConfigDict()
-  # "shared", "independent", "counted", "slanted", "hyperschedule", "poisson", "by_information", "by_position",
+  # "shared", "independent", "counted", "slanted", "hyperschedule", "poisson", "predicted", "by_information", "by_position",
   # "per_block", "left_to_right"
   c.timing.name = "shared"
   c.timing.power = placeholder(float)  # shared: above 1 draws small times more often, for the same bound
-  # slanted, per_block, by_information: 0 is one time for all; poisson: how far times differ
+  # slanted, per_block, by_information: 0 is one time for all; poisson, predicted: how far times differ
   c.timing.spread = placeholder(float)
-  c.timing.levels = placeholder(int)  # poisson: how many intrinsic times there are
+  c.timing.levels = placeholder(int)  # poisson, predicted: how many intrinsic times there are
+  c.timing.layers = placeholder(int)  # predicted: of the network that predicts them
   c.timing.informative_first = placeholder(bool)  # by_information: whether rare tokens are generated first, or last
   c.timing.bins = placeholder(int)  # by_position: stretches of time, each position's shares of the clock in which are learned
   c.timing.floor = placeholder(float)  # by_position: share of the clock that stays evenly spread over times
@@ -110,14 +112,17 @@ def config(size: str = "tiny") -> ConfigDict:
   c.timing.high = placeholder(float)  # per_block: largest time in training
 
   c.objective = ConfigDict()
-  # "bound", "cross_entropy", "anchored", "gaussian_curriculum", "mask_agnostic", "mse_rounding", "reinforce", "reweighted"
+  # "bound", "cross_entropy", "anchored", "gaussian_curriculum", "mask_agnostic", "mse_rounding", "reinforce",
+  # "reinforced_conditioning" (mse_rounding and a reward), "reweighted"
   c.objective.name = "bound"
   c.objective.auxiliary = placeholder(float)  # bound: weight of a cross-entropy beside it (D3PM's λ)
+  # What is said of mse_rounding holds for reinforced_conditioning.
   # "uniform"; mse_rounding: also "snr", "v"; the others: also "inverse_time", "linear"
   c.objective.weighting = placeholder(str)
   c.objective.max_weight = placeholder(float)  # cross_entropy, mask_agnostic, mse_rounding, reweighted: clips the weight
   c.objective.min_weight = placeholder(float)  # reweighted: clips the weight from below
-  c.objective.label_smoothing = placeholder(float)  # cross_entropy, mask_agnostic: share of the target spread over all tokens
+  # cross_entropy, mask_agnostic, mse_rounding: share of the target spread over all tokens
+  c.objective.label_smoothing = placeholder(float)
   c.objective.focusing = placeholder(float)  # cross_entropy, mask_agnostic: γ, tokens weigh (1 - e^-CE)^γ
   c.objective.agreement = placeholder(float)  # mask_agnostic: weight of the total variation of the two readings
   c.objective.appended = placeholder(int)  # mask_agnostic: the most masks that follow a row in the second reading
@@ -131,6 +136,9 @@ def config(size: str = "tiny") -> ConfigDict:
   c.objective.rounding_weight = placeholder(float)  # mse_rounding: of rounding the noised vector, which keeps embeddings apart
   # mse_rounding: cross-entropies of the "posterior" (None), or of "inner" products of vectors
   c.objective.readout = placeholder(str)
+  c.objective.reward = placeholder(str)  # reinforced_conditioning: "accuracy" or "bleu" of the tokens, row by row
+  c.objective.reward_weight = placeholder(float)  # reinforced_conditioning
+  c.objective.advantage_clip = placeholder(float)  # reinforced_conditioning: rewards that differ by more count as this much
   c.objective.threshold = placeholder(int)  # anchored: occurrences in a row of the tokens that the first stage is taught
   c.objective.self_conditioning = placeholder(float)  # probability, per row, that the network is told its own first answer
   c.objective.drop_given = placeholder(float)  # probability, per row, that given tokens are hidden: for sampler.guidance_scale
@@ -208,8 +216,8 @@ def config(size: str = "tiny") -> ConfigDict:
   c.evaluate.max_rows = 512  # rows scored while training; experiments.evaluate scores them all
 
   c.sampler = ConfigDict()
-  # "ancestral", "event_driven", "multistep" (DPM-Solver++), "ordered", "tau_leaping", "remasking", "predictor_corrector", "routed",
-  # "self_correcting"
+  # "ancestral", "event_driven", "multistep" (DPM-Solver++), "ordered", "predicted_times", "tau_leaping", "remasking",
+  # "predictor_corrector", "routed", "self_correcting"
   c.sampler.name = "ancestral"
   c.sampler.steps = 64  # of a row; of each block for timings in blocks
   c.sampler.order = placeholder(str)  # ordered: "random", "entropy", "margin", "max_prob"

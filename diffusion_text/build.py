@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from diffusion_text import train
 from diffusion_text.choices import construct, present, strict
+from diffusion_text.compatible import check_objective, check_times, scoring_times
 from diffusion_text.data.packing import without_padding
 from diffusion_text.data.token_arrays import token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
@@ -42,9 +43,9 @@ from diffusion_text.sampler.block import WholeRow, pad_rows, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import Policy, Sample, sample
 from diffusion_text.schedules import SCHEDULES
-from diffusion_text.timing import TIMINGS, Counted, Shared, bind_times
+from diffusion_text.timing import TIMINGS, bind_times
 from diffusion_text.train.sharding import replicated, row_shards, token_shards
-from diffusion_text.types import Batch, Key, LearnedNoise, LearnedTimes, Loss, LossFn, Params, Process, Progress, Timing
+from diffusion_text.types import Batch, Key, LearnedTimes, Loss, LossFn, Params, PredictsTimes, Process, Progress, Timing
 
 SECTIONS = ("data", "process", "schedule", "timing", "objective", "model", "optimizer", "train", "mesh", "evaluate", "sampler")
 
@@ -105,7 +106,8 @@ class Experiment:
     network_key, process_key = jax.random.split(key)
     process = self.process.init(process_key) if process is None else process
     params = {"network": self.network.init(network_key), "process": process}
-    return {**params, "timing": self.timing.init()} if isinstance(self.timing, LearnedTimes) else params
+    timing = self.timing
+    return {**params, "timing": timing.init(jax.random.fold_in(key, 2))} if isinstance(timing, LearnedTimes) else params
 
   def loss_fn(self, tokens_per_character: float) -> LossFn:
     """The training loss; reports `bound` in nats/token and `bits_per_character` of the training batch, or `surrogate` under a
@@ -221,7 +223,11 @@ class Experiment:
     read = flops_per_token(self.network.config, self.data.length, scored_fraction=0.0)
     doubled = 2 if blocks is not None and not self.timing.shifted else 1
     scored = flops_per_token(self.network.config, self.data.length, scored_fraction=1.0 if blocks == 1 else 0.5) - read
-    return (4 if self.told.self_conditioning else 3) * getattr(self.objective, "reads", 1) * (doubled * read + scored)
+    predicts = isinstance(self.timing, PredictsTimes)
+    of_times = 3 * flops_per_token(self.timing.reader.config, self.data.length) if predicts else 0.0
+    return of_times + (4 if self.told.self_conditioning else 3) * getattr(self.objective, "reads", 1) * (
+      doubled * read + scored
+    )
 
 
 def config_json(config: Any) -> str:
@@ -311,6 +317,8 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   sizes = {name: getattr(process, name) for name in ("vocab_size", "input_size", "estimate_size")}
   model = {"scan_layers": None, **present(sections["model"]), **sizes}
   network = Network.create(strict(TransformerConfig, model, "model"))
+  if isinstance(timing, PredictsTimes):
+    timing = dataclasses.replace(timing, reader=Network.create(reader_config(network.config, timing.layers)))
   options = sections["objective"]
   if options["chunk"] < 1:
     raise ValueError(f"objective.chunk={options['chunk']} must be at least 1 position; 256 suits a CPU, 2048 an accelerator")
@@ -319,49 +327,18 @@ def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experim
   given = {"process": process, "timing": timing, "chunks": chunks}
   given |= asked(OBJECTIVES.get(options["name"]), train_steps=settings.steps)
   objective = construct(OBJECTIVES, options, "objective.name", **given)
-  if isinstance(process, LearnedNoise) and getattr(objective, "trains_noise", False) != process.learned:
-    raise ValueError(
-      f"objective.name={options['name']!r} with {process}: only 'reinforce' gives learned noise its gradient, and it costs twice the"
-      " network calls; use it where the noise is learned and nowhere else"
-    )
+  check_objective(options["name"], objective, process, timing)
   bound = Bound(process if evaluate.decode_at is None else decoded_at(process, evaluate.decode_at), scoring, chunks)
   objects = tokenizer, process, timing, objective, bound, told, told_scored, network, optimizer, mesh
   return Experiment(c, data, settings, evaluate, *objects)
 
 
-def scoring_times(timing: Timing, name: str | None) -> Timing:
-  """The timing under which the bound is reported: the timing's own, or the one of this name if it reads the same rows."""
-  alike = {"shared": Shared, "counted": Counted}
-  if name is None or alike.get(name) is type(timing.scoring()):
-    return timing.scoring()
-  if name not in alike or type(timing.scoring()) not in alike.values():
-    raise ValueError(
-      f"evaluate.timing={name!r} would score another model than {timing} trains; only 'shared' and 'counted' stand for each other,"
-      " leave it unset for the others"
-    )
-  return alike[name]()
-
-
-def check_times(timing: Timing, sections: Mapping[str, Any]) -> None:
-  """Refuses times that stand for all times, where that is not so, and one time for a row that has several."""
-  process, schedule = sections["process"]["name"], sections["schedule"]["name"]
-  if timing.clipped and (process, schedule) != ("masked", "linear"):
-    raise ValueError(
-      f"{timing} draws clipped times, whose cost is right for process.name='masked' with schedule.name='linear' only, not"
-      f" {process!r} with {schedule!r}; use these, or blocks of several tokens with low=0 and high=1"
-    )
-  blocks, packing = timing.sampled_in_blocks is not None, sections["data"]["packing"]
-  if sections["model"]["time_conditioning"] == "prefix" and (blocks or packing == "documents"):
-    several = f"rows in blocks ({timing})" if blocks else f"rows of several documents (data.packing={packing!r})"
-    raise ValueError(
-      f"model.time_conditioning='prefix' tells one time to one document and cannot serve {several}; use 'adaln' or 'layerwise'"
-    )
-  told = sections["model"]["time_conditioning"] not in (False, "none")
-  if isinstance(timing, Counted) and (told or sections["process"].get("grid") is not None):
-    raise ValueError(
-      f"{timing} has t = 1 or 0 for each token, which is the bound for a network that is told no time and a process in continuous"
-      " time; use model.time_conditioning='none' and no process.grid, or timing.name='shared'"
-    )
+def reader_config(network: TransformerConfig, layers: int) -> TransformerConfig:
+  """The network that predicts times: as wide as the one that it serves, told the clock, one number per token."""
+  plain = {name: field.default for name, field in TransformerConfig.__dataclass_fields__.items()}
+  kept = {name: getattr(network, name) for name, default in plain.items() if default is dataclasses.MISSING}
+  one = {"vocab_size": 1, "layers": layers, "time_conditioning": "adaln", "tie_embeddings": False, "dropout": 0.0}
+  return TransformerConfig(**{**kept, **one})
 
 
 def check_sizes(data: DataSettings, settings: TrainSettings, evaluate: EvaluateSettings, mesh: Mesh) -> None:

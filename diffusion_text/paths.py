@@ -54,13 +54,17 @@ class Table(Curve):
 
 @dataclasses.dataclass(frozen=True)
 class Noisier(LogSNR):
-  """Another path at SNR / factor²: the noise factor of Difformer (arXiv 2212.09412), ᾱ / (F² - (F² - 1) ᾱ). Its window moves with it."""
+  """Another path at SNR / F²: the noise factor of Difformer (arXiv 2212.09412), ᾱ / (F² - (F² - 1) ᾱ). Its window moves with it.
+
+  F = factor + growth · t; with growth, the time-aware variance scaling of TREC (arXiv 2402.14843), λ(t) there.
+  """
 
   base: LogSNR = LogSNR()
   factor: float = 1.0
+  growth: float = 0.0
 
   def log_snr(self, t: Time) -> Array:
-    return self.base.log_snr(t) - 2 * math.log(self.factor)
+    return self.base.log_snr(t) - 2 * (jnp.log(self.factor + self.growth * t) if self.growth else math.log(self.factor))
 
   def gain(self, log_snr: Array) -> Gain:
     return self.base.gain(log_snr)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text import train
-from diffusion_text.build import Experiment, check_times
+from diffusion_text.build import Experiment
+from diffusion_text.compatible import check_times
 from diffusion_text.evaluate.likelihood import Likelihood
 from diffusion_text.evaluate.variance import NoiseVariance, measure
 from diffusion_text.objective.bound import scored_weights

@@ -91,6 +91,7 @@ class Prediction(NamedTuple):
   features [B, L, D]; `unembed(features[..., D]) -> logits[..., V]` in float32. Kept apart so that whoever reads the answer
   pays for the logits of those positions only: at V = 32k the unembedding is most of the work.
   anchor: the answer of a first stage that the network itself reads on (ADLM); None for a network of one stage.
+  before: where an objective reads it twice, its first answer at the same state, and bool [B], the rows that were told of it; else None.
   recall: of a network that conditions on itself, the map from estimates [N, estimate_size] (`Process.estimate`) to what it reads of them
   at its next call, [N, D]; linear, so that estimates over V need not be kept. None for the others.
   auxiliary: what its routers add to the loss; None if it has none.
@@ -101,6 +102,7 @@ class Prediction(NamedTuple):
   anchor: Prediction | None = None
   recall: Callable[[Array], Array] | None = None
   auxiliary: Auxiliary | None = None
+  before: tuple[Prediction, Array] | None = None
 
   @property
   def logits(self) -> Array:
@@ -177,7 +179,7 @@ class Times(NamedTuple):
   E[speed · rate] over τ is the bound. layout: who sees whom in the rows that the network will read; one with a `noisy` field is of
   2L positions, the noisy row and then its clean copy. shifted: position i reads the clean token i - 1 instead of z_i. told: the times that
   the network is told, if not t: where t depends on the tokens, it would give them away. expected: [B, L], the loss that a learned timing
-  expects of each token at its time (`LearnedTimes`).
+  expects of each token at its time (`LearnedTimes`). clock: [B, 1], τ of a timing that learns to predict times from it (`PredictsTimes`).
   """
 
   t: Array
@@ -186,6 +188,7 @@ class Times(NamedTuple):
   shifted: bool = False
   told: Array | None = None
   expected: Array | None = None
+  clock: Array | None = None
 
 
 class Process(Protocol):
@@ -315,11 +318,24 @@ class LearnedTimes(Timing, Protocol):
   Its speed and what it expects are differentiable in them, its times are not. An objective holds the speed constant in what it costs, and
   adds zeros whose gradient fits them: that of cost · log speed, if it adds up rates, or of (expected - loss)² / 2, if it does not."""
 
-  def init(self) -> Params:
+  def init(self, key: Key) -> Params:
     """Its parameters at the start."""
 
   def bind(self, params: Params) -> Timing:
     """The timing as it stands."""
+
+
+@runtime_checkable
+class PredictsTimes(LearnedTimes, Protocol):
+  """A learned timing that predicts, from what the network answered, which times the tokens of a row should have next.
+
+  guess: what is known of the tokens, as the network reads clean ones; clock: [B, 1]; segment: of the row, or None."""
+
+  def fit(self, guess: Inputs, clock: Array, cost: Array, counts: Array, segment: Array | None) -> Array:
+    """float32 [B, L] to add to a loss, 0 where not counts (bool [B, L]); its gradient fits the parameters to the cost [B, L] of tokens."""
+
+  def next_times(self, guess: Inputs, clock: Array, segment: Array | None) -> Time:
+    """[B, L] in [0, 1], for the clock that comes next."""
 
 
 class DataIterator(Protocol):

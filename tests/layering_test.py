@@ -33,6 +33,7 @@ MAY_IMPORT = {
 }
 ABOVE = {
   "build",
+  "compatible",
   "run",
   "scoring",
   "growth",

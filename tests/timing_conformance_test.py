@@ -18,6 +18,7 @@ from diffusion_text.timing import (
   Paced,
   PerBlock,
   Poisson,
+  Predicted,
   Shared,
   Slanted,
 )
@@ -41,6 +42,7 @@ ROWS = [
   Hyperschedule("blocks", 1),
   Hyperschedule("blocks", 5, "causal"),
   Poisson(100, 0.2),
+  Predicted(50, 0.2),  # its draws and its grid, which are those of Poisson; tests/timing_predicted_test.py has the rest
   ByInformation(2.0, counts=COUNTS),
   ByInformation(0.5, informative_first=False, counts=COUNTS),
   ByPosition(LENGTH),

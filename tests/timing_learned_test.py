@@ -24,7 +24,9 @@ from diffusion_text.objective.bound import (
   scored_weights,
   weighted_rates,
 )
+from diffusion_text.objective.conditioning import TwoReadings
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
+from diffusion_text.objective.reinforced import ReinforcedConditioning
 from diffusion_text.paths import Learned
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked, cross_entropy
@@ -92,12 +94,23 @@ def of_vectors(params):
   return lambda inputs, t, layout: Prediction(inputs.vectors, lambda features: features @ params["out"])
 
 
+def of_vectors_and_answers(params):
+  """The same, which adds its first answer to what it reads."""
+
+  def predict(inputs, t, layout):
+    told = 0.0 if inputs.recalled is None else jnp.where(inputs.recalls[..., None], inputs.recalled, 0.0)
+    return of_vectors(params)(inputs, t, layout)._replace(features=inputs.vectors + told, recall=lambda estimates: estimates)
+
+  return TwoReadings(predict, jnp.arange(4) % 2 == 0, 8, 1)
+
+
 VECTORS = Embedding(7, VPCosine(log_snr_max=2.0), width=5)
-NETWORKS = {"anchored": two_stages, "mse_rounding": of_vectors}
+NETWORKS = {"anchored": two_stages, "mse_rounding": of_vectors, "reinforced_conditioning": of_vectors_and_answers}
 OBJECTIVES_WITH_ROWS = {
   **{name: dataclasses.replace(objective, timing=TIMING) for name, objective in ROWS.items()},
   "anchored": Anchored(Masked(7, Linear()), TIMING, threshold=L),
   "mse_rounding": EmbeddingLosses(VECTORS, TIMING, weighting="v", anchor_weight=0.5),
+  "reinforced_conditioning": ReinforcedConditioning(VECTORS, TIMING, weighting="v", anchor_weight=0.5),
 }
 
 
@@ -128,7 +141,7 @@ def reference(name, objective):
       noises = [Noised(state, times, answer) for state, answer in zip(states, answers)]
     total = 0.0
     for noise in noises:
-      if name == "mse_rounding":
+      if isinstance(objective, EmbeddingLosses):
         token = noise.state, noise.times.t, noise.prediction.logits
         miss = objective.process.squared_error(process, batch.ids, *token) / objective.process.size
         loss = objective.weight(process, noise.times.t) * miss + 0.5 * cross_entropy(noise.prediction.logits, batch.ids)

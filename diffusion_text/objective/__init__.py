@@ -11,6 +11,7 @@ from diffusion_text.objective.curriculum import GaussianCurriculum
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
 from diffusion_text.objective.mask_agnostic import MaskAgnostic
 from diffusion_text.objective.reinforce import ScoreFunction
+from diffusion_text.objective.reinforced import ReinforcedConditioning
 from diffusion_text.objective.reweighted import Reweighted
 
 OBJECTIVES = {
@@ -21,5 +22,6 @@ OBJECTIVES = {
   "mask_agnostic": MaskAgnostic,
   "mse_rounding": EmbeddingLosses,
   "reinforce": ScoreFunction,
+  "reinforced_conditioning": ReinforcedConditioning,
   "reweighted": Reweighted,
 }

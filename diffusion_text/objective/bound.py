@@ -111,10 +111,12 @@ def read(
 
   if not isinstance(predict, TwoReadings):
     return answer(inputs)
-  told = predict.told(process, params, state, times.t, answer(inputs))
+  first = answer(inputs)
+  told = predict.told(process, params, state, times.t, first)
   rest = inputs.shape[1] - length
   recalled, recalls = (jnp.pad(leaf, ((0, 0), (0, rest), *((0, 0),) * (leaf.ndim - 2))) for leaf in told)
-  return answer(dataclasses.replace(inputs, recalled=recalled, recalls=recalls))
+  second = answer(dataclasses.replace(inputs, recalled=recalled, recalls=recalls))
+  return second._replace(before=(first, predict.coins))
 
 
 def whole_rows(process: Process, params: Params, key: Key, ids: Array, inputs: Inputs, times: Times) -> tuple[Inputs, Time]:

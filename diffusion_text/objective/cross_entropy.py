@@ -27,6 +27,14 @@ from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Proce
 WEIGHTINGS = {"uniform": jnp.ones_like, "inverse_time": lambda t: 1 / jnp.maximum(t, TINY), "linear": lambda t: 1 - t}
 
 
+def smoothed_cross_entropy(logits: Array, ids: Array, smoothing: float) -> Array:
+  """(1 - s) · CE + s · mean over v of -log p(v), in nats: logits [..., V], ids [...] -> float32 [...]."""
+  cost = cross_entropy(logits, ids)
+  if not smoothing:
+    return cost
+  return (1 - smoothing) * cost + smoothing * (jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1))
+
+
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
   """w(t) · CE at the tokens that the process scores; reports the bound of the same draw beside it, at no extra network call.
@@ -70,12 +78,9 @@ class CrossEntropy:
 
   def cost(self, logits: Array, ids: Array) -> Array:
     """The loss of each token before the weighting by time: logits [..., V], ids [...] -> float32 [...]."""
-    plain = cost = cross_entropy(logits, ids)
-    if self.label_smoothing:
-      spread = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-      cost = (1 - self.label_smoothing) * plain + self.label_smoothing * spread
+    cost = smoothed_cross_entropy(logits, ids, self.label_smoothing)
     if self.focusing:  # never below TINY: a power below 1 has no slope at 0
-      cost = (-jnp.expm1(-jnp.maximum(plain, TINY))) ** self.focusing * cost
+      cost = (-jnp.expm1(-jnp.maximum(cross_entropy(logits, ids), TINY))) ** self.focusing * cost
     return cost
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:

@@ -62,10 +62,10 @@ class Embedding(Tabled):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.noise_factor != 1 and self.norm == "unit":
+    if self.noisier and self.norm == "unit":
       raise ValueError(
-        f"process.noise_factor={self.noise_factor} changes how large states are, and norm='unit' with it what the network reads in"
-        " sampling; use norm='sqrt_d' or 'layernorm', whose states have unit variance at all times"
+        f"process.noise_factor={self.noise_factor} and noise_growth={self.noise_growth} change how large states are, and norm='unit' with"
+        " it what the network reads in sampling; use norm='sqrt_d' or 'layernorm', whose states have unit variance at all times"
       )
 
   @property

@@ -18,6 +18,7 @@ of TESS. At s == 0 the token is drawn from p.
 Two published habits leave the marginals, and are off unless asked for. `fixed_large` scales the fresh noise by sigma_t in place of
 sigma_s, the variance of the forward step in place of the posterior's (DiffuSeq, GENIE). `noise_factor` F corrupts at SNR / F² while steps
 walk the path itself, so that the network is told a noisier time than it sees (Difformer, NeoDiff): the bound is that of what is trained.
+`noise_growth` G makes it F + G t (TREC): errors of a prediction add up along a chain of steps, the more the noisier it began.
 
 z_0+ is the clearest view that noise allows: the path's SNR is finite at t -> 0+. The decoder there is p(x_i | z_i) ∝ q(z_i | x_i), of the
 token's own vector alone. It costs no network call; and as it leans on no other token the bound holds for every timing, whichever token
@@ -66,7 +67,7 @@ class Gaussian:
   log p(x_i | z without z_i), to which the exact evidence log q(z_i | x_i) is added (Plaid's output prior). projection: P in a step, one of
   the class's `projections`. rho: share of fresh noise in a step, 0 to 1; None is eta · ρ_d, of which eta = 1 is the DDPM posterior.
   score_temperature: τ divides ε̂ about x̂, x̂ + (1 - 1/τ) (z / alpha - x̂) in place of x̂ (Plaid: 0.9).
-  fixed_large, noise_factor, decode_at: see the module; decode_at None, or above the path, is the path's own end.
+  fixed_large, noise_factor, noise_growth, decode_at: see the module; decode_at None, or above the path, is the path's own end.
   Raises ValueError for values out of range or that do not fit together, and for a schedule that is no path.
   """
 
@@ -79,6 +80,7 @@ class Gaussian:
   score_temperature: float = 1.0
   fixed_large: bool = False
   noise_factor: float = 1.0
+  noise_growth: float = 0.0
   decode_at: float | Array | None = None
 
   schedules = PATHS  # what `config.schedule` chooses from for these processes
@@ -117,11 +119,18 @@ class Gaussian:
       )
     if not self.noise_factor >= 1:
       raise ValueError(f"process.noise_factor={self.noise_factor} must be at least 1; Difformer uses 4, 1 is none")
-    if self.noise_factor != 1 and self.prediction == "leave_one_out":
+    if not self.noise_growth >= 0:
+      raise ValueError(f"process.noise_growth={self.noise_growth} must be at least 0, which lets the factor stay what it is")
+    if self.noisier and self.prediction == "leave_one_out":
       raise ValueError(
-        f"process.noise_factor={self.noise_factor}: steps see less noise than was trained, so prediction='leave_one_out' would add other"
-        " evidence than the bound does; use 'posterior'"
+        f"process.noise_factor={self.noise_factor} and noise_growth={self.noise_growth}: steps see less noise than was trained, so"
+        " prediction='leave_one_out' would add other evidence than the bound does; use 'posterior'"
       )
+
+  @property
+  def noisier(self) -> bool:
+    """Whether training sees more noise than steps do."""
+    return (self.noise_factor, self.noise_growth) != (1, 0)
 
   # The codec.
 
@@ -199,9 +208,9 @@ class Gaussian:
     return self.schedule.bind(params["schedule"]) if isinstance(self.schedule, Learned) else self.schedule
 
   def path(self, params: Params) -> LogSNR:
-    """The path of `corrupt`, and so of training and of the bound: `walk` at SNR / noise_factor²."""
+    """The path of `corrupt`, and so of training and of the bound: `walk` at SNR / (noise_factor + noise_growth · t)²."""
     walk = self.walk(params)
-    return walk if self.noise_factor == 1 else Noisier(base=walk, factor=self.noise_factor)
+    return Noisier(base=walk, factor=self.noise_factor, growth=self.noise_growth) if self.noisier else walk
 
   def fit_times(self, params: Params, t: Time, rate: Array) -> Array:
     """Zeros [...] whose gradient fits a learned path to where the bound is paid (`paths.Learned.fit`): add them to any loss of t [...]."""
@@ -308,8 +317,11 @@ class Gaussian:
 
   def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:
     """As `corrupt`, with one key per position."""
-    noise = draw_normal(fold(keys, 5), self.size)
-    return self._noised(self.walk(params), self.encode(params, ids), jnp.broadcast_to(t, ids.shape), noise)
+    return self.renoise_vectors(params, fold(keys, 5), self.encode(params, ids), t)
+
+  def renoise_vectors(self, params: Params, keys: Key, vectors: Array, t: Time) -> State:
+    """A draw of q(z_t | x = vectors [..., size]), one key per position; the vectors themselves where t == 0."""
+    return self._noised(self.walk(params), vectors, jnp.broadcast_to(t, vectors.shape[:-1]), draw_normal(keys, self.size))
 
   def decode(self, params: Params, state: State) -> Array:
     """The token whose vector is nearest."""
@@ -326,7 +338,7 @@ def decoded_at(process: Process, log_snr: float | Array) -> Process:
     raise ValueError(
       f"evaluate.decode_at={log_snr} is a log-SNR, which {type(process).__name__} has none of; leave it None, or use a Gaussian process"
     )
-  lowest = process.schedule.log_snr_min - 2 * math.log(process.noise_factor)
+  lowest = process.schedule.log_snr_min - 2 * math.log(process.noise_factor + process.noise_growth)
   if isinstance(log_snr, float | int) and not log_snr > lowest:
     raise ValueError(
       f"evaluate.decode_at={log_snr} must be above the path's end, log-SNR {lowest:.3g}: there is nothing left to see there;"

@@ -7,6 +7,7 @@ from diffusion_text.sampler.ancestral import Ancestral, EventDriven, TauLeaping
 from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
 from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.order import Ordered
+from diffusion_text.sampler.predicted_times import PredictedTimes
 from diffusion_text.sampler.remask import Remasking
 from diffusion_text.sampler.routed import Routed
 
@@ -15,6 +16,7 @@ SAMPLERS = {
   "event_driven": EventDriven,
   "multistep": Multistep,
   "ordered": Ordered,
+  "predicted_times": PredictedTimes,
   "tau_leaping": TauLeaping,
   "remasking": Remasking,
   "predictor_corrector": PredictorCorrector,

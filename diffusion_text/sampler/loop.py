@@ -28,7 +28,8 @@ class Canvas(NamedTuple):
   """What a policy sees at each call.
 
   state z; open bool [B, L], the tokens to be generated; keys [B, L], one per token; call, the number of network calls so far (with
-  classifier-free guidance, of pairs of calls); plan, whatever the policy's `plan` returned, or what its last `advance` made of it.
+  classifier-free guidance, of pairs of calls); plan, whatever the policy's `plan` returned, or what its last `advance` made of it;
+  segment int32 [B, L], the document of each token, None if there is one.
   """
 
   state: State
@@ -36,6 +37,7 @@ class Canvas(NamedTuple):
   keys: Key
   call: Array
   plan: Any
+  segment: Array | None = None
 
 
 class Policy(Protocol):
@@ -127,7 +129,8 @@ def sample(
   prior_keys = fold(keys_BxL[:, 0], PRIOR)
   prior = jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], process.prior(params, key, (1, shape[1]))))(prior_keys)
   state = select(open_BxL, prior, clean)
-  canvas = Canvas(state, open_BxL, keys_BxL, jnp.int32(0), None)
+  segment = None if batch.segment is None else jnp.asarray(batch.segment)
+  canvas = Canvas(state, open_BxL, keys_BxL, jnp.int32(0), None, segment)
   canvas = canvas._replace(plan=policy.plan(process, params, canvas))
   unconditional = batch.given is not None and policy.guidance.guidance_scale != 1
   hidden = given_tokens(batch) if unconditional else None

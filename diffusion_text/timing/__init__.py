@@ -1,6 +1,7 @@
 """Timings: which time each token has. A timing is that choice and nothing else; any timing goes with any process.
 
 `along_row`: by place, or by nothing. `by_token`: by what the token is, or by an intrinsic clock of its own. `learned`: by place, fitted.
+`predicted`: by what a network makes of the tokens so far.
 """
 
 from diffusion_text.timing.along_row import (
@@ -18,6 +19,7 @@ from diffusion_text.timing.along_row import (
 )
 from diffusion_text.timing.by_token import ByInformation, Poisson, rarity
 from diffusion_text.timing.learned import ByPosition, Paced, bind_times
+from diffusion_text.timing.predicted import Predicted
 
 TIMINGS = {
   "shared": Shared,
@@ -26,6 +28,7 @@ TIMINGS = {
   "slanted": Slanted,
   "hyperschedule": Hyperschedule,
   "poisson": Poisson,
+  "predicted": Predicted,
   "by_information": ByInformation,
   "by_position": ByPosition,
   "per_block": PerBlock,
@@ -45,6 +48,7 @@ __all__ = [
   "Paths",
   "PerBlock",
   "Poisson",
+  "Predicted",
   "Shared",
   "Slanted",
   "bind_times",

@@ -25,9 +25,8 @@ class Poisson(OneRow):
   0 … M; t = level / M. Before the cut, the mean is λ and the standard deviation spread · λ; spread = 1 and 100 levels are what is
   published. λ passes M at τ = 1/2, so that more than half of the draws are noise alone.
 
-  A **surrogate** like `Independent`: times of a row are independent given τ and follow no path. Levels at 0 cost nothing. Published
-  sampling noises the prediction anew (`process.rho` = 1) at times that a small network predicts from it, trained to put tokens in the order
-  of their loss; that network is missing here, and a sampler walks even times, the same for all tokens.
+  A **surrogate** like `Independent`: times of a row are independent given τ and follow no path. Levels at 0 cost nothing. A sampler
+  walks even times, the same for all tokens; the published one walks times that a network predicts (`Predicted`).
   """
 
   levels: int = 100
@@ -46,11 +45,18 @@ class Poisson(OneRow):
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
     rows, length = batch.ids.shape
     key_clock, key_count = jax.random.split(key)
-    most = self.levels - 1
-    mean = 2 * most * low_discrepancy(key_clock, rows, progress)[:, None]
-    count = jax.random.poisson(jax.random.fold_in(key_count, progress.part), mean, (rows, length)).astype(jnp.float32)
-    level = jnp.clip(jnp.round(mean + self.spread * jnp.sqrt(mean) * (count - mean)), 0, most)
-    return Times(level / most, (level > 0).astype(jnp.float32), self._layout(length, batch.segment))
+    clock = low_discrepancy(key_clock, rows, progress)[:, None]
+    count = jax.random.poisson(jax.random.fold_in(key_count, progress.part), self._mean(clock), (rows, length))
+    t = self._time(clock, count.astype(jnp.float32))
+    return Times(t, (t > 0).astype(jnp.float32), self._layout(length, batch.segment), clock=clock)
+
+  def _mean(self, clock: Array) -> Array:
+    return 2 * (self.levels - 1) * clock
+
+  def _time(self, clock: Array, count: Array) -> Array:
+    """t of counts [B, L] at clock τ [B, 1]."""
+    most, mean = self.levels - 1, self._mean(clock)
+    return jnp.clip(jnp.round(mean + self.spread * jnp.sqrt(mean) * (count - mean)), 0, most) / most
 
 
 def rarity(counts: np.ndarray) -> np.ndarray:

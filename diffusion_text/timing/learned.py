@@ -88,8 +88,9 @@ class ByPosition(OneRow):
     if not 0 < self.floor <= 1:
       raise ValueError(f"timing.floor={self.floor} must be in (0, 1]; 0.1 leaves a tenth of the clock spread evenly over times")
 
-  def init(self) -> Params:
+  def init(self, key: Key | None = None) -> Params:
     """{"levels": float32 [length, bins], "size": [length]}, zeros: every position at the pace of the clock, and a loss of 1 at t = 1."""
+    del key
     return {"levels": jnp.zeros((self.length, self.bins), jnp.float32), "size": jnp.zeros(self.length, jnp.float32)}
 
   def bind(self, params: Params) -> Paced:

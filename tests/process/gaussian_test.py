@@ -108,7 +108,7 @@ def drawn_times(process, key, rows):
   """
   path, x = path_of(process), np.asarray(process.encode(params_of(process), jnp.arange(V))) / process.noise_scale
   known = math.log(4 / np.mean([np.sum((a - b) ** 2) for i, a in enumerate(x) for b in x[:i]]))
-  shift = 2 * math.log(process.noise_factor)
+  shift = 2 * math.log(process.noise_factor + process.noise_growth / 2)
   grid = np.linspace(path.log_snr_min, path.log_snr_max, 4001)  # of the path without its noise factor
   density = 0.01 + np.exp(-(((grid - shift - known) / 2.5) ** 2) / 2)
   total = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)]) * (grid[1] - grid[0])
@@ -226,6 +226,11 @@ def test_knowing_nothing_costs_log_v(codec):
 @pytest.mark.parametrize("codec", ["sqrt_d", "simplex"])
 def test_bound_with_a_time_for_each_token(codec):
   check_bound(CODECS[codec](V, FLOW), timing=Slanted(1.0), rows=40_000)
+
+
+def test_bound_with_noise_that_grows():
+  """TREC's: the SNR is divided by more the later it is, and what is trained on has the entropy for a bound all the same."""
+  check_bound(Embedding(V, COSINE, width=8, noise_factor=1.5, noise_growth=2.0), rows=40_000)
 
 
 def test_drawn_bound_and_its_variance():
@@ -542,6 +547,7 @@ def test_mutants_fail(mutant, check):
     (lambda: Embedding(4, COSINE, score_temperature=0.0), r"score_temperature=0\.0"),
     (lambda: Embedding(4, COSINE, score_temperature=0.9, projection="sample"), "projection='sample'"),
     (lambda: Embedding(4, COSINE, noise_factor=0.5), r"noise_factor=0\.5"),
+    (lambda: Embedding(4, COSINE, noise_growth=-0.5), r"noise_growth=-0\.5"),
     (lambda: Embedding(4, COSINE, noise_factor=2.0, prediction="leave_one_out"), r"noise_factor=2\.0"),
     (lambda: Simplex(4, COSINE, encoding="hot"), "encoding='hot'"),
     (lambda: Simplex(4, COSINE, reading="hard"), "reading='hard'"),

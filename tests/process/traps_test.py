@@ -146,6 +146,12 @@ def test_golden_noise_factor():
   gain = Noisier(base=LogSNR(), factor=4.0)(jnp.float32(level))
   assert float(gain.alpha) ** 2 == pytest.approx(0.36, rel=1e-5)
   assert float(jnp.exp(LogSNR().log_snr(level) - gain.log_snr)) == pytest.approx(16, rel=1e-5)
+  grown = Noisier(base=LogSNR(), factor=3.0, growth=1.5)  # TREC's line in t, as recalled: 3 at t = 0, 4.5 at t = 1
+  for t, factor in ((0.0, 3.0), (0.5, 3.75), (1.0, 4.5)):
+    t = jnp.float32(t)
+    assert float(LogSNR().log_snr(t) - grown.log_snr(t)) == pytest.approx(2 * math.log(factor), rel=1e-5)
+    slope = (grown.log_snr(t + 1e-2) - grown.log_snr(t - 1e-2)) / 2e-2
+    assert float(grown.snr_rate(t)) == pytest.approx(float(-slope * jnp.exp(grown.log_snr(t))), rel=1e-3)
   process = Embedding(V, LogSNR(), width=8, noise_factor=4.0)
   params, ids = params_of(process), jnp.tile(jnp.array([[1, 2]]), (4000, 1))
   t = jnp.full(ids.shape, level)

@@ -1,0 +1,319 @@
+"""Times that a network predicts: labels by the rank of the loss, a fit that reaches the timing alone, and a sampler that walks them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffusion_text.build import make_policy
+from diffusion_text.draws import row_keys, token_keys
+from diffusion_text.evaluate.oracle import exact_prediction
+from diffusion_text.objective.bound import Chunks
+from diffusion_text.objective.embedding_losses import EmbeddingLosses
+from diffusion_text.process.embedding import Embedding
+from diffusion_text.process.masked import Masked
+from diffusion_text.sampler.ancestral import Ancestral
+from diffusion_text.sampler.loop import sample
+from diffusion_text.sampler.predicted_times import PredictedTimes
+from diffusion_text.schedules import Linear, VPCosine
+from diffusion_text.timing import Poisson, Predicted, Shared
+from diffusion_text.timing.predicted import poisson_quantile
+from diffusion_text.types import Batch, Inputs, Prediction, PredictsTimes, Progress
+from tests.build_test import AnyTokenizer, build, small_config
+
+B, L, V, E = 3, 6, 5, 4
+PROCESS = Embedding(V, VPCosine(), width=E, rho=1.0)
+PARAMS = PROCESS.init(jax.random.key(1))
+GIVEN = jnp.arange(L)[None] < jnp.array([[2], [0], [1]])
+BATCH = Batch(jax.random.randint(jax.random.key(0), (B, L), 0, V), given=GIVEN, weights=(jnp.arange(L) < 5) * jnp.ones((B, 1)))
+COUNTS = np.asarray(~GIVEN & (BATCH.weights > 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """A network of one number per token: Σ guess · weights + slope · clock; `says` in its place, if it is given."""
+
+  says: object = None
+
+  def init(self, key):
+    return {"weights": jax.random.normal(key, (E,)), "slope": jnp.float32(0.5)}
+
+  def apply(self, params, inputs, t, layout):
+    number = inputs.vectors @ params["weights"] + params["slope"] * t if self.says is None else self.says(inputs, t)
+    return Prediction(jnp.broadcast_to(number, inputs.shape)[..., None], lambda features: features)
+
+
+TIMING = Predicted(reader=Reader())
+BOUND = TIMING.bind(TIMING.init(jax.random.key(2)))
+
+
+def test_poisson_quantiles_are_scipys():
+  """The golden numbers are scipy's, over the whole range of the clock."""
+  rng = np.random.default_rng(0)
+  mean = np.concatenate([rng.uniform(0, 198, (60, 1)), [[0.01], [1.0], [198.0]]]).astype(np.float32)
+  share = rng.uniform(0.001, 0.999, (63, 40)).astype(np.float32)
+  want = scipy.stats.poisson.ppf(share, mean)
+  got = jax.jit(poisson_quantile, static_argnums=2)(share, mean, 198)
+  assert (got == want).mean() > 0.999 and np.abs(got - want).max() <= 1  # the law's own float32
+
+
+def reference_labels(timing, clock, cost, counts):
+  """As their code makes them: the r-th lowest loss has the quantile (r - 1/2) / n of the row's law of times."""
+  labels, most = np.zeros(cost.shape), timing.levels - 1
+  for row in range(len(cost)):
+    here = np.flatnonzero(counts[row])
+    mean = 2 * most * clock[row, 0]
+    for rank, place in enumerate(here[np.argsort(cost[row, here])]):
+      count = scipy.stats.poisson.ppf((rank + 0.5) / len(here), mean)
+      level = np.round((count - mean) / np.sqrt(mean) * timing.spread * mean + mean)
+      labels[row, place] = np.clip(level, 0, most) / most
+  return labels
+
+
+class RanksTheOthersToo(Predicted):
+  def labels(self, clock, cost, counts):
+    return super().labels(clock, cost, jnp.ones_like(counts))
+
+
+class HardTokensFirst(Predicted):
+  def labels(self, clock, cost, counts):
+    return super().labels(clock, -cost, counts)
+
+
+class OneTimeForAll(Predicted):
+  def labels(self, clock, cost, counts):
+    return jnp.broadcast_to(jnp.minimum(2 * clock, 1.0), cost.shape)
+
+
+def check_labels(cls):
+  rng = np.random.default_rng(1)
+  clock, cost = rng.uniform(0.05, 0.6, (B, 1)).astype(np.float32), rng.normal(size=(B, L)).astype(np.float32)
+  for spread in (1.0, 0.3):
+    timing = cls(spread=spread)
+    want = reference_labels(timing, clock, cost, COUNTS)
+    np.testing.assert_allclose(np.where(COUNTS, timing.labels(clock, cost, COUNTS), 0), want, atol=1e-5)
+
+
+def test_labels_are_times_of_the_law_in_the_order_of_the_loss():
+  check_labels(Predicted)
+  for mutant in (RanksTheOthersToo, HardTokensFirst, OneTimeForAll):
+    with pytest.raises(AssertionError):
+      check_labels(mutant)
+
+
+def test_training_times_are_those_of_the_law():
+  times, plain = (timing.draw(jax.random.key(3), BATCH, Progress()) for timing in (TIMING, Poisson()))
+  np.testing.assert_array_equal(times.t, plain.t)
+  assert times.clock.shape == (B, 1) and isinstance(TIMING, PredictsTimes) and not isinstance(Poisson(), PredictsTimes)
+  assert TIMING.scoring() == Shared()
+
+
+OUT = jax.random.normal(jax.random.key(5), (E, V))
+
+
+def losses(timing, net=OUT, params=PARAMS, seen=None):
+  """The objective of Difformer and NeoDiff with a linear network that keeps what it is asked."""
+
+  def predict(inputs, t, layout):
+    if seen is not None:
+      seen.append((inputs.vectors, jnp.broadcast_to(t, inputs.shape)))
+    return Prediction(inputs.vectors, lambda features: features @ net)
+
+  objective = EmbeddingLosses(PROCESS, timing, Chunks(4), rounding_weight=0.0, anchor_weight=2.0, label_smoothing=0.1)
+  return objective(params, jax.random.key(9), BATCH, Progress(), predict)
+
+
+def check_fit(cls):
+  """The error of the predicted times, written out: by the mean of the answer, the row's clock, and mse + 2 · smoothed anchor."""
+  asked, made = [], []
+  says = lambda inputs, t: (asked.append((inputs.vectors, t)), 0.25)[1]
+  timing = dataclasses.replace(BOUND, reader=Reader(says))
+  loss = losses(cls(**{field.name: getattr(timing, field.name) for field in dataclasses.fields(timing)}), seen=made)
+  (guess, clock), (vectors, t) = asked[0], made[0]
+  np.testing.assert_array_equal(clock, TIMING.draw(jax.random.fold_in(jax.random.key(9), 0), BATCH, Progress()).clock)
+  table, log_p = PROCESS.table(PARAMS), jax.nn.log_softmax(vectors @ OUT)
+  clean, mean = table[BATCH.ids], jnp.exp(log_p) @ table
+  np.testing.assert_allclose(guess[:, :5], np.where(t[..., None] > 0, mean, clean)[:, :5], atol=1e-5)  # the last one is padding
+  nll = -jnp.take_along_axis(log_p, BATCH.ids[..., None], -1)[..., 0]
+  cost = jnp.where(t > 0, jnp.mean((clean - mean) ** 2, -1) + 2 * (0.9 * nll - 0.1 * log_p.mean(-1)), 0.0)
+  miss = (0.25 - reference_labels(TIMING, np.asarray(clock), np.asarray(cost), COUNTS)) ** 2
+  assert float(loss.sums["times"]) == pytest.approx((miss * COUNTS).sum(), rel=1e-4)
+  assert float(loss.total - losses(Poisson()).total) == pytest.approx((miss * COUNTS).sum(), rel=1e-3)
+
+
+class CountsGivenTokens(Predicted):
+  def fit(self, guess, clock, cost, counts, segment):
+    return super().fit(guess, clock, cost, jnp.ones_like(counts), segment)
+
+
+class ReadsTheWrongTime(Predicted):
+  def fit(self, guess, clock, cost, counts, segment):
+    return super().fit(guess, clock / 2, cost, counts, segment)
+
+
+def test_the_fit_is_of_the_prediction_that_was_made():
+  check_fit(Predicted)
+  for mutant in (CountsGivenTokens, ReadsTheWrongTime):
+    with pytest.raises(AssertionError):
+      check_fit(mutant)
+
+
+def test_the_fit_reaches_the_timing_alone():
+  """Parameters of the network and the process have the gradient that they have without it, and the timing's is that of the squares."""
+
+  def total(params, timing):
+    return losses(
+      timing.bind(params["timing"]) if isinstance(timing, Predicted) else timing, params["net"], params["table"]
+    ).total
+
+  params = {"net": OUT, "table": PARAMS, "timing": BOUND.params}
+  gradient = jax.jit(jax.grad(total), static_argnums=1)
+  fitted, plain = gradient(params, TIMING), gradient(params, Poisson())
+  for name in ("net", "table"):
+    np.testing.assert_allclose(*(np.asarray(jax.tree.leaves(each[name])[0]) for each in (fitted, plain)), atol=1e-5)
+  assert float(jnp.abs(fitted["timing"]["weights"]).min()) > 1e-3 and not plain["timing"]["weights"].any()
+
+  def squares(weights):
+    timing, asked = TIMING.bind({**BOUND.params, "weights": weights}), []
+    losses(dataclasses.replace(timing, reader=Reader(lambda inputs, t: (asked.append((inputs, t)), 0.0)[1])))
+    guess, clock = asked[0]
+    labels = []
+
+    class Keeps(Predicted):
+      def labels(self, *args):
+        labels.append(super().labels(*args))
+        return labels[-1]
+
+    losses(Keeps(reader=Reader(), params=timing.params))
+    prediction = guess.vectors @ weights + timing.params["slope"] * clock
+    return jnp.sum(COUNTS * (prediction - labels[0]) ** 2)
+
+  np.testing.assert_allclose(fitted["timing"]["weights"], jax.grad(squares)(BOUND.params["weights"]), rtol=1e-3)
+
+
+KEYS = token_keys(row_keys(0, B), L)
+
+
+def walk(policy, process=PROCESS, batch=BATCH):
+  """(the sample, the times that the network was told at each call) under a network that is sure of nothing."""
+  seen = []
+
+  def denoise(inputs, t):
+    jax.debug.callback(lambda t: seen.append(np.asarray(t)), t, ordered=True)
+    return exact_prediction(inputs.vectors @ OUT)
+
+  result = jax.jit(lambda: sample(policy, process, PARAMS, denoise, KEYS, batch))()
+  return jax.tree.map(np.asarray, result), np.stack(seen)
+
+
+def saying(says):
+  return PredictedTimes(Predicted(reader=Reader(says), params={}), 6)
+
+
+@pytest.mark.parametrize("projection", ["expectation", "sample", "argmax"])
+def test_even_times_are_ancestral_steps_of_fresh_noise(projection):
+  """A network that predicts the clock makes of it the ancestral sampler with ρ = 1, draw for draw."""
+  process = dataclasses.replace(PROCESS, projection=projection)
+  predicted, told = walk(saying(lambda inputs, t: t), process)
+  even, _ = walk(Ancestral(Shared(), 6), process)
+  np.testing.assert_array_equal(predicted.ids, even.ids)
+  assert predicted.calls == 6 and (predicted.row_calls == 6).all()
+  np.testing.assert_allclose(told[:, 1, 0], 1 - np.arange(6) / 6, atol=1e-6)
+
+
+class StepsInsteadOfNoisingAnew(PredictedTimes):
+  """Leaves a token alone whose time rises, as a step does."""
+
+  def advance(self, process, params, canvas, prediction):
+    after = super().advance(process, params, canvas, prediction)
+    rises = after.plan[1] >= canvas.plan[1]
+    return after._replace(state=jnp.where(rises[..., None], canvas.state, after.state))
+
+
+def check_walk(cls):
+  """Times are what was predicted, per token, rising ones too; given tokens stay; what the network reads has the noise of its time."""
+  wave = lambda inputs, t: 0.5 + 0.45 * jnp.cos(40 * t + jnp.arange(L))
+  states = []
+
+  def denoise(inputs, t):
+    jax.debug.callback(lambda *seen: states.append(seen), inputs.vectors, t, ordered=True)
+    return exact_prediction(100.0 * jax.nn.one_hot(jnp.zeros(inputs.shape, int), V))
+
+  rows, clocks = 400, 1 - jnp.arange(6) / 6
+  batch = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], rows, axis=0), BATCH)
+  policy = cls(Predicted(reader=Reader(wave), params={}), 6)
+  result = jax.jit(lambda: sample(policy, PROCESS, PARAMS, denoise, token_keys(row_keys(1, rows), L), batch))()
+  open_ = COUNTS[0]
+  np.testing.assert_array_equal(result.ids[:, ~open_], batch.ids[:, ~open_])
+  assert (result.ids[:, open_] == 0).all()
+  for call, (vectors, t) in enumerate(states):
+    told = np.where(open_, 1.0 if call == 0 else wave(None, clocks[call]), 0.0)
+    np.testing.assert_allclose(t, np.broadcast_to(told, t.shape), atol=1e-5)
+    gain = PROCESS.schedule(jnp.asarray(t))
+    if call:
+      noise = (np.asarray(vectors) - gain.alpha[..., None] * PROCESS.table(PARAMS)[0]) / gain.sigma[..., None]
+      assert np.abs(noise[:, open_].mean(0)).max() < 0.25 and np.abs(noise[:, open_].std(0) - 1).max() < 0.15
+
+
+def test_the_network_is_told_the_predicted_times():
+  check_walk(PredictedTimes)
+  with pytest.raises(AssertionError):
+    check_walk(StepsInsteadOfNoisingAnew)
+
+
+def test_documents_of_a_row_are_predicted_apart():
+  seen = []
+
+  class Keeps(Reader):
+    def apply(self, params, inputs, t, layout):
+      seen.append(layout.segment)
+      return super().apply(params, inputs, t, layout)
+
+  batch = dataclasses.replace(BATCH, segment=jnp.broadcast_to(jnp.arange(L) // 3, (B, L)))
+  policy = PredictedTimes(Predicted(reader=Keeps(lambda inputs, t: t), params={}), 2)
+  sample(policy, PROCESS, PARAMS, lambda inputs, t: exact_prediction(inputs.vectors @ OUT), KEYS, batch)
+  assert all((np.asarray(segment) == np.asarray(batch.segment)).all() for segment in seen) and seen
+
+
+def test_a_network_learns_the_times():
+  """Through build: of tokens half of which are always the same, the easy ones are predicted less noise than the others."""
+  config = small_config("neodiff")
+  config.update_from_flattened_dict({"data.length": 8, "train.steps": 60, "optimizer.learning_rate": 0.01})
+  experiment = build(config, tokenizer=AnyTokenizer(16), devices=jax.devices()[:1])
+  assert experiment.timing.reader.config.layers == 1 and experiment.objective.label_smoothing == 0.1
+  state, step = experiment.fresh_state(), experiment.jitted_step(experiment.loss_fn(1.0))
+  rng, rows = np.random.default_rng(0), config.train.batch_size
+  easy = np.arange(8) % 2 == 0
+  text = lambda: Batch(np.where(easy, 3, rng.integers(4, 16, (rows, 8))).astype(np.int32))
+  first = None
+  for _ in range(60):
+    state, metrics = step(state, text())
+    first = metrics["times"] if first is None else first
+  assert float(metrics["times"]) < 0.5 * float(first)
+  timing, table = experiment.timing.bind(state.params["timing"]), experiment.process.table(state.params["process"])
+  guess = jnp.where(easy[:, None], table[3], jnp.mean(table[4:], axis=0))[None]  # of a network that knows half of the text
+  times = np.asarray(timing.next_times(Inputs(vectors=guess), jnp.array([[0.25]]), None))[0]
+  assert times[easy].mean() < times[~easy].mean() - 0.05
+  assert isinstance(make_policy(experiment.config.sampler, experiment.timing), PredictedTimes)
+
+
+def refused(**changes):
+  config = small_config("neodiff")
+  config.update(changes)
+  return build(config, tokenizer=AnyTokenizer(16))
+
+
+@pytest.mark.parametrize("make,match", [
+  (lambda: Predicted(layers=0), r"timing.layers=0 must be at least 1"),
+  (lambda: PredictedTimes(Poisson(), 6), r"asks the timing for times, and Poisson\(levels=100, spread=1.0\) predicts none"),
+  (lambda: walk(PredictedTimes(BOUND, 6), dataclasses.replace(PROCESS, rho=0.0)), r"which process.rho=0.0 does not"),
+  (lambda: walk(PredictedTimes(BOUND, 6), Masked(V, Linear())), r"which Masked does not"),
+  (lambda: refused(objective={"name": "bound", "anchor_weight": None, "rounding_weight": None, "readout": None,
+                              "label_smoothing": None}), r"objective.name='bound' does not teach Predicted"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()
