@@ -3,8 +3,9 @@
 Published: translation, paraphrase and question generation. Two parts are its own: "reinforced conditioning", against self-conditioning that
 degrades as training goes on (objective/reinforced.py), and "time-aware variance scaling", against states in sampling that training never
 saw (process.noise_growth). Here on top of Difformer's losses and sampler.
-Recalled and not checked, for no source at hand has the formulas: that the factor of the noise is a line in t, from 3 to 4.5; that the
-reward is BLEU, and that what two readings differ by is clipped. Chosen by us: the weight of the reward, both rows being drawn.
+Recalled and not checked, for no source at hand has the formulas: that the factor of the noise is a line in t, from 3 to 4.5, and that the
+reward is BLEU. Theirs clips what two readings differ by, at a value unknown here: objective.advantage_clip, which is off. Chosen by us: the
+weight of the reward, and that both rows are drawn.
 Ours: not yet run.
   python -m experiments.train --config=configs/trec.py:tiny --workdir=runs/trec
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffusion_text.process.embedding import Embedding
 from diffusion_text.timing import Counted, Shared
 from diffusion_text.types import LearnedNoise, Loss, PredictsTimes, Process, Timing
 
@@ -55,4 +56,9 @@ def check_objective(name: str, objective: Callable[..., Loss], process: Process,
     raise ValueError(
       f"objective.name={name!r} does not teach {timing} which times to predict; use objective.name='mse_rounding', or"
       " timing.name='poisson'"
+    )
+  if isinstance(timing, PredictsTimes) and not isinstance(process, Embedding):
+    raise ValueError(
+      f"{timing} predicts times from means of the tokens' vectors, which {type(process).__name__} would read as tokens; use"
+      " process.name='embedding', or timing.name='poisson'"
     )

@@ -56,7 +56,7 @@ class Table(Curve):
 class Noisier(LogSNR):
   """Another path at SNR / F²: the noise factor of Difformer (arXiv 2212.09412), ᾱ / (F² - (F² - 1) ᾱ). Its window moves with it.
 
-  F = factor + growth · t; with growth, the time-aware variance scaling of TREC (arXiv 2402.14843), λ(t) there.
+  F = factor + growth · t; with growth, the time-aware variance scaling of TREC (arXiv 2402.14843) as recalled: λ(t) there, a line.
   """
 
   base: LogSNR = LogSNR()

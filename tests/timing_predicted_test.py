@@ -16,6 +16,7 @@ from diffusion_text.objective.embedding_losses import EmbeddingLosses
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.ancestral import Ancestral
+from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.predicted_times import PredictedTimes
 from diffusion_text.schedules import Linear, VPCosine
@@ -60,11 +61,12 @@ def test_poisson_quantiles_are_scipys():
   assert (got == want).mean() > 0.999 and np.abs(got - want).max() <= 1  # the law's own float32
 
 
-def reference_labels(timing, clock, cost, counts):
-  """As their code makes them: the r-th lowest loss has the quantile (r - 1/2) / n of the row's law of times."""
+def reference_labels(timing, clock, cost, counts, segment=None):
+  """As their code makes them: the r-th lowest loss of n has the quantile (r - 1/2) / n of the row's law of times; of each document."""
   labels, most = np.zeros(cost.shape), timing.levels - 1
-  for row in range(len(cost)):
-    here = np.flatnonzero(counts[row])
+  segment = np.zeros(cost.shape) if segment is None else segment
+  for row, document in ((row, document) for row in range(len(cost)) for document in np.unique(segment[row])):
+    here = np.flatnonzero(counts[row] & (segment[row] == document))
     mean = 2 * most * clock[row, 0]
     for rank, place in enumerate(here[np.argsort(cost[row, here])]):
       count = scipy.stats.poisson.ppf((rank + 0.5) / len(here), mean)
@@ -74,32 +76,37 @@ def reference_labels(timing, clock, cost, counts):
 
 
 class RanksTheOthersToo(Predicted):
-  def labels(self, clock, cost, counts):
-    return super().labels(clock, cost, jnp.ones_like(counts))
+  def labels(self, clock, cost, counts, segment):
+    return super().labels(clock, cost, jnp.ones_like(counts), segment)
 
 
 class HardTokensFirst(Predicted):
-  def labels(self, clock, cost, counts):
-    return super().labels(clock, -cost, counts)
+  def labels(self, clock, cost, counts, segment):
+    return super().labels(clock, -cost, counts, segment)
 
 
 class OneTimeForAll(Predicted):
-  def labels(self, clock, cost, counts):
+  def labels(self, clock, cost, counts, segment):
     return jnp.broadcast_to(jnp.minimum(2 * clock, 1.0), cost.shape)
+
+
+class OneDocument(Predicted):
+  def labels(self, clock, cost, counts, segment):
+    return super().labels(clock, cost, counts, None)
 
 
 def check_labels(cls):
   rng = np.random.default_rng(1)
   clock, cost = rng.uniform(0.05, 0.6, (B, 1)).astype(np.float32), rng.normal(size=(B, L)).astype(np.float32)
-  for spread in (1.0, 0.3):
+  for spread, segment in ((1.0, None), (0.3, np.sort(rng.integers(0, 3, (B, L)), axis=1)), (0.3, rng.integers(0, 2, (B, L)))):
     timing = cls(spread=spread)
-    want = reference_labels(timing, clock, cost, COUNTS)
-    np.testing.assert_allclose(np.where(COUNTS, timing.labels(clock, cost, COUNTS), 0), want, atol=1e-5)
+    want = reference_labels(timing, clock, cost, COUNTS, segment)
+    np.testing.assert_allclose(np.where(COUNTS, timing.labels(clock, cost, COUNTS, segment), 0), want, atol=1e-5)
 
 
 def test_labels_are_times_of_the_law_in_the_order_of_the_loss():
   check_labels(Predicted)
-  for mutant in (RanksTheOthersToo, HardTokensFirst, OneTimeForAll):
+  for mutant in (RanksTheOthersToo, HardTokensFirst, OneTimeForAll, OneDocument):
     with pytest.raises(AssertionError):
       check_labels(mutant)
 
@@ -114,7 +121,7 @@ def test_training_times_are_those_of_the_law():
 OUT = jax.random.normal(jax.random.key(5), (E, V))
 
 
-def losses(timing, net=OUT, params=PARAMS, seen=None):
+def losses(timing, net=OUT, params=PARAMS, seen=None, batch=BATCH):
   """The objective of Difformer and NeoDiff with a linear network that keeps what it is asked."""
 
   def predict(inputs, t, layout):
@@ -122,31 +129,34 @@ def losses(timing, net=OUT, params=PARAMS, seen=None):
       seen.append((inputs.vectors, jnp.broadcast_to(t, inputs.shape)))
     return Prediction(inputs.vectors, lambda features: features @ net)
 
-  objective = EmbeddingLosses(PROCESS, timing, Chunks(4), rounding_weight=0.0, anchor_weight=2.0, label_smoothing=0.1)
-  return objective(params, jax.random.key(9), BATCH, Progress(), predict)
+  options = {"rounding_weight": 0.0, "anchor_weight": 2.0, "label_smoothing": 0.1, "weighting": "v"}
+  return EmbeddingLosses(PROCESS, timing, Chunks(4), **options)(params, jax.random.key(9), batch, Progress(), predict)
 
 
 def check_fit(cls):
-  """The error of the predicted times, written out: by the mean of the answer, the row's clock, and mse + 2 · smoothed anchor."""
+  """The error of the predicted times, written out: by the mean of the answer, the row's clock, and mse + 2 · cross-entropy, the weight of
+  the time and the smoothing left out; of the tokens that are noisy."""
   asked, made = [], []
   says = lambda inputs, t: (asked.append((inputs.vectors, t)), 0.25)[1]
-  timing = dataclasses.replace(BOUND, reader=Reader(says))
-  loss = losses(cls(**{field.name: getattr(timing, field.name) for field in dataclasses.fields(timing)}), seen=made)
+  segment = np.broadcast_to(np.arange(L) // 3, (B, L))
+  batch = dataclasses.replace(BATCH, segment=jnp.asarray(segment))
+  timing = cls(reader=Reader(says), params=BOUND.params)
+  loss = losses(timing, seen=made, batch=batch)
   (guess, clock), (vectors, t) = asked[0], made[0]
   np.testing.assert_array_equal(clock, TIMING.draw(jax.random.fold_in(jax.random.key(9), 0), BATCH, Progress()).clock)
   table, log_p = PROCESS.table(PARAMS), jax.nn.log_softmax(vectors @ OUT)
-  clean, mean = table[BATCH.ids], jnp.exp(log_p) @ table
-  np.testing.assert_allclose(guess[:, :5], np.where(t[..., None] > 0, mean, clean)[:, :5], atol=1e-5)  # the last one is padding
-  nll = -jnp.take_along_axis(log_p, BATCH.ids[..., None], -1)[..., 0]
-  cost = jnp.where(t > 0, jnp.mean((clean - mean) ** 2, -1) + 2 * (0.9 * nll - 0.1 * log_p.mean(-1)), 0.0)
-  miss = (0.25 - reference_labels(TIMING, np.asarray(clock), np.asarray(cost), COUNTS)) ** 2
-  assert float(loss.sums["times"]) == pytest.approx((miss * COUNTS).sum(), rel=1e-4)
-  assert float(loss.total - losses(Poisson()).total) == pytest.approx((miss * COUNTS).sum(), rel=1e-3)
+  clean, mean, noisy = table[BATCH.ids], jnp.exp(log_p) @ table, COUNTS & (np.asarray(t) > 0)
+  assert 0 < noisy.sum() < COUNTS.sum()
+  np.testing.assert_allclose(guess, np.where(noisy[..., None], mean, clean), atol=1e-5)
+  cost = jnp.mean((clean - mean) ** 2, -1) - 2 * jnp.take_along_axis(log_p, BATCH.ids[..., None], -1)[..., 0]
+  miss = noisy * (0.25 - reference_labels(TIMING, np.asarray(clock), np.asarray(cost), noisy, segment)) ** 2
+  assert float(loss.sums["times"]) == pytest.approx(miss.sum(), rel=1e-4)
+  assert float(loss.total - losses(Poisson(), batch=batch).total) == pytest.approx(miss.sum(), rel=1e-3)
 
 
-class CountsGivenTokens(Predicted):
+class CountsCleanTokens(Predicted):
   def fit(self, guess, clock, cost, counts, segment):
-    return super().fit(guess, clock, cost, jnp.ones_like(counts), segment)
+    return super().fit(guess, clock, cost, jnp.asarray(COUNTS), segment)
 
 
 class ReadsTheWrongTime(Predicted):
@@ -154,9 +164,14 @@ class ReadsTheWrongTime(Predicted):
     return super().fit(guess, clock / 2, cost, counts, segment)
 
 
+class FitsOneDocument(Predicted):
+  def fit(self, guess, clock, cost, counts, segment):
+    return super().fit(guess, clock, cost, counts, None)
+
+
 def test_the_fit_is_of_the_prediction_that_was_made():
   check_fit(Predicted)
-  for mutant in (CountsGivenTokens, ReadsTheWrongTime):
+  for mutant in (CountsCleanTokens, ReadsTheWrongTime, FitsOneDocument):
     with pytest.raises(AssertionError):
       check_fit(mutant)
 
@@ -183,13 +198,13 @@ def test_the_fit_reaches_the_timing_alone():
     labels = []
 
     class Keeps(Predicted):
-      def labels(self, *args):
-        labels.append(super().labels(*args))
-        return labels[-1]
+      def labels(self, clock, cost, counts, segment):
+        labels.append((super().labels(clock, cost, counts, segment), counts))
+        return labels[-1][0]
 
     losses(Keeps(reader=Reader(), params=timing.params))
     prediction = guess.vectors @ weights + timing.params["slope"] * clock
-    return jnp.sum(COUNTS * (prediction - labels[0]) ** 2)
+    return jnp.sum(labels[0][1] * (prediction - labels[0][0]) ** 2)
 
   np.testing.assert_allclose(fitted["timing"]["weights"], jax.grad(squares)(BOUND.params["weights"]), rtol=1e-3)
 
@@ -264,18 +279,54 @@ def test_the_network_is_told_the_predicted_times():
     check_walk(StepsInsteadOfNoisingAnew)
 
 
-def test_documents_of_a_row_are_predicted_apart():
-  seen = []
+def test_a_token_that_is_being_made_is_never_taken_for_known():
+  """Where less than nothing is predicted, half a level is left, so that the network answers and the last step draws."""
+  result, told = walk(saying(lambda inputs, t: -1.0))
+  open_ = ~np.asarray(GIVEN) & (np.asarray(BATCH.weights) > 0)
+  np.testing.assert_allclose(told[1:], np.broadcast_to(np.where(open_, 0.5 / 99, 0.0), told[1:].shape), rtol=1e-5)
+  np.testing.assert_array_equal(result.committed[open_], 5)
+
+
+class PredictsFromWhatIsDrawn(PredictedTimes):
+  def advance(self, process, params, canvas, prediction):
+    guided = prediction._replace(unembed=lambda features: self.guidance(prediction.unembed(features)))
+    return super().advance(process, params, canvas, guided)
+
+
+class ForgetsWhatIsGiven(PredictedTimes):
+  def advance(self, process, params, canvas, prediction):
+    return super().advance(process, params, canvas._replace(state=canvas.state * canvas.open[..., None]), prediction)
+
+
+def check_guess(cls):
+  """What times are predicted from: the network's own answer where tokens are open, cold as the sampler may be, and the given tokens; and
+  the documents of the row."""
+  seen, segments = [], []
 
   class Keeps(Reader):
     def apply(self, params, inputs, t, layout):
-      seen.append(layout.segment)
+      jax.debug.callback(seen.append, inputs.vectors)
+      segments.append(layout.segment)
       return super().apply(params, inputs, t, layout)
 
   batch = dataclasses.replace(BATCH, segment=jnp.broadcast_to(jnp.arange(L) // 3, (B, L)))
-  policy = PredictedTimes(Predicted(reader=Keeps(lambda inputs, t: t), params={}), 2)
-  sample(policy, PROCESS, PARAMS, lambda inputs, t: exact_prediction(inputs.vectors @ OUT), KEYS, batch)
-  assert all((np.asarray(segment) == np.asarray(batch.segment)).all() for segment in seen) and seen
+  policy = cls(Predicted(reader=Keeps(lambda inputs, t: t), params={}), 2, Guidance(temperature=0.0))
+  logits = jnp.array([0.0, 1.0, 2.0, 0.5, 1.5])
+  denoise = lambda inputs, t: exact_prediction(jnp.broadcast_to(logits, (B, L, V)))
+  result = jax.jit(lambda: sample(policy, PROCESS, PARAMS, denoise, KEYS, batch))()
+  open_, table = ~np.asarray(GIVEN) & (np.asarray(BATCH.weights) > 0), PROCESS.table(PARAMS)
+  want = np.where(open_[..., None], jax.nn.softmax(logits) @ table, table[BATCH.ids])
+  for vectors in seen:
+    np.testing.assert_allclose(vectors, want, atol=1e-5)
+  assert (np.asarray(result.ids)[open_] == 2).all() and len(seen) == 2
+  assert all((np.asarray(segment) == np.asarray(batch.segment)).all() for segment in segments) and segments
+
+
+def test_times_are_predicted_from_the_answer_itself_and_what_is_given():
+  check_guess(PredictedTimes)
+  for mutant in (PredictsFromWhatIsDrawn, ForgetsWhatIsGiven):
+    with pytest.raises(AssertionError):
+      check_guess(mutant)
 
 
 def test_a_network_learns_the_times():
@@ -313,6 +364,7 @@ def refused(**changes):
   (lambda: walk(PredictedTimes(BOUND, 6), Masked(V, Linear())), r"which Masked does not"),
   (lambda: refused(objective={"name": "bound", "anchor_weight": None, "rounding_weight": None, "readout": None,
                               "label_smoothing": None}), r"objective.name='bound' does not teach Predicted"),
+  (lambda: refused(process={"name": "simplex", "width": None, "norm": None, "noise_factor": None}), r"which Simplex would read as tokens"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(make, match):
   with pytest.raises(ValueError, match=match):

@@ -25,7 +25,8 @@ w is what regression of another target amounts to, as all are linear in x - x̂ 
 min-SNR (arXiv 2303.09556). The published swap of the target at the chain's first level (the clean vector there, z_0+ elsewhere) has
 nothing to do here: the target is the clean vector at all times.
 
-A timing that predicts times (`timing.Predicted`) learns its order of the tokens from mse + anchor_weight · anchor, each as it stands.
+A timing that predicts times (`timing.Predicted`) learns the order of the tokens from mse + anchor_weight · anchor, w and s left out: one
+more pass through the vocabulary.
 """
 
 from __future__ import annotations
@@ -114,42 +115,36 @@ class EmbeddingLosses:
     """w(t) of the mse."""
     return jnp.minimum(WEIGHTINGS[self.weighting](self.process.path(params).log_snr(t)), self.max_weight)
 
-  def anchor(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
-    """-log p of the true token in nats, [N], p read out of the network's answer; smoothed if the labels are."""
+  def anchor(self, params: Params, ids: Array, state: State, t: Time, logits: Array, smoothing: float = 0.0) -> Array:
+    """-log p of the true token in nats, [N], p read out of the network's answer."""
     logits = self.process.posterior(params, state, t, logits)
     if self.readout == "inner":
       vectors = self.process.mean(params, jax.nn.softmax(logits, axis=-1))
       logits = self.process.products(params, vectors)[0]
-    return smoothed_cross_entropy(logits, ids, self.label_smoothing)
+    return smoothed_cross_entropy(logits, ids, smoothing)
 
   def rounding(self, params: Params, key: Key, ids: Array) -> Array:
     """One draw of -log p of the true token in nats, [B, L], p read out of z_0+ by inner products."""
     state = self.process.corrupt(params, key, ids, jnp.full(ids.shape, TINY))
     return by_position(lambda state, ids: cross_entropy(self.process.products(params, state)[0], ids), state, ids)
 
-  def costs(self, params: Params, rows: Rows, logits: Array) -> tuple[Array, Array]:
-    """(mse, anchor) of each token at its time, [N]."""
-    token = rows.state, rows.t, logits
-    mse = self.weight(params, rows.t) * self.process.squared_error(params, rows.ids, *token) / self.process.size
-    return mse, self.anchor(params, rows.ids, *token)
-
   def next_times(self, params: Params, batch: Batch, noise: Noised) -> Array:
-    """Σ (predicted time - label)² over the scored tokens, of a timing that predicts them; tokens at t = 0 are known, and cost nothing."""
+    """Σ weight · (predicted time - label)² over the noisy tokens, of a timing that predicts them."""
+    process = self.process
 
     def one(rows: Rows):
-      logits = noise.prediction.unembed(rows.features)
-      mse, anchor = self.costs(params, rows, logits)
-      return self.process.predicted(params, rows.state, rows.t, logits), mse + self.anchor_weight * anchor
+      token = rows.state, rows.t, noise.prediction.unembed(rows.features)
+      mse = process.squared_error(params, rows.ids, *token) / process.size
+      return process.predicted(params, *token), mse + self.anchor_weight * self.anchor(params, rows.ids, *token)
 
-    count, rows = scored_rows(noise, self.process, params, batch)
+    count, rows = scored_rows(noise, process, params, batch)
     flat = map_rows(one, count, rows, chunk=self.chunks.size, shards=self.chunks.shards)
-    # Held constant here, not where they are read: their backward pass would go through the vocabulary for nothing.
-    mean, cost = jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf.reshape(*batch.ids.shape, *leaf.shape[1:]), flat))
-    known = count.reshape(batch.ids.shape)
-    guess = jnp.where(known[..., None], mean, noise.state)
-    inputs = self.process.inputs(params, guess, jnp.zeros(batch.ids.shape))
-    counts = scored_weights(batch) > 0
-    return jnp.sum(self.timing.fit(inputs, noise.times.clock, cost, counts, batch.segment))
+    mean, cost = jax.tree.map(lambda leaf: leaf.reshape(*batch.ids.shape, *leaf.shape[1:]), flat)
+    noisy = count.reshape(batch.ids.shape)
+    guess = jnp.where(noisy[..., None], mean, process.encode(params, batch.ids))
+    # Held constant before the timing reads them: the backward pass would go through the vocabulary for nothing.
+    inputs, cost = jax.lax.stop_gradient((process.inputs(params, guess, jnp.zeros(batch.ids.shape)), cost))
+    return jnp.sum(scored_weights(batch) * self.timing.fit(inputs, noise.times.clock, cost, noisy, batch.segment))
 
   def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
@@ -162,7 +157,8 @@ class EmbeddingLosses:
     def score(rows: Rows):
       logits = noise.prediction.unembed(rows.features)
       token = rows.state, rows.t, logits
-      mse, anchor = self.costs(params, rows, logits)
+      mse = self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
+      anchor = self.anchor(params, rows.ids, *token, self.label_smoothing)
       rate = rows.speed * process.rate(params, rows.ids, *token)
       fit = process.fit_times(params, rows.t, rate) + fit_level(mse + self.anchor_weight * anchor, rows.expected)
       weight = rows.weight * rows.speed  # tokens whose time stands still, which no sampler asks for, cost nothing

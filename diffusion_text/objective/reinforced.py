@@ -4,14 +4,15 @@ Self-conditioning degrades as training goes on: the first answer gets good, the 
 losses of embedding diffusion the second reading, which is told the first one's answer, is a policy. Of each row
 
   ŵ ~ Π_i p(w_i | z_t, told),  ŵ' ~ Π_i p(w_i | z_t)      draws of the second and of the first reading, independent of each other
-  A = R(ŵ) - R(ŵ'), cut to ± advantage_clip                  R: how well a row of tokens agrees with the text, in [0, 1]
-  gradient of  - reward_weight · A · Σ_i log p(ŵ_i | z_t, told)
+  A = R(ŵ) - R(ŵ'), cut to ± advantage_clip                  R: how well the n tokens of a row agree with the text, in [0, 1]
+  gradient of  - reward_weight · n · A · Σ_i log p(ŵ_i | z_t, told)
 
-which is that of - reward_weight · E[R(ŵ)] without bias where nothing is cut: ŵ' knows nothing of ŵ, so R(ŵ') is a baseline (REINFORCE,
-Williams 1992), and rows whose second answer is no better than the first are pushed away from it. No gradient reaches the first reading.
+which is that of - reward_weight · n · E[R(ŵ)] without bias where nothing is cut and weights are 0 or 1: ŵ' knows nothing of ŵ, so R(ŵ')
+is a baseline (REINFORCE, Williams 1992), and rows whose second answer is no better than the first are pushed away from it. Per token that
+is reward_weight nats for all of R. No gradient reaches the first reading.
 
-The idea is the paper's as its abstract and reviews tell it; its formulas were not at hand. What R is, where A is cut, and the weight are
-ours to choose here, and so is drawing both rows.
+The idea is the paper's as its abstract and reviews tell it; its formulas were not at hand. What R is, where A is cut, the weight, and
+drawing both rows are ours.
 """
 
 from __future__ import annotations
@@ -30,33 +31,31 @@ from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Predi
 ORDER = 4  # longest n-gram of BLEU
 
 
-def accuracy(ids: Array, target: Array, counts: Array) -> Array:
+def accuracy(ids: Array, target: Array, counts: Array, segment: Array) -> Array:
   """float32 scalar: the share of the tokens that count which are the target's, [L] each."""
+  del segment
   return jnp.sum((ids == target) & counts) / jnp.maximum(jnp.sum(counts), 1)
 
 
-def bleu(ids: Array, target: Array, counts: Array) -> Array:
-  """float32 scalar in [0, 1]: sentence BLEU of ids against target, [L] each, over runs of tokens that count.
+def bleu(ids: Array, target: Array, counts: Array, segment: Array) -> Array:
+  """float32 scalar in [0, 1]: sentence BLEU of ids against target, [L] each, over runs of tokens that count within a document.
 
-  One is added to matches and totals of 2- to 4-grams (Lin & Och 2004); the lengths are equal, so brevity costs nothing. O(L²) time and
-  memory.
+  One is added to matches and totals of 2- to 4-grams (Lin & Och 2004); the lengths are equal, so brevity costs nothing. An n-gram is
+  numbered by its place in the order of all, which takes O(L log L) time and O(L) memory; numbers fit int32 up to L = 23,000.
   """
-  total_log = 0.0
-  same_row, same = jnp.ones((len(ids),) * 2, bool), jnp.ones((len(ids),) * 2, bool)
-  run = jnp.ones(len(ids), bool)
-  ahead = lambda x: jnp.pad(
-    x[(slice(1, None),) * x.ndim], ((0, 1),) * x.ndim
-  )  # what begins one token later; False past the end
-  pairs = lambda a, b: a[:, None] == b[None, :]
+  length, total_log = len(ids), 0.0
+  number = lambda keys: jnp.searchsorted(jnp.sort(keys), keys)  # equal for equals, below 2 L
+  later = lambda x, fill: jnp.concatenate([x[:, 1:], jnp.full((2, 1), fill)], axis=1)  # what begins one token later
+  here, there = jnp.stack([counts, counts]), jnp.stack([segment, segment])
+  token = gram = number(jnp.concatenate([ids, target])).reshape(2, length)
+  run = here
   for n in range(1, ORDER + 1):
-    run = counts & (ahead(run) if n > 1 else run)
-    both = run[:, None] & run[None, :]
-    same_row = pairs(ids, ids) & (ahead(same_row) if n > 1 else same_row) & both
-    same = pairs(ids, target) & (ahead(same) if n > 1 else same) & both
-    before = jnp.sum(jnp.tril(same_row), axis=1)  # how many of this n-gram there are up to here, itself included
-    matches = jnp.sum(run & (before <= jnp.sum(same, axis=1)))
+    if n > 1:
+      run = here & later(run, False) & (there == later(there, -1))
+      gram = number((token * 2 * length + later(gram, 0)).reshape(-1)).reshape(2, length)
+    seen, wanted = (jnp.zeros(2 * length, jnp.int32).at[gram[i]].add(run[i]) for i in (0, 1))
     smooth = 1.0 if n > 1 else 0.0
-    total_log += jnp.log((matches + smooth) / jnp.maximum(jnp.sum(run) + smooth, 1))
+    total_log += jnp.log((jnp.sum(jnp.minimum(seen, wanted)) + smooth) / jnp.maximum(jnp.sum(seen) + smooth, 1))
   return jnp.exp(total_log / ORDER)
 
 
@@ -65,7 +64,8 @@ REWARDS = {"accuracy": accuracy, "bleu": bleu}
 
 @dataclasses.dataclass(frozen=True)
 class ReinforcedConditioning(EmbeddingLosses):
-  """`mse_rounding` and the reward above; needs a network that conditions on itself. Two more passes through the vocabulary.
+  """`mse_rounding` and the reward above; needs a network that conditions on itself. Two more passes through the vocabulary, one of them
+  with its gradient.
 
   Its value is that of `mse_rounding`: the reward adds to the gradient only. Reports "reward" and "reward_before", R of the two readings (of
   rows whose coin does not tell them, of twice the same), beside the terms. Raises ValueError for values out of range, and, when traced, for
@@ -106,14 +106,15 @@ class ReinforcedConditioning(EmbeddingLosses):
     key_first, key_second = jax.random.split(key)
     before, _ = self._drawn(params, key_first, batch, noise, first)
     after, log_p = self._drawn(params, key_second, batch, noise, noise.prediction)
-    counts = scored_weights(batch) > 0
-    row = lambda ids: REWARDS[self.reward](*ids)
-    before, after = (jax.lax.map(row, (ids, batch.ids, counts), batch_size=8) for ids in (before, after))
+    weights = scored_weights(batch)
+    segment = jnp.zeros_like(batch.ids) if batch.segment is None else batch.segment
+    rate = jax.vmap(REWARDS[self.reward])
+    before, after = (rate(ids, batch.ids, weights > 0, segment) for ids in (before, after))
     advantage = jnp.clip(after - before, -self.advantage_clip, self.advantage_clip)
-    advantage = jax.lax.stop_gradient(jnp.where(told, advantage, 0.0))
-    weight = jnp.sum(scored_weights(batch), axis=1)
-    sums = {"reward": jnp.sum(weight * after), "reward_before": jnp.sum(weight * before)}
-    return -self.reward_weight * jnp.sum(advantage[:, None] * scored_weights(batch) * log_p), sums
+    count = jnp.sum(weights, axis=1)
+    advantage = jax.lax.stop_gradient(jnp.where(told, count * advantage, 0.0))
+    sums = {"reward": jnp.sum(count * after), "reward_before": jnp.sum(count * before)}
+    return -self.reward_weight * jnp.sum(advantage[:, None] * weights * log_p), sums
 
   def _drawn(self, params: Params, key: Key, batch: Batch, noise: Noised, prediction: Prediction) -> tuple[Array, Array]:
     """(ids [B, L], their log p [B, L] in nats): a draw of each scored token; the others are the text's, at 0."""

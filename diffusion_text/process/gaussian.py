@@ -18,7 +18,7 @@ of TESS. At s == 0 the token is drawn from p.
 Two published habits leave the marginals, and are off unless asked for. `fixed_large` scales the fresh noise by sigma_t in place of
 sigma_s, the variance of the forward step in place of the posterior's (DiffuSeq, GENIE). `noise_factor` F corrupts at SNR / F² while steps
 walk the path itself, so that the network is told a noisier time than it sees (Difformer, NeoDiff): the bound is that of what is trained.
-`noise_growth` G makes it F + G t (TREC): errors of a prediction add up along a chain of steps, the more the noisier it began.
+`noise_growth` G makes it F + G t (TREC, as recalled; see configs/trec.py).
 
 z_0+ is the clearest view that noise allows: the path's SNR is finite at t -> 0+. The decoder there is p(x_i | z_i) ∝ q(z_i | x_i), of the
 token's own vector alone. It costs no network call; and as it leans on no other token the bound holds for every timing, whichever token
@@ -121,6 +121,11 @@ class Gaussian:
       raise ValueError(f"process.noise_factor={self.noise_factor} must be at least 1; Difformer uses 4, 1 is none")
     if not self.noise_growth >= 0:
       raise ValueError(f"process.noise_growth={self.noise_growth} must be at least 0, which lets the factor stay what it is")
+    if self.noise_growth and isinstance(self.schedule, Learned):
+      raise ValueError(
+        f"process.noise_growth={self.noise_growth} makes what a stretch of log-SNR costs depend on when it is crossed, which"
+        " schedule.name='learned' takes to be fixed; use another path, or noise_factor alone"
+      )
     if self.noisier and self.prediction == "leave_one_out":
       raise ValueError(
         f"process.noise_factor={self.noise_factor} and noise_growth={self.noise_growth}: steps see less noise than was trained, so"
@@ -281,15 +286,20 @@ class Gaussian:
 
   def step(self, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time) -> State:
     t, s = (jnp.broadcast_to(time, state.shape[:-1]) for time in (t, s))
+    target, drawn = self.aimed(params, keys, state, logits, t)
+    after = self.towards(params, target, state, t, s, draw_normal(fold(keys, 0), self.size))
+    after = jnp.where(s[..., None] > 0, after, drawn)
+    return jnp.where((t > s)[..., None], after, state)
+
+  def aimed(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> tuple[Array, Array]:
+    """(P, the vector of a token drawn from p), [..., size] each: where a step from t is bound for, and where the last one ends."""
     logits = self.posterior(params, state, t, logits)
     drawn = self.encode(params, draw_categorical(fold(keys, 1), logits))
     target = drawn if self.projection == "sample" else self.project(params, logits)
     if self.score_temperature != 1:
       alpha = self.walk(params)(t[..., None]).alpha
       target = target + (1 - 1 / self.score_temperature) * (state / alpha - target)
-    after = self.towards(params, target, state, t, s, draw_normal(fold(keys, 0), self.size))
-    after = jnp.where(s[..., None] > 0, after, drawn)
-    return jnp.where((t > s)[..., None], after, state)
+    return target, drawn
 
   def project(self, params: Params, logits: Array) -> Array:
     """P [..., size] of logits [..., V] of the posterior, for the projections that draw nothing."""

@@ -19,8 +19,8 @@ class PredictedTimes(Ancestral):
   """While the clock falls in even steps, z = alpha_t P + k sigma_t ε with a t per token, predicted from x̂ at the clock that comes next.
 
   Times need not fall: a token that looks wrong beside the others may be given more noise than it had, which is why each step takes its
-  noise anew (`process.rho` = 1). At clock 0 tokens are drawn from this call's prediction, as all samplers do; tokens that were without
-  noise stay as they are (their network's answer is trained at no time, t = 0 is no time of the bound).
+  noise anew (`process.rho` = 1). At clock 0 tokens are drawn from this call's prediction, as all samplers do. Temperature and top_p change
+  what P and the tokens are taken from, not the x̂ that times are predicted from, which is what training showed: the network's answer.
 
   Raises ValueError for a timing that predicts nothing, and, when traced, for a process that is not Gaussian or that keeps old noise.
   """
@@ -51,19 +51,14 @@ class PredictedTimes(Ancestral):
   def advance(self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction) -> Canvas:
     grid, t = canvas.plan
     canvas, _, clock = self.turn(canvas)
-    noisy = canvas.open & (t > 0)
 
-    def one(keys: Key, state: State, logits: Array, t: Time, clock: Time) -> tuple[State, State, State]:
-      logits = self.guided(logits, clock)
-      posterior = process.posterior(params, state, t, logits)
-      drawn = process.encode(params, process.guess(params, keys, state, logits, t))
-      target = drawn if process.projection == "sample" else process.project(params, posterior)
-      return process.predicted(params, state, t, logits), target, drawn
+    def one(keys: Key, state: State, logits: Array, t: Time, clock: Time) -> tuple[State, State]:
+      target, drawn = process.aimed(params, keys, state, self.guided(logits, clock), t)
+      return process.predicted(params, state, t, logits), jnp.where(clock[:, None] > 0, target, drawn)
 
-    asked = answers(canvas, prediction, noisy, one, t, clock, chunk=WIDE_CHUNK)
-    mean, target, drawn = (select(noisy, vectors, canvas.state) for vectors in asked)
+    asked = answers(canvas, prediction, canvas.open, one, t, clock, chunk=WIDE_CHUNK)
+    mean, target = (select(canvas.open, vectors, canvas.state) for vectors in asked)
     guess = process.inputs(params, mean, jnp.zeros_like(t))
-    t = jnp.where(canvas.open, self.timing.next_times(guess, clock[:, :1], canvas.segment), 0.0)
-    after = process.renoise_vectors(params, fold(canvas.keys, 0), target, t)
-    state = select(canvas.open, select(clock > 0, after, drawn), canvas.state)
-    return canvas._replace(state=state, plan=(grid, t))
+    t = jnp.where(canvas.open & (clock > 0), self.timing.next_times(guess, clock[:, :1], canvas.segment), 0.0)
+    state = process.renoise_vectors(params, fold(canvas.keys, 0), target, t)
+    return canvas._replace(state=select(canvas.open, state, canvas.state), plan=(grid, t))

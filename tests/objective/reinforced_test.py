@@ -33,13 +33,13 @@ NET["recall"] = 0.7 * jax.random.normal(KEYS[2], (E, 6))
 
 
 def test_bleu_is_sacrebleus():
-  """Sentence BLEU with one added from 2-grams on, of rows that repeat themselves, and of the tokens that count alone."""
+  """Sentence BLEU with one added from 2-grams on, of rows that repeat themselves; of the tokens that count alone, and within documents."""
   sacrebleu = pytest.importorskip("sacrebleu")
   rng = np.random.default_rng(0)
   target = rng.integers(0, 3, (60, 9))
   ids = np.where(rng.random((60, 9)) < 0.6, target, rng.integers(0, 3, (60, 9)))
-  counts = np.arange(9) >= rng.integers(0, 5, (60, 1))
-  got = jax.vmap(bleu)(*map(jnp.asarray, (ids, target, counts)))
+  counts, one = np.arange(9) >= rng.integers(0, 5, (60, 1)), np.zeros((60, 9), int)
+  got = jax.jit(jax.vmap(bleu))(ids, target, counts, one)
   words = lambda row, counts: " ".join(f"w{word}" for word in row[counts])
   options = {"smooth_method": "add-k", "smooth_value": 1, "tokenize": "none", "use_effective_order": False}
   want = [
@@ -47,9 +47,14 @@ def test_bleu_is_sacrebleus():
   ]
   np.testing.assert_allclose(got, want, atol=1e-5)
   assert len(set(np.round(want, 4))) > 20
-  np.testing.assert_allclose(
-    jax.vmap(accuracy)(ids, target, counts), ((ids == target) & counts).sum(1) / counts.sum(1), rtol=1e-6
-  )
+  # No n-gram goes from one document into the next: as if a token between them did not count.
+  split = np.where(np.arange(10) < 5, 0, 1) * np.ones((60, 1), int)
+  gap = lambda row, fill: np.insert(row, 5, fill, axis=1)
+  wide, no = gap(np.tile(np.arange(9) < 9, (60, 1)), False), np.zeros((60, 10), int)
+  apart = jax.vmap(bleu)(gap(ids, 0), gap(target, 0), wide, no)
+  np.testing.assert_allclose(jax.vmap(bleu)(ids, target, np.ones((60, 9), bool), split[:, :9]), apart, atol=1e-6)
+  shares = jax.vmap(accuracy)(ids, target, counts, one)
+  np.testing.assert_allclose(shares, ((ids == target) & counts).sum(1) / counts.sum(1), rtol=1e-6)
 
 
 def objective(cls=ReinforcedConditioning, **options):
@@ -72,14 +77,13 @@ def test_the_value_is_that_of_the_losses():
 
 
 def exact(net, key, weight):
-  """- weight · Σ over told rows of E[accuracy], whose gradient is wanted: p of the true tokens, told what they were told, held constant."""
+  """- weight · Σ over told rows of n E[accuracy], whose gradient is wanted: p of the true tokens, told what they were, held constant."""
   seen = []
   call(objective(EmbeddingLosses), NET, key, seen=seen)
   inputs, estimates = seen[1][0], seen[1][0].recalled
   features = inputs.vectors @ net["in"] + jnp.where(inputs.recalls[..., None], held(estimates) @ net["recall"], 0.0)
   p = jnp.take_along_axis(jax.nn.softmax(features @ net["out"]), BATCH.ids[..., None], -1)[..., 0]
-  share = jnp.sum(jnp.where(COUNTS, p, 0.0), axis=1) / jnp.sum(COUNTS, axis=1)
-  return -weight * jnp.sum(jnp.where(COINS, share, 0.0))
+  return -weight * jnp.sum(jnp.where(COUNTS & COINS[:, None], p, 0.0))
 
 
 def held(recalled):

@@ -548,6 +548,7 @@ def test_mutants_fail(mutant, check):
     (lambda: Embedding(4, COSINE, score_temperature=0.9, projection="sample"), "projection='sample'"),
     (lambda: Embedding(4, COSINE, noise_factor=0.5), r"noise_factor=0\.5"),
     (lambda: Embedding(4, COSINE, noise_growth=-0.5), r"noise_growth=-0\.5"),
+    (lambda: Embedding(4, Learned(), noise_growth=0.5), r"noise_growth=0\.5 makes what a stretch of log-SNR costs depend"),
     (lambda: Embedding(4, COSINE, noise_factor=2.0, prediction="leave_one_out"), r"noise_factor=2\.0"),
     (lambda: Simplex(4, COSINE, encoding="hot"), "encoding='hot'"),
     (lambda: Simplex(4, COSINE, reading="hard"), "reading='hard'"),
