@@ -65,7 +65,7 @@ def reference_labels(timing, clock, cost, counts, segment=None):
   """As their code makes them: the r-th lowest loss of n has the quantile (r - 1/2) / n of the row's law of times; of each document."""
   labels, most = np.zeros(cost.shape), timing.levels - 1
   segment = np.zeros(cost.shape) if segment is None else segment
-  for row, document in ((row, document) for row in range(len(cost)) for document in np.unique(segment[row])):
+  for row, document in [(i, document) for i in range(len(cost)) for document in np.unique(segment[i])]:
     here = np.flatnonzero(counts[row] & (segment[row] == document))
     mean = 2 * most * clock[row, 0]
     for rank, place in enumerate(here[np.argsort(cost[row, here])]):
