@@ -26,7 +26,7 @@ from diffusion_text.draws import draw_categorical
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.objective.bound import Noised, noise_key, noised, scored_rows, scored_weights
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
-from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Prediction, Progress
+from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Progress
 
 ORDER = 4  # longest n-gram of BLEU
 
@@ -67,9 +67,9 @@ class ReinforcedConditioning(EmbeddingLosses):
   """`mse_rounding` and the reward above; needs a network that conditions on itself. Two more passes through the vocabulary, one of them
   with its gradient.
 
-  Its value is that of `mse_rounding`: the reward adds to the gradient only. Reports "reward" and "reward_before", R of the two readings (of
-  rows whose coin does not tell them, of twice the same), beside the terms. Raises ValueError for values out of range, and, when traced, for
-  a network that is not read twice.
+  Its value is that of `mse_rounding`: the reward adds to the gradient only. Reports "reward" and "reward_before" beside the terms: R of the
+  two readings, summed over the tokens of the rows that are told (whose share is objective.self_conditioning) and divided by all. Raises
+  ValueError for values out of range, and, when traced, for a network that is not read twice.
   """
 
   reward: str = "bleu"
@@ -104,28 +104,29 @@ class ReinforcedConditioning(EmbeddingLosses):
     """(the sum whose gradient is the policy's, what is reported): of all rows of a batch that was read twice."""
     first, told = noise.prediction.before
     key_first, key_second = jax.random.split(key)
-    before, _ = self._drawn(params, key_first, batch, noise, first)
-    after, log_p = self._drawn(params, key_second, batch, noise, noise.prediction)
+    before, _ = self._drawn(params, key_first, batch, noise._replace(prediction=first), told)
+    after, log_p = self._drawn(params, key_second, batch, noise, told)
     weights = scored_weights(batch)
     segment = jnp.zeros_like(batch.ids) if batch.segment is None else batch.segment
     rate = jax.vmap(REWARDS[self.reward])
     before, after = (rate(ids, batch.ids, weights > 0, segment) for ids in (before, after))
     advantage = jnp.clip(after - before, -self.advantage_clip, self.advantage_clip)
-    count = jnp.sum(weights, axis=1)
-    advantage = jax.lax.stop_gradient(jnp.where(told, count * advantage, 0.0))
+    count = jnp.where(told, jnp.sum(weights, axis=1), 0.0)
+    advantage = jax.lax.stop_gradient(count * advantage)
     sums = {"reward": jnp.sum(count * after), "reward_before": jnp.sum(count * before)}
     return -self.reward_weight * jnp.sum(advantage[:, None] * weights * log_p), sums
 
-  def _drawn(self, params: Params, key: Key, batch: Batch, noise: Noised, prediction: Prediction) -> tuple[Array, Array]:
-    """(ids [B, L], their log p [B, L] in nats): a draw of each scored token; the others are the text's, at 0."""
+  def _drawn(self, params: Params, key: Key, batch: Batch, noise: Noised, told: Array) -> tuple[Array, Array]:
+    """(ids [B, L], their log p [B, L] in nats): a draw of each scored token of the rows that are told; the others are the text's, at 0."""
 
     def one(both):
       rows, key_data = both
-      logits = self.process.posterior(params, rows.state, rows.t, prediction.unembed(rows.features))
+      logits = self.process.posterior(params, rows.state, rows.t, noise.prediction.unembed(rows.features))
       ids = draw_categorical(jax.random.wrap_key_data(key_data), logits)
       return ids, jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), ids[:, None], axis=-1)[:, 0]
 
-    count, rows = scored_rows(noise._replace(prediction=prediction), self.process, params, batch)
+    count, rows = scored_rows(noise, self.process, params, batch)
+    count = count & jnp.repeat(told, batch.ids.shape[1])
     keys = jax.random.key_data(jax.random.split(key, count.shape[0]))
     ids, log_p = map_rows(one, count, (rows, keys), chunk=self.chunks.size, shards=self.chunks.shards)
     shape = batch.ids.shape
