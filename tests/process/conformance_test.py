@@ -22,7 +22,6 @@ from diffusion_text.sampler.loop import sample
 from diffusion_text.schedules import Cosine, Geometric, Linear, Polynomial, weight
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch, Progress
-from tests.conftest import jit_well
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 TOY_B = Enumerable.dirichlet(1, 0.7, 4, 2)
@@ -187,14 +186,14 @@ def check_steps_end_clean(process):
 
 
 def check_many_steps_give_the_language(process):
-  rows = 12_000
-  run = jit_well(
+  rows = 6_000  # with 64 steps: 0.009 to 0.028, most of it the draws'; the mutant is at 0.35
+  run = jax.jit(
     lambda keys: sample(
-      Ancestral(Shared(), 128), process, {}, exact(process), token_keys(keys, 2), Batch(jnp.zeros((rows, 2), jnp.int32))
+      Ancestral(Shared(), 64), process, {}, exact(process), token_keys(keys, 2), Batch(jnp.zeros((rows, 2), jnp.int32))
     )
   )
   got = TOY_B.histogram(np.asarray(run(row_keys(0, rows)).ids))
-  assert TOY_B.total_variation(got) < 0.02
+  assert TOY_B.total_variation(got) < 0.035
 
 
 def check_mean(nats, want: float, largest_error: float = 0.01):

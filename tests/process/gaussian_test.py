@@ -172,7 +172,7 @@ def test_bound_is_the_entropy(codec):
 def test_decoding_at_any_level_is_a_bound(codec):
   """Tokens decoded each out of its own noisy vector cost what that says less than all vectors together, and no more: at a level where
   this is much, at the noisiest, where nothing is known, and beyond the path, where nothing changes."""
-  process, rows = CODECS[codec](V, LogSNR()), 10_000
+  process, rows = CODECS[codec](V, LogSNR()), 16_000  # as many as elsewhere: programs are compiled for a number of rows
   params, level = params_of(process), {"sqrt_d": -2.0, "simplex": -1.0}.get(codec, -3.0)
   ids, gain = jnp.asarray(TOY.sample(np.random.default_rng(3), rows)), process.path(params).gain(jnp.float32(level))
   x = process.encode(params, ids)
@@ -360,8 +360,8 @@ def sampled(process, steps, rows):
   return TOY.histogram(np.asarray(process.decode(params, run())))
 
 
-def check_sampler(process, steps=512, rows=8000):
-  assert TOY.total_variation(sampled(process, steps, rows)) < 0.03 * (8000 / rows) ** 0.5  # 0.015 of it is the draws'
+def check_sampler(process, steps=256, rows=4000):
+  assert TOY.total_variation(sampled(process, steps, rows)) < 0.042 * (4000 / rows) ** 0.5  # 0.021 of it is the draws'
 
 
 SAMPLED = {
