@@ -3,7 +3,9 @@
 Published: RoBERTa-large, about 400 M parameters, rows of 200 tokens in blocks of 25, 1000 to 5000 steps per block; no likelihood. Blocks
 of 16 here divide the rows of 256; all blocks of a row are trained at once (noisy ‖ clean) where theirs draws one block and its context.
 A step puts k at every token of the nucleus (top_p 0.2, their default) and noises anew; "sample" is their other projection. The state is
-[B, L, V], twice in training. Ours: not yet run.
+[B, L, V], twice in training.
+Ours: 2.958 ± 0.012 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by; at 1 and 4 steps per
+block it repeats itself (token entropy 2.0 and 2.2 nats, where text has 4.3).
   python -m experiments.train --config=configs/ssd_lm.py:tiny --workdir=runs/ssd_lm
 """
 

@@ -186,14 +186,17 @@ def check_steps_end_clean(process):
 
 
 def check_many_steps_give_the_language(process):
-  rows = 6_000  # with 64 steps: 0.009 to 0.028, most of it the draws'; the mutant is at 0.35
+  rows, law = 6_000, TOY_B.probabilities
   run = jax.jit(
     lambda keys: sample(
       Ancestral(Shared(), 64), process, {}, exact(process), token_keys(keys, 2), Batch(jnp.zeros((rows, 2), jnp.int32))
     )
   )
   got = TOY_B.histogram(np.asarray(run(row_keys(0, rows)).ids))
-  assert TOY_B.total_variation(got) < 0.035
+  drawn = (
+    0.5 * np.sqrt(2 * law * (1 - law) / (np.pi * rows)).sum()
+  )  # what a perfect sampler is expected to be away; the mutant is 0.35
+  assert TOY_B.total_variation(got) < 1.5 * drawn + 0.01  # 0.01: golden for 64 steps
 
 
 def check_mean(nats, want: float, largest_error: float = 0.01):
