@@ -84,7 +84,10 @@ def test_tiles_just_under_the_limit_fit_the_chip():
 def test_lowers_for_cuda(dtype, width):
   shape = lambda heads: jax.ShapeDtypeStruct((2, 1024, heads, width), dtype)
   step = value_and_grads(functools.partial(attention, implementation="pallas_gpu", return_lse=True, soft_cap=5.0), 1024)
-  with compile_for("gpu", "NVIDIA H200"):
+  # From 0.12 on Pallas asks jax itself, too, for which device it lowers.
+  h200 = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
+  here = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h200)
+  with compile_for("gpu", "NVIDIA H200"), jax.sharding.use_abstract_mesh(here):
     text = jax.jit(step).trace(shape(4), shape(2), shape(2)).lower(lowering_platforms=("cuda",)).as_text()
   assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
 
