@@ -6,7 +6,8 @@ saw (process.noise_growth). Here on top of Difformer's losses and sampler.
 Recalled and not checked, for no source at hand has the formulas: that the factor of the noise is a line in t, from 3 to 4.5, and that the
 reward is BLEU. Theirs clips what two readings differ by, at a value unknown here: objective.advantage_clip, which is off. Chosen by us: the
 weight of the reward, and that both rows are drawn.
-Ours: not yet run.
+Ours: 2.898 ± 0.038 bits/char after 500 updates of the README's comparison at equal tokens, as Difformer's 2.913 ± 0.023: its rows had a
+BLEU of about 0.02 by then, with or without the last answer, so the reward had hardly begun. A step costs 1.7 of Difformer's.
   python -m experiments.train --config=configs/trec.py:tiny --workdir=runs/trec
 """
 
