@@ -52,6 +52,21 @@ def pytest_collection_finish():
   gc.set_threshold(20_000, 20, 20)
 
 
+def mappings() -> int:
+  """How many pieces of memory this process has mapped; compiled programs take several each."""
+  maps = pathlib.Path("/proc/self/maps")
+  return len(maps.read_bytes().splitlines()) if maps.exists() else 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+  """Linux allows a process 65,530 mappings by default; a worker came to 58,000, and past the limit the next program ends it."""
+  yield
+  if mappings() > 20_000:
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
   """The repository."""
