@@ -11,7 +11,9 @@ from configs import base
 
 def get_config(size: str = "micro"):
   c = base.config(size)
-  c.model.update({"width": 128, "heads": 4, "kv_heads": 4, "mlp_width": 512, "qk_norm": True, "rope_base": 100.0})
+  c.model.update(
+    {"width": 128, "heads": 4, "kv_heads": 4, "mlp_width": 512, "qk_norm": True, "rope_base": 100.0}
+  )
   c.data.tokenizer = "sentencepiece"
   c.data.vocab_size = 8192
   c.data.length = 128

@@ -331,7 +331,9 @@ class PredictsTimes(LearnedTimes, Protocol):
 
   guess: what is known of the tokens, as the network reads clean ones; clock: [B, 1]; segment: of the row, or None."""
 
-  def fit(self, guess: Inputs, clock: Array, cost: Array, counts: Array, segment: Array | None) -> Array:
+  def fit(
+    self, guess: Inputs, clock: Array, cost: Array, counts: Array, segment: Array | None
+  ) -> Array:
     """float32 [B, L] to add to a loss, 0 where not counts (bool [B, L]); its gradient fits the parameters to the cost [B, L] of tokens."""
 
   def next_times(self, guess: Inputs, clock: Array, segment: Array | None) -> Time:

@@ -29,8 +29,8 @@ def intervals(delta: float = 0.1):
 
 
 def main(_):
-  from diffusion_text import run as runs
-  from diffusion_text import scoring
+  from diffusion_text.experiment import run as runs
+  from diffusion_text.studies import bound_variance as scoring
 
   trained = runs.load(WORKDIR.value)
   timing = trained.experiment.timing
@@ -41,11 +41,15 @@ def main(_):
   rows = []
   for low, high in intervals():
     clipped = dataclasses.replace(timing, low=low, high=high)
-    variance = scoring.block_variance(trained, clipped, num_draws=NUM_DRAWS.value, max_rows=MAX_ROWS.value)
+    variance = scoring.block_variance(
+      trained, clipped, num_draws=NUM_DRAWS.value, max_rows=MAX_ROWS.value
+    )
     rows.append((variance, low, high))
     print(f"low={low:.2f} high={high:.2f}  variance {variance:.4f} nats² per block", flush=True)
   variance, low, high = min(rows)
-  print(f"least: --config.timing.low={low} --config.timing.high={high} ({variance / rows[0][0]:.2f} of the variance on [0, 1])")
+  print(
+    f"least: --config.timing.low={low} --config.timing.high={high} ({variance / rows[0][0]:.2f} of the variance on [0, 1])"
+  )
 
 
 if __name__ == "__main__":

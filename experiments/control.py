@@ -16,16 +16,29 @@ from experiments.flags import config_flag, run, workdir_flag
 
 WORKDIR = workdir_flag()
 BASE = config_flag("configs/control.py", name="base")  # what generator and judge share
-SYSTEM = config_flag("configs/mdlm.py", name="system")  # the generator's process, schedule, timing, objective, sampler
+SYSTEM = config_flag(
+  "configs/mdlm.py", name="system"
+)  # the generator's process, schedule, timing, objective, sampler
 JUDGE = config_flag("configs/autoregressive.py", name="judge")
 TARGET = flags.DEFINE_string("target", "emma", "the source that text should seem to be from")
-GUIDANCE = flags.DEFINE_enum("guidance", "logits", ["logits", "latents"], "by a classifier of text, or of noised vectors")
-WRT = flags.DEFINE_enum("wrt", "probabilities", ["probabilities", "logits"], "guidance=logits: gradient with respect to what")
+GUIDANCE = flags.DEFINE_enum(
+  "guidance", "logits", ["logits", "latents"], "by a classifier of text, or of noised vectors"
+)
+WRT = flags.DEFINE_enum(
+  "wrt",
+  "probabilities",
+  ["probabilities", "logits"],
+  "guidance=logits: gradient with respect to what",
+)
 STRENGTHS = flags.DEFINE_list("strengths", ["2", "4", "8"], "of the gradient")
 INNER_STEPS = flags.DEFINE_integer("inner_steps", 1, "gradients per network call", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", None, "of the sampler; default the base's", lower_bound=1)
-NUM = flags.DEFINE_integer("num", 64, "rows drawn at each strength, a multiple of 32", lower_bound=32)
-CLASSIFIER_STEPS = flags.DEFINE_integer("classifier_steps", 300, "updates of each classifier", lower_bound=1)
+NUM = flags.DEFINE_integer(
+  "num", 64, "rows drawn at each strength, a multiple of 32", lower_bound=32
+)
+CLASSIFIER_STEPS = flags.DEFINE_integer(
+  "classifier_steps", 300, "updates of each classifier", lower_bound=1
+)
 JUDGE_STEPS = flags.DEFINE_integer(
   "judge_steps", 800, "training steps of the judge, which learns from every token", lower_bound=1
 )
@@ -33,8 +46,8 @@ SEED = flags.DEFINE_integer("seed", 0, "of classifiers and samples", lower_bound
 
 
 def main(_):
-  from diffusion_text import control
-  from diffusion_text.compare import merge
+  from diffusion_text.studies import control
+  from diffusion_text.studies.compare import merge
 
   settings = control.Settings(
     target=TARGET.value,

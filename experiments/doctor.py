@@ -26,9 +26,20 @@ def main(_):
   from diffusion_text.kernels.attention import IMPLEMENTATIONS
 
   print(f"python   {sys.version.split()[0]}")
-  for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece"):
+  for name in (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "sentencepiece",
+  ):
     print(f"{name:<20} {importlib.metadata.version(name)}")
-  print(f"\nbackend  {jax.default_backend()}, process {jax.process_index()} of {jax.process_count()}")
+  print(
+    f"\nbackend  {jax.default_backend()}, process {jax.process_index()} of {jax.process_count()}"
+  )
   for device in jax.devices():
     stats = device.memory_stats() or {}
     limit = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
@@ -42,7 +53,8 @@ def main(_):
   for extra, (module, purpose) in EXTRAS.items():
     found = importlib.util.find_spec(module) is not None
     print(
-      f"  {extra:<11} {'installed' if found else 'missing  '}  {purpose}" + ("" if found else f": pip install -e '.[{extra}]'")
+      f"  {extra:<11} {'installed' if found else 'missing  '}  {purpose}"
+      + ("" if found else f": pip install -e '.[{extra}]'")
     )
 
 

@@ -20,22 +20,37 @@ from experiments.processes import connect
 WORKDIR = workdir_flag()
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which text")
 NUM_DRAWS = flags.DEFINE_integer(
-  "num_draws", None, "draws of time and noise per row, default 1, with --variance 8; more shrink the error", lower_bound=1
+  "num_draws",
+  None,
+  "draws of time and noise per row, default 1, with --variance 8; more shrink the error",
+  lower_bound=1,
 )
-MAX_ROWS = flags.DEFINE_integer("max_rows", None, "score only the first rows; default all", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "rows at a time, over all devices; default the config's", lower_bound=1)
-PARAMETERS = flags.DEFINE_enum("parameters", "float32", ["float32", "bfloat16"], "what the network's are held in")
+MAX_ROWS = flags.DEFINE_integer(
+  "max_rows", None, "score only the first rows; default all", lower_bound=1
+)
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", None, "rows at a time, over all devices; default the config's", lower_bound=1
+)
+PARAMETERS = flags.DEFINE_enum(
+  "parameters", "float32", ["float32", "bfloat16"], "what the network's are held in"
+)
 VARIANCE = flags.DEFINE_bool("variance", False, "compare the estimators of the bound instead")
-DECODING = flags.DEFINE_bool("decoding", False, "first choose decode_at on 64 rows of validation text, or a whole batch")
-DECODE_AT = flags.DEFINE_float("decode_at", None, "log-SNR at which the bound decodes tokens; default the config's")
-JSON = flags.DEFINE_bool("json", False, "print one JSON line instead (with --variance, one per estimator)")
+DECODING = flags.DEFINE_bool(
+  "decoding", False, "first choose decode_at on 64 rows of validation text, or a whole batch"
+)
+DECODE_AT = flags.DEFINE_float(
+  "decode_at", None, "log-SNR at which the bound decodes tokens; default the config's"
+)
+JSON = flags.DEFINE_bool(
+  "json", False, "print one JSON line instead (with --variance, one per estimator)"
+)
 
 
 def main(_):
-  from diffusion_text import run as runs
-  from diffusion_text import scoring
-  from diffusion_text.evaluate.variance import table
-  from diffusion_text.train.processes import is_first
+  from diffusion_text.experiment import run as runs
+  from diffusion_text.studies import bound_variance as scoring
+  from diffusion_text.studies.variance import table
+  from diffusion_text.train.multihost import is_first
 
   own = {"evaluate.batch_size": BATCH_SIZE.value, "evaluate.decode_at": DECODE_AT.value}
   own = [(key, value) for key, value in own.items() if value is not None]
@@ -49,11 +64,23 @@ def main(_):
       show(f"--decode_at={trained.experiment.bound.process.decode_at} is the best of these")
   if VARIANCE.value:
     rows = scoring.variance(trained, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
-    show("\n".join(json.dumps(dataclasses.asdict(row)) for row in rows) if JSON.value else table(rows))
+    show(
+      "\n".join(json.dumps(dataclasses.asdict(row)) for row in rows) if JSON.value else table(rows)
+    )
     return
-  result = runs.score(trained.experiment, trained.params, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
+  result = runs.score(
+    trained.experiment, trained.params, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value
+  )
   if JSON.value:
-    names = "nats_per_token", "standard_error", "perplexity", "bits_per_char", "bits_per_char_error", "tokens", "rows"
+    names = (
+      "nats_per_token",
+      "standard_error",
+      "perplexity",
+      "bits_per_char",
+      "bits_per_char_error",
+      "tokens",
+      "rows",
+    )
     decode_at = getattr(trained.experiment.bound.process, "decode_at", None)
     row = {"step": trained.step, "split": SPLIT.value, "decode_at": decode_at}
     show(json.dumps(row | {name: getattr(result, name) for name in names}))

@@ -18,15 +18,19 @@ CONFIG = config_flag("configs/mdlm.py:micro")
 WORKDIR = workdir_flag()
 FAULTS = flags.DEFINE_integer("faults", 60, "how many", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "of the kinds and times of the faults")
-PROCESSES = flags.DEFINE_integer("processes", 1, "of the run; each fault strikes one of them", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 120, "of a run; one that comes to its end is followed by another", lower_bound=1)
+PROCESSES = flags.DEFINE_integer(
+  "processes", 1, "of the run; each fault strikes one of them", lower_bound=1
+)
+STEPS = flags.DEFINE_integer(
+  "steps", 120, "of a run; one that comes to its end is followed by another", lower_bound=1
+)
 SAVE_EVERY = flags.DEFINE_integer("save_every", 5, "steps", lower_bound=1)
 KINDS = flags.DEFINE_list("kinds", [], "which kinds of fault; default all")
 
 
 def main(_):
-  from diffusion_text import faults
-  from diffusion_text.run import override
+  from diffusion_text.experiment.run import override
+  from diffusion_text.studies import fault_injection as faults
 
   if unknown := set(KINDS.value) - set(faults.KINDS):
     raise ValueError(f"--kinds has {sorted(unknown)}; use some of {','.join(faults.KINDS)}")
@@ -34,12 +38,26 @@ def main(_):
   if workdir.exists():
     raise ValueError(f"--workdir={workdir} is there already; use a new one")
   config = CONFIG.value
-  small = {"data.length": 16, "train.batch_size": 8, "evaluate.batch_size": 8, "evaluate.max_rows": 8}
+  small = {
+    "data.length": 16,
+    "train.batch_size": 8,
+    "evaluate.batch_size": 8,
+    "evaluate.max_rows": 8,
+  }
   small |= {"sampler.steps": 4, "model.layers": 1}
-  often = {"train.log_every": 1, "train.save_every": SAVE_EVERY.value, "train.evaluate_every": 10 * STEPS.value}
-  override(config, {**small, **often, "train.steps": STEPS.value, "data.cache_dir": str(workdir / "data")}.items())
+  often = {
+    "train.log_every": 1,
+    "train.save_every": SAVE_EVERY.value,
+    "train.evaluate_every": 10 * STEPS.value,
+  }
+  override(
+    config,
+    {**small, **often, "train.steps": STEPS.value, "data.cache_dir": str(workdir / "data")}.items(),
+  )
   kinds = KINDS.value or faults.KINDS
-  campaign = faults.Campaign(config, workdir, faults=FAULTS.value, seed=SEED.value, processes=PROCESSES.value, kinds=kinds)
+  campaign = faults.Campaign(
+    config, workdir, faults=FAULTS.value, seed=SEED.value, processes=PROCESSES.value, kinds=kinds
+  )
   began = time.monotonic()
   try:
     campaign.run()

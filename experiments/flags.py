@@ -10,16 +10,14 @@ from ml_collections import config_flags
 
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
-from diffusion_text.train.processes import check_alone, is_first, leave, verdict
+from diffusion_text.train.multihost import check_alone, is_first, leave, verdict
 
 USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
 
 def config_flag(default: str | None = None, name: str = "config"):
   """--config=configs/mdlm.py:tiny, every key of which can be overridden: --config.train.steps=100."""
-  help_string = (
-    "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b, 8b); keys: configs/base.py"
-  )
+  help_string = "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b, 8b); keys: configs/base.py"
   try:
     return config_flags.DEFINE_config_file(name, default, help_string=help_string)
   except AttributeError as error:  # a mistyped override of a default file is read at once
@@ -27,7 +25,9 @@ def config_flag(default: str | None = None, name: str = "config"):
 
 
 def workdir_flag(required: bool = True):
-  holder = flags.DEFINE_string("workdir", None, "directory of the run: config, checkpoints, metrics")
+  holder = flags.DEFINE_string(
+    "workdir", None, "directory of the run: config, checkpoints, metrics"
+  )
   if required:
     flags.mark_flag_as_required("workdir")
   return holder
@@ -61,7 +61,9 @@ def run(main, connect=None):
   flags.DEFINE_bool("traceback", False, "show where an error came from")
   try:
     app.run(guarded)
-  except AttributeError as error:  # ml_collections: an override of a key that the config does not have
+  except (
+    AttributeError
+  ) as error:  # ml_collections: an override of a key that the config does not have
     if parsed:
       raise
     fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")

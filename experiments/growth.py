@@ -17,25 +17,33 @@ from experiments.flags import config_flag, run, workdir_flag
 
 CONFIG = config_flag("configs/mdlm.py:micro")
 WORKDIR = workdir_flag()
-AXES = flags.DEFINE_list("axes", [], "length, batch, vocabulary, devices, parameters (widths of the network); default all")
-LARGEST = flags.DEFINE_integer("largest", None, "leave out larger values, on all axes", lower_bound=1)
+AXES = flags.DEFINE_list(
+  "axes", [], "length, batch, vocabulary, devices, parameters (widths of the network); default all"
+)
+LARGEST = flags.DEFINE_integer(
+  "largest", None, "leave out larger values, on all axes", lower_bound=1
+)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; medians are reported", lower_bound=1)
 
 
 def main(_):
   jax.config.update("jax_num_cpu_devices", 8)
   jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-  from diffusion_text import growth
+  from diffusion_text.studies import scaling as growth
 
   names = AXES.value or list(growth.AXES)
   if unknown := set(names) - set(growth.AXES):
     raise ValueError(f"--axes has {sorted(unknown)}; use some of {','.join(growth.AXES)}")
   most = {"devices": jax.device_count()}
   limit = lambda name: min(LARGEST.value or 10**9, most.get(name, 10**9))
-  values = {name: [value for value in growth.AXES[name][1] if value <= limit(name)] for name in names}
+  values = {
+    name: [value for value in growth.AXES[name][1] if value <= limit(name)] for name in names
+  }
   if (few := [name for name, chosen in values.items() if len(chosen) < 2]) and AXES.value:
     why = f"--largest={LARGEST.value} and {jax.device_count()} devices leave"
-    raise ValueError(f"{why} less than two values of {', '.join(few)}; raise --largest, or leave them out of --axes")
+    raise ValueError(
+      f"{why} less than two values of {', '.join(few)}; raise --largest, or leave them out of --axes"
+    )
   values = {name: chosen for name, chosen in values.items() if name not in few}
   print(growth.run(CONFIG.value, values, ROUNDS.value, pathlib.Path(WORKDIR.value)))
 

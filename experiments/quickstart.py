@@ -14,15 +14,19 @@ from absl import flags
 from experiments.flags import config_flag, run
 
 CONFIG = config_flag("configs/quickstart.py")
-WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "directory of the run: config, checkpoints, metrics, report")
+WORKDIR = flags.DEFINE_string(
+  "workdir", "runs/quickstart", "directory of the run: config, checkpoints, metrics, report"
+)
 SECONDS = flags.DEFINE_float("seconds", 270.0, "of training", lower_bound=1.0)
 INFILL = "It was [12] that she was very [8] of him, and could not help being [6] at last."
 
 
 def main(_):
-  from diffusion_text import plan, showcase, train
-  from diffusion_text.build import build
-  from diffusion_text.run import load, open_rows, read_run_config, train_workdir
+  from diffusion_text import train
+  from diffusion_text.experiment import summary as plan
+  from diffusion_text.experiment.build import build
+  from diffusion_text.experiment.run import load, open_rows, read_run_config, train_workdir
+  from diffusion_text.studies import quickstart_report as showcase
 
   workdir = pathlib.Path(WORKDIR.value)
   results = workdir / "results.json"
@@ -35,7 +39,9 @@ def main(_):
     config = CONFIG.value
     config.train.steps = showcase.steps_in(build(config), SECONDS.value)
   experiment = build(config)
-  open_rows(experiment.tokenizer, 1, None, infills=[INFILL])  # refused now rather than after training, if it cannot be written
+  open_rows(
+    experiment.tokenizer, 1, None, infills=[INFILL]
+  )  # refused now rather than after training, if it cannot be written
   print(plan.summary(experiment), flush=True)
   started = time.monotonic()
   result = train_workdir(experiment, str(workdir))
@@ -45,7 +51,9 @@ def main(_):
   print(f"trained {result.step} steps; scoring held-out text and sampling ...", flush=True)
   rows = train.read_metrics(workdir / "metrics.jsonl")
   seconds = time.monotonic() - started
-  text = showcase.show(load(str(workdir)), workdir / "report.html", rows=rows, infill=INFILL, seconds=seconds)
+  text = showcase.show(
+    load(str(workdir)), workdir / "report.html", rows=rows, infill=INFILL, seconds=seconds
+  )
   results.write_text(json.dumps({"text": text}))
   print(text)
 

@@ -14,14 +14,16 @@ OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
 
 
 def main(_):
-  from diffusion_text.build import DataSettings, make_tokenizer, present, strict
+  from diffusion_text.experiment.build import DataSettings, make_tokenizer, present, strict
 
   data = strict(DataSettings, present(CONFIG.value.data.to_dict()), "data")
   tokenizer = make_tokenizer(data)
   path = pathlib.Path(OUTPUT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(tokenizer.to_bytes())
-  print(f"{tokenizer.name} tokenizer with V = {tokenizer.vocab_size}, fingerprint {tokenizer.fingerprint}, in {path}")
+  print(
+    f"{tokenizer.name} tokenizer with V = {tokenizer.vocab_size}, fingerprint {tokenizer.fingerprint}, in {path}"
+  )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,16 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan,
 
 
 def main(_):
-  from diffusion_text import plan, train
-  from diffusion_text.build import build, config_json
-  from diffusion_text.run import MAY_DIFFER, check_sampler, checkpoints, train_workdir, training_data
+  from diffusion_text import train
+  from diffusion_text.experiment import summary as plan
+  from diffusion_text.experiment.build import build, config_json
+  from diffusion_text.experiment.run import (
+    MAY_DIFFER,
+    check_sampler,
+    checkpoints,
+    train_workdir,
+    training_data,
+  )
 
   experiment = train.processes.together(lambda: build(CONFIG.value))
   show = print if train.processes.is_first() else lambda text: None
@@ -31,10 +38,15 @@ def main(_):
     tokens, _ = training_data(experiment)
     show(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")
     step = train.latest_step(checkpoints(WORKDIR.value))
-    show(f"workdir      {WORKDIR.value}: " + ("new" if step is None else f"would go on from step {step}"))
+    show(
+      f"workdir      {WORKDIR.value}: "
+      + ("new" if step is None else f"would go on from step {step}")
+    )
     return
   result = train_workdir(experiment, WORKDIR.value, stall_seconds=STALL_TIMEOUT.value)
-  show(f"{result.status} at step {result.step}; python -m experiments.sample --workdir={WORKDIR.value}")
+  show(
+    f"{result.status} at step {result.step}; python -m experiments.sample --workdir={WORKDIR.value}"
+  )
   sys.exit(result.exit_code)
 
 

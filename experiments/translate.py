@@ -18,32 +18,51 @@ SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "whi
 NUM = flags.DEFINE_integer("num", None, "only the first sources; default all", lower_bound=1)
 MBR = flags.DEFINE_list("mbr", ["1"], "numbers of samples that a text is chosen from")
 SCORER = flags.DEFINE_enum("scorer", "bleu", ["bleu", "chrf"], "what samples are compared by")
-STEPS = flags.DEFINE_integer("steps", None, "of the time grid; default from each config", lower_bound=1)
-SAMPLER = flags.DEFINE_multi_string("sampler", [], "a key of config.sampler and its value, as in top_p=0.9; may be repeated")
-NUM_DRAWS = flags.DEFINE_integer("num_draws", 2, "draws of time and noise per pair, for the bound", lower_bound=1)
+STEPS = flags.DEFINE_integer(
+  "steps", None, "of the time grid; default from each config", lower_bound=1
+)
+SAMPLER = flags.DEFINE_multi_string(
+  "sampler", [], "a key of config.sampler and its value, as in top_p=0.9; may be repeated"
+)
+NUM_DRAWS = flags.DEFINE_integer(
+  "num_draws", 2, "draws of time and noise per pair, for the bound", lower_bound=1
+)
 SEED = flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0)
 SHOW = flags.DEFINE_integer("show", 0, "examples to print", lower_bound=0)
 JSON = flags.DEFINE_bool("json", False, "print one JSON line per system instead")
 
 
 def main(_):
-  from diffusion_text import run as runs
-  from diffusion_text import translate
-  from diffusion_text.choices import named_value
+  from diffusion_text.experiment import run as runs
+  from diffusion_text.experiment.registry import named_value
+  from diffusion_text.studies import translate
 
   if not WORKDIRS.value or not all(text.isdecimal() and int(text) for text in MBR.value):
-    raise ValueError(f"--workdirs={WORKDIRS.value} --mbr={MBR.value}: give directories of runs, and numbers such as 1,4")
+    raise ValueError(
+      f"--workdirs={WORKDIRS.value} --mbr={MBR.value}: give directories of runs, and numbers such as 1,4"
+    )
   overrides = [] if STEPS.value is None else [("sampler.steps", STEPS.value)]
   overrides += [named_value(text, "sampler") for text in SAMPLER.value]
-  chosen = {"split": SPLIT.value, "samples": sorted(map(int, MBR.value)), "scorer": SCORER.value, "seed": SEED.value}
+  chosen = {
+    "split": SPLIT.value,
+    "samples": sorted(map(int, MBR.value)),
+    "scorer": SCORER.value,
+    "seed": SEED.value,
+  }
   rows = []
   for workdir in WORKDIRS.value:
     trained = runs.load(workdir, overrides)
-    rows.append(translate.measure(pathlib.Path(workdir).name, trained, num=NUM.value, num_draws=NUM_DRAWS.value, **chosen))
+    rows.append(
+      translate.measure(
+        pathlib.Path(workdir).name, trained, num=NUM.value, num_draws=NUM_DRAWS.value, **chosen
+      )
+    )
     for source, text, reference in rows[-1]["examples"][: SHOW.value]:
       print(f"{rows[-1]['name']}: {source} => {text}   (reference: {reference})")
   if JSON.value:
-    print("\n".join(json.dumps({key: row[key] for key in row if key != "examples"}) for row in rows))
+    print(
+      "\n".join(json.dumps({key: row[key] for key in row if key != "examples"}) for row in rows)
+    )
   else:
     print(f"{translate.table(rows)}\n\n{translate.caption(rows, **chosen)}")
 

@@ -28,8 +28,12 @@ GPU_FLAGS = {
 
 def parser(doc):
   """A parser whose help is the docstring of the script, with the option that all have."""
-  result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-  result.add_argument("--dry_run", action="store_true", help="print exactly what would be run, run nothing")
+  result = argparse.ArgumentParser(
+    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  result.add_argument(
+    "--dry_run", action="store_true", help="print exactly what would be run, run nothing"
+  )
   return result
 
 

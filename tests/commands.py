@@ -23,7 +23,13 @@ class Forked:
   def run(self, name: str, *flags: str, timeout: float = 300) -> subprocess.CompletedProcess:
     """As subprocess.run of `python -m experiments.<name> flags`, with captured text."""
     if self.process is None:
-      options = {"cwd": ROOT, "env": self.environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+      options = {
+        "cwd": ROOT,
+        "env": self.environment,
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+      }
       self.process = subprocess.Popen([sys.executable, __file__], **options)
     self.number += 1
     path = self.folder / f"command_{self.number}"
@@ -47,7 +53,7 @@ class Forked:
 def main():
   import orbax.checkpoint  # noqa: F401
 
-  import diffusion_text.run  # noqa: F401
+  import diffusion_text.experiment.run  # noqa: F401
 
   for line in sys.stdin:
     name, path, *flags = json.loads(line)

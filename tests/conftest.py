@@ -18,7 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_cpu_enable_async_dispatch", False)  # what is small is done sooner than handed over
+jax.config.update(
+  "jax_cpu_enable_async_dispatch", False
+)  # what is small is done sooner than handed over
 jax.config.update("jax_numpy_rank_promotion", "allow")
 jax.config.update("jax_disable_most_optimizations", True)  # a fifth of the time
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
@@ -32,12 +34,19 @@ os.environ["XLA_FLAGS"] = given
 
 def environment(home, as_shipped: bool = False) -> dict[str, str]:
   """Of commands that tests start: one CPU device, compiled as here or as users have it, a cache that they share, a home of their own."""
-  inherited = {name: value for name, value in os.environ.items() if name != "NPROC" or not as_shipped}
-  compiler = {"XLA_FLAGS": ""} if as_shipped else {"XLA_FLAGS": FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  inherited = {
+    name: value for name, value in os.environ.items() if name != "NPROC" or not as_shipped
+  }
+  compiler = (
+    {"XLA_FLAGS": ""} if as_shipped else {"XLA_FLAGS": FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  )
   return {
     **inherited,
     **{"JAX_PLATFORMS": "cpu", "HOME": str(home), **compiler},
-    **{"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"},
+    **{
+      "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    },
   }
 
 

@@ -41,7 +41,15 @@ def call(tmp, name, *flags, code=0, as_shipped=False):
   if as_shipped or name not in STARTED:
     STARTED.add(name)
     env = environment(tmp, as_shipped)
-    done = subprocess.run(command(name, *flags), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+      command(name, *flags),
+      cwd=ROOT,
+      env=env,
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+    )
   else:
     done = forked(tmp).run(name, *flags)
   assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -49,8 +57,19 @@ def call(tmp, name, *flags, code=0, as_shipped=False):
 
 
 def train_flags(workdir, steps, *more):
-  every = ("--config.train.save_every=50", "--config.train.evaluate_every=150", "--config.train.log_every=1")
-  return ("--config=configs/mdlm.py:micro", *SMALL, f"--config.train.steps={steps}", *every, f"--workdir={workdir}", *more)
+  every = (
+    "--config.train.save_every=50",
+    "--config.train.evaluate_every=150",
+    "--config.train.log_every=1",
+  )
+  return (
+    "--config=configs/mdlm.py:micro",
+    *SMALL,
+    f"--config.train.steps={steps}",
+    *every,
+    f"--workdir={workdir}",
+    *more,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +90,9 @@ def trained(home):
 
 def losses(workdir):
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return {row["step"]: (row["loss"], row["bound"], row["grad_norm"]) for row in rows if "loss" in row}
+  return {
+    row["step"]: (row["loss"], row["bound"], row["grad_norm"]) for row in rows if "loss" in row
+  }
 
 
 def test_faults_change_nothing(home):
@@ -84,7 +105,10 @@ def test_faults_change_nothing(home):
 def test_sigterm_saves_and_exits_42_then_goes_on(home, trained):
   workdir = home / "preempted"
   process = subprocess.Popen(
-    command("train", *train_flags(workdir, 300)), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL
+    command("train", *train_flags(workdir, 300)),
+    cwd=ROOT,
+    env=environment(home),
+    stdout=subprocess.DEVNULL,
   )
   while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
     assert process.poll() is None
@@ -97,17 +121,30 @@ def test_sigterm_saves_and_exits_42_then_goes_on(home, trained):
 
 def test_it_learns(trained):
   rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-  bits = [row["validation_bits_per_character"] for row in rows if "validation_bits_per_character" in row]
+  bits = [
+    row["validation_bits_per_character"] for row in rows if "validation_bits_per_character" in row
+  ]
   assert bits[0] == pytest.approx(np.log2(82), abs=0.15 * np.log2(82)) and bits[-1] < 4.8 < bits[0]
 
 
 def test_evaluate_prints_the_bound(home, trained):
-  row = json.loads(call(home, "evaluate", f"--workdir={trained}", "--max_rows=64", "--num_draws=2", "--json"))
+  row = json.loads(
+    call(home, "evaluate", f"--workdir={trained}", "--max_rows=64", "--num_draws=2", "--json")
+  )
   assert row["step"] == 300 and row["rows"] == 64
   assert row["perplexity"] == pytest.approx(np.exp(row["nats_per_token"]))
-  assert row["bits_per_char"] == pytest.approx(row["nats_per_token"] / np.log(2))  # characters are the tokens
+  assert row["bits_per_char"] == pytest.approx(
+    row["nats_per_token"] / np.log(2)
+  )  # characters are the tokens
   assert 0 < row["standard_error"] < 0.2
-  text = call(home, "evaluate", f"--workdir={trained}", "--max_rows=64", "--num_draws=2", "--parameters=bfloat16")
+  text = call(
+    home,
+    "evaluate",
+    f"--workdir={trained}",
+    "--max_rows=64",
+    "--num_draws=2",
+    "--parameters=bfloat16",
+  )
   assert "nats/token" in text and "bits/char" in text and "±" in text
   assert float(text.split("bound ")[1].split()[0]) == pytest.approx(row["nats_per_token"], rel=0.01)
 
@@ -117,7 +154,14 @@ def samples(text):
 
 
 def test_ragged_prompts_give_the_same_text_together_and_alone(home, trained):
-  base = (f"--workdir={trained}", "--num=2", "--steps=6", "--seed=3", "--length=24", "--order=entropy")
+  base = (
+    f"--workdir={trained}",
+    "--num=2",
+    "--steps=6",
+    "--seed=3",
+    "--length=24",
+    "--order=entropy",
+  )
   together = samples(call(home, "sample", *base, "--prompt=To be", "--prompt=It was a long time"))
   alone = samples(call(home, "sample", *base, "--prompt=It was a long time"))
   assert together[2:] == alone and len(together) == 4
@@ -127,7 +171,9 @@ def test_ragged_prompts_give_the_same_text_together_and_alone(home, trained):
 def test_infilling_keeps_what_is_given(home, trained):
   base = (f"--workdir={trained}", "--num=1", "--steps=6", "--event_driven")
   both = samples(call(home, "sample", *base, "--infill=To be, [16] that is", "--infill=[3]!"))
-  assert both[0].startswith("To be, ") and both[0].endswith(" that is") and len(both[0]) == 7 + 16 + 8
+  assert (
+    both[0].startswith("To be, ") and both[0].endswith(" that is") and len(both[0]) == 7 + 16 + 8
+  )
   assert len(both[1]) == 4 and both[1].endswith("!")
   assert both[1] == samples(call(home, "sample", *base, "--infill=[3]!"))[0]
 
@@ -136,16 +182,27 @@ def test_dry_runs_compute_nothing(home, trained):
   plan = call(home, "train", *train_flags(home / "never", 300, "--dry_run"))
   assert "parameters" in plan and "new" in plan and not (home / "never").exists()
   assert "go on from step 300" in call(home, "train", *train_flags(trained, 300, "--dry_run"))
-  assert "would draw   2 rows" in call(home, "sample", f"--workdir={trained}", "--num=2", "--dry_run")
+  assert "would draw   2 rows" in call(
+    home, "sample", f"--workdir={trained}", "--num=2", "--dry_run"
+  )
 
 
 BAD = [
   ("train", lambda w: train_flags(w, 300, "--config.model.width=32"), r"another configuration"),
   ("train", lambda w: train_flags(w, 300, "--config.model.wdith=32"), r"width"),
-  ("train", lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.length=100000000"), "100000000"),
   (
     "train",
-    lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.corpus=folder", "--config.data.path=/no"),
+    lambda w: ("--config=configs/mdlm.py:micro", "--workdir=x", "--config.data.length=100000000"),
+    "100000000",
+  ),
+  (
+    "train",
+    lambda w: (
+      "--config=configs/mdlm.py:micro",
+      "--workdir=x",
+      "--config.data.corpus=folder",
+      "--config.data.path=/no",
+    ),
     "/no",
   ),
   ("sample", lambda w: (f"--workdir={w}", "--prompt=§"), "§"),
@@ -158,15 +215,26 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("name,flags,match", BAD, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+  "name,flags,match", BAD, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_bad_input_is_told_in_one_line(home, trained, name, flags, match):
   text = call(home, name, *flags(trained), code=2)
   assert re.search(match, text) and text.count("error: ") == 1 and "Traceback" not in text
 
 
 def test_tools_print_what_they_promise(home):
-  assert "devices" in call(home, "inspect", "--config=configs/mdlm.py:micro") and "cpu" in call(home, "doctor")
-  flags = ("--config=configs/mdlm.py:micro", *SMALL, "--vocab_size=64", "--rounds=1", "--sample_steps=2", "--full_logits")
+  assert "devices" in call(home, "inspect", "--config=configs/mdlm.py:micro") and "cpu" in call(
+    home, "doctor"
+  )
+  flags = (
+    "--config=configs/mdlm.py:micro",
+    *SMALL,
+    "--vocab_size=64",
+    "--rounds=1",
+    "--sample_steps=2",
+    "--full_logits",
+  )
   row = json.loads(call(home, "benchmark", *flags).splitlines()[-1])
   wanted = {
     "train_tokens_per_second",
@@ -179,7 +247,9 @@ def test_tools_print_what_they_promise(home):
   assert wanted <= row.keys() and row["train_tokens_per_second"] > 0
   flags = ("--what=attention", "--lengths=64", "--rows=1", "--heads=1", "--rounds=1")
   rows = [json.loads(line) for line in call(home, "benchmark", *flags).splitlines()]
-  assert {row["layout"] for row in rows} >= {"causal", "noisy_clean_32"} and any("not_here" in row for row in rows)
+  assert {row["layout"] for row in rows} >= {"causal", "noisy_clean_32"} and any(
+    "not_here" in row for row in rows
+  )
 
 
 def test_tokenizer_by_command_and_a_run_with_it(home):
@@ -188,18 +258,45 @@ def test_tokenizer_by_command_and_a_run_with_it(home):
   call(home, "tokenize", "--config=configs/mdlm.py:micro", *choice, f"--output={path}")
   flags = train_flags(home / "bpe_run", 2, *choice, f"--config.data.tokenizer_path={path}")
   assert "V = 400" in call(home, "train", *flags)
-  call(home, "tokenize", "--config=configs/mdlm.py:micro", *choice[:1], "--config.data.vocab_size=420", f"--output={path}")
-  assert "other text" in call(home, "train", *flags, "--config.train.steps=4", code=2)  # the same path, another tokenizer
+  call(
+    home,
+    "tokenize",
+    "--config=configs/mdlm.py:micro",
+    *choice[:1],
+    "--config.data.vocab_size=420",
+    f"--output={path}",
+  )
+  assert "other text" in call(
+    home, "train", *flags, "--config.train.steps=4", code=2
+  )  # the same path, another tokenizer
   path.unlink()  # the checkpoint has its own copy
-  text = samples(call(home, "sample", f"--workdir={home / 'bpe_run'}", "--num=1", "--prompt=It was", "--length=20"))[0]
+  text = samples(
+    call(
+      home, "sample", f"--workdir={home / 'bpe_run'}", "--num=1", "--prompt=It was", "--length=20"
+    )
+  )[0]
   assert text.startswith("It was")
 
 
 def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
-  flags = ("--config=configs/quickstart.py:micro", f"--workdir={home / 'quick'}", "--seconds=2", "--config.data.length=32")
+  flags = (
+    "--config=configs/quickstart.py:micro",
+    f"--workdir={home / 'quick'}",
+    "--seconds=2",
+    "--config.data.length=32",
+  )
   out = call(home, "quickstart", *flags, as_shipped=True)
-  for part in ("this model (upper bound)", "character 5-gram", "xz -9", "--- sample 4", "--- infilling", "report.html"):
+  for part in (
+    "this model (upper bound)",
+    "character 5-gram",
+    "xz -9",
+    "--- sample 4",
+    "--- infilling",
+    "report.html",
+  ):
     assert part in out
   assert (home / "quick" / "report.html").stat().st_size > 10_000
   again = call(home, "quickstart", *flags, as_shipped=True)
-  assert "is finished" in again and out.split("held-out bound")[1] == again.split("held-out bound")[1]
+  assert (
+    "is finished" in again and out.split("held-out bound")[1] == again.split("held-out bound")[1]
+  )

@@ -34,16 +34,26 @@ def launch(name, *arguments, code=0, env=(), cwd=ROOT):
   """What a launch script prints."""
   command = [sys.executable, str(ROOT / "launch" / name), *map(str, arguments)]
   done = subprocess.run(
-    command, cwd=cwd, env={**os.environ, **dict(env)}, capture_output=True, text=True, timeout=300, check=False
+    command,
+    cwd=cwd,
+    env={**os.environ, **dict(env)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
   assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
   return done.stdout
 
 
 def test_local_prints_what_it_would_run():
-  lines = launch("local", "-n", 2, "--dry_run", "--", "python", "-m", "experiments.train", "--workdir=a b").splitlines()
+  lines = launch(
+    "local", "-n", 2, "--dry_run", "--", "python", "-m", "experiments.train", "--workdir=a b"
+  ).splitlines()
   meeting = "'--workdir=a b' --coordinator=localhost:PORT --num_processes=2"
-  assert lines == [f"python -m experiments.train {meeting} --process_id={number}" for number in (0, 1)]
+  assert lines == [
+    f"python -m experiments.train {meeting} --process_id={number}" for number in (0, 1)
+  ]
 
 
 SCRIPT = """
@@ -71,7 +81,10 @@ def test_local_starts_again_after_42_only(tmp_path):
 def test_local_ends_all_when_one_dies(tmp_path):
   began = time.monotonic()
   out = run_local(tmp_path, "sys.exit(7) if number else time.sleep(100)", "--grace=0.3", code=7)
-  assert "process 0 is still there 0.3 s after another ended; killed" in out and time.monotonic() - began < 20
+  assert (
+    "process 0 is still there 0.3 s after another ended; killed" in out
+    and time.monotonic() - began < 20
+  )
 
 
 def test_local_passes_signals_on(tmp_path):
@@ -85,7 +98,16 @@ time.sleep(100 if starts == 0 else 0)
 """
   script = tmp_path / "script.py"
   script.write_text(SCRIPT + body)
-  command = [sys.executable, str(ROOT / "launch" / "local"), "-n", "2", "--", sys.executable, str(script), str(tmp_path)]
+  command = [
+    sys.executable,
+    str(ROOT / "launch" / "local"),
+    "-n",
+    "2",
+    "--",
+    sys.executable,
+    str(script),
+    str(tmp_path),
+  ]
   running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   deadline = time.monotonic() + 60
   while not all((tmp_path / f"ready{number}0").exists() for number in (0, 1)):
@@ -98,14 +120,19 @@ time.sleep(100 if starts == 0 else 0)
 
 def curve(workdir):
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return {(row["step"], name): row[name] for row in rows for name in ("loss", "grad_norm", "validation_bound") if name in row}
+  return {
+    (row["step"], name): row[name]
+    for row in rows
+    for name in ("loss", "grad_norm", "validation_bound")
+    if name in row
+  }
 
 
 def alone(workdir, cache, steps):
   """The same run as one process, and on one device."""
   from configs import base
-  from diffusion_text import run
-  from diffusion_text.build import build
+  from diffusion_text.experiment import run
+  from diffusion_text.experiment.build import build
 
   config = base.config("micro")
   run.override(config, {**SMALL, "train.steps": steps, "data.cache_dir": str(cache)}.items())
@@ -115,13 +142,26 @@ def alone(workdir, cache, steps):
 def test_two_processes_train_as_one(tmp_path):
   """The same losses at every step, the same evaluation, one set of logs; and one process goes on where two have stopped."""
   settings = [f"--config.{key}={value}" for key, value in SMALL.items()]
-  train = (sys.executable, "-m", "experiments.train", "--config=configs/mdlm.py:micro", *settings, "--config.train.steps=6")
-  out = launch("local", "-n", 2, "--", *train, f"--workdir={tmp_path / 'two'}", env=environment(tmp_path))
+  train = (
+    sys.executable,
+    "-m",
+    "experiments.train",
+    "--config=configs/mdlm.py:micro",
+    *settings,
+    "--config.train.steps=6",
+  )
+  out = launch(
+    "local", "-n", 2, "--", *train, f"--workdir={tmp_path / 'two'}", env=environment(tmp_path)
+  )
   assert "[0] finished at step 6" in out
-  assert all(line.startswith(("[0]", "[1] [Gloo]")) for line in out.splitlines())  # process 1 says nothing itself
+  assert all(
+    line.startswith(("[0]", "[1] [Gloo]")) for line in out.splitlines()
+  )  # process 1 says nothing itself
   parts = list((tmp_path / "two" / "checkpoints" / "6" / "params").glob("ocdbt.process_*"))
   sizes = [sum(path.stat().st_size for path in part.rglob("*") if path.is_file()) for part in parts]
-  assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)  # each writes its own share: no parameter is gathered on one host
+  assert len(sizes) == 2 and max(sizes) < 0.6 * sum(
+    sizes
+  )  # each writes its own share: no parameter is gathered on one host
   cache = tmp_path / ".cache" / "diffusion_text"
   alone(tmp_path / "one", cache, 8)
   alone(tmp_path / "two", cache, 8)
@@ -130,34 +170,65 @@ def test_two_processes_train_as_one(tmp_path):
   assert {key: value for key, value in two.items() if key in one} == pytest.approx(one, rel=1e-6)
 
 
-TRAIN = ("python", "-m", "experiments.train", "--config=configs/mdlm.py:1b", "--workdir=gs://bucket/a run")
+TRAIN = (
+  "python",
+  "-m",
+  "experiments.train",
+  "--config=configs/mdlm.py:1b",
+  "--workdir=gs://bucket/a run",
+)
 
 
 def test_gke_writes_a_jobset(tmp_path):
   """Structure and types of the fields that the JobSet and Job APIs define; what is fed to kubectl is what a dry run prints."""
-  options = ("--name=mdlm", "--image=registry/x:1", "--accelerator=tpu-v5p-slice", "--topology=8x8x8", "--slices=2")
+  options = (
+    "--name=mdlm",
+    "--image=registry/x:1",
+    "--accelerator=tpu-v5p-slice",
+    "--topology=8x8x8",
+    "--slices=2",
+  )
   text = launch("gke", *options, "--dry_run", "--", *TRAIN)
   assert text.splitlines()[-1] == "# | kubectl apply -f -"
   jobset = yaml.safe_load(text)
-  assert (jobset["apiVersion"], jobset["kind"], jobset["metadata"]["name"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet", "mdlm")
+  assert (jobset["apiVersion"], jobset["kind"], jobset["metadata"]["name"]) == (
+    "jobset.x-k8s.io/v1alpha2",
+    "JobSet",
+    "mdlm",
+  )
   assert jobset["spec"].keys() == {"failurePolicy", "replicatedJobs"}
-  assert jobset["spec"]["failurePolicy"]["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+  assert jobset["spec"]["failurePolicy"]["rules"] == [
+    {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+  ]
   (slices,) = jobset["spec"]["replicatedJobs"]
   assert slices.keys() == {"name", "replicas", "template"} and slices["replicas"] == 2
   job = slices["template"]["spec"]
-  assert {name: job[name] for name in ("parallelism", "completions", "completionMode", "backoffLimit")} == {
+  assert {
+    name: job[name] for name in ("parallelism", "completions", "completionMode", "backoffLimit")
+  } == {
     **dict.fromkeys(("parallelism", "completions"), 8 * 8 * 8 // 4),
     **{"completionMode": "Indexed", "backoffLimit": 0},
   }
   (rule,) = job["podFailurePolicy"]["rules"]
-  assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "In" and 42 not in rule["onExitCodes"]["values"]
+  assert (
+    rule["action"] == "FailJob"
+    and rule["onExitCodes"]["operator"] == "In"
+    and 42 not in rule["onExitCodes"]["values"]
+  )
   pod = job["template"]["spec"]
   assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it
   assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "8x8x8"
   (container,) = pod["containers"]
-  assert container["name"] == rule["onExitCodes"]["containerName"] and container["command"] == list(TRAIN)
-  assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
-  assert all(set(entry) == {"name", "value"} and isinstance(entry["value"], str) for entry in container["env"])
+  assert container["name"] == rule["onExitCodes"]["containerName"] and container["command"] == list(
+    TRAIN
+  )
+  assert (
+    container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+  )
+  assert all(
+    set(entry) == {"name", "value"} and isinstance(entry["value"], str)
+    for entry in container["env"]
+  )
   flags = {entry["name"]: entry["value"] for entry in container["env"]}["LIBTPU_INIT_ARGS"].split()
   assert len(flags) > 3 and all(f"# {flag}: " in text for flag in flags)  # each is explained
 
@@ -177,7 +248,14 @@ def test_slurm_writes_a_batch_file_that_goes_on_after_42(tmp_path):
   options = ("--name=mdlm", "--nodes=2", "--gpus_per_node=8", "--sbatch=--partition=a100")
   text = launch("slurm", *options, "--dry_run", "--", *TRAIN)
   assert text.splitlines()[-1] == "# | sbatch"
-  wanted = ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=TERM@120", "--partition=a100")
+  wanted = (
+    "--nodes=2",
+    "--ntasks-per-node=8",
+    "--gpus-per-node=8",
+    "--requeue",
+    "--signal=TERM@120",
+    "--partition=a100",
+  )
   assert all(f"#SBATCH {option}\n" in text for option in wanted)
   cpu = launch("slurm", "--name=m", "--nodes=4", "--cpu", "--dry_run", "--", *TRAIN)
   assert "--ntasks-per-node=1\n" in cpu and "gpu" not in cpu
@@ -192,7 +270,15 @@ def test_slurm_writes_a_batch_file_that_goes_on_after_42(tmp_path):
     assert ("scontrol requeue 7" in calls) == requeued
 
 
-POD = ("--name=mdlm", "--zone=z", "--type=v5litepod-16", "--version=v", "--queue", "--spot", "--poll=0")
+POD = (
+  "--name=mdlm",
+  "--zone=z",
+  "--type=v5litepod-16",
+  "--version=v",
+  "--queue",
+  "--spot",
+  "--poll=0",
+)
 GCLOUD = """
 here=$(dirname "$0")
 case "$*" in
@@ -219,8 +305,14 @@ def test_tpu_pod_starts_again_where_that_helps(tmp_path, codes, states, created,
   launch("tpu_pod", *POD, "--", *TRAIN, env=with_path(tmp_path), code=code)
   calls = (tmp_path / "calls").read_text().splitlines()
   count = lambda words: sum(words in call for call in calls)
-  assert count("queued-resources create mdlm") == count("queued-resources delete mdlm --force --quiet") == created
-  assert count("tpu-vm scp") == created and count("experiments.train") == max(2 if code == 0 else 1, created)
+  assert (
+    count("queued-resources create mdlm")
+    == count("queued-resources delete mdlm --force --quiet")
+    == created
+  )
+  assert count("tpu-vm scp") == created and count("experiments.train") == max(
+    2 if code == 0 else 1, created
+  )
   assert "delete" in calls[-1] and count("--zone=z") == len(calls)
 
 
@@ -229,7 +321,9 @@ def test_tpu_pod_dry_run_prints_the_commands_it_would_run(tmp_path):
   stand_in(tmp_path, "gcloud", GCLOUD)
   (tmp_path / "codes").write_text("exit=0\n")
   launch("tpu_pod", *POD, "--", *TRAIN, env=with_path(tmp_path))
-  shown = [" ".join(shlex.split(line)) for line in printed.splitlines() if line.startswith("gcloud")]
+  shown = [
+    " ".join(shlex.split(line)) for line in printed.splitlines() if line.startswith("gcloud")
+  ]
   assert shown == (tmp_path / "calls").read_text().splitlines()
   flags = [line for line in printed.splitlines() if line.startswith("# --xla")]
   assert len(flags) > 3 and all(": " in line for line in flags)
@@ -238,8 +332,16 @@ def test_tpu_pod_dry_run_prints_the_commands_it_would_run(tmp_path):
 BAD = [
   ("local", ("-n", 0, "--", "x"), "must be at least 1"),
   ("local", ("-n", 2), "put it after --"),
-  ("gke", ("--name=A b", "--image=i", "--accelerator=a", "--topology=2x2", "--", "x"), "must begin with a letter"),
-  ("gke", ("--name=a", "--image=i", "--accelerator=a", "--topology=2y2", "--", "x"), "--topology=2y2 must be sizes"),
+  (
+    "gke",
+    ("--name=A b", "--image=i", "--accelerator=a", "--topology=2x2", "--", "x"),
+    "must begin with a letter",
+  ),
+  (
+    "gke",
+    ("--name=a", "--image=i", "--accelerator=a", "--topology=2y2", "--", "x"),
+    "--topology=2y2 must be sizes",
+  ),
   ("slurm", ("--name=a", "--nodes=1", "--", "x"), "--gpus_per_node --cpu is required"),
 ]
 

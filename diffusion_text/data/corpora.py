@@ -25,16 +25,31 @@ SPLITS = ("train", "validation", "test")
 
 # Austen's six novels: 10,304 paragraphs (7 of them empty, between the novels), 4,007,105 characters with their line ends.
 AUSTEN_PARAGRAPHS = {"train": (0, 9659), "validation": (9659, 9842), "test": (9842, 10304)}
-AUSTEN_CHARACTERS = {"train": 3_726_564, "validation": 80_470, "test": 200_071}  # line ends included: 93.0 %, 2.0 %, 5.0 %
+AUSTEN_CHARACTERS = {
+  "train": 3_726_564,
+  "validation": 80_470,
+  "test": 200_071,
+}  # line ends included: 93.0 %, 2.0 %, 5.0 %
 # The first paragraph of each novel; an empty one comes before it. The splits cut Persuasion only.
-AUSTEN_NOVELS = {"sense_and_sensibility": 0, "pride_and_prejudice": 1865, "mansfield_park": 3992, "emma": 5834}
+AUSTEN_NOVELS = {
+  "sense_and_sensibility": 0,
+  "pride_and_prejudice": 1865,
+  "mansfield_park": 3992,
+  "emma": 5834,
+}
 AUSTEN_NOVELS |= {"northanger_abbey": 8211, "persuasion": 9268}
 AUSTEN_SHA256 = "39397e3b3736c343fba95d41f60b878e3a7ec9a5cc545c76a3d861b0b18bbc49"
 
 # Which hundredths of the training documents stand in for a split that a folder does not have.
 CARVED_HUNDREDTHS = {"test": range(0, 5), "validation": range(5, 7)}
 
-SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+SPLIT_NAMES = {
+  "train": "train",
+  "training": "train",
+  "validation": "validation",
+  "valid": "validation",
+  "val": "validation",
+}
 SPLIT_NAMES |= {"dev": "validation", "test": "test"}
 
 
@@ -75,7 +90,9 @@ class Austen:
     """(names of the novels, for each document of the split the number of its novel)."""
     check_split(split)
     begins = list(AUSTEN_NOVELS.values())
-    return tuple(AUSTEN_NOVELS), [bisect.bisect_right(begins, place) - 1 for place in range(*AUSTEN_PARAGRAPHS[split])]
+    return tuple(AUSTEN_NOVELS), [
+      bisect.bisect_right(begins, place) - 1 for place in range(*AUSTEN_PARAGRAPHS[split])
+    ]
 
   def identity(self) -> str:
     """The sha256 of the uncompressed file."""
@@ -125,7 +142,8 @@ class Folder:
     check_split(split)
     files = self._files()
     return _not_empty(
-      self._read(files, split), f"{self.path} has no text for split={split!r}; it holds {_counts(files)}. Add more"
+      self._read(files, split),
+      f"{self.path} has no text for split={split!r}; it holds {_counts(files)}. Add more",
     )
 
   def identity(self) -> str:
@@ -136,7 +154,12 @@ class Folder:
     return _files_by_split(self.path, tuple(_READERS))
 
   def _read(self, files: dict[str, list[Path]], split: str) -> Iterator[str]:
-    return _of_split(files, split, lambda path: _READERS[path.suffix](path, self.field), key=lambda document: document)
+    return _of_split(
+      files,
+      split,
+      lambda path: _READERS[path.suffix](path, self.field),
+      key=lambda document: document,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +183,8 @@ class Tfds:
     directory = tfds_corpus.prepared_directory(self.name, self.data_dir)
     documents = tfds_corpus.documents(directory, split, self.field, SPLIT_NAMES)
     return _not_empty(
-      documents, f"{self.name} has no records for split={split!r}; it is too small to carve one from. Use a larger set"
+      documents,
+      f"{self.name} has no records for split={split!r}; it is too small to carve one from. Use a larger set",
     )
 
   def identity(self) -> str:
@@ -191,7 +215,9 @@ class Pairs:
 
   def __post_init__(self):
     if self.max_characters is not None and self.max_characters < 1:
-      raise ValueError(f"data.max_characters={self.max_characters} must be at least 1; None keeps pairs of any length")
+      raise ValueError(
+        f"data.max_characters={self.max_characters} must be at least 1; None keeps pairs of any length"
+      )
 
   def documents(self, split: str) -> Iterator[str]:
     """Raises FileNotFoundError for a missing path, ValueError for a missing field or a split without pairs."""
@@ -201,9 +227,18 @@ class Pairs:
     """(source, target) of every pair of a split; raises as `documents`."""
     check_split(split)
     files = self._files()
-    own = _of_split(files, split, lambda path: pair_files.read(path, self.source, self.target), key=lambda pair: pair[0])
+    own = _of_split(
+      files,
+      split,
+      lambda path: pair_files.read(path, self.source, self.target),
+      key=lambda pair: pair[0],
+    )
     short = lambda text: self.max_characters is None or len(text) <= self.max_characters
-    kept = [(source, target) for source, target in own if source and target and short(source) and short(target)]
+    kept = [
+      (source, target)
+      for source, target in own
+      if source and target and short(source) and short(target)
+    ]
     if not kept:
       raise ValueError(
         f"{self.path} has no pairs for split={split!r} with max_characters={self.max_characters}; it holds {_counts(files)}. Add more"
@@ -248,13 +283,17 @@ def _files_identity(files: dict[str, list[Path]]) -> str:
 def _files_by_split(folder: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
   root, kinds = Path(folder), f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
   if not root.is_dir():
-    raise FileNotFoundError(f"path={folder!r} is not a folder; give the folder that holds {kinds} files")
+    raise FileNotFoundError(
+      f"path={folder!r} is not a folder; give the folder that holds {kinds} files"
+    )
   files: dict[str, list[Path]] = {split: [] for split in SPLITS}
   for path in sorted(root.rglob("*")):
     if path.suffix in suffixes and path.is_file():
       files[_split_of(path.relative_to(root))].append(path)
   if not any(files.values()):
-    raise FileNotFoundError(f"path={folder!r} holds no {kinds} file; put the text there in one of these forms")
+    raise FileNotFoundError(
+      f"path={folder!r} holds no {kinds} file; put the text there in one of these forms"
+    )
   return files
 
 
@@ -262,7 +301,12 @@ def _hash(text: str) -> int:
   return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
-def _of_split(files: dict[str, list[Path]], split: str, read: Callable[[Path], Iterator], key: Callable[..., str]) -> Iterator:
+def _of_split(
+  files: dict[str, list[Path]],
+  split: str,
+  read: Callable[[Path], Iterator],
+  key: Callable[..., str],
+) -> Iterator:
   """What `read` gives of a split's own files, or of the training files what the hash of its key puts in this split."""
   carved = {name: share for name, share in CARVED_HUNDREDTHS.items() if not files[name]}
   source = files[split] or files["train"]
@@ -317,7 +361,9 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
       try:
         row = json.loads(line)
       except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number} is not JSON ({error}); write one JSON object per line") from error
+        raise ValueError(
+          f"{path}:{number} is not JSON ({error}); write one JSON object per line"
+        ) from error
       if not isinstance(row, dict) or not isinstance(row.get(field), str):
         held = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
@@ -337,7 +383,9 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
     )
   kind = file.schema_arrow.field(field).type
   if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-    raise ValueError(f"{path}: column field={field!r} holds {kind}, not text; set field= to a column of strings")
+    raise ValueError(
+      f"{path}: column field={field!r} holds {kind}, not text; set field= to a column of strings"
+    )
   for batch in file.iter_batches(columns=[field]):
     yield from (text for text in batch.column(0).to_pylist() if text)
 

@@ -25,13 +25,17 @@ class LabelledRows(NamedTuple):
     return LabelledRows(*(field[chosen] for field in self))
 
 
-def labelled_rows(arrays: TokenArrays, labels: Sequence[int], length: int, parts: int) -> LabelledRows:
+def labelled_rows(
+  arrays: TokenArrays, labels: Sequence[int], length: int, parts: int
+) -> LabelledRows:
   """The documents of each label as one stream, cut every `length` tokens, the rest dropped; RUN rows in turn to each part.
 
   labels: one per document. Raises ValueError if they are not as many as the documents, or if some part of some label gets no row.
   """
   if len(labels) != len(arrays.offsets) - 1:
-    raise ValueError(f"{len(labels)} labels for {len(arrays.offsets) - 1} documents; give one for each")
+    raise ValueError(
+      f"{len(labels)} labels for {len(arrays.offsets) - 1} documents; give one for each"
+    )
   of_token = np.repeat(np.asarray(labels, np.int32), np.diff(arrays.offsets))
   rows, kinds, places = [], [], []
   for label in np.unique(of_token):
@@ -39,6 +43,12 @@ def labelled_rows(arrays: TokenArrays, labels: Sequence[int], length: int, parts
     own = stream[: len(stream) // length * length].reshape(-1, length)
     part = np.arange(len(own)) // RUN % parts
     if len(np.unique(part)) < parts:
-      raise ValueError(f"label {label} has {len(own)} rows of {length} tokens, too few for {parts} parts; use shorter rows")
-    rows, kinds, places = [*rows, own], [*kinds, np.full(len(own), label, np.int32)], [*places, part.astype(np.int32)]
+      raise ValueError(
+        f"label {label} has {len(own)} rows of {length} tokens, too few for {parts} parts; use shorter rows"
+      )
+    rows, kinds, places = (
+      [*rows, own],
+      [*kinds, np.full(len(own), label, np.int32)],
+      [*places, part.astype(np.int32)],
+    )
   return LabelledRows(*map(np.concatenate, (rows, kinds, places)))

@@ -56,7 +56,9 @@ class Stream:
     """ids int32 [n, length], and nothing else: every token counts and no row has padding."""
     begins = numbers % self.count * self.length
     if self.random_offset:
-      begins = begins + np.array([_offset(self.seed, epoch, self.length) for epoch in (numbers // self.count).tolist()])
+      begins = begins + np.array(
+        [_offset(self.seed, epoch, self.length) for epoch in (numbers // self.count).tolist()]
+      )
     places = (begins[:, None] + np.arange(self.length)) % len(self.tokens)
     return types.Batch(ids=self.tokens[places].astype(np.int32))
 
@@ -106,7 +108,11 @@ class Ranges:
     weights = real.astype(np.float32) if self.ragged or absent.any() else None
     segment = None
     if self.ragged or self.several:
-      inner = 0 if self.starts is None else _segment(self.starts, places) - _segment(self.starts, begins)[:, None]
+      inner = (
+        0
+        if self.starts is None
+        else _segment(self.starts, places) - _segment(self.starts, begins)[:, None]
+      )
       segment = np.where(real, 1 + inner, PADDING_SEGMENT).astype(np.int32)
     return types.Batch(ids=ids, weights=weights, segment=segment)
 
@@ -142,9 +148,13 @@ class PairRows:
     numbers = np.where(absent, 0, numbers % self.count)
     places = self.begins[numbers][:, None] + np.arange(self.length)
     real = (places < self.ends[numbers][:, None]) & ~absent[:, None]
-    ids = np.where(real, self.tokens[np.minimum(places, len(self.tokens) - 1)], self.end).astype(np.int32)
+    ids = np.where(real, self.tokens[np.minimum(places, len(self.tokens) - 1)], self.end).astype(
+      np.int32
+    )
     given = (places <= self.turns[numbers][:, None]) | absent[:, None]
-    weights = np.broadcast_to(~absent[:, None], ids.shape).astype(np.float32) if absent.any() else None
+    weights = (
+      np.broadcast_to(~absent[:, None], ids.shape).astype(np.float32) if absent.any() else None
+    )
     return types.Batch(ids=ids, given=given, weights=weights)
 
 
@@ -164,7 +174,9 @@ def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | N
     )
   sizes = ends - begins + (tokens[ends - 1] != end)  # a split of one document has no end of its own
   if not (fits := sizes <= length).any():
-    raise ValueError(f"length={length}, but the shortest of {len(sizes)} pairs has {sizes.min()} tokens; use a larger length")
+    raise ValueError(
+      f"length={length}, but the shortest of {len(sizes)} pairs has {sizes.min()} tokens; use a larger length"
+    )
   return PairRows(tokens, length, end, begins[fits], turns[fits], ends[fits])
 
 
@@ -209,7 +221,9 @@ def segment_starts(offsets: np.ndarray, length: int) -> np.ndarray:
 def check_length(length: int, tokens: np.ndarray) -> None:
   """Raises ValueError unless 1 <= length <= tokens."""
   if not 1 <= length <= len(tokens):
-    raise ValueError(f"length={length} for a split of {len(tokens)} tokens; use 1 <= length <= {len(tokens)}, or more text")
+    raise ValueError(
+      f"length={length} for a split of {len(tokens)} tokens; use 1 <= length <= {len(tokens)}, or more text"
+    )
 
 
 def _segment(starts: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -34,7 +34,9 @@ def _column(name: str, value: str | None, default: int) -> int:
   if value is None:
     return default
   if not value.isdecimal():
-    raise ValueError(f"data.{name}={value!r} is a name, but columns between tabs have numbers; use '0' for the first")
+    raise ValueError(
+      f"data.{name}={value!r} is a name, but columns between tabs have numbers; use '0' for the first"
+    )
   return int(value)
 
 
@@ -54,7 +56,9 @@ def _tabbed(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
 
 def _named(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]:
   with path.open(encoding="utf-8", newline="") as file:
-    rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
+    rows = (
+      csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
+    )
     number = 0
     try:
       for number, row in enumerate(rows, 1):
@@ -66,5 +70,9 @@ def _named(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]:
           )
         yield held[source], held[target]
     except (ValueError, csv.Error) as error:  # json's error is a ValueError too
-      message = str(error) if str(error).startswith("row ") else f"row {number + 1} cannot be read ({error})"
+      message = (
+        str(error)
+        if str(error).startswith("row ")
+        else f"row {number + 1} cannot be read ({error})"
+      )
       raise ValueError(f"{path}: {message}") from error

@@ -127,7 +127,9 @@ def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, places: 
 
   # One element per step, so that each process looks up its own rows only, and all of a batch's tokens are read at once.
   batches = grain.MapDataset.range(1).repeat().map_with_index(batch)
-  return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)))
+  return iter(
+    batches.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH))
+  )
 
 
 class EvaluationBatches:
@@ -150,7 +152,9 @@ class EvaluationBatches:
   def __iter__(self) -> Iterator[types.Batch]:
     for rows in self._rows:
       batch = self._packed.rows(rows)
-      if self._padded and batch.weights is None:  # the same fields in every batch, so that it is compiled once
+      if (
+        self._padded and batch.weights is None
+      ):  # the same fields in every batch, so that it is compiled once
         batch = dataclasses.replace(batch, weights=np.ones(batch.ids.shape, np.float32))
       yield batch
 
@@ -178,7 +182,9 @@ def evaluation_batches(
 
 def _check(packing_kind: str, length: int, batch_size: int) -> None:
   if packing_kind not in PACKINGS:
-    raise ValueError(f"packing_kind={packing_kind!r} is not a packing; use one of {', '.join(PACKINGS)}")
+    raise ValueError(
+      f"packing_kind={packing_kind!r} is not a packing; use one of {', '.join(PACKINGS)}"
+    )
   if length < 1:
     raise ValueError(f"length={length}; use length >= 1")
   if batch_size < 1:

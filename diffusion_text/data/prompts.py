@@ -66,14 +66,19 @@ def _parse(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
     else:
       parts += [int(mark.group(1)), ""]
   parts[-1] += text[end:]
-  ids = [_encode(tokenizer, part) if isinstance(part, str) else np.zeros(part, np.int32) for part in parts]
+  ids = [
+    _encode(tokenizer, part) if isinstance(part, str) else np.zeros(part, np.int32)
+    for part in parts
+  ]
   given = [np.full(len(row), isinstance(part, str)) for row, part in zip(ids, parts)]
   if not sum(map(len, ids)):
     raise ValueError(f"text {text!r} is empty; use some text or a hole such as [16]")
   return np.concatenate(ids), np.concatenate(given)
 
 
-def _batch(rows: list[tuple[np.ndarray, np.ndarray]], texts: list[str], length: int | None) -> types.Batch:
+def _batch(
+  rows: list[tuple[np.ndarray, np.ndarray]], texts: list[str], length: int | None
+) -> types.Batch:
   longest = max(len(ids) for ids, _ in rows)
   length = longest if length is None else length
   for (ids, _), text in zip(rows, texts):
@@ -88,7 +93,9 @@ def _batch(rows: list[tuple[np.ndarray, np.ndarray]], texts: list[str], length: 
   if real_BxL.all():
     return types.Batch(ids=ids_BxL, given=given_BxL)
   segment = np.where(real_BxL, 1, PADDING_SEGMENT).astype(np.int32)
-  return types.Batch(ids=ids_BxL, given=given_BxL, weights=real_BxL.astype(np.float32), segment=segment)
+  return types.Batch(
+    ids=ids_BxL, given=given_BxL, weights=real_BxL.astype(np.float32), segment=segment
+  )
 
 
 def _encode(tokenizer: Any, text: str) -> np.ndarray:

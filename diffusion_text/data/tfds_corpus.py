@@ -25,7 +25,11 @@ def prepared_directory(name: str, data_dir: str | None) -> Path:
   path, _, version = name.partition(":")
   found = _versions(root / path, version)
   if not found and "/" not in path and (root / path).is_dir():
-    configs = {config.name: _versions(config, version) for config in sorted((root / path).iterdir()) if config.is_dir()}
+    configs = {
+      config.name: _versions(config, version)
+      for config in sorted((root / path).iterdir())
+      if config.is_dir()
+    }
     configs = {config: versions for config, versions in configs.items() if versions}
     if len(configs) > 1:
       raise ValueError(
@@ -37,7 +41,9 @@ def prepared_directory(name: str, data_dir: str | None) -> Path:
       f"name={name!r} is not prepared under data_dir={str(root)!r}; prepare it with\n  {_command(name, root)}"
     )
   directory = found[-1]
-  file_format = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8")).get("fileFormat", "tfrecord")
+  file_format = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8")).get(
+    "fileFormat", "tfrecord"
+  )
   if file_format != "array_record":
     raise ValueError(
       f"{directory} was prepared with file_format={file_format!r}, which cannot be read by index; "
@@ -46,14 +52,18 @@ def prepared_directory(name: str, data_dir: str | None) -> Path:
   return directory
 
 
-def documents(directory: Path, split: str, field: str, split_names: Mapping[str, str]) -> Iterator[str]:
+def documents(
+  directory: Path, split: str, field: str, split_names: Mapping[str, str]
+) -> Iterator[str]:
   """The text of each record of a split, in stored order. `split_names` maps the names that sets use to ours."""
   import tensorflow_datasets as tfds  # takes seconds
 
   builder = tfds.builder_from_directory(directory)
   if field not in (builder.info.features or {}):
     held = sorted(builder.info.features or {})
-    raise ValueError(f"{directory} has no feature field={field!r}, it holds {held}; set field= to the one with the text")
+    raise ValueError(
+      f"{directory} has no feature field={field!r}, it holds {held}; set field= to the one with the text"
+    )
   own = {split_names[name]: name for name in builder.info.splits if name in split_names}
   if "train" not in own and split not in own:
     raise ValueError(
@@ -85,7 +95,11 @@ def split_instruction(split: str, own: Mapping[str, str]) -> str:
 
 def _versions(directory: Path, version: str) -> list[Path]:
   """Prepared versions below `directory`, oldest first."""
-  found = [path.parent for path in directory.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
+  found = [
+    path.parent
+    for path in directory.glob("*/dataset_info.json")
+    if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+  ]
   found = [path for path in found if version in ("", path.name)]
   return sorted(found, key=lambda path: tuple(int(number) for number in path.name.split(".")))
 

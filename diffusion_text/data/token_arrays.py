@@ -35,20 +35,28 @@ class TokenArrays:
   separator: int | None = None
 
 
-def token_arrays(corpus: corpora.Corpus, tokenizer: Any, split: str, cache_dir: str | os.PathLike[str]) -> TokenArrays:
+def token_arrays(
+  corpus: corpora.Corpus, tokenizer: Any, split: str, cache_dir: str | os.PathLike[str]
+) -> TokenArrays:
   """Encodes a split, or maps the files of an earlier call with the same corpus, tokenizer and split.
 
   The files are written to a folder of their own and then renamed, so several processes may start at once: one wins, all read
   the same. Raises ValueError if the split is empty, or has several documents and the tokenizer no separator.
   """
   corpora.check_split(split)
-  name = hashlib.sha256(json.dumps([_FORMAT, corpus.identity(), tokenizer.fingerprint, split]).encode()).hexdigest()[:16]
+  name = hashlib.sha256(
+    json.dumps([_FORMAT, corpus.identity(), tokenizer.fingerprint, split]).encode()
+  ).hexdigest()[:16]
   directory = Path(cache_dir) / f"{split}-{name}"
   if not directory.exists():
     _write(corpus, tokenizer, split, directory)
   meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-  tokens = np.memmap(directory / "tokens.bin", mode="r", dtype=_dtype(tokenizer), shape=(meta["tokens"],))
-  offsets = np.memmap(directory / "offsets.bin", mode="r", dtype=np.int64, shape=(meta["documents"] + 1,))
+  tokens = np.memmap(
+    directory / "tokens.bin", mode="r", dtype=_dtype(tokenizer), shape=(meta["tokens"],)
+  )
+  offsets = np.memmap(
+    directory / "offsets.bin", mode="r", dtype=np.int64, shape=(meta["documents"] + 1,)
+  )
   return TokenArrays(tokens, offsets, meta["characters"], meta["unknown"], tokenizer.separator)
 
 
@@ -75,13 +83,18 @@ def _write(corpus: corpora.Corpus, tokenizer: Any, split: str, directory: Path) 
 def _encode(corpus: corpora.Corpus, tokenizer: Any, split: str, draft: Path) -> dict[str, int]:
   """Writes tokens.bin and offsets.bin; returns the counts for meta.json."""
   meta = {"documents": 0, "tokens": 0, "characters": 0, "unknown": 0}
-  with (draft / "tokens.bin").open("wb") as tokens_file, (draft / "offsets.bin").open("wb") as offsets_file:
+  with (
+    (draft / "tokens.bin").open("wb") as tokens_file,
+    (draft / "offsets.bin").open("wb") as offsets_file,
+  ):
 
     def write(ids: np.ndarray) -> None:
       tokens_file.write(ids.astype(_dtype(tokenizer)).tobytes())
       meta["tokens"] += len(ids)
       meta["characters"] += tokenizers.characters(tokenizer, ids)
-      meta["unknown"] += int((ids == tokenizer.unknown).sum()) if tokenizer.unknown is not None else 0
+      meta["unknown"] += (
+        int((ids == tokenizer.unknown).sum()) if tokenizer.unknown is not None else 0
+      )
 
     def end_document() -> None:
       if tokenizer.separator is None:

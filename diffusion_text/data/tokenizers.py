@@ -21,7 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an unknown character decodes to: one character for one
+REPLACEMENT = (
+  "\N{REPLACEMENT CHARACTER}"  # what an unknown character decodes to: one character for one
+)
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
 _CHUNK = 1 << 20  # characters that are encoded at once
 
@@ -51,7 +53,9 @@ class _Table:
   @functools.cached_property
   def character_counts(self) -> np.ndarray:
     """int32 [V]: characters that begin in each token. A character counts where its first byte is, so none counts twice."""
-    return np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in self.token_bytes], np.int32)
+    return np.array(
+      [sum(byte & 0xC0 != 0x80 for byte in token) for token in self.token_bytes], np.int32
+    )
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -96,7 +100,9 @@ class Characters(_Table):
 
   def __post_init__(self):
     if not self.alphabet or list(self.alphabet) != sorted(set(self.alphabet)):
-      raise ValueError(f"alphabet={self.alphabet!r} must hold distinct characters in order; use ''.join(sorted(set(text)))")
+      raise ValueError(
+        f"alphabet={self.alphabet!r} must hold distinct characters in order; use ''.join(sorted(set(text)))"
+      )
 
   @property
   def separator(self) -> int | None:
@@ -114,7 +120,10 @@ class Characters(_Table):
     return np.frombuffer(self.alphabet.encode("utf-32-le"), np.uint32)
 
   def _table(self) -> list[bytes]:
-    return [character.encode("utf-8") for character in self.alphabet + (REPLACEMENT if self.has_unknown else "")]
+    return [
+      character.encode("utf-8")
+      for character in self.alphabet + (REPLACEMENT if self.has_unknown else "")
+    ]
 
   def encode(self, text: str) -> np.ndarray:
     """int32 [L], L characters. Without an unknown id, raises ValueError for a character outside the alphabet."""
@@ -216,7 +225,9 @@ class SentencePiece(_Table):
 TOKENIZERS = {"characters": Characters, "bytes": Bytes, "sentencepiece": SentencePiece}
 
 
-def build_tokenizer(kind: str, vocab_size: int | None, documents: Iterable[str]) -> Characters | Bytes | SentencePiece:
+def build_tokenizer(
+  kind: str, vocab_size: int | None, documents: Iterable[str]
+) -> Characters | Bytes | SentencePiece:
   """A tokenizer learned from training documents.
 
   kind: a key of TOKENIZERS. vocab_size: for "sentencepiece", the number of pieces. For the others it follows from the text,
@@ -255,7 +266,10 @@ def learn_characters(documents: Iterable[str], vocab_size: int | None = None) ->
 
 
 def train_sentencepiece(
-  documents: Iterable[str], vocab_size: int, model_type: str = "bpe", max_characters: int = 50_000_000
+  documents: Iterable[str],
+  vocab_size: int,
+  model_type: str = "bpe",
+  max_characters: int = 50_000_000,
 ) -> SentencePiece:
   """Trains a lossless model in memory, on the first max_characters of the documents. The same text gives the same bytes.
 
@@ -307,7 +321,9 @@ def tokenizer_from_bytes(data: bytes) -> Characters | Bytes | SentencePiece:
     return Bytes()
   if kind == b"sentencepiece":
     return SentencePiece(payload)
-  raise ValueError(f"data begins with {data[:16]!r}, which is no tokenizer; use what to_bytes() gave")
+  raise ValueError(
+    f"data begins with {data[:16]!r}, which is no tokenizer; use what to_bytes() gave"
+  )
 
 
 def encode_document(tokenizer: Any, document: str) -> Iterator[np.ndarray]:
@@ -330,7 +346,9 @@ def characters(tokenizer: Any, ids: Any, weights: Any = None) -> int:
 def pieces(tokenizer: Any, ids: Any) -> list[str]:
   """The text of each single token, for display; bytes that are part of a character are written `\\xNN`."""
   tokens = tokenizer.token_bytes
-  return [tokens[i].decode("utf-8", errors="backslashreplace") for i in tokenizer.check(ids).tolist()]
+  return [
+    tokens[i].decode("utf-8", errors="backslashreplace") for i in tokenizer.check(ids).tolist()
+  ]
 
 
 def _chunks(text: str, size: int) -> Iterator[str]:

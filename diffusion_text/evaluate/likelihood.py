@@ -58,7 +58,9 @@ def estimate(nats_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float]:
   """
   total = float(weight_B.sum())
   if total == 0:
-    raise ValueError("no token was scored: every position is given or padding; check the batch's `given` and `weights`")
+    raise ValueError(
+      "no token was scored: every position is given or padding; check the batch's `given` and `weights`"
+    )
   ratio = float(nats_B.sum()) / total
   rows = int((weight_B > 0).sum())
   residual = nats_B - ratio * weight_B
@@ -66,17 +68,28 @@ def estimate(nats_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float]:
   return ratio, math.sqrt(spread) / total
 
 
-def evaluate(nats_fn: NatsFn, params: Params, batches: Iterable[tuple[Batch, int]], key: Key, num_draws: int = 1) -> Likelihood:
+def evaluate(
+  nats_fn: NatsFn,
+  params: Params,
+  batches: Iterable[tuple[Batch, int]],
+  key: Key,
+  num_draws: int = 1,
+) -> Likelihood:
   """Scores every (batch, characters) pair; `nats_fn` should be jitted. All draws of a batch together are spread evenly over time.
 
   Deterministic given the key: batch b uses fold_in(key, b).
   """
   if num_draws < 1:
-    raise ValueError(f"num_draws={num_draws} must be at least 1; more draws shrink the standard error of each row")
+    raise ValueError(
+      f"num_draws={num_draws} must be at least 1; more draws shrink the standard error of each row"
+    )
   nats, weights, characters = [], [], 0
   for number, (batch, batch_characters) in enumerate(batches):
     batch_key = jax.random.fold_in(key, number)
-    draws = [nats_fn(params, batch_key, batch, Progress(part=draw, parts=num_draws)) for draw in range(num_draws)]
+    draws = [
+      nats_fn(params, batch_key, batch, Progress(part=draw, parts=num_draws))
+      for draw in range(num_draws)
+    ]
     nats.append(np.mean([np.asarray(values, np.float64) for values, _ in draws], axis=0))
     weights.append(np.asarray(draws[0][1], np.float64))
     characters += batch_characters
@@ -84,4 +97,6 @@ def evaluate(nats_fn: NatsFn, params: Params, batches: Iterable[tuple[Batch, int
     raise ValueError("there is no held-out batch; use a longer text or a smaller data.length")
   nats_R, weight_R = np.concatenate(nats), np.concatenate(weights)
   ratio, error = estimate(nats_R, weight_R)
-  return Likelihood(ratio, error, float(weight_R.sum()), characters, int((weight_R > 0).sum()), num_draws)
+  return Likelihood(
+    ratio, error, float(weight_R.sum()), characters, int((weight_R > 0).sum()), num_draws
+  )

@@ -22,7 +22,9 @@ class NGramModel:
   """
 
   order: int  # characters of the n-gram: 1 = unigram, 5 = 5-gram
-  counts: Sequence[dict[str, collections.Counter]]  # [n - 1][history of n - 1 characters][next character]
+  counts: Sequence[
+    dict[str, collections.Counter]
+  ]  # [n - 1][history of n - 1 characters][next character]
   alphabet: int
 
   @staticmethod
@@ -32,12 +34,16 @@ class NGramModel:
     counts = []
     for n in range(1, order + 1):
       table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-      for gram, count in collections.Counter(text[i : i + n] for i in range(len(text) - n + 1)).items():
+      for gram, count in collections.Counter(
+        text[i : i + n] for i in range(len(text) - n + 1)
+      ).items():
         table[gram[:-1]][gram[-1]] += count
       counts.append(dict(table))
     return NGramModel(order, counts, len(counts[0][""]) + 1)  # one more for a character never seen
 
-  def _probability(self, history: str, char: str, n: int, totals: Sequence[dict[str, tuple[int, int]]]) -> float:
+  def _probability(
+    self, history: str, char: str, n: int, totals: Sequence[dict[str, tuple[int, int]]]
+  ) -> float:
     if n == 0:
       return 1 / self.alphabet
     context = history[len(history) - n + 1 :]
@@ -82,11 +88,15 @@ def ngram_js_divergence(texts: Sequence[str], reference: str, n: int) -> float:
   ours, theirs = sum((grams(text) for text in texts), collections.Counter()), grams(reference)
   p_total, q_total, divergence = sum(ours.values()), sum(theirs.values()), 0.0
   if not p_total or not q_total:
-    raise ValueError(f"no {n}-gram to compare: {p_total} in the samples, {q_total} in the reference; use longer texts")
+    raise ValueError(
+      f"no {n}-gram to compare: {p_total} in the samples, {q_total} in the reference; use longer texts"
+    )
   for gram in ours.keys() | theirs.keys():
     p, q = ours[gram] / p_total, theirs[gram] / q_total
     middle = (p + q) / 2
-    divergence += 0.5 * (p * math.log(p / middle) if p else 0) + 0.5 * (q * math.log(q / middle) if q else 0)
+    divergence += 0.5 * (p * math.log(p / middle) if p else 0) + 0.5 * (
+      q * math.log(q / middle) if q else 0
+    )
   return divergence
 
 

@@ -44,22 +44,39 @@ def attention(
     if name not in IMPLEMENTATIONS:
       raise ValueError(f"implementation={name!r} is not one of {sorted(IMPLEMENTATIONS)}")
     try:
-      out, lse = IMPLEMENTATIONS[name](q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, q_layout, k_layout, scale=scale, soft_cap=soft_cap)
+      out, lse = IMPLEMENTATIONS[name](
+        q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, q_layout, k_layout, scale=scale, soft_cap=soft_cap
+      )
     except NotImplementedError as reason:
       reasons.append(f"{name}: {reason}")
       continue
     return (out, lse) if return_lse else out
-  raise NotImplementedError(f"no implementation of attention can run; add 'xla', which always can. {'; '.join(reasons)}")
+  raise NotImplementedError(
+    f"no implementation of attention can run; add 'xla', which always can. {'; '.join(reasons)}"
+  )
 
 
 def _check(q, k, v, q_layout, k_layout):
-  if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-    raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} must be [B, L, H, K], [B, S, G, K] and [B, S, G, K]")
+  if (
+    q.ndim != 4
+    or k.ndim != 4
+    or k.shape != v.shape
+    or q.shape[0] != k.shape[0]
+    or q.shape[3] != k.shape[3]
+  ):
+    raise ValueError(
+      f"q {q.shape}, k {k.shape}, v {v.shape} must be [B, L, H, K], [B, S, G, K] and [B, S, G, K]"
+    )
   if not q.dtype == k.dtype == v.dtype:
     raise ValueError(f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; cast them to one")
   if q.shape[2] % k.shape[2]:
     raise ValueError(f"{k.shape[2]} key/value heads must divide {q.shape[2]} query heads")
-  for name, layout, (B, L) in (("q_layout", q_layout, q.shape[:2]), ("k_layout", k_layout, k.shape[:2])):
+  for name, layout, (B, L) in (
+    ("q_layout", q_layout, q.shape[:2]),
+    ("k_layout", k_layout, k.shape[:2]),
+  ):
     for field in (layout.segment, layout.block, layout.noisy):
-      if field is not None and (field.ndim != 2 or field.shape[0] not in (1, B) or field.shape[1] != L):
+      if field is not None and (
+        field.ndim != 2 or field.shape[0] not in (1, B) or field.shape[1] != L
+      ):
         raise ValueError(f"{name} has a field of shape {field.shape}; it must be [1 or {B}, {L}]")

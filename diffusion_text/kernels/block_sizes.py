@@ -39,13 +39,20 @@ SAFE = {"tpu": BlockSizes(), "gpu": BlockSizes(64, 64, 32, 32)}  # not yet measu
 def default_block_sizes(L: int, S: int) -> BlockSizes:
   """Sizes for L queries and S keys on the device compiled for: the table's, but no tile much longer than the row."""
   platform, kind = target()
-  found = next((sizes for start, sizes in TABLE.items() if kind.lower().startswith(start)), SAFE.get(platform, BlockSizes()))
+  found = next(
+    (sizes for start, sizes in TABLE.items() if kind.lower().startswith(start)),
+    SAFE.get(platform, BlockSizes()),
+  )
   least = 128 if platform == "tpu" else 16
   fit = lambda tile, length: min(tile, max(least, 1 << (length - 1).bit_length()))
-  return BlockSizes(fit(found.q, L), fit(found.k, S), fit(found.q_backward, L), fit(found.k_backward, S))
+  return BlockSizes(
+    fit(found.q, L), fit(found.k, S), fit(found.q_backward, L), fit(found.k_backward, S)
+  )
 
 
-_TARGET: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("target", default=None)
+_TARGET: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
+  "target", default=None
+)
 
 
 def target() -> tuple[str, str]:

@@ -21,11 +21,17 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from diffusion_text.types import Array
 
-SHARDS = ("replica", "fsdp", "sequence")  # mesh axes over which callers share out the tokens of a batch
+SHARDS = (
+  "replica",
+  "fsdp",
+  "sequence",
+)  # mesh axes over which callers share out the tokens of a batch
 CHUNK = 256  # rows whose logits exist at once; more keeps an accelerator busier, fewer wastes less of the last chunk
 
 
-def map_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1) -> Any:
+def map_rows(
+  fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1
+) -> Any:
   """`fn` on the rows where `count_N` (bool) holds, zeros elsewhere; memory O(chunk) in what `fn` makes, forward and backward.
 
   rows: a pytree of arrays [N, ...]. `fn` takes the same tree of arrays [chunk, ...] and returns a tree of arrays [chunk, ...],
@@ -38,10 +44,14 @@ def map_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int 
   """
   plan, leaves, count, out_shape = _prepare(fn, count_N, rows, chunk, shards)
   outs = _map(plan, plan.jaxpr.consts, leaves, count)
-  return jax.tree.unflatten(jax.tree.structure(out_shape), [x.reshape(count_N.shape[0], *x.shape[2:]) for x in outs])
+  return jax.tree.unflatten(
+    jax.tree.structure(out_shape), [x.reshape(count_N.shape[0], *x.shape[2:]) for x in outs]
+  )
 
 
-def sum_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1) -> tuple[Array, Any]:
+def sum_rows(
+  fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1
+) -> tuple[Array, Any]:
   """Sums over the rows that count, where `map_rows` would give the rows: `fn` returns (loss [chunk], aux: tree of [chunk]).
 
   The gradient of the loss is made in the forward pass, while a chunk's logits are at hand, and only scaled in the backward: no
@@ -49,7 +59,9 @@ def sum_rows(fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int 
   The sums of aux have no gradient. All else as in `map_rows`.
   """
   plan, leaves, count, out_shape = _prepare(fn, count_N, rows, chunk, shards)
-  return jax.tree.unflatten(jax.tree.structure(out_shape), _sum(plan, plan.jaxpr.consts, leaves, count))
+  return jax.tree.unflatten(
+    jax.tree.structure(out_shape), _sum(plan, plan.jaxpr.consts, leaves, count)
+  )
 
 
 def _prepare(fn, count_N, rows, chunk, shards):
@@ -58,9 +70,13 @@ def _prepare(fn, count_N, rows, chunk, shards):
   N = count_N.shape[0]
   if chunk < 1 or count_N.ndim != 1 or any(x.shape[:1] != (N,) for x in leaves):
     shapes = [x.shape for x in leaves]
-    raise ValueError(f"chunk={chunk} must be at least 1; rows {shapes} must begin with N, as count {count_N.shape} does")
+    raise ValueError(
+      f"chunk={chunk} must be at least 1; rows {shapes} must begin with N, as count {count_N.shape} does"
+    )
   if shards < 1 or N % shards:
-    raise ValueError(f"shards={shards} must divide N={N} rows; pad the batch, or pass shards=1 where rows are not sharded")
+    raise ValueError(
+      f"shards={shards} must divide N={N} rows; pad the batch, or pass shards=1 where rows are not sharded"
+    )
   chunk = min(chunk, N // shards)
   sample = [jax.ShapeDtypeStruct((chunk, *x.shape[1:]), x.dtype) for x in leaves]
   flat_fn = lambda *chunk_leaves: fn(jax.tree.unflatten(tree, chunk_leaves))
@@ -128,7 +144,9 @@ def _map_backward(plan, saved, cotangents):
 
   def pull(consts, leaves, cotangents):
     some_leaves, merge_leaves = _split(leaves)
-    fn = lambda consts, leaves: [x for x, r in zip(plan.fn(merge_consts(consts), merge_leaves(leaves)), real) if r]
+    fn = lambda consts, leaves: [
+      x for x, r in zip(plan.fn(merge_consts(consts), merge_leaves(leaves)), real) if r
+    ]
     return jax.vjp(fn, consts, some_leaves)[1](cotangents)
 
   def turn(i, grads):
@@ -142,10 +160,16 @@ def _map_backward(plan, saved, cotangents):
 
   copies = [jnp.broadcast_to(x, (count.shape[0], *x.shape)) for x in some_consts]
   zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in copies]
-  d_consts, d_leaves = jax.lax.fori_loop(0, turns, turn, (zeros, [jnp.zeros_like(x) for x in some_leaves]))
+  d_consts, d_leaves = jax.lax.fori_loop(
+    0, turns, turn, (zeros, [jnp.zeros_like(x) for x in some_leaves])
+  )
   # A shard without any row that counts has worked on one that does not, whose gradient need not be finite.
   of_some = lambda x: jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
-  return _cotangents(consts, [of_some(x).sum(axis=0) for x in d_consts]), _cotangents(leaves, d_leaves), None
+  return (
+    _cotangents(consts, [of_some(x).sum(axis=0) for x in d_consts]),
+    _cotangents(leaves, d_leaves),
+    None,
+  )
 
 
 _map.defvjp(_map_forward, _map_backward)
@@ -163,7 +187,9 @@ def _sum_loop(plan, consts, leaves, count, differentiate):
 
   def of_shard(consts, leaves, valid):
     some_leaves, merge_leaves = _split(leaves)
-    fn = lambda consts, leaves: [jnp.sum(jnp.where(valid, x, 0)) for x in plan.fn(merge_consts(consts), merge_leaves(leaves))]
+    fn = lambda consts, leaves: [
+      jnp.sum(jnp.where(valid, x, 0)) for x in plan.fn(merge_consts(consts), merge_leaves(leaves))
+    ]
     if not differentiate:
       return fn(consts, some_leaves), ([], [])
     sums, pull = jax.vjp(fn, consts, some_leaves)
@@ -172,17 +198,30 @@ def _sum_loop(plan, consts, leaves, count, differentiate):
   def turn(i, carry):
     sums, d_consts, d_leaves = carry
     read, write = index(i)
-    new, (new_consts, new_leaves) = _per_shard(of_shard, copies, [_take(x, read) for x in leaves], write < count.shape[1])
+    new, (new_consts, new_leaves) = _per_shard(
+      of_shard, copies, [_take(x, read) for x in leaves], write < count.shape[1]
+    )
     d_consts = [total + x.astype(total.dtype) for total, x in zip(d_consts, new_consts)]
-    return [a + b for a, b in zip(sums, new)], d_consts, [_put(total, write, x) for total, x in zip(d_leaves, new_leaves)]
+    return (
+      [a + b for a, b in zip(sums, new)],
+      d_consts,
+      [_put(total, write, x) for total, x in zip(d_leaves, new_leaves)],
+    )
 
   copies = [jnp.broadcast_to(x, (count.shape[0], *x.shape)) for x in some_consts]
-  zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in copies] if differentiate else []
+  zeros = (
+    [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in copies]
+    if differentiate
+    else []
+  )
   row_zeros = [jnp.zeros_like(x) for x in some_leaves] if differentiate else []
   start = [jnp.zeros((count.shape[0],), x.dtype) for x in plan.jaxpr.out_avals], zeros, row_zeros
   sums, d_consts, d_leaves = jax.lax.fori_loop(0, turns, turn, start)
   of_some = lambda x: jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
-  return [of_some(x).sum(axis=0) for x in sums], ([of_some(x).sum(axis=0) for x in d_consts], d_leaves)
+  return [of_some(x).sum(axis=0) for x in sums], (
+    [of_some(x).sum(axis=0) for x in d_consts],
+    d_leaves,
+  )
 
 
 def _sum_forward(plan, consts, leaves, count):

@@ -65,7 +65,9 @@ def block_causal(length: int, block_size: int) -> Layout:
 def prefix(prefix_lengths: Array, length: int) -> Layout:
   """[B, L] from int32 [B]: the first `prefix_lengths[i]` positions of row i see each other, the rest are causal."""
   _positive(length=length)
-  return Layout(block=jnp.maximum(_arange(length) + 1 - jnp.asarray(prefix_lengths, jnp.int32)[:, None], 0))
+  return Layout(
+    block=jnp.maximum(_arange(length) + 1 - jnp.asarray(prefix_lengths, jnp.int32)[:, None], 0)
+  )
 
 
 def packed(segment: Array, block_size: int | None = None) -> Layout:
@@ -109,7 +111,9 @@ def doubled(layout: Layout, length: int) -> Layout:
   """
   _positive(length=length)
   twice = jax.tree.map(lambda ids: jnp.concatenate([ids, ids], axis=1), layout)
-  return Layout(segment=twice.segment, block=twice.block, noisy=(_arange(2 * length) < length).astype(jnp.int32))
+  return Layout(
+    segment=twice.segment, block=twice.block, noisy=(_arange(2 * length) < length).astype(jnp.int32)
+  )
 
 
 def noisy_clean(length: int, block_size: int) -> Layout:
@@ -136,7 +140,9 @@ def two_stream(rank: Array) -> Layout:
   return doubled(any_order(rank), rank.shape[1])
 
 
-def decode_block(used: Array, capacity: int, block_size: int, noisy: bool = True) -> tuple[Layout, Layout]:
+def decode_block(
+  used: Array, capacity: int, block_size: int, noisy: bool = True
+) -> tuple[Layout, Layout]:
   """(q_layout [B, b], k_layout [B, capacity + b]): one block of b queries; keys are the clean cache, then that block.
 
   used: int32 [B], the filled slots of each row's cache, which come first; the rest are not seen.
@@ -169,7 +175,9 @@ def tile_summary(layout: Layout, tile: int) -> Summary:
   """
   length = layout.segment.shape[1]
   if length % tile:
-    raise ValueError(f"tile={tile} must divide length={length}; `materialise` the layout at {-(-length // tile) * tile}")
+    raise ValueError(
+      f"tile={tile} must divide length={length}; `materialise` the layout at {-(-length // tile) * tile}"
+    )
   tiles = [field.reshape(field.shape[0], length // tile, tile) for field in _fields(layout)]
   return Summary(*(reduce(field, axis=2) for field in tiles for reduce in (jnp.min, jnp.max)))
 
@@ -180,12 +188,16 @@ def tile_kind(q: Summary, k: Summary) -> Array:
   Conservative: EMPTY and FULL are certain, PARTIAL says nothing. Works on arrays and on scalars inside a kernel.
   """
   one_segment = (q.segment_min == q.segment_max) & (k.segment_min == k.segment_max)
-  same_segment = (q.segment_min <= k.segment_max) & (k.segment_min <= q.segment_max)  # for some pair, perhaps
+  same_segment = (q.segment_min <= k.segment_max) & (
+    k.segment_min <= q.segment_max
+  )  # for some pair, perhaps
   same_block = (q.block_min <= k.block_max) & (k.block_min <= q.block_max)
   same_noisy = (q.noisy_min <= k.noisy_max) & (k.noisy_min <= q.noisy_max)
   earlier = (k.noisy_min == 0) & (k.block_min < q.block_max)
   some = same_segment & ((same_block & same_noisy) | earlier)
-  all_same = (q.block_min == k.block_max) & (k.block_min == q.block_max) & (q.noisy_min == k.noisy_max)
+  all_same = (
+    (q.block_min == k.block_max) & (k.block_min == q.block_max) & (q.noisy_min == k.noisy_max)
+  )
   all_same &= k.noisy_min == q.noisy_max
   all_earlier = (k.noisy_max == 0) & (k.block_max < q.block_min)
   all_clean = (k.noisy_max == 0) & (q.noisy_max == 0) & (k.block_max <= q.block_min)
@@ -203,16 +215,23 @@ class Tiles(NamedTuple):
   kinds: Array
 
 
-def cut(q_layout: Layout, k_layout: Layout, q_length: int, k_length: int, q_tile: int, k_tile: int) -> Tiles:
+def cut(
+  q_layout: Layout, k_layout: Layout, q_length: int, k_length: int, q_tile: int, k_tile: int
+) -> Tiles:
   """The `Tiles` of queries and keys. `kinds` is (L / tile)² integers where it is kept, nothing where it is only reduced."""
   q = materialise(q_layout, q_length, -(-q_length // q_tile) * q_tile, PAD_QUERY)
   k = materialise(k_layout, k_length, -(-k_length // k_tile) * k_tile, PAD_KEY)
   q_summary, k_summary = tile_summary(q, q_tile), tile_summary(k, k_tile)
-  kinds = tile_kind(jax.tree.map(lambda x: x[:, :, None], q_summary), jax.tree.map(lambda x: x[:, None, :], k_summary))
+  kinds = tile_kind(
+    jax.tree.map(lambda x: x[:, :, None], q_summary),
+    jax.tree.map(lambda x: x[:, None, :], k_summary),
+  )
   return Tiles(q, k, q_summary, k_summary, kinds)
 
 
-def materialise(layout: Layout, length: int, padded_length: int | None = None, pad_segment: int = PAD_KEY) -> Layout:
+def materialise(
+  layout: Layout, length: int, padded_length: int | None = None, pad_segment: int = PAD_KEY
+) -> Layout:
   """The layout with all three fields set, int32 [B or 1, padded_length] alike; new positions form segment `pad_segment`.
 
   Raises ValueError if a field is not [B or 1, length].
@@ -222,7 +241,9 @@ def materialise(layout: Layout, length: int, padded_length: int | None = None, p
   def fill(field, pad):
     field = jnp.zeros((1, length), jnp.int32) if field is None else field
     if field.ndim != 2 or field.shape[1] != length:
-      raise ValueError(f"layout field has shape {field.shape}, but the row has {length} positions; give [B, {length}] or None")
+      raise ValueError(
+        f"layout field has shape {field.shape}, but the row has {length} positions; give [B, {length}] or None"
+      )
     return jnp.pad(field.astype(jnp.int32), ((0, 0), (0, extra)), constant_values=pad)
 
   fields = fill(layout.segment, pad_segment), fill(layout.block, 0), fill(layout.noisy, 0)

@@ -47,17 +47,26 @@ def attention(
     raise NotImplementedError(f"needs float32 or bfloat16, not {q_BxLxHxK.dtype}")
   L, S, K = q_BxLxHxK.shape[1], k_BxSxGxK.shape[1], q_BxLxHxK.shape[3]
   if K > 256:
-    raise NotImplementedError(f"head width K={K} is over 256, more than one program's registers hold")
+    raise NotImplementedError(
+      f"head width K={K} is over 256, more than one program's registers hold"
+    )
   sizes = block_sizes or default_block_sizes(L, S)
   for field in dataclasses.fields(sizes):
     tile = getattr(sizes, field.name)
     if tile < 16 or tile & (tile - 1):
       fit = max(16, 1 << tile.bit_length() - 1)
-      raise ValueError(f"{field.name}={tile} must be a power of two of at least 16 on GPU; use {fit}")
+      raise ValueError(
+        f"{field.name}={tile} must be a power of two of at least 16 on GPU; use {fit}"
+      )
   options = _Options(K**-0.5 if scale is None else scale, soft_cap, sizes, interpret)
   wide = max(16, 1 << (K - 1).bit_length())
-  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),)) for x in (q_BxLxHxK, k_BxSxGxK, v_BxSxGxK))
-  out, lse = _attention(options, q, k, v, (layouts.materialise(q_layout, L), layouts.materialise(k_layout, S)))
+  q, k, v = (
+    jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),))
+    for x in (q_BxLxHxK, k_BxSxGxK, v_BxSxGxK)
+  )
+  out, lse = _attention(
+    options, q, k, v, (layouts.materialise(q_layout, L), layouts.materialise(k_layout, S))
+  )
   return out[..., :K].swapaxes(1, 2), lse.swapaxes(1, 2)
 
 
@@ -80,7 +89,9 @@ class _Side:
     self.arrays = (
       jnp.stack([layout.segment, layout.block, layout.noisy], axis=1),  # [B or 1, 3, L]
       jnp.stack(summary, axis=1),  # [B or 1, 6, tiles]
-      jnp.stack([first, last], axis=1).astype(jnp.int32),  # [B or 1, 2, tiles]: the useful tiles of the other side
+      jnp.stack([first, last], axis=1).astype(
+        jnp.int32
+      ),  # [B or 1, 2, tiles]: the useful tiles of the other side
     )
 
   def specs(self):
@@ -92,7 +103,9 @@ class _Side:
 def _sides(ids, q_tile, k_tile):
   tiles = layouts.cut(*ids, ids[0].segment.shape[1], ids[1].segment.shape[1], q_tile, k_tile)
   useful = tiles.kinds != layouts.EMPTY
-  return _Side(tiles.q, tiles.q_summary, q_tile, useful), _Side(tiles.k, tiles.k_summary, k_tile, useful.swapaxes(1, 2))
+  return _Side(tiles.q, tiles.q_summary, q_tile, useful), _Side(
+    tiles.k, tiles.k_summary, k_tile, useful.swapaxes(1, 2)
+  )
 
 
 def _ids(ref, start, tile):
@@ -109,7 +122,11 @@ def _loop(q_refs, k_refs, i, j, update, carry):
     at_i, at_j = (i, n) if j is None else (n, j)
     summary = lambda refs, tile: layouts.Summary(*(refs[1][c, tile] for c in range(6)))
     kind = layouts.tile_kind(summary(q_refs, at_i), summary(k_refs, at_j))
-    branches = [lambda carry: carry, functools.partial(update, at_i, at_j, True), functools.partial(update, at_i, at_j, False)]
+    branches = [
+      lambda carry: carry,
+      functools.partial(update, at_i, at_j, True),
+      functools.partial(update, at_i, at_j, False),
+    ]
     return jax.lax.switch(kind, branches, carry)
 
   return jax.lax.fori_loop(bounds[0, mine], bounds[1, mine], turn, carry)
@@ -125,7 +142,9 @@ def _scores(options, q, k, mask):
   """(scores float32 [M, N] with MASKED where the mask does not hold, slope of the soft cap or None)."""
   score, slope = _dot(q, k.T) * options.scale, None
   if options.soft_cap is not None:
-    tanh = 2 / (1 + jnp.exp(-2 * score / options.soft_cap)) - 1  # Triton has no tanh on every target
+    tanh = (
+      2 / (1 + jnp.exp(-2 * score / options.soft_cap)) - 1
+    )  # Triton has no tanh on every target
     score, slope = options.soft_cap * tanh, 1 - tanh * tanh
   return score if mask is None else jnp.where(mask, score, MASKED), slope
 
@@ -145,13 +164,19 @@ def _forward_kernel(options, tiles, *refs):
   def update(i, j, partial, carry):
     acc, top, total = carry
     keys = pl.ds(j * k_tile, k_tile)
-    score, _ = _scores(options, q, k_ref[keys, :], _mask(q_refs[0], k_refs[0], i, j, *tiles) if partial else None)
+    score, _ = _scores(
+      options, q, k_ref[keys, :], _mask(q_refs[0], k_refs[0], i, j, *tiles) if partial else None
+    )
     new = jnp.maximum(top, score.max(axis=1))
     weight, fade = jnp.exp(score - new[:, None]), jnp.exp(top - new)
     acc = acc * fade[:, None] + _dot(weight.astype(v_ref.dtype), v_ref[keys, :])
     return acc, new, total * fade + weight.sum(axis=1)
 
-  start = jnp.zeros(q.shape, jnp.float32), jnp.full((q_tile,), MASKED, jnp.float32), jnp.zeros((q_tile,), jnp.float32)
+  start = (
+    jnp.zeros(q.shape, jnp.float32),
+    jnp.full((q_tile,), MASKED, jnp.float32),
+    jnp.zeros((q_tile,), jnp.float32),
+  )
   acc, top, total = _loop(q_refs, k_refs, pl.program_id(0), None, update, start)
   sees = top > MASKED / 2
   total = jnp.where(sees, total, 1.0)
@@ -161,14 +186,20 @@ def _forward_kernel(options, tiles, *refs):
 
 def _dq_kernel(options, tiles, *refs):
   """One query tile of one head: dq = Σ over key tiles of ds k."""
-  q_refs, k_refs, (q_ref, k_ref, v_ref, g_ref, lse_ref, shift_ref, dq_ref) = refs[:3], refs[3:6], refs[6:]
+  q_refs, k_refs, (q_ref, k_ref, v_ref, g_ref, lse_ref, shift_ref, dq_ref) = (
+    refs[:3],
+    refs[3:6],
+    refs[6:],
+  )
   q, g, lse, shift = q_ref[...], g_ref[...], lse_ref[...], shift_ref[...]
 
   def update(i, j, partial, dq):
     keys = pl.ds(j * tiles[1], tiles[1])
     k, mask = k_ref[keys, :], _mask(q_refs[0], k_refs[0], i, j, *tiles) if partial else None
     score, slope = _scores(options, q, k, mask)
-    ds = jnp.exp(score - lse[:, None]) * (_dot(g, v_ref[keys, :].T) - shift[:, None]) * options.scale
+    ds = (
+      jnp.exp(score - lse[:, None]) * (_dot(g, v_ref[keys, :].T) - shift[:, None]) * options.scale
+    )
     return dq + _dot((ds if slope is None else ds * slope).astype(k.dtype), k)
 
   dq = _loop(q_refs, k_refs, pl.program_id(0), None, update, jnp.zeros(q.shape, jnp.float32))
@@ -177,7 +208,11 @@ def _dq_kernel(options, tiles, *refs):
 
 def _dkv_kernel(options, tiles, *refs):
   """One key tile of one key head: dk = Σ dsᵀ q and dv = Σ pᵀ g over the group's query heads and their tiles."""
-  q_refs, k_refs, (q_ref, k_ref, v_ref, g_ref, lse_ref, shift_ref, dk_ref, dv_ref) = refs[:3], refs[3:6], refs[6:]
+  q_refs, k_refs, (q_ref, k_ref, v_ref, g_ref, lse_ref, shift_ref, dk_ref, dv_ref) = (
+    refs[:3],
+    refs[3:6],
+    refs[6:],
+  )
   k, v, mine = k_ref[...], v_ref[...], pl.program_id(0)
 
   def head(r, carry):
@@ -185,7 +220,9 @@ def _dkv_kernel(options, tiles, *refs):
       dk, dv = carry
       queries = pl.ds(i * tiles[0], tiles[0])
       q, g = q_ref[r, queries, :], g_ref[r, queries, :]
-      score, slope = _scores(options, q, k, _mask(q_refs[0], k_refs[0], i, j, *tiles) if partial else None)
+      score, slope = _scores(
+        options, q, k, _mask(q_refs[0], k_refs[0], i, j, *tiles) if partial else None
+      )
       weight = jnp.exp(score - lse_ref[r, queries][:, None])
       ds = weight * (_dot(g, v.T) - shift_ref[r, queries][:, None]) * options.scale
       ds = ds if slope is None else ds * slope
@@ -232,7 +269,16 @@ def _forward(options, q, k, v, ids):
   of_row = pl.BlockSpec((None, None, q_tile), lambda i, h, b: (b, h, i))
   shapes = ((B, H, rows, K), q.dtype), ((B, H, rows), jnp.float32)
   grid = rows // q_tile, H, B
-  out, lse = _call(options, _forward_kernel, sides, grid, [of_query, of_keys, of_keys], [of_query, of_row], shapes, arrays)
+  out, lse = _call(
+    options,
+    _forward_kernel,
+    sides,
+    grid,
+    [of_query, of_keys, of_keys],
+    [of_query, of_row],
+    shapes,
+    arrays,
+  )
   out, lse = out[:, :, :L], lse[:, :, :L]
   return (out, lse), (q, k, v, out, lse, ids)
 
@@ -244,7 +290,9 @@ def _backward(options, saved, cotangents):
   q_tile, k_tile = options.sizes.q_backward, options.sizes.k_backward
   sides = _sides(ids, q_tile, k_tile)
   shift = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - c
-  lse = jnp.where(lse > MASKED / 2, lse, -MASKED)  # where a query sees no key, so that its weights are 0
+  lse = jnp.where(
+    lse > MASKED / 2, lse, -MASKED
+  )  # where a query sees no key, so that its weights are 0
   k, v = _pad_rows(k, k_tile), _pad_rows(v, k_tile)
   q, g, lse, shift = (_pad_rows(x, q_tile) for x in (q, g.astype(q.dtype), lse, shift))
   rows, keys = q.shape[2], k.shape[2]
@@ -253,13 +301,17 @@ def _backward(options, saved, cotangents):
   of_keys = pl.BlockSpec((None, None, keys, K), lambda i, h, b: (b, jax.lax.div(h, group), 0, 0))
   specs = [of_query, of_keys, of_keys, of_query, of_row, of_row]
   arrays, shapes = (q, k, v, g, lse, shift), [((B, H, rows, K), q.dtype)]
-  (dq,) = _call(options, _dq_kernel, sides, (rows // q_tile, H, B), specs, [of_query], shapes, arrays)
+  (dq,) = _call(
+    options, _dq_kernel, sides, (rows // q_tile, H, B), specs, [of_query], shapes, arrays
+  )
   of_key = pl.BlockSpec((None, None, k_tile, K), lambda j, h, b: (b, h, j, 0))
   of_queries = pl.BlockSpec((None, group, rows, K), lambda j, h, b: (b, h, 0, 0))
   of_rows = pl.BlockSpec((None, group, rows), lambda j, h, b: (b, h, 0))
   specs = [of_queries, of_key, of_key, of_queries, of_rows, of_rows]
   shapes = [((B, G, keys, K), k.dtype)] * 2
-  dk, dv = _call(options, _dkv_kernel, sides, (keys // k_tile, G, B), specs, [of_key] * 2, shapes, arrays)
+  dk, dv = _call(
+    options, _dkv_kernel, sides, (keys // k_tile, G, B), specs, [of_key] * 2, shapes, arrays
+  )
   return dq[:, :, :L], dk[:, :, :S], dv[:, :, :S], None
 
 

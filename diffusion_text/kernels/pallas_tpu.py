@@ -57,7 +57,10 @@ def attention(
     _check_tiles(*tiles, wide, q_BxLxHxK.dtype.itemsize, interpret)
   options = _Options(K**-0.5 if scale is None else scale, soft_cap, sizes, interpret)
   # [B, H, L, K] from here on, zeros beyond K: they add nothing to a score, and give zeros in out.
-  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),)) for x in (q_BxLxHxK, k_BxSxGxK, v_BxSxGxK))
+  q, k, v = (
+    jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),))
+    for x in (q_BxLxHxK, k_BxSxGxK, v_BxSxGxK)
+  )
   ids = layouts.materialise(q_layout, L), layouts.materialise(k_layout, S)
   out, lse = _attention(options, q, k, v, ids)
   return out[..., :K].swapaxes(1, 2), lse.swapaxes(1, 2)
@@ -77,7 +80,9 @@ def _check_tiles(q_tile, k_tile, width, itemsize, interpret):
     return
   for name, tile in (("q", q_tile), ("k", k_tile)):
     if tile % LANES:
-      raise ValueError(f"tile {name}={tile} must be a multiple of {LANES} on TPU; use {-(-tile // LANES) * LANES}")
+      raise ValueError(
+        f"tile {name}={tile} must be a multiple of {LANES} on TPU; use {-(-tile // LANES) * LANES}"
+      )
   need = _vmem_bytes(q_tile, k_tile, width, itemsize)
   if need > VMEM_LIMIT:
     smaller = max(q_tile, k_tile)
@@ -92,7 +97,9 @@ def _check_tiles(q_tile, k_tile, width, itemsize, interpret):
 def _vmem_bytes(q_tile, k_tile, width, itemsize):
   """Of the hungriest kernel, the one for dk and dv: blocks twice (one in flight), accumulators, and four score tiles."""
   width = -(-width // LANES) * LANES
-  blocks = 2 * itemsize * width * (2 * q_tile + 4 * k_tile) + 2 * 4 * SUBLANES * (2 * q_tile + k_tile)
+  blocks = 2 * itemsize * width * (2 * q_tile + 4 * k_tile) + 2 * 4 * SUBLANES * (
+    2 * q_tile + k_tile
+  )
   return blocks + 4 * width * 2 * k_tile + 4 * 4 * q_tile * k_tile
 
 
@@ -107,10 +114,15 @@ class _Map:
   def __init__(self, ids, q_tile, k_tile):
     tiles = layouts.cut(*ids, ids[0].segment.shape[1], ids[1].segment.shape[1], q_tile, k_tile)
     sides = tiles.q_summary, tiles.k_summary
-    self.rows = tuple(side.segment_min.shape[0] for side in sides)  # 1 where the batch shares a layout
+    self.rows = tuple(
+      side.segment_min.shape[0] for side in sides
+    )  # 1 where the batch shares a layout
     self.tiles = tuple(side.segment_min.shape[1] for side in sides)
     # For each tile of one side, its first useful tile on the other.
-    first = [jnp.argmax(tiles.kinds != layouts.EMPTY, axis=axis).astype(jnp.int32).ravel() for axis in (2, 1)]
+    first = [
+      jnp.argmax(tiles.kinds != layouts.EMPTY, axis=axis).astype(jnp.int32).ravel()
+      for axis in (2, 1)
+    ]
     self.scalars = [jnp.stack(side, axis=-1).ravel() for side in sides] + first
     self.ids = [self._block(tiles.q), self._block(tiles.k)]
 
@@ -155,7 +167,9 @@ def _scores(options, a, b):
 def _dot(a, b, a_axis, b_axis):
   """The product of two matrices over one axis of each, accumulated in float32; float32 operands are not rounded to bfloat16."""
   exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), precision=exact, preferred_element_type=jnp.float32)
+  return jax.lax.dot_general(
+    a, b, (((a_axis,), (b_axis,)), ((), ())), precision=exact, preferred_element_type=jnp.float32
+  )
 
 
 def _columns(x_8xT, n):
@@ -266,10 +280,16 @@ def _call(options, kernel, map_, grid, in_specs, out_specs, out_shapes, scratch,
   return pl.pallas_call(
     kernel,
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=4, grid=grid, in_specs=in_specs, out_specs=out_specs, scratch_shapes=scratch
+      num_scalar_prefetch=4,
+      grid=grid,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      scratch_shapes=scratch,
     ),
     out_shape=[jax.ShapeDtypeStruct(*shape) for shape in out_shapes],
-    compiler_params=pltpu.CompilerParams(dimension_semantics=SEMANTICS, vmem_limit_bytes=VMEM_LIMIT),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=SEMANTICS, vmem_limit_bytes=VMEM_LIMIT
+    ),
     interpret=options.interpret,
   )(*map_.scalars, *map_.ids, *arrays)
 
@@ -279,9 +299,14 @@ def _query_major(map_, q_tile, k_tile, width, group):
   key = lambda b, i, j, s: map_.key(s, b, i, j)
   return (
     pl.BlockSpec((1, SUBLANES, q_tile), lambda b, h, i, _, j, *s: (map_.row(0, b), 0, i)),
-    pl.BlockSpec((1, SUBLANES, k_tile), lambda b, h, i, _, j, *s: (map_.row(1, b), 0, key(b, i, j, s))),
+    pl.BlockSpec(
+      (1, SUBLANES, k_tile), lambda b, h, i, _, j, *s: (map_.row(1, b), 0, key(b, i, j, s))
+    ),
     pl.BlockSpec((1, 1, q_tile, width), lambda b, h, i, _, j, *s: (b, h, i, 0)),
-    pl.BlockSpec((1, 1, k_tile, width), lambda b, h, i, _, j, *s: (b, jax.lax.div(h, group), key(b, i, j, s), 0)),
+    pl.BlockSpec(
+      (1, 1, k_tile, width),
+      lambda b, h, i, _, j, *s: (b, jax.lax.div(h, group), key(b, i, j, s), 0),
+    ),
     pl.BlockSpec((1, 1, SUBLANES, q_tile), lambda b, h, i, _, j, *s: (b, h, 0, i)),
   )
 
@@ -290,11 +315,17 @@ def _key_major(map_, q_tile, k_tile, width, group):
   """The same for grid (b, g, j, r, i), r being the query head within group g."""
   query = lambda b, i, j, s: map_.query(s, b, i, j)
   return (
-    pl.BlockSpec((1, SUBLANES, q_tile), lambda b, g, j, r, i, *s: (map_.row(0, b), 0, query(b, i, j, s))),
+    pl.BlockSpec(
+      (1, SUBLANES, q_tile), lambda b, g, j, r, i, *s: (map_.row(0, b), 0, query(b, i, j, s))
+    ),
     pl.BlockSpec((1, SUBLANES, k_tile), lambda b, g, j, r, i, *s: (map_.row(1, b), 0, j)),
-    pl.BlockSpec((1, 1, q_tile, width), lambda b, g, j, r, i, *s: (b, g * group + r, query(b, i, j, s), 0)),
+    pl.BlockSpec(
+      (1, 1, q_tile, width), lambda b, g, j, r, i, *s: (b, g * group + r, query(b, i, j, s), 0)
+    ),
     pl.BlockSpec((1, 1, k_tile, width), lambda b, g, j, r, i, *s: (b, g, j, 0)),
-    pl.BlockSpec((1, 1, SUBLANES, q_tile), lambda b, g, j, r, i, *s: (b, g * group + r, 0, query(b, i, j, s))),
+    pl.BlockSpec(
+      (1, 1, SUBLANES, q_tile), lambda b, g, j, r, i, *s: (b, g * group + r, 0, query(b, i, j, s))
+    ),
   )
 
 
@@ -333,9 +364,19 @@ def _backward(options, saved, cotangents):
   map_ = _Map(ids, q_tile, k_tile)
   nq, nk = map_.tiles
   shift = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - c
-  lse = jnp.where(lse > MASKED / 2, lse, -MASKED)  # where a query sees no key, so that its weights are 0
-  stats = jnp.pad(jnp.stack([lse, shift], axis=2), ((0, 0), (0, 0), (0, SUBLANES - 2), (0, -L % q_tile)))
-  arrays = _pad_rows(q, q_tile), _pad_rows(k, k_tile), _pad_rows(v, k_tile), _pad_rows(g.astype(q.dtype), q_tile), stats
+  lse = jnp.where(
+    lse > MASKED / 2, lse, -MASKED
+  )  # where a query sees no key, so that its weights are 0
+  stats = jnp.pad(
+    jnp.stack([lse, shift], axis=2), ((0, 0), (0, 0), (0, SUBLANES - 2), (0, -L % q_tile))
+  )
+  arrays = (
+    _pad_rows(q, q_tile),
+    _pad_rows(k, k_tile),
+    _pad_rows(v, k_tile),
+    _pad_rows(g.astype(q.dtype), q_tile),
+    stats,
+  )
   accumulator = lambda tile: pltpu.VMEM((tile, K), jnp.float32)
 
   def call(kernel, steps, grid, specs, outs, shapes, scratch):
@@ -346,9 +387,17 @@ def _backward(options, saved, cotangents):
     return _call(options, kernel, map_, grid, in_specs, out_specs, shapes, scratch, arrays)
 
   of_q, of_k = ((B, H, nq * q_tile, K), q.dtype), ((B, G, nk * k_tile, K), k.dtype)
-  (dq,) = call(_dq_kernel, nk, (B, H, nq, 1, nk), _query_major, ["query"], [of_q], [accumulator(q_tile)])
+  (dq,) = call(
+    _dq_kernel, nk, (B, H, nq, 1, nk), _query_major, ["query"], [of_q], [accumulator(q_tile)]
+  )
   dk, dv = call(
-    _dkv_kernel, (H // G, nq), (B, G, nk, H // G, nq), _key_major, ["key"] * 2, [of_k] * 2, [accumulator(k_tile)] * 2
+    _dkv_kernel,
+    (H // G, nq),
+    (B, G, nk, H // G, nq),
+    _key_major,
+    ["key"] * 2,
+    [of_k] * 2,
+    [accumulator(k_tile)] * 2,
   )
   return dq[:, :, :L], dk[:, :, :S], dv[:, :, :S], None
 

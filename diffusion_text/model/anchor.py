@@ -25,8 +25,12 @@ class Anchor(nnx.Module):
 
   def __init__(self, width: int, vocab_size: int, norm: str, *, rngs: nnx.Rngs):
     self.norm = NORMS[norm](width)
-    self.head = Linear(width, vocab_size, std=0.0, rngs=rngs, bias=True)  # zeros: uniform before training, as the last head
-    self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32))
+    self.head = Linear(
+      width, vocab_size, std=0.0, rngs=rngs, bias=True
+    )  # zeros: uniform before training, as the last head
+    self.embedding = nnx.Param(
+      0.02 * jax.random.normal(rngs.params(), (vocab_size, width), jnp.float32)
+    )
 
   def predict(self, x: Array) -> Prediction:
     """The answer of the first stage, from its stream x [B, L, D]."""
@@ -43,7 +47,9 @@ class Anchor(nnx.Module):
     shards = math.prod(sizes.get(axis, 1) for axis in TOKENS)
     flat = features_BxLxD.reshape(-1, features_BxLxD.shape[-1])
     shards = 1 if flat.shape[0] % shards else shards  # tokens that do not divide are not sharded
-    mixed = map_rows(self._expected, jnp.ones(flat.shape[:1], bool), flat, chunk=chunk, shards=shards)
+    mixed = map_rows(
+      self._expected, jnp.ones(flat.shape[:1], bool), flat, chunk=chunk, shards=shards
+    )
     return mixed.reshape(features_BxLxD.shape)
 
   def _logits(self, features: Array) -> Array:

@@ -35,7 +35,9 @@ class Classifier:
     if self.classes < 2 or self.input_size < 1 or self.width < 1:
       raise ValueError(f"{self} needs at least 2 classes and sizes of at least 1")
     if self.window < 1 or self.window % 2 == 0:
-      raise ValueError(f"window={self.window} must be odd, so that it has a middle; 1 is a bag of tokens, 3 is usual")
+      raise ValueError(
+        f"window={self.window} must be odd, so that it has a middle; 1 is a bag of tokens, 3 is usual"
+      )
     if self.pool not in POOLS:
       raise ValueError(f"pool={self.pool!r} is unknown; use one of {POOLS}")
 
@@ -44,12 +46,22 @@ class Classifier:
     keys = jax.random.split(key, 4)
     wide = lambda key, shape: jax.random.normal(key, shape) * shape[0] ** -0.5
     params = {
-      "embedding": 0.1 * jax.random.normal(keys[0], (self.input_size, self.width)),  # small, or rare tokens stay noise
-      "convolution": {"kernel": wide(keys[1], (self.window * self.width, self.width)), "bias": jnp.zeros(self.width)},
+      "embedding": 0.1
+      * jax.random.normal(
+        keys[0], (self.input_size, self.width)
+      ),  # small, or rare tokens stay noise
+      "convolution": {
+        "kernel": wide(keys[1], (self.window * self.width, self.width)),
+        "bias": jnp.zeros(self.width),
+      },
       "hidden": {"kernel": wide(keys[2], (self.width, self.width)), "bias": jnp.zeros(self.width)},
       "out": {"kernel": jnp.zeros((self.width, self.classes)), "bias": jnp.zeros(self.classes)},
     }
-    return {**params, "time": {"kernel": wide(keys[3], (2 * WAVES, self.width))}} if self.timed else params
+    return (
+      {**params, "time": {"kernel": wide(keys[3], (2 * WAVES, self.width))}}
+      if self.timed
+      else params
+    )
 
   def apply(self, params: Params, inputs: Inputs, t: Time | None = None) -> Array:
     """Logits float32 [B, C]. t: [B, 1 or L], read if `timed`. Raises ValueError for vectors that do not fit the table."""
@@ -59,14 +71,18 @@ class Classifier:
     elif inputs.vectors.shape[-1] == self.input_size:
       x = inputs.vectors @ table
     else:
-      raise ValueError(f"vectors of {inputs.vectors.shape[-1]} numbers do not fit input_size={self.input_size}")
+      raise ValueError(
+        f"vectors of {inputs.vectors.shape[-1]} numbers do not fit input_size={self.input_size}"
+      )
     side = self.window // 2
     padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
     around = jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(self.window)], axis=-1)
     h = around @ params["convolution"]["kernel"] + params["convolution"]["bias"]
     if self.timed:
       angles = t[..., None] * (2.0 ** jnp.linspace(0.0, 6.0, WAVES))
-      h = h + jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1) @ params["time"]["kernel"]
+      h = (
+        h + jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1) @ params["time"]["kernel"]
+      )
     h = jax.nn.gelu(h)
     pooled = jnp.mean(h, axis=1) if self.pool == "mean" else jnp.max(h, axis=1)
     hidden = jax.nn.gelu(pooled @ params["hidden"]["kernel"] + params["hidden"]["bias"])

@@ -13,10 +13,17 @@ def flops_per_token(config: TransformerConfig, length: int, scored_fraction: flo
   matrices = 3 if config.activation == "swiglu" else 2
   mlp = matrices * config.mlp_width
   if config.mixture:  # the experts that a token passes, the shared one, and the router
-    mlp = matrices * (config.experts_per_token * config.expert_width + config.shared_width) + config.experts
+    mlp = (
+      matrices * (config.experts_per_token * config.expert_width + config.shared_width)
+      + config.experts
+    )
   layer = 2 * config.width * (2 * inner + 2 * kv_inner + mlp)
   unembeddings = scored_fraction + (2 if config.anchor_layers else 0)
-  return config.layers * layer + attention_flops(config, length) + 2 * config.width * config.vocab_size * unembeddings
+  return (
+    config.layers * layer
+    + attention_flops(config, length)
+    + 2 * config.width * config.vocab_size * unembeddings
+  )
 
 
 def attention_flops(config: TransformerConfig, length: int) -> float:

@@ -16,8 +16,12 @@ from diffusion_text.types import Array, Key
 class Linear(nnx.Module):
   """x [..., D_in] -> [..., D_out]; kernel [D_in, D_out] with standard deviation `std` (0 gives zeros), no bias by default."""
 
-  def __init__(self, width_in: int, width_out: int, *, std: float, rngs: nnx.Rngs, bias: bool = False):
-    kernel = std * jax.random.truncated_normal(rngs.params(), -3, 3, (width_in, width_out), jnp.float32)
+  def __init__(
+    self, width_in: int, width_out: int, *, std: float, rngs: nnx.Rngs, bias: bool = False
+  ):
+    kernel = std * jax.random.truncated_normal(
+      rngs.params(), -3, 3, (width_in, width_out), jnp.float32
+    )
     self.kernel = nnx.Param(kernel)
     self.bias = nnx.Param(jnp.zeros((width_out,), jnp.float32)) if bias else None
 
@@ -47,9 +51,13 @@ def embed(table: Array, ids: Array, weights: Array | None, dtype: jnp.dtype) -> 
     return table.astype(dtype)[ids]
   if weights is None or ids.ndim != 3 or weights.shape[-1] != ids.shape[-1]:
     shape = None if weights is None else weights.shape
-    raise ValueError(f"ids {ids.shape} and weights {shape} do not fit; give ids [B, L] alone, or both as [B, L, M]")
+    raise ValueError(
+      f"ids {ids.shape} and weights {shape} do not fit; give ids [B, L] alone, or both as [B, L, M]"
+    )
   weights = weights.astype(jnp.float32)
-  return jnp.einsum("blm,blmd->bld", weights, table[ids], precision=jax.lax.Precision.HIGHEST).astype(dtype)
+  return jnp.einsum(
+    "blm,blmd->bld", weights, table[ids], precision=jax.lax.Precision.HIGHEST
+  ).astype(dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -83,7 +91,9 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 class MLP(nnx.Module):
   """Two-layer feed-forward block: "gelu" (tanh form) or "swiglu" (arXiv 2002.05202). x [B, L, D] -> [B, L, D]."""
 
-  def __init__(self, width: int, hidden: int, activation: str, *, std: float, std_out: float, rngs: nnx.Rngs):
+  def __init__(
+    self, width: int, hidden: int, activation: str, *, std: float, std_out: float, rngs: nnx.Rngs
+  ):
     self.activation = activation
     self.up = Linear(width, hidden, std=std, rngs=rngs)
     self.gate = Linear(width, hidden, std=std, rngs=rngs) if activation == "swiglu" else None

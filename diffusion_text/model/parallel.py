@@ -27,7 +27,9 @@ def token_spec(rows: int, length: int, *rest: str | tuple[str, ...] | None) -> P
   over = math.prod(sizes.get(axis, 1) for axis in ROWS)
   positions = sizes.get(SEQUENCE, 1)
   return PartitionSpec(
-    ROWS if over > 1 and rows % over == 0 else None, SEQUENCE if positions > 1 and length % positions == 0 else None, *rest
+    ROWS if over > 1 and rows % over == 0 else None,
+    SEQUENCE if positions > 1 and length % positions == 0 else None,
+    *rest,
   )
 
 
@@ -38,7 +40,9 @@ def placed(x_BxLxD: Array) -> Array:
   return jax.lax.with_sharding_constraint(x_BxLxD, token_spec(*x_BxLxD.shape[:2], None))
 
 
-def attention(q: Array, k: Array, v: Array, q_layout: Layout, k_layout: Layout, implementation: Sequence[str]) -> Array:
+def attention(
+  q: Array, k: Array, v: Array, q_layout: Layout, k_layout: Layout, implementation: Sequence[str]
+) -> Array:
   """`kernels.attention` on each device's own rows, heads and queries, where the mesh in scope splits them.
 
   The compiler can split XLA attention by itself but not a Pallas kernel, so the split is made by hand for all. Over the sequence,
@@ -59,6 +63,10 @@ def attention(q: Array, k: Array, v: Array, q_layout: Layout, k_layout: Layout, 
     return kernels.attention(q, k, v, q_layout, k_layout, implementation=implementation)
 
   of_heads = PartitionSpec(ROWS, SEQUENCE, split("heads", k.shape[2], sizes) or None, None)
-  of = lambda layout, over: jax.tree.map(lambda ids: PartitionSpec(ROWS if ids.shape[0] > 1 else None, over), layout)
+  of = lambda layout, over: jax.tree.map(
+    lambda ids: PartitionSpec(ROWS if ids.shape[0] > 1 else None, over), layout
+  )
   in_specs = of_heads, of_heads, of_heads, of(q_layout, SEQUENCE), of(k_layout, None)
-  return jax.shard_map(local, in_specs=in_specs, out_specs=of_heads, check_vma=False)(q, k, v, q_layout, k_layout)
+  return jax.shard_map(local, in_specs=in_specs, out_specs=of_heads, check_vma=False)(
+    q, k, v, q_layout, k_layout
+  )

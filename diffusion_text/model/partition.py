@@ -26,7 +26,10 @@ AXES = {
 
 # End of the weight's path             logical axes                     shape, per layer (stacked: [layers, ...])
 TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
-  (("embedding",), ("vocab", "embed")),  #                              [V or V+1, D], also the table of a first stage: [V, D]
+  (
+    ("embedding",),
+    ("vocab", "embed"),
+  ),  #                              [V or V+1, D], also the table of a first stage: [V, D]
   (("head", "kernel"), ("embed", "vocab")),  #                          [D, V]
   (("head", "bias"), ("vocab",)),  #                                    [V]
   (("attention", "query", "kernel"), ("layers", "embed", "heads")),  #  [D, H·K]
@@ -36,10 +39,16 @@ TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
   (("mlp", "up", "kernel"), ("layers", "embed", "mlp")),  #             [D, F]
   (("mlp", "gate", "kernel"), ("layers", "embed", "mlp")),  #           [D, F]
   (("mlp", "down", "kernel"), ("layers", "mlp", "embed")),  #           [F, D]
-  (("mlp", "up"), ("layers", "experts", "embed", "expert_mlp")),  #     [experts, D, F], of a mixture
+  (
+    ("mlp", "up"),
+    ("layers", "experts", "embed", "expert_mlp"),
+  ),  #     [experts, D, F], of a mixture
   (("mlp", "gate"), ("layers", "experts", "embed", "expert_mlp")),  #   [experts, D, F]
   (("mlp", "down"), ("layers", "experts", "expert_mlp", "embed")),  #   [experts, F, D]
-  (("shared", "up", "kernel"), ("layers", "embed", "mlp")),  #          [D, F], of the expert that every token passes
+  (
+    ("shared", "up", "kernel"),
+    ("layers", "embed", "mlp"),
+  ),  #          [D, F], of the expert that every token passes
   (("shared", "gate", "kernel"), ("layers", "embed", "mlp")),  #        [D, F]
   (("shared", "down", "kernel"), ("layers", "mlp", "embed")),  #        [F, D]
   (("modulation", "kernel"), ("layers", None, "embed")),  #             [C, 6·D]
@@ -48,11 +57,15 @@ TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
 )  # everything else (norm scales, small biases, the time embedding) is replicated
 
 
-def partition_spec(path: Sequence[str], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+def partition_spec(
+  path: Sequence[str], shape: Sequence[int], mesh_shape: Mapping[str, int]
+) -> PartitionSpec:
   """The PartitionSpec of the weight at `path` (names from the root) on a mesh with these axis sizes."""
   for ending, axes in TABLE:
     if tuple(path[-len(ending) :]) == ending and len(axes) == len(shape):
-      return PartitionSpec(*(_entry(split(axis, size, mesh_shape)) for axis, size in zip(axes, shape)))
+      return PartitionSpec(
+        *(_entry(split(axis, size, mesh_shape)) for axis, size in zip(axes, shape))
+      )
   return PartitionSpec()
 
 
@@ -68,7 +81,14 @@ def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
   return axes if len(axes) > 1 else axes[0] if axes else None
 
 
-def memory(shape: Sequence[int], spec: PartitionSpec, mesh_shape: Mapping[str, int], itemsize: int = 4) -> float:
+def memory(
+  shape: Sequence[int], spec: PartitionSpec, mesh_shape: Mapping[str, int], itemsize: int = 4
+) -> float:
   """Bytes of one weight on one device."""
-  over = [axis for entry in spec if entry is not None for axis in ((entry,) if isinstance(entry, str) else entry)]
+  over = [
+    axis
+    for entry in spec
+    if entry is not None
+    for axis in ((entry,) if isinstance(entry, str) else entry)
+  ]
   return math.prod(shape) * itemsize / math.prod(mesh_shape.get(axis, 1) for axis in over)

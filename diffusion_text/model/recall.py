@@ -37,9 +37,13 @@ def check_recall(mode: str, absent: str, sizes: tuple[int, int, int]) -> None:
       f"model.self_conditioning={mode!r} with model.absent={absent!r}: use one of {SELF_CONDITIONING} with one of {ABSENT}"
     )
   if mode == "none" and absent != "zeros":
-    raise ValueError(f"model.absent={absent!r} is of a network that conditions on itself; set model.self_conditioning")
+    raise ValueError(
+      f"model.absent={absent!r} is of a network that conditions on itself; set model.self_conditioning"
+    )
   if mode != "none" and estimate_size < 1:
-    raise ValueError(f"model.self_conditioning={mode!r} needs estimate_size={estimate_size} of the process, at least 1")
+    raise ValueError(
+      f"model.self_conditioning={mode!r} needs estimate_size={estimate_size} of the process, at least 1"
+    )
   if absent == "uniform" and estimate_size != vocab_size:
     raise ValueError(
       f"model.absent='uniform' is a distribution over the {vocab_size} tokens, and an estimate here has {estimate_size} numbers"
@@ -56,17 +60,23 @@ class Recall(nnx.Module):
 
   def __init__(self, mode: str, absent: str, estimate_size: int, width: int):
     self.mode, self.absent, self.size = mode, absent, estimate_size
-    self.embedding = nnx.Param(jnp.zeros((estimate_size, width), jnp.float32)) if mode == "add" else None
+    self.embedding = (
+      nnx.Param(jnp.zeros((estimate_size, width), jnp.float32)) if mode == "add" else None
+    )
 
   def read(self, estimates: Array, table: Array, dtype: jnp.dtype) -> Array:
     """R e: [N, estimate_size] -> [N, D]. table: the one that embeds the tokens."""
     own = table[: self.size] if self.embedding is None else self.embedding[...]
-    return jnp.dot(estimates.astype(dtype), own.astype(dtype), preferred_element_type=jnp.float32).astype(dtype)
+    return jnp.dot(
+      estimates.astype(dtype), own.astype(dtype), preferred_element_type=jnp.float32
+    ).astype(dtype)
 
   def mix(self, x: Array, inputs: Inputs, t: Time, table: Array) -> Array:
     """What the layers read, [B, L, D], of the embedded noisy tokens x."""
     uniform = jnp.full((1, self.size), 1 / self.size, jnp.float32)
-    recalled = jnp.zeros((), x.dtype) if self.absent == "zeros" else self.read(uniform, table, x.dtype)
+    recalled = (
+      jnp.zeros((), x.dtype) if self.absent == "zeros" else self.read(uniform, table, x.dtype)
+    )
     if inputs.recalled is not None:
       recalled = jnp.where(inputs.recalls[..., None], inputs.recalled.astype(x.dtype), recalled)
     mixed = x + recalled if self.mode == "add" else (x + recalled) / 2
@@ -83,10 +93,14 @@ def told(recall: Recall | None, x: Array, inputs: Inputs, t: Time, table: Array)
   if recall is not None:
     return recall.mix(x, inputs, t, table)
   if inputs.recalled is not None:
-    raise ValueError("inputs.recalled is for a network that conditions on itself; set model.self_conditioning")
+    raise ValueError(
+      "inputs.recalled is for a network that conditions on itself; set model.self_conditioning"
+    )
   return x
 
 
 def reader(recall: Recall | None, table: Array, dtype: str) -> Callable[[Array], Array] | None:
   """`Prediction.recall` of the network."""
-  return None if recall is None else lambda estimates: recall.read(estimates, table, jnp.dtype(dtype))
+  return (
+    None if recall is None else lambda estimates: recall.read(estimates, table, jnp.dtype(dtype))
+  )

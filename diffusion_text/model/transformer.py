@@ -67,7 +67,9 @@ class TransformerConfig:
   rope_base: float
   qk_norm: bool  # RMSNorm on each query and key head (arXiv 2302.05442)
   tie_embeddings: bool
-  time_conditioning: str  # one of TIME_CONDITIONING; False and True, in older configs, are "none" and "adaln"
+  time_conditioning: (
+    str  # one of TIME_CONDITIONING; False and True, in older configs, are "none" and "adaln"
+  )
   time_width: int
   dropout: float
   dtype: str  # of the network's matmuls; parameters and logits are float32
@@ -75,7 +77,9 @@ class TransformerConfig:
   remat: str  # "none", "full" (keep block inputs only) or "dots" (keep matmul results)
   attention: Sequence[str]  # implementations, tried in order
   anchor_layers: int = 0  # of the layers, those of a first stage whose answer the others read (model/anchor.py); 0: one stage
-  self_conditioning: str = "none"  # "none", "add" or "mean": how it reads its own last answer (model/recall.py)
+  self_conditioning: str = (
+    "none"  # "none", "add" or "mean": how it reads its own last answer (model/recall.py)
+  )
   absent: str = "zeros"  # or "uniform": what stands in where there is no answer yet
   estimate_size: int = 0  # numbers per token of the estimates that it is told
   experts: int = 0  # MLPs that a router chooses from (model/experts.py), instead of one of mlp_width; 0: that one
@@ -91,7 +95,9 @@ class TransformerConfig:
     tables = {"norm": NORMS, "activation": ("gelu", "swiglu"), "remat": REMAT, "dtype": DTYPES}
     for name, table in (tables | {"time_conditioning": TIME_CONDITIONING}).items():
       if getattr(self, name) not in table:
-        raise ValueError(f"model.{name}={getattr(self, name)!r} is unknown; use one of {sorted(table)}")
+        raise ValueError(
+          f"model.{name}={getattr(self, name)!r} is unknown; use one of {sorted(table)}"
+        )
     if not 0 <= self.anchor_layers < max(self.layers, 1):
       raise ValueError(
         f"model.anchor_layers={self.anchor_layers} must be at least 0 and below model.layers={self.layers}; two thirds are usual"
@@ -105,14 +111,24 @@ class TransformerConfig:
         f"model.tie_embeddings=True needs a row of the table for each of {self.vocab_size} tokens, and there are {self.input_size}"
         " (the coordinates of an embedding); use False"
       )
-    check_recall(self.self_conditioning, self.absent, (self.vocab_size, self.input_size, self.estimate_size))
+    check_recall(
+      self.self_conditioning, self.absent, (self.vocab_size, self.input_size, self.estimate_size)
+    )
     if self.heads % self.kv_heads:
       raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"model.dropout={self.dropout} must be in [0, 1)")
-    of_experts = ("experts_per_token", "expert_width", "shared_width", "balance_weight", "router_z_weight")
+    of_experts = (
+      "experts_per_token",
+      "expert_width",
+      "shared_width",
+      "balance_weight",
+      "router_z_weight",
+    )
     if not self.mixture and any(getattr(self, name) for name in of_experts):
-      raise ValueError(f"model.experts={self.experts} has no use for any of model.{', '.join(of_experts)}; leave them unset")
+      raise ValueError(
+        f"model.experts={self.experts} has no use for any of model.{', '.join(of_experts)}; leave them unset"
+      )
 
   @property
   def head_width(self) -> int:
@@ -156,7 +172,10 @@ class Attention(nnx.Module):
     q, k = rotate(q, *rotary), rotate(k, *rotary)
     keys, values, k_layout = k, v, layout
     if past is not None:
-      keys, values = jnp.concatenate([past.keys, k], axis=1), jnp.concatenate([past.values, v], axis=1)
+      keys, values = (
+        jnp.concatenate([past.keys, k], axis=1),
+        jnp.concatenate([past.values, v], axis=1),
+      )
       k_layout = past.layout
     out = attention(q, keys, values, layout, k_layout, tuple(self.config.attention))
     return self.out(out.reshape(*x.shape[:2], -1)), (k, v)
@@ -168,16 +187,29 @@ class Block(nnx.Module):
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.config = config
     std = config.width**-0.5
-    std_out = std / (2 * config.layers) ** 0.5  # keeps the residual stream's variance of order 1 at any depth
+    std_out = (
+      std / (2 * config.layers) ** 0.5
+    )  # keeps the residual stream's variance of order 1 at any depth
     norm = NORMS[config.norm]
     self.attention_norm, self.mlp_norm = norm(config.width), norm(config.width)
     self.attention = Attention(config, std=std, std_out=std_out, rngs=rngs)
     mlp_out = lambda hidden: hidden**-0.5 / (2 * config.layers) ** 0.5
     if config.mixture:
-      self.mlp = Experts(config.width, config.mixture, config.activation, std=std, std_out=mlp_out, rngs=rngs)
+      self.mlp = Experts(
+        config.width, config.mixture, config.activation, std=std, std_out=mlp_out, rngs=rngs
+      )
     else:
-      self.mlp = MLP(config.width, config.mlp_width, config.activation, std=std, std_out=mlp_out(config.mlp_width), rngs=rngs)
-    of_time = lambda outputs: Linear(config.time_width, outputs * config.width, std=0.0, rngs=rngs, bias=True)
+      self.mlp = MLP(
+        config.width,
+        config.mlp_width,
+        config.activation,
+        std=std,
+        std_out=mlp_out(config.mlp_width),
+        rngs=rngs,
+      )
+    of_time = lambda outputs: Linear(
+      config.time_width, outputs * config.width, std=0.0, rngs=rngs, bias=True
+    )
     self.modulation = of_time(6) if config.time_conditioning == "adaln" else None
     self.time_input = of_time(1) if config.time_conditioning == "layerwise" else None
 
@@ -200,7 +232,9 @@ class Block(nnx.Module):
       x = x + dropout(h, self.config.dropout, keys[0])
       h, routing = self._mlp(self.mlp_norm(x), counted)
       return x + dropout(h, self.config.dropout, keys[1]), own, routing
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(self.modulation(condition), 6, axis=-1)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
+      self.modulation(condition), 6, axis=-1
+    )
     h, own = self.attention(self.attention_norm(x) * (1 + scale_a) + shift_a, rotary, layout, past)
     x = x + gate_a * dropout(h, self.config.dropout, keys[0])
     h, routing = self._mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m, counted)
@@ -217,7 +251,9 @@ class Transformer(nnx.Module):
     self.config = config
     table = 0.02 * jax.random.normal(rngs.params(), (config.input_size, config.width), jnp.float32)
     self.embedding = nnx.Param(table)
-    self.time = TimeEmbedding(config.time_width, rngs=rngs) if config.time_conditioning != "none" else None
+    self.time = (
+      TimeEmbedding(config.time_width, rngs=rngs) if config.time_conditioning != "none" else None
+    )
 
     @nnx.split_rngs(splits=config.layers)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -227,11 +263,25 @@ class Transformer(nnx.Module):
     self.blocks = stacked(rngs)
     self.final_norm = NORMS[config.norm](config.width)
     # Zeros: before training the prediction is exactly uniform, so the first loss is log V whatever the width.
-    self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, std=0.0, rngs=rngs, bias=True)
-    self.anchor = Anchor(config.width, config.vocab_size, config.norm, rngs=rngs) if config.anchor_layers else None
-    self.recall = make_recall(config.self_conditioning, config.absent, config.estimate_size, config.width)
+    self.head = (
+      None
+      if config.tie_embeddings
+      else Linear(config.width, config.vocab_size, std=0.0, rngs=rngs, bias=True)
+    )
+    self.anchor = (
+      Anchor(config.width, config.vocab_size, config.norm, rngs=rngs)
+      if config.anchor_layers
+      else None
+    )
+    self.recall = make_recall(
+      config.self_conditioning, config.absent, config.estimate_size, config.width
+    )
     prefix = config.time_conditioning == "prefix"
-    self.prefix = Linear(config.time_width, config.width, std=config.time_width**-0.5, rngs=rngs, bias=True) if prefix else None
+    self.prefix = (
+      Linear(config.time_width, config.width, std=config.time_width**-0.5, rngs=rngs, bias=True)
+      if prefix
+      else None
+    )
 
   def __call__(
     self,
@@ -249,12 +299,20 @@ class Transformer(nnx.Module):
     """
     config, length = self.config, inputs.shape[1]
     table = self.embedding[...]
-    x, recall = told(self.recall, self._embed(inputs), inputs, t, table), reader(self.recall, table, config.dtype)
-    position = jnp.arange(length, dtype=jnp.int32)[None] if inputs.position is None else inputs.position
+    x, recall = (
+      told(self.recall, self._embed(inputs), inputs, t, table),
+      reader(self.recall, table, config.dtype),
+    )
+    position = (
+      jnp.arange(length, dtype=jnp.int32)[None] if inputs.position is None else inputs.position
+    )
     condition = prefix = None
     if self.prefix is not None:
       prefix = self._prefix(x, t, layout, past)
-      position, layout = jnp.pad(position, ((0, 0), (1, 0)), constant_values=-1), _seen_by_all(layout)
+      position, layout = (
+        jnp.pad(position, ((0, 0), (1, 0)), constant_values=-1),
+        _seen_by_all(layout),
+      )
       counted = None if counted is None else jnp.pad(counted, ((0, 0), (1, 0)))
     elif self.time is not None:
       condition = self.time(t).astype(x.dtype)
@@ -277,7 +335,9 @@ class Transformer(nnx.Module):
     own, routing = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), of_first, of_second)
     return self._predict(x, anchor, recall, routing), own
 
-  def _predict(self, x: Array, anchor: Prediction | None, recall: Callable | None, routing: Routing | None) -> Prediction:
+  def _predict(
+    self, x: Array, anchor: Prediction | None, recall: Callable | None, routing: Routing | None
+  ) -> Prediction:
     auxiliary = None if routing is None else self.config.mixture.auxiliary(routing)
     return Prediction(self.final_norm(x), self._unembed, anchor, recall, auxiliary)
 
@@ -288,8 +348,12 @@ class Transformer(nnx.Module):
       return embed(table, inputs.ids, inputs.weights, dtype)
     size = inputs.vectors.shape[-1]
     if size != table.shape[0]:
-      raise ValueError(f"vectors of {size} numbers do not fit input_size={table.shape[0]}; build the network for this process")
-    return (inputs.vectors.reshape(-1, size).astype(dtype) @ table.astype(dtype)).reshape(*inputs.shape, -1)
+      raise ValueError(
+        f"vectors of {size} numbers do not fit input_size={table.shape[0]}; build the network for this process"
+      )
+    return (inputs.vectors.reshape(-1, size).astype(dtype) @ table.astype(dtype)).reshape(
+      *inputs.shape, -1
+    )
 
   def _prefix(self, x: Array, t: Time, layout: Layout, past: Past | None) -> Array:
     """[B, 1, D]: what the prefix position holds, from the mean time of the tokens of its segment that are not clean."""
@@ -304,7 +368,17 @@ class Transformer(nnx.Module):
     mean = jnp.sum(t, axis=1, keepdims=True) / jnp.maximum(jnp.sum(t > 0, axis=1, keepdims=True), 1)
     return self.prefix(self.time(mean).astype(x.dtype))
 
-  def _layers(self, x: Array, layers, rotary, layout: Layout, condition, key: Key | None, past: Past | None, counted):
+  def _layers(
+    self,
+    x: Array,
+    layers,
+    rotary,
+    layout: Layout,
+    condition,
+    key: Key | None,
+    past: Past | None,
+    counted,
+  ):
     """x after `layers`: stacked parameters, numbers, and keys and values of the past; and the tokens' own keys and values, and the
     routers' losses, each stacked."""
     config = self.config
@@ -315,7 +389,9 @@ class Transformer(nnx.Module):
       x = placed(x)
       layer_key = None if key is None else jax.random.fold_in(key, number)
       layer_past = None if past is None else Past(*kv, past.layout)
-      x, own, routing = nnx.merge(block_def, params)(x, rotary, layout, condition, layer_key, layer_past, counted)
+      x, own, routing = nnx.merge(block_def, params)(
+        x, rotary, layout, condition, layer_key, layer_past, counted
+      )
       return x, (None if past is None else own, routing)
 
     if REMAT[config.remat] is not None:
@@ -341,7 +417,9 @@ def _split(layers, sizes: Sequence[int]) -> list:
   """A tree of arrays stacked over layers, cut into runs of so many layers."""
   # lax.split, not indexing: its transpose is one concatenation, where indexing would add up `layers` padded copies.
   leaves, tree = jax.tree.flatten(layers)
-  return [jax.tree.unflatten(tree, run) for run in zip(*(jax.lax.split(leaf, sizes) for leaf in leaves))]
+  return [
+    jax.tree.unflatten(tree, run) for run in zip(*(jax.lax.split(leaf, sizes) for leaf in leaves))
+  ]
 
 
 def _seen_by_all(layout: Layout) -> Layout:
@@ -350,13 +428,19 @@ def _seen_by_all(layout: Layout) -> Layout:
   Where all see all, it does too. Otherwise it is clean and of a block below every other: the rule then shows it to all and
   shows it only itself, so that no token's content passes through it.
   """
-  segment = None if layout.segment is None else jnp.concatenate([layout.segment[:, :1], layout.segment], axis=1)
+  segment = (
+    None
+    if layout.segment is None
+    else jnp.concatenate([layout.segment[:, :1], layout.segment], axis=1)
+  )
   if layout.block is None and layout.noisy is None:
     return Layout(segment=segment)
   given = next(field for field in (layout.block, layout.noisy) if field is not None)
   block = jnp.zeros_like(given) if layout.block is None else layout.block
   block = jnp.concatenate([jnp.min(block, axis=1, keepdims=True) - 1, block], axis=1)
-  return Layout(segment, block, None if layout.noisy is None else jnp.pad(layout.noisy, ((0, 0), (1, 0))))
+  return Layout(
+    segment, block, None if layout.noisy is None else jnp.pad(layout.noisy, ((0, 0), (1, 0)))
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,7 +466,9 @@ class Network:
     def init(key: Key) -> Params:
       return nnx.to_pure_dict(nnx.state(Transformer(config, rngs=nnx.Rngs(key))))
 
-    def apply(params: Params, inputs: Inputs, t: Time, layout: Layout, key: Key | None = None, counted=None) -> Prediction:
+    def apply(
+      params: Params, inputs: Inputs, t: Time, layout: Layout, key: Key | None = None, counted=None
+    ) -> Prediction:
       return nnx.merge(graph, nnx.State(params))(inputs, t, layout, key, counted=counted)[0]
 
     def extend(params: Params, inputs: Inputs, t: Time, layout: Layout, past: Past):

@@ -19,8 +19,27 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import Chunks, fit_times, noised, scored_rows, scored_weights, weighted_ends, with_auxiliary
-from diffusion_text.types import Array, Batch, FitsTimes, Key, Loss, Params, Predict, Process, Progress, Timing
+from diffusion_text.objective.bound import (
+  Chunks,
+  fit_times,
+  noised,
+  scored_rows,
+  scored_weights,
+  weighted_ends,
+  with_auxiliary,
+)
+from diffusion_text.types import (
+  Array,
+  Batch,
+  FitsTimes,
+  Key,
+  Loss,
+  Params,
+  Predict,
+  Process,
+  Progress,
+  Timing,
+)
 
 
 def occurrences(batch: Batch) -> Array:
@@ -53,15 +72,21 @@ class Anchored:
 
   def __post_init__(self):
     if not self.anchor_weight >= 0:
-      raise ValueError(f"objective.anchor_weight={self.anchor_weight} must be at least 0; ADLM uses 3e-3")
+      raise ValueError(
+        f"objective.anchor_weight={self.anchor_weight} must be at least 0; ADLM uses 3e-3"
+      )
     if self.threshold < 1:
-      raise ValueError(f"objective.threshold={self.threshold} must be at least 1 occurrence; ADLM uses 5")
+      raise ValueError(
+        f"objective.threshold={self.threshold} must be at least 1 occurrence; ADLM uses 5"
+      )
     if isinstance(self.process, FitsTimes):
       raise ValueError(
         f"objective 'anchored' is of masks and random tokens, and fits no path of {type(self.process).__name__}; use objective.name='bound'"
       )
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     """Raises ValueError, when traced, for a network of one stage."""
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     final, anchor = noise.prediction, noise.prediction.anchor
@@ -70,19 +95,30 @@ class Anchored:
         "objective.name='anchored' needs a network of two stages; set model.anchor_layers, as in configs/adlm.py"
       )
     rare = occurrences(batch) <= self.threshold
-    features = anchor.features[:, : batch.ids.shape[1]]  # of noisy ‖ clean rows the noisy half, as in `final`
+    features = anchor.features[
+      :, : batch.ids.shape[1]
+    ]  # of noisy ‖ clean rows the noisy half, as in `final`
     extra = rare.reshape(-1), features.reshape(-1, features.shape[-1])
 
     def score(both):
       rows, (rare, anchor_features) = both
-      cost = lambda logits: rows.speed * self.process.rate(params, rows.ids, rows.state, rows.t, logits)
+      cost = lambda logits: (
+        rows.speed * self.process.rate(params, rows.ids, rows.state, rows.t, logits)
+      )
       bound = cost(final.unembed(rows.features))
       anchored = jnp.where(rare, cost(anchor.unembed(anchor_features)), 0.0)
       fit = fit_times(self.process, params, rows, bound)
-      return rows.weight * (bound + self.anchor_weight * anchored + fit), (rows.weight * bound, rows.weight * anchored)
+      return rows.weight * (bound + self.anchor_weight * anchored + fit), (
+        rows.weight * bound,
+        rows.weight * anchored,
+      )
 
     count, rows = scored_rows(noise, self.process, params, batch)
-    total, (bound, anchored) = sum_rows(score, count, (rows, extra), chunk=self.chunks.size, shards=self.chunks.shards)
+    total, (bound, anchored) = sum_rows(
+      score, count, (rows, extra), chunk=self.chunks.size, shards=self.chunks.shards
+    )
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
-    loss = Loss(total + ends, jnp.sum(scored_weights(batch)), {"bound": bound + ends, "anchor": anchored})
+    loss = Loss(
+      total + ends, jnp.sum(scored_weights(batch)), {"bound": bound + ends, "anchor": anchored}
+    )
     return with_auxiliary(loss, noise.prediction)

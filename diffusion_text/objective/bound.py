@@ -23,7 +23,7 @@ from diffusion_text.kernels.cross_entropy import map_rows, sum_rows
 from diffusion_text.objective.conditioning import TwoReadings
 from diffusion_text.process.masked import cross_entropy
 from diffusion_text.process.mixed import Mixed
-from diffusion_text.schedules import TINY, on_grid
+from diffusion_text.schedules.discrete import TINY, on_grid
 from diffusion_text.timing import shift_right
 from diffusion_text.types import (
   Array,
@@ -59,7 +59,13 @@ class Noised(NamedTuple):
 
 
 def noised(
-  process: Process, timing: Timing, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  process: Process,
+  timing: Timing,
+  params: Params,
+  key: Key,
+  batch: Batch,
+  progress: Progress,
+  predict: Predict,
 ) -> Noised:
   """Draws times and noise and calls the network once. All microbatches share the key of the times, none that of the noise."""
   times = drawn_times(process, timing, key, batch, progress)
@@ -74,11 +80,15 @@ def corrupted(process: Process, params: Params, key: Key, batch: Batch, t: Time)
   if batch.hidden is None:
     return state
   prior = process.prior(params, jax.random.fold_in(key, 3), batch.ids.shape)
-  hide = lambda noise, state: jnp.where(batch.hidden.reshape(*batch.hidden.shape, *(1,) * (state.ndim - 2)), noise, state)
+  hide = lambda noise, state: jnp.where(
+    batch.hidden.reshape(*batch.hidden.shape, *(1,) * (state.ndim - 2)), noise, state
+  )
   return jax.tree.map(hide, prior, state)
 
 
-def drawn_times(process: Process, timing: Timing, key: Key, batch: Batch, progress: Progress) -> Times:
+def drawn_times(
+  process: Process, timing: Timing, key: Key, batch: Batch, progress: Progress
+) -> Times:
   """Step 1: the times of a batch, 0 for given tokens and 1 for hidden ones; on the grid of a process in discrete time, for all readers."""
   times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
 
@@ -98,7 +108,14 @@ def noise_key(key: Key, progress: Progress) -> Key:
 
 
 def read(
-  process: Process, params: Params, key: Key, ids: Array, state: State, inputs: Inputs, times: Times, predict: Predict
+  process: Process,
+  params: Params,
+  key: Key,
+  ids: Array,
+  state: State,
+  inputs: Inputs,
+  times: Times,
+  predict: Predict,
 ) -> Prediction:
   """Calls the network on the rows that the timing asks for, and keeps the answers for the noisy tokens: [B, L, …]. Calls it twice where
   `predict` has a use for the first answer."""
@@ -114,12 +131,16 @@ def read(
   first = answer(inputs)
   told = predict.told(process, params, state, times.t, first)
   rest = inputs.shape[1] - length
-  recalled, recalls = (jnp.pad(leaf, ((0, 0), (0, rest), *((0, 0),) * (leaf.ndim - 2))) for leaf in told)
+  recalled, recalls = (
+    jnp.pad(leaf, ((0, 0), (0, rest), *((0, 0),) * (leaf.ndim - 2))) for leaf in told
+  )
   second = answer(dataclasses.replace(inputs, recalled=recalled, recalls=recalls))
   return second._replace(before=(first, predict.coins))
 
 
-def whole_rows(process: Process, params: Params, key: Key, ids: Array, inputs: Inputs, times: Times) -> tuple[Inputs, Time]:
+def whole_rows(
+  process: Process, params: Params, key: Key, ids: Array, inputs: Inputs, times: Times
+) -> tuple[Inputs, Time]:
   """(inputs, times) of the rows that the timing has the network read: the noisy tokens, shifted clean ones, or noisy ‖ clean."""
   if times.layout.noisy is None and not times.shifted:
     return inputs, times.t if times.told is None else times.told
@@ -179,7 +200,9 @@ class Rows(NamedTuple):
   expected: Array | None = None
 
 
-def scored_rows(noise: Noised, process: Process, params: Params, batch: Batch) -> tuple[Array, Rows]:
+def scored_rows(
+  noise: Noised, process: Process, params: Params, batch: Batch
+) -> tuple[Array, Rows]:
   """(bool [N], rows): which of the N = B·L tokens are scored, and all of them."""
   shape = batch.ids.shape
   wide = lambda time: jnp.broadcast_to(time, shape)
@@ -208,11 +231,20 @@ def fit_level(loss: Array, expected: Array | None) -> Array | float:
 def fit_times(process: Process, params: Params, rows: Rows, cost: Array) -> Array:
   """Zeros [N], whose gradient fits a learned path, and a learned timing, to what each token costs in nats: speed · rate [N]."""
   by_timing = fit_pace(cost, rows.pace)
-  return by_timing + process.fit_times(params, rows.t, cost) if isinstance(process, FitsTimes) else by_timing
+  return (
+    by_timing + process.fit_times(params, rows.t, cost)
+    if isinstance(process, FitsTimes)
+    else by_timing
+  )
 
 
 def summed_loss(
-  noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks, loss: Callable[..., Array]
+  noise: Noised,
+  process: Process,
+  params: Params,
+  batch: Batch,
+  chunks: Chunks,
+  loss: Callable[..., Array],
 ) -> Loss:
   """Σ weight · loss(rows, logits, speed · rate) over the scored tokens, with the bound of the same draw beside it (step 4).
 
@@ -227,7 +259,9 @@ def summed_loss(
 
   count, rows = scored_rows(noise, process, params, batch)
   total, bound = sum_rows(score, count, rows, chunk=chunks.size, shards=chunks.shards)
-  return with_auxiliary(Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound}), noise.prediction)
+  return with_auxiliary(
+    Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound}), noise.prediction
+  )
 
 
 def with_auxiliary(loss: Loss, prediction: Prediction) -> Loss:
@@ -236,11 +270,15 @@ def with_auxiliary(loss: Loss, prediction: Prediction) -> Loss:
     return loss
   cost, sums = prediction.auxiliary
   return Loss(
-    loss.total + loss.count * cost, loss.count, {**loss.sums, **{name: loss.count * value for name, value in sums.items()}}
+    loss.total + loss.count * cost,
+    loss.count,
+    {**loss.sums, **{name: loss.count * value for name, value in sums.items()}},
   )
 
 
-def weighted_rates(noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks) -> Array:
+def weighted_rates(
+  noise: Noised, process: Process, params: Params, batch: Batch, chunks: Chunks
+) -> Array:
   """float32 [B, L] nats: weight · speed · rate of each scored token, 0 elsewhere; what `summed_loss` sums (step 4)."""
 
   def rate(rows: Rows):
@@ -248,17 +286,27 @@ def weighted_rates(noise: Noised, process: Process, params: Params, batch: Batch
     return rows.weight * rows.speed * process.rate(params, rows.ids, rows.state, rows.t, logits)
 
   count, rows = scored_rows(noise, process, params, batch)
-  return map_rows(rate, count, rows, chunk=chunks.size, shards=chunks.shards).reshape(batch.ids.shape)
+  return map_rows(rate, count, rows, chunk=chunks.size, shards=chunks.shards).reshape(
+    batch.ids.shape
+  )
 
 
 def weighted_ends(
-  process: Process, timing: Timing, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  process: Process,
+  timing: Timing,
+  params: Params,
+  key: Key,
+  batch: Batch,
+  progress: Progress,
+  predict: Predict,
 ) -> Array:
   """float32 [B, L] nats: weight · prior and reconstruction terms of each token (step 5)."""
   shape = (1, batch.ids.shape[1])
   prior = process.inputs(params, process.prior(params, key, shape), jnp.ones(shape))
   denoise = timing.denoiser(predict, batch.segment, prior)
-  return scored_weights(batch) * process.ends(params, jax.random.fold_in(noise_key(key, progress), 2), batch.ids, denoise)
+  return scored_weights(batch) * process.ends(
+    params, jax.random.fold_in(noise_key(key, progress), 2), batch.ids, denoise
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,17 +326,25 @@ class Bound:
     if self.auxiliary:
       check_posterior(self.process, f"objective.auxiliary={self.auxiliary}")
     if not self.auxiliary >= 0:
-      raise ValueError(f"objective.auxiliary={self.auxiliary} must be at least 0; D3PM uses 0.01, 0 is the bound alone")
+      raise ValueError(
+        f"objective.auxiliary={self.auxiliary} must be at least 0; D3PM uses 0.01, 0 is the bound alone"
+      )
 
-  def nats(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Array:
+  def nats(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Array:
     """float32 [B, L]: one unbiased draw of the bound, in nats, of each scored token; 0 for padding and given tokens."""
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     rates = weighted_rates(noise, self.process, params, batch, self.chunks)
     return rates + weighted_ends(self.process, self.timing, params, key, batch, progress, predict)
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
-    cost = lambda rows, logits: self.auxiliary * cross_entropy(logits, rows.ids) if self.auxiliary else 0.0
+    cost = lambda rows, logits: (
+      self.auxiliary * cross_entropy(logits, rows.ids) if self.auxiliary else 0.0
+    )
     hybrid = lambda rows, logits, rate: rate + rows.speed * cost(rows, logits)
     loss = summed_loss(noise, self.process, params, batch, self.chunks, hybrid)
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))

@@ -43,7 +43,9 @@ from diffusion_text.types import (
 def row_coins(key: Key, rows: int, progress: Progress, probability: float) -> Array:
   """bool [rows]: a coin per example, from its number in the step's global batch; whatever the devices and microbatches."""
   number = jnp.asarray(progress.part) * rows + jnp.arange(rows)
-  return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), probability))(number)
+  return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), probability))(
+    number
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,9 @@ class TwoReadings:
   def __call__(self, inputs: Inputs, t: Time, layout: Layout) -> Prediction:
     return self.predict(inputs, t, layout)
 
-  def told(self, process: Process, params: Params, state: State, t: Time, answer: Prediction) -> tuple[Array, Array]:
+  def told(
+    self, process: Process, params: Params, state: State, t: Time, answer: Prediction
+  ) -> tuple[Array, Array]:
     """(recalled [B, L, D], recalls bool [B, L]), of `Inputs`; nothing is told of tokens that the process does not score."""
     shape = answer.features.shape[:2]
     t = jnp.broadcast_to(t, shape)
@@ -73,7 +77,9 @@ class TwoReadings:
       return answer.recall(jax.lax.stop_gradient(estimate))
 
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (answer.features, state, t))
-    recalled = map_rows(one, recalls.reshape(-1), jax.lax.stop_gradient(flat), chunk=self.chunk, shards=self.shards)
+    recalled = map_rows(
+      one, recalls.reshape(-1), jax.lax.stop_gradient(flat), chunk=self.chunk, shards=self.shards
+    )
     return recalled.reshape(*shape, -1), recalls
 
 
@@ -94,7 +100,9 @@ class Conditioning:
   def __post_init__(self):
     for name in ("self_conditioning", "drop_given"):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"objective.{name}={getattr(self, name)} is a probability, in [0, 1]; 0.5 and 0.1 are usual")
+        raise ValueError(
+          f"objective.{name}={getattr(self, name)} is a probability, in [0, 1]; 0.5 and 0.1 are usual"
+        )
     if self.self_conditioning and self.timing.shifted:
       raise ValueError(
         f"objective.self_conditioning={self.self_conditioning} with {self.timing}: a network that reads clean tokens alone gives no answer"
@@ -110,7 +118,9 @@ class Conditioning:
     """The network as the objective is to read it."""
     if not self.self_conditioning:
       return predict
-    coins = row_coins(jax.random.fold_in(key, 4), batch.ids.shape[0], progress, self.self_conditioning)
+    coins = row_coins(
+      jax.random.fold_in(key, 4), batch.ids.shape[0], progress, self.self_conditioning
+    )
     return TwoReadings(predict, coins, self.chunk, self.shards)
 
   def batch(self, key: Key, batch: Batch, progress: Progress) -> Batch:
@@ -118,7 +128,9 @@ class Conditioning:
     if not self.drop_given:
       return batch
     if batch.given is None:
-      raise ValueError(f"objective.drop_given={self.drop_given} hides given tokens, and these rows have none; leave it unset")
+      raise ValueError(
+        f"objective.drop_given={self.drop_given} hides given tokens, and these rows have none; leave it unset"
+      )
     coins = row_coins(jax.random.fold_in(key, 5), batch.ids.shape[0], progress, self.drop_given)
     return dataclasses.replace(batch, hidden=batch.given & coins[:, None])
 

@@ -17,14 +17,36 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.objective.bound import Chunks, Rows, check_posterior, noised, summed_loss, weighted_ends
+from diffusion_text.objective.bound import (
+  Chunks,
+  Rows,
+  check_posterior,
+  noised,
+  summed_loss,
+  weighted_ends,
+)
 from diffusion_text.process.gaussian import Gaussian
 from diffusion_text.process.masked import cross_entropy
-from diffusion_text.schedules import TINY
+from diffusion_text.schedules.discrete import TINY
 from diffusion_text.timing import PerBlock
-from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, Time, Timing
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Key,
+  Loss,
+  Params,
+  Predict,
+  Process,
+  Progress,
+  Time,
+  Timing,
+)
 
-WEIGHTINGS = {"uniform": jnp.ones_like, "inverse_time": lambda t: 1 / jnp.maximum(t, TINY), "linear": lambda t: 1 - t}
+WEIGHTINGS = {
+  "uniform": jnp.ones_like,
+  "inverse_time": lambda t: 1 / jnp.maximum(t, TINY),
+  "linear": lambda t: 1 - t,
+}
 
 
 def smoothed_cross_entropy(logits: Array, ids: Array, smoothing: float) -> Array:
@@ -32,7 +54,9 @@ def smoothed_cross_entropy(logits: Array, ids: Array, smoothing: float) -> Array
   cost = cross_entropy(logits, ids)
   if not smoothing:
     return cost
-  return (1 - smoothing) * cost + smoothing * (jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1))
+  return (1 - smoothing) * cost + smoothing * (
+    jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +83,9 @@ class CrossEntropy:
     if not isinstance(self.process, Gaussian):
       check_posterior(self.process, "objective.name='cross_entropy'")
     if self.weighting not in WEIGHTINGS:
-      raise ValueError(f"objective weighting={self.weighting!r} is unknown; use one of {sorted(WEIGHTINGS)}")
+      raise ValueError(
+        f"objective weighting={self.weighting!r} is unknown; use one of {sorted(WEIGHTINGS)}"
+      )
     blocks = isinstance(self.timing, PerBlock) and self.timing.block_size > 1
     if self.timing.clipped and not blocks and self.weighting != "inverse_time":
       raise ValueError(
@@ -67,11 +93,17 @@ class CrossEntropy:
         " is 1 there, or timing.name='shared'"
       )
     if not self.max_weight > 0:
-      raise ValueError(f"objective max_weight={self.max_weight} must be positive; inf does not clip")
+      raise ValueError(
+        f"objective max_weight={self.max_weight} must be positive; inf does not clip"
+      )
     if not 0 <= self.label_smoothing < 1:
-      raise ValueError(f"objective label_smoothing={self.label_smoothing} must be in [0, 1); 0.1 is usual, 0 is none")
+      raise ValueError(
+        f"objective label_smoothing={self.label_smoothing} must be in [0, 1); 0.1 is usual, 0 is none"
+      )
     if not self.focusing >= 0:
-      raise ValueError(f"objective focusing={self.focusing} must be at least 0; 1 and 2 are usual, 0 is plain cross-entropy")
+      raise ValueError(
+        f"objective focusing={self.focusing} must be at least 0; 1 and 2 are usual, 0 is plain cross-entropy"
+      )
 
   def weight(self, t: Time) -> Array:
     return jnp.minimum(WEIGHTINGS[self.weighting](t), self.max_weight)
@@ -83,7 +115,9 @@ class CrossEntropy:
       cost = (-jnp.expm1(-jnp.maximum(cross_entropy(logits, ids), TINY))) ** self.focusing * cost
     return cost
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
 
     def weighted(rows: Rows, logits: Array, rate: Array) -> Array:

@@ -35,10 +35,24 @@ from diffusion_text.objective.bound import (
   summed_loss,
 )
 from diffusion_text.process.uniform import Uniform
-from diffusion_text.schedules import Level, on_grid
-from diffusion_text.types import Array, Batch, Inputs, Key, Loss, Params, Predict, Process, Progress, Timing
+from diffusion_text.schedules.discrete import Level, on_grid
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Inputs,
+  Key,
+  Loss,
+  Params,
+  Predict,
+  Process,
+  Progress,
+  Timing,
+)
 
-STEP, TOP = 1 / 256, 12.0  # of the table over nu; beyond its top less than 1e-11 of the tokens are noise, whatever V
+STEP, TOP = (
+  1 / 256,
+  12.0,
+)  # of the table over nu; beyond its top less than 1e-11 of the tokens are noise, whatever V
 
 
 @functools.lru_cache(maxsize=8)
@@ -49,9 +63,13 @@ def level_table(vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   summed, so neither end cancels.
   """
   peak = np.arange(-9, 10, STEP)
-  erfc = np.vectorize(lambda x: math.erfc(x / math.sqrt(2)) / 2, otypes=[float])  # the upper tail of a standard normal
+  erfc = np.vectorize(
+    lambda x: math.erfc(x / math.sqrt(2)) / 2, otypes=[float]
+  )  # the upper tail of a standard normal
   log_cdf = np.where(peak > 0, np.log1p(-erfc(np.maximum(peak, 0))), np.log(erfc(-peak)))
-  log_density = math.log(vocab_size - 1) - peak**2 / 2 - math.log(2 * math.pi) / 2 + (vocab_size - 2) * log_cdf
+  log_density = (
+    math.log(vocab_size - 1) - peak**2 / 2 - math.log(2 * math.pi) / 2 + (vocab_size - 2) * log_cdf
+  )
   density = STEP * np.exp(log_density)
   nu = np.arange(0, TOP + STEP / 2, STEP)
   ahead = np.concatenate([peak[0] - nu[:0:-1], peak])  # m - nu, for every pair of the two grids
@@ -64,7 +82,9 @@ def level_table(vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def signal(vocab_size: int, level: Level) -> Array:
   """nu of the Gaussian whose argmax is clean with this alpha, float32 of any shape; 0 at alpha = 0 and at most TOP."""
   nu, alpha, clarity = (jnp.asarray(column, jnp.float32) for column in level_table(vocab_size))
-  near_clean = jnp.interp(-jnp.log(jnp.maximum(level.noise, jnp.finfo(jnp.float32).tiny)), clarity, nu)
+  near_clean = jnp.interp(
+    -jnp.log(jnp.maximum(level.noise, jnp.finfo(jnp.float32).tiny)), clarity, nu
+  )
   return jnp.where(level.noise < 0.5, near_clean, jnp.interp(level.alpha, alpha, nu))
 
 
@@ -84,8 +104,12 @@ def distinct_ids(key: Key, first: Array, vocab_size: int, count: int) -> Array:
   chosen = first[..., None].astype(jnp.int32)
   for j in range(1, count):
     rank = jax.random.randint(jax.random.fold_in(key, j), first.shape, 0, vocab_size - j)
-    below = jnp.sort(chosen, axis=-1) - jnp.arange(j) <= rank[..., None]  # chosen ids before the rank-th that is free
-    chosen = jnp.concatenate([chosen, (rank + jnp.sum(below, axis=-1))[..., None].astype(jnp.int32)], axis=-1)
+    below = (
+      jnp.sort(chosen, axis=-1) - jnp.arange(j) <= rank[..., None]
+    )  # chosen ids before the rank-th that is free
+    chosen = jnp.concatenate(
+      [chosen, (rank + jnp.sum(below, axis=-1))[..., None].astype(jnp.int32)], axis=-1
+    )
   return chosen
 
 
@@ -121,15 +145,21 @@ class GaussianCurriculum:
         f"objective 'gaussian_curriculum' is of uniform noise, not of {type(self.process).__name__}; use process.name='uniform'"
       )
     if self.timing.shifted:
-      raise ValueError(f"objective 'gaussian_curriculum' has nothing to soften under {self.timing}: it reads clean tokens only")
+      raise ValueError(
+        f"objective 'gaussian_curriculum' has nothing to soften under {self.timing}: it reads clean tokens only"
+      )
     if not 0 < self.curriculum <= 1:
-      raise ValueError(f"objective.curriculum={self.curriculum} must be in (0, 1], a share of train.steps; 0.5 is usual")
+      raise ValueError(
+        f"objective.curriculum={self.curriculum} must be in (0, 1], a share of train.steps; 0.5 is usual"
+      )
     if not (self.temperature > 0 and self.final_temperature > 0):
       raise ValueError(
         f"objective temperature={self.temperature} and final_temperature={self.final_temperature} must be positive; 1e-3 is usual"
       )
     if not 0 <= self.low < self.high <= 1:
-      raise ValueError(f"objective needs 0 <= low < high <= 1, got low={self.low} and high={self.high}")
+      raise ValueError(
+        f"objective needs 0 <= low < high <= 1, got low={self.low} and high={self.high}"
+      )
     if not 2 <= self.candidates <= V:
       raise ValueError(
         f"objective.candidates={self.candidates} must lie in [2, vocab_size={V}]; 8 is enough at temperature 1e-3"
@@ -141,13 +171,17 @@ class GaussianCurriculum:
     key_clean, key_others, key_ids = jax.random.split(key, 3)
     nu = jnp.broadcast_to(signal(V, level), ids.shape)
     own = nu + jax.random.normal(key_clean, ids.shape)
-    z = jnp.concatenate([own[..., None], largest_normals(key_others, ids.shape, V - 1, M - 1)], axis=-1)
+    z = jnp.concatenate(
+      [own[..., None], largest_normals(key_others, ids.shape, V - 1, M - 1)], axis=-1
+    )
     tokens = distinct_ids(key_ids, ids, V, M)
     state = jnp.take_along_axis(tokens, jnp.argmax(z, axis=-1)[..., None], axis=-1)[..., 0]
     unit = z / jnp.sqrt(1 + nu**2)[..., None]
     return state, Inputs(tokens, weights=jax.nn.softmax(unit / temperature, axis=-1))
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     done = jnp.asarray(progress.step, jnp.float32) / (self.curriculum * self.train_steps)
     soft = done < 1
     times = drawn_times(self.process, self.timing, key, batch, progress)
@@ -160,7 +194,9 @@ class GaussianCurriculum:
     key_noise = noise_key(key, progress)
     hard = corrupted(self.process, params, key_noise, batch, t)
     level = self.process.schedule(on_grid(t, self.process.grid))
-    temperature = self.temperature * (self.final_temperature / self.temperature) ** jnp.minimum(done, 1.0)
+    temperature = self.temperature * (self.final_temperature / self.temperature) ** jnp.minimum(
+      done, 1.0
+    )
     state, inputs = self.soften(jax.random.fold_in(key_noise, 1), batch.ids, level, temperature)
     softened = jnp.broadcast_to(soft & (t > 0), batch.ids.shape)
     state = jnp.where(softened, state, hard)
@@ -169,6 +205,10 @@ class GaussianCurriculum:
 
     prediction = read(self.process, params, key, batch.ids, state, inputs, times, predict)
     rates = lambda rows, logits, rate: rate
-    loss = summed_loss(Noised(state, times, prediction), self.process, params, batch, self.chunks, rates)
+    loss = summed_loss(
+      Noised(state, times, prediction), self.process, params, batch, self.chunks, rates
+    )
     others = {name: value for name, value in loss.sums.items() if name != "bound"}
-    return loss._replace(sums={**others, "surrogate": loss.sums["bound"]})  # uniform noise has exact ends: no other terms
+    return loss._replace(
+      sums={**others, "surrogate": loss.sums["bound"]}
+    )  # uniform noise has exact ends: no other terms

@@ -53,7 +53,7 @@ from diffusion_text.objective.bound import (
 from diffusion_text.objective.cross_entropy import smoothed_cross_entropy
 from diffusion_text.process.gaussian import Gaussian, by_position
 from diffusion_text.process.masked import cross_entropy
-from diffusion_text.schedules import TINY
+from diffusion_text.schedules.discrete import TINY
 from diffusion_text.types import (
   Array,
   Batch,
@@ -69,7 +69,11 @@ from diffusion_text.types import (
   Timing,
 )
 
-WEIGHTINGS = {"uniform": jnp.ones_like, "snr": jnp.exp, "v": lambda log_snr: 1 + jnp.exp(log_snr)}  # of the log-SNR
+WEIGHTINGS = {
+  "uniform": jnp.ones_like,
+  "snr": jnp.exp,
+  "v": lambda log_snr: 1 + jnp.exp(log_snr),
+}  # of the log-SNR
 READOUTS = ("posterior", "inner")
 
 
@@ -99,23 +103,33 @@ class EmbeddingLosses:
         f"objective 'mse_rounding' is of vectors, which {type(self.process).__name__} has none of; use process.name='embedding'"
       )
     if self.weighting not in WEIGHTINGS:
-      raise ValueError(f"objective.weighting={self.weighting!r} is unknown to 'mse_rounding'; use one of {sorted(WEIGHTINGS)}")
+      raise ValueError(
+        f"objective.weighting={self.weighting!r} is unknown to 'mse_rounding'; use one of {sorted(WEIGHTINGS)}"
+      )
     if self.readout not in READOUTS:
       raise ValueError(f"objective.readout={self.readout!r} is unknown; use one of {READOUTS}")
     if not self.max_weight > 0:
-      raise ValueError(f"objective.max_weight={self.max_weight} must be positive; 5 is usual for 'snr', inf does not clip")
+      raise ValueError(
+        f"objective.max_weight={self.max_weight} must be positive; 5 is usual for 'snr', inf does not clip"
+      )
     if not (self.rounding_weight >= 0 and self.anchor_weight >= 0):
       raise ValueError(
         f"objective.rounding_weight={self.rounding_weight} and anchor_weight={self.anchor_weight} must be at least 0; 1 is usual"
       )
     if not 0 <= self.label_smoothing < 1:
-      raise ValueError(f"objective.label_smoothing={self.label_smoothing} must be in [0, 1); 0.1 is usual, 0 is none")
+      raise ValueError(
+        f"objective.label_smoothing={self.label_smoothing} must be in [0, 1); 0.1 is usual, 0 is none"
+      )
 
   def weight(self, params: Params, t: Time) -> Array:
     """w(t) of the mse."""
-    return jnp.minimum(WEIGHTINGS[self.weighting](self.process.path(params).log_snr(t)), self.max_weight)
+    return jnp.minimum(
+      WEIGHTINGS[self.weighting](self.process.path(params).log_snr(t)), self.max_weight
+    )
 
-  def anchor(self, params: Params, ids: Array, state: State, t: Time, logits: Array, smoothing: float = 0.0) -> Array:
+  def anchor(
+    self, params: Params, ids: Array, state: State, t: Time, logits: Array, smoothing: float = 0.0
+  ) -> Array:
     """-log p of the true token in nats, [N], p read out of the network's answer."""
     logits = self.process.posterior(params, state, t, logits)
     if self.readout == "inner":
@@ -126,7 +140,9 @@ class EmbeddingLosses:
   def rounding(self, params: Params, key: Key, ids: Array) -> Array:
     """One draw of -log p of the true token in nats, [B, L], p read out of z_0+ by inner products."""
     state = self.process.corrupt(params, key, ids, jnp.full(ids.shape, TINY))
-    return by_position(lambda state, ids: cross_entropy(self.process.products(params, state)[0], ids), state, ids)
+    return by_position(
+      lambda state, ids: cross_entropy(self.process.products(params, state)[0], ids), state, ids
+    )
 
   def next_times(self, params: Params, batch: Batch, noise: Noised) -> Array:
     """Σ weight · (predicted time - label)² over the noisy tokens, of a timing that predicts them."""
@@ -135,7 +151,9 @@ class EmbeddingLosses:
     def one(rows: Rows):
       token = rows.state, rows.t, noise.prediction.unembed(rows.features)
       mse = process.squared_error(params, rows.ids, *token) / process.size
-      return process.predicted(params, *token), mse + self.anchor_weight * self.anchor(params, rows.ids, *token)
+      return process.predicted(params, *token), mse + self.anchor_weight * self.anchor(
+        params, rows.ids, *token
+      )
 
     count, rows = scored_rows(noise, process, params, batch)
     flat = map_rows(one, count, rows, chunk=self.chunks.size, shards=self.chunks.shards)
@@ -143,10 +161,16 @@ class EmbeddingLosses:
     noisy = count.reshape(batch.ids.shape)
     guess = jnp.where(noisy[..., None], mean, process.encode(params, batch.ids))
     # Held constant before the timing reads them: the backward pass would go through the vocabulary for nothing.
-    inputs, cost = jax.lax.stop_gradient((process.inputs(params, guess, jnp.zeros(batch.ids.shape)), cost))
-    return jnp.sum(scored_weights(batch) * self.timing.fit(inputs, noise.times.clock, cost, noisy, batch.segment))
+    inputs, cost = jax.lax.stop_gradient(
+      (process.inputs(params, guess, jnp.zeros(batch.ids.shape)), cost)
+    )
+    return jnp.sum(
+      scored_weights(batch) * self.timing.fit(inputs, noise.times.clock, cost, noisy, batch.segment)
+    )
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     return self.losses(params, noise_key(key, progress), batch, noise)
 
@@ -157,13 +181,23 @@ class EmbeddingLosses:
     def score(rows: Rows):
       logits = noise.prediction.unembed(rows.features)
       token = rows.state, rows.t, logits
-      mse = self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
+      mse = (
+        self.weight(params, rows.t) * process.squared_error(params, rows.ids, *token) / process.size
+      )
       anchor = self.anchor(params, rows.ids, *token, self.label_smoothing)
       rate = rows.speed * process.rate(params, rows.ids, *token)
-      fit = process.fit_times(params, rows.t, rate) + fit_level(mse + self.anchor_weight * anchor, rows.expected)
-      weight = rows.weight * rows.speed  # tokens whose time stands still, which no sampler asks for, cost nothing
+      fit = process.fit_times(params, rows.t, rate) + fit_level(
+        mse + self.anchor_weight * anchor, rows.expected
+      )
+      weight = (
+        rows.weight * rows.speed
+      )  # tokens whose time stands still, which no sampler asks for, cost nothing
       mse, anchor, bound = weight * mse, weight * anchor, rows.weight * rate
-      return mse + self.anchor_weight * anchor + rows.weight * fit, {"mse": mse, "anchor": anchor, "bound": bound}
+      return mse + self.anchor_weight * anchor + rows.weight * fit, {
+        "mse": mse,
+        "anchor": anchor,
+        "bound": bound,
+      }
 
     count, rows = scored_rows(noise, process, params, batch)
     total, sums = sum_rows(score, count, rows, chunk=self.chunks.size, shards=self.chunks.shards)
@@ -171,7 +205,11 @@ class EmbeddingLosses:
     prior = jnp.sum(weights * process.prior_cost(params, batch.ids))
     key_start = jax.random.fold_in(key, 2)
     reconstruction = jnp.sum(weights * process.reconstruction(params, key_start, batch.ids))
-    rounding = reconstruction if self.readout == "posterior" else jnp.sum(weights * self.rounding(params, key_start, batch.ids))
+    rounding = (
+      reconstruction
+      if self.readout == "posterior"
+      else jnp.sum(weights * self.rounding(params, key_start, batch.ids))
+    )
     ends = prior + reconstruction
     sums = {**sums, "rounding": rounding, "prior": prior, "bound": sums["bound"] + ends}
     total = total + self.rounding_weight * rounding + prior

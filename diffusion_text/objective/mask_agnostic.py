@@ -20,14 +20,35 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.kernels.cross_entropy import sum_rows
-from diffusion_text.objective.bound import fit_times, noise_key, noised, scored_rows, scored_weights, with_auxiliary
+from diffusion_text.objective.bound import (
+  fit_times,
+  noise_key,
+  noised,
+  scored_rows,
+  scored_weights,
+  with_auxiliary,
+)
 from diffusion_text.objective.cross_entropy import CrossEntropy
-from diffusion_text.types import Array, Batch, Inputs, Key, Layout, Loss, Params, Predict, Prediction, Progress, Times
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Inputs,
+  Key,
+  Layout,
+  Loss,
+  Params,
+  Predict,
+  Prediction,
+  Progress,
+  Times,
+)
 
 
 def total_variation(logits: Array, others: Array) -> Array:
   """1/2 Σ |softmax(logits) - softmax(others)| in [0, 1]: [..., V], [..., V] -> [...]."""
-  return jnp.sum(jnp.abs(jax.nn.softmax(logits, axis=-1) - jax.nn.softmax(others, axis=-1)), axis=-1) / 2
+  return (
+    jnp.sum(jnp.abs(jax.nn.softmax(logits, axis=-1) - jax.nn.softmax(others, axis=-1)), axis=-1) / 2
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +79,9 @@ class MaskAgnostic(CrossEntropy):
         f"objective needs agreement >= 0 and appended >= 1, got agreement={self.agreement} and appended={self.appended}"
       )
 
-  def read_longer(self, params: Params, key: Key, batch: Batch, inputs: Inputs, times: Times, predict: Predict) -> Prediction:
+  def read_longer(
+    self, params: Params, key: Key, batch: Batch, inputs: Inputs, times: Times, predict: Predict
+  ) -> Prediction:
     """The prediction for the row's own tokens, [B, L, …], with masks after them."""
     B, L = batch.ids.shape
     counts = jnp.ones((B, L), bool) if batch.weights is None else batch.weights > 0
@@ -74,10 +97,14 @@ class MaskAgnostic(CrossEntropy):
     position = jnp.concatenate([jnp.broadcast_to(jnp.arange(L), (B, L)), end + 1 + place], axis=1)
     told = times.t if times.told is None else times.told
     t = jnp.concatenate([jnp.broadcast_to(told, (B, L)), ones], axis=1)
-    prediction = predict(Inputs(ids, position), t, Layout(segment=jnp.concatenate([segment, masks], axis=1)))
+    prediction = predict(
+      Inputs(ids, position), t, Layout(segment=jnp.concatenate([segment, masks], axis=1))
+    )
     return prediction._replace(features=prediction.features[:, :L])
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     """Raises ValueError, when traced, for a timing whose rows are not one bidirectional block."""
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     if noise.times.shifted or noise.times.layout.block is not None:
@@ -91,7 +118,9 @@ class MaskAgnostic(CrossEntropy):
     def score(both):
       features, rows = both
       logits = noise.prediction.unembed(rows.features)
-      cost = self.cost(logits, rows.ids) + self.agreement * total_variation(logits, longer.unembed(features))
+      cost = self.cost(logits, rows.ids) + self.agreement * total_variation(
+        logits, longer.unembed(features)
+      )
       rate = rows.speed * self.process.rate(params, rows.ids, rows.state, rows.t, logits)
       fit = fit_times(self.process, params, rows, rate)
       return rows.weight * (rows.speed * self.weight(rows.t) * cost + fit), rows.weight * rate
@@ -99,4 +128,6 @@ class MaskAgnostic(CrossEntropy):
     count, rows = scored_rows(noise, self.process, params, batch)
     both = longer.features.reshape(rows.features.shape), rows
     total, bound = sum_rows(score, count, both, chunk=self.chunks.size, shards=self.chunks.shards)
-    return with_auxiliary(Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound}), noise.prediction)
+    return with_auxiliary(
+      Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound}), noise.prediction
+    )

@@ -30,8 +30,21 @@ from diffusion_text.objective.bound import (
   weighted_rates,
   with_auxiliary,
 )
-from diffusion_text.schedules import TINY
-from diffusion_text.types import Array, Batch, Key, LearnedNoise, Loss, Params, Predict, Process, Progress, State, Time, Timing
+from diffusion_text.schedules.discrete import TINY
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Key,
+  LearnedNoise,
+  Loss,
+  Params,
+  Predict,
+  Process,
+  Progress,
+  State,
+  Time,
+  Timing,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +76,31 @@ class ScoreFunction:
     log_q = self.process.log_corruption(params, ids, state, jnp.where(t > 0, t, 0.5))
     return jnp.sum(jnp.where(t > 0, log_q, 0.0), axis=1)
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     times = drawn_times(self.process, self.timing, key, batch, progress)
 
     def draw(number):
       key_corrupt = jax.random.fold_in(noise_key(key, progress), number)
       state = corrupted(self.process, params, key_corrupt, batch, times.t)
       inputs = self.process.inputs(params, state, times.t)
-      noise = Noised(state, times, read(self.process, params, key, batch.ids, state, inputs, times, predict))
+      noise = Noised(
+        state, times, read(self.process, params, key, batch.ids, state, inputs, times, predict)
+      )
       rates = weighted_rates(noise, self.process, params, batch, self.chunks)
       rates = rates + fit_pace(rates, jnp.log(jnp.maximum(times.speed, TINY)))
-      return jnp.sum(rates, axis=1), self.log_corruption(params, batch.ids, state, times.t), noise.prediction
+      return (
+        jnp.sum(rates, axis=1),
+        self.log_corruption(params, batch.ids, state, times.t),
+        noise.prediction,
+      )
 
     (loss1, log_q1, prediction), (loss2, log_q2, _) = draw(0), draw(1)
     bound = jnp.sum(loss1 + loss2) / 2
     score = jnp.sum(jax.lax.stop_gradient(loss1 - loss2) * (log_q1 - log_q2)) / 2
     ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
     total = bound + ends + score - jax.lax.stop_gradient(score)
-    return with_auxiliary(Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound + ends}), prediction)
+    return with_auxiliary(
+      Loss(total, jnp.sum(scored_weights(batch)), {"bound": bound + ends}), prediction
+    )

@@ -22,7 +22,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_categorical
+from diffusion_text.core.prng import draw_categorical
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.objective.bound import Noised, noise_key, noised, scored_rows, scored_weights
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
@@ -45,7 +45,9 @@ def bleu(ids: Array, target: Array, counts: Array, segment: Array) -> Array:
   """
   length, total_log = len(ids), 0.0
   number = lambda keys: jnp.searchsorted(jnp.sort(keys), keys)  # equal for equals, below 2 L
-  later = lambda x, fill: jnp.concatenate([x[:, 1:], jnp.full((2, 1), fill)], axis=1)  # what begins one token later
+  later = lambda x, fill: jnp.concatenate(
+    [x[:, 1:], jnp.full((2, 1), fill)], axis=1
+  )  # what begins one token later
   here, there = jnp.stack([counts, counts]), jnp.stack([segment, segment])
   token = gram = number(jnp.concatenate([ids, target])).reshape(2, length)
   run = here
@@ -55,7 +57,9 @@ def bleu(ids: Array, target: Array, counts: Array, segment: Array) -> Array:
       gram = number((token * 2 * length + later(gram, 0)).reshape(-1)).reshape(2, length)
     seen, wanted = (jnp.zeros(2 * length, jnp.int32).at[gram[i]].add(run[i]) for i in (0, 1))
     smooth = 1.0 if n > 1 else 0.0
-    total_log += jnp.log((jnp.sum(jnp.minimum(seen, wanted)) + smooth) / jnp.maximum(jnp.sum(seen) + smooth, 1))
+    total_log += jnp.log(
+      (jnp.sum(jnp.minimum(seen, wanted)) + smooth) / jnp.maximum(jnp.sum(seen) + smooth, 1)
+    )
   return jnp.exp(total_log / ORDER)
 
 
@@ -79,15 +83,21 @@ class ReinforcedConditioning(EmbeddingLosses):
   def __post_init__(self):
     super().__post_init__()
     if self.reward not in REWARDS:
-      raise ValueError(f"objective.reward={self.reward!r} is unknown; use one of {', '.join(REWARDS)}")
+      raise ValueError(
+        f"objective.reward={self.reward!r} is unknown; use one of {', '.join(REWARDS)}"
+      )
     if not self.reward_weight > 0:
       raise ValueError(
         f"objective.reward_weight={self.reward_weight} must be positive; use objective.name='mse_rounding' without a reward"
       )
     if not 0 < self.advantage_clip <= 1:
-      raise ValueError(f"objective.advantage_clip={self.advantage_clip} must be in (0, 1]; rewards differ by 1 at most")
+      raise ValueError(
+        f"objective.advantage_clip={self.advantage_clip} must be in (0, 1]; rewards differ by 1 at most"
+      )
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
     if noise.prediction.before is None:
       raise ValueError(
@@ -100,7 +110,9 @@ class ReinforcedConditioning(EmbeddingLosses):
     total = loss.total + surrogate - jax.lax.stop_gradient(surrogate)
     return loss._replace(total=total, sums={**loss.sums, **sums})
 
-  def rewards(self, params: Params, key: Key, batch: Batch, noise: Noised) -> tuple[Array, dict[str, Array]]:
+  def rewards(
+    self, params: Params, key: Key, batch: Batch, noise: Noised
+  ) -> tuple[Array, dict[str, Array]]:
     """(the sum whose gradient is the policy's, what is reported): of all rows of a batch that was read twice."""
     first, told = noise.prediction.before
     key_first, key_second = jax.random.split(key)
@@ -116,18 +128,26 @@ class ReinforcedConditioning(EmbeddingLosses):
     sums = {"reward": jnp.sum(count * after), "reward_before": jnp.sum(count * before)}
     return -self.reward_weight * jnp.sum(advantage[:, None] * weights * log_p), sums
 
-  def _drawn(self, params: Params, key: Key, batch: Batch, noise: Noised, told: Array) -> tuple[Array, Array]:
+  def _drawn(
+    self, params: Params, key: Key, batch: Batch, noise: Noised, told: Array
+  ) -> tuple[Array, Array]:
     """(ids [B, L], their log p [B, L] in nats): a draw of each scored token of the rows that are told; the others are the text's, at 0."""
 
     def one(both):
       rows, key_data = both
-      logits = self.process.posterior(params, rows.state, rows.t, noise.prediction.unembed(rows.features))
+      logits = self.process.posterior(
+        params, rows.state, rows.t, noise.prediction.unembed(rows.features)
+      )
       ids = draw_categorical(jax.random.wrap_key_data(key_data), logits)
-      return ids, jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), ids[:, None], axis=-1)[:, 0]
+      return ids, jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), ids[:, None], axis=-1)[
+        :, 0
+      ]
 
     count, rows = scored_rows(noise, self.process, params, batch)
     count = count & jnp.repeat(told, batch.ids.shape[1])
     keys = jax.random.key_data(jax.random.split(key, count.shape[0]))
-    ids, log_p = map_rows(one, count, (rows, keys), chunk=self.chunks.size, shards=self.chunks.shards)
+    ids, log_p = map_rows(
+      one, count, (rows, keys), chunk=self.chunks.size, shards=self.chunks.shards
+    )
     shape = batch.ids.shape
     return jnp.where(count.reshape(shape), ids.reshape(shape), batch.ids), log_p.reshape(shape)

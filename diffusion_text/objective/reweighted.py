@@ -14,7 +14,19 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 
 from diffusion_text.objective.bound import Chunks, noised, summed_loss
-from diffusion_text.types import Array, Batch, Key, Loss, Params, Predict, Process, Progress, State, Time, Timing
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Key,
+  Loss,
+  Params,
+  Predict,
+  Process,
+  Progress,
+  State,
+  Time,
+  Timing,
+)
 
 
 @runtime_checkable
@@ -47,7 +59,10 @@ class Reweighted:
         f"objective 'reweighted' needs a process with divergence and dynamic_weight, not {type(self.process).__name__};"
         " use process.name='mixed', or objective.name='cross_entropy' with a weighting"
       )
-    if getattr(self.process, "mixing", "gidd") != "gidd" or getattr(self.process, "grid", None) is not None:
+    if (
+      getattr(self.process, "mixing", "gidd") != "gidd"
+      or getattr(self.process, "grid", None) is not None
+    ):
       raise ValueError(
         f"objective 'reweighted' is of process.mixing='gidd' in continuous time, not of {self.process}; use objective.name='bound'"
       )
@@ -57,7 +72,9 @@ class Reweighted:
         f" max_weight={self.max_weight}"
       )
 
-  def __call__(self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict) -> Loss:
+  def __call__(
+    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
+  ) -> Loss:
     noise = noised(self.process, self.timing, params, key, batch, progress, predict)
 
     def loss(rows, logits, rate):

@@ -34,7 +34,9 @@ class Tabled(Gaussian):
     if self.norm not in NORMS:
       raise ValueError(f"process.norm={self.norm!r} is unknown; use one of {', '.join(NORMS)}")
     if self.norm == "layernorm" and self.width < 3:
-      raise ValueError(f"process.width={self.width} leaves norm='layernorm' less than two directions; use 16 or more")
+      raise ValueError(
+        f"process.width={self.width} leaves norm='layernorm' less than two directions; use 16 or more"
+      )
 
   def init_codec(self, key: Key) -> Params:
     """{"embedding": float32 [V, E]}, standard normal; rows are scaled when they are read."""
@@ -88,7 +90,9 @@ class Embedding(Tabled):
 
   def estimate(self, params: Params, state: State, t: Time, logits: Array) -> Array:
     """x̂ [..., E], scaled as clean vectors are read: to unit variance."""
-    return self.predicted(params, state, t, logits) * (math.sqrt(self.width) if self.norm == "unit" else 1.0)
+    return self.predicted(params, state, t, logits) * (
+      math.sqrt(self.width) if self.norm == "unit" else 1.0
+    )
 
   def inputs(self, params: Params, state: State, t: Time) -> Inputs:
     alpha, sigma, _ = self.gain(params, t)

@@ -37,9 +37,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_categorical, fold
-from diffusion_text.paths import PATHS, Learned, Noisier
-from diffusion_text.schedules import Gain, LogSNR
+from diffusion_text.core.prng import draw_categorical, fold
+from diffusion_text.schedules.gaussian import PATHS, Gain, Learned, LogSNR, Noisier
 from diffusion_text.types import Array, Denoise, Inputs, Key, Params, Process, State, Time
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -88,11 +87,17 @@ class Gaussian:
 
   def __post_init__(self):
     if self.vocab_size < 2:
-      raise ValueError(f"vocab_size={self.vocab_size} must be at least 2; take it from the tokenizer")
+      raise ValueError(
+        f"vocab_size={self.vocab_size} must be at least 2; take it from the tokenizer"
+      )
     if not isinstance(self.schedule, LogSNR):
-      raise ValueError(f"{type(self).__name__} needs a path, not {self.schedule}; use one of {', '.join(sorted(PATHS))}")
+      raise ValueError(
+        f"{type(self).__name__} needs a path, not {self.schedule}; use one of {', '.join(sorted(PATHS))}"
+      )
     if self.prediction not in PREDICTIONS:
-      raise ValueError(f"process.prediction={self.prediction!r} is unknown to Gaussian processes; use one of {PREDICTIONS}")
+      raise ValueError(
+        f"process.prediction={self.prediction!r} is unknown to Gaussian processes; use one of {PREDICTIONS}"
+      )
     if self.projection not in self.projections:
       raise ValueError(
         f"process.projection={self.projection!r} is unknown to {type(self).__name__}; use one of {', '.join(self.projections)}"
@@ -101,9 +106,13 @@ class Gaussian:
 
   def _check_step(self):
     if self.rho is not None and not 0 <= self.rho <= 1:
-      raise ValueError(f"process.rho={self.rho} must be in [0, 1]; 0 is DDIM, 1 noise anew, None the DDPM posterior")
+      raise ValueError(
+        f"process.rho={self.rho} must be in [0, 1]; 0 is DDIM, 1 noise anew, None the DDPM posterior"
+      )
     if not 0 <= self.eta <= 1 or (self.rho is not None and self.eta != 1):
-      raise ValueError(f"process.eta={self.eta} must be in [0, 1], and 1 where process.rho={self.rho} is set; they both set ρ")
+      raise ValueError(
+        f"process.eta={self.eta} must be in [0, 1], and 1 where process.rho={self.rho} is set; they both set ρ"
+      )
     if self.fixed_large and (self.rho, self.eta) != (None, 1.0):
       raise ValueError(
         f"process.fixed_large is of the DDPM posterior, not of rho={self.rho}, eta={self.eta}; leave these at None and 1"
@@ -118,9 +127,13 @@ class Gaussian:
         f" projection={self.projection!r}; use 'expectation'"
       )
     if not self.noise_factor >= 1:
-      raise ValueError(f"process.noise_factor={self.noise_factor} must be at least 1; Difformer uses 4, 1 is none")
+      raise ValueError(
+        f"process.noise_factor={self.noise_factor} must be at least 1; Difformer uses 4, 1 is none"
+      )
     if not self.noise_growth >= 0:
-      raise ValueError(f"process.noise_growth={self.noise_growth} must be at least 0, which lets the factor stay what it is")
+      raise ValueError(
+        f"process.noise_growth={self.noise_growth} must be at least 0, which lets the factor stay what it is"
+      )
     if self.noise_growth and isinstance(self.schedule, Learned):
       raise ValueError(
         f"process.noise_growth={self.noise_growth} makes what a stretch of log-SNR costs depend on when it is crossed, which"
@@ -206,16 +219,28 @@ class Gaussian:
   def init(self, key: Key) -> Params:
     """What the codec learns, and {"schedule": …} where the path is learned."""
     learned = self.init_codec(key)
-    return {**learned, "schedule": self.schedule.init()} if isinstance(self.schedule, Learned) else learned
+    return (
+      {**learned, "schedule": self.schedule.init()}
+      if isinstance(self.schedule, Learned)
+      else learned
+    )
 
   def walk(self, params: Params) -> LogSNR:
     """The path of steps. A learned one is bound to its parameters, and no gradient reaches them through it."""
-    return self.schedule.bind(params["schedule"]) if isinstance(self.schedule, Learned) else self.schedule
+    return (
+      self.schedule.bind(params["schedule"])
+      if isinstance(self.schedule, Learned)
+      else self.schedule
+    )
 
   def path(self, params: Params) -> LogSNR:
     """The path of `corrupt`, and so of training and of the bound: `walk` at SNR / (noise_factor + noise_growth · t)²."""
     walk = self.walk(params)
-    return Noisier(base=walk, factor=self.noise_factor, growth=self.noise_growth) if self.noisier else walk
+    return (
+      Noisier(base=walk, factor=self.noise_factor, growth=self.noise_growth)
+      if self.noisier
+      else walk
+    )
 
   def fit_times(self, params: Params, t: Time, rate: Array) -> Array:
     """Zeros [...] whose gradient fits a learned path to where the bound is paid (`paths.Learned.fit`): add them to any loss of t [...]."""
@@ -235,11 +260,15 @@ class Gaussian:
 
   def prior(self, params: Params, key: Key, shape: tuple[int, ...]) -> State:
     alpha, sigma, _ = self.walk(params)(jnp.float32(1))
-    return alpha * self.centre(params) + self.noise_scale * sigma * jax.random.normal(key, (*shape, self.size))
+    return alpha * self.centre(params) + self.noise_scale * sigma * jax.random.normal(
+      key, (*shape, self.size)
+    )
 
   def corrupt(self, params: Params, key: Key, ids: Array, t: Time) -> State:
     x = self.encode(params, ids)
-    return self._noised(self.path(params), x, jnp.broadcast_to(t, ids.shape), jax.random.normal(key, x.shape))
+    return self._noised(
+      self.path(params), x, jnp.broadcast_to(t, ids.shape), jax.random.normal(key, x.shape)
+    )
 
   def inputs(self, params: Params, state: State, t: Time) -> Inputs:
     raise NotImplementedError
@@ -247,7 +276,9 @@ class Gaussian:
   def scored(self, params: Params, state: State, t: Time) -> Array:
     return jnp.broadcast_to(t > 0, state.shape[:-1])
 
-  def squared_error(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
+  def squared_error(
+    self, params: Params, ids: Array, state: State, t: Time, logits: Array
+  ) -> Array:
     """|x - x̂|² / k²: [...] of ids [...]."""
     miss = self.encode(params, ids) - self.predicted(params, state, t, logits)
     return jnp.sum(miss**2, axis=-1) / self.noise_scale**2
@@ -256,7 +287,9 @@ class Gaussian:
     path = self.path(params)
     rate = path.snr_rate(t) / 2 * self.squared_error(params, ids, state, t, logits)
     counts = t > 0
-    return jnp.where(counts if self.decode_at is None else counts & (path.log_snr(t) < self.decode_at), rate, 0.0)
+    return jnp.where(
+      counts if self.decode_at is None else counts & (path.log_snr(t) < self.decode_at), rate, 0.0
+    )
 
   def prior_cost(self, params: Params, ids: Array) -> Array:
     """KL(q(z_1 | x) || prior) in nats, [...]: SNR_1 |x - m|² / 2k²."""
@@ -273,7 +306,10 @@ class Gaussian:
       noise = draw_normal(jax.random.wrap_key_data(key_data), self.size)
       state = gain.alpha * self.encode(params, ids) + self.noise_scale * gain.sigma * noise
       logits = self._evidence(params, state, gain)
-      return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+      return (
+        jax.nn.logsumexp(logits, axis=-1)
+        - jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+      )
 
     return by_position(cost, ids, jax.random.key_data(jax.random.split(key, ids.shape)))
 
@@ -291,7 +327,9 @@ class Gaussian:
     after = jnp.where(s[..., None] > 0, after, drawn)
     return jnp.where((t > s)[..., None], after, state)
 
-  def aimed(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> tuple[Array, Array]:
+  def aimed(
+    self, params: Params, keys: Key, state: State, logits: Array, t: Time
+  ) -> tuple[Array, Array]:
     """(P, the vector of a token drawn from p), [..., size] each: where a step from t is bound for, and where the last one ends."""
     logits = self.posterior(params, state, t, logits)
     drawn = self.encode(params, draw_categorical(fold(keys, 1), logits))
@@ -306,9 +344,13 @@ class Gaussian:
     if self.projection == "argmax":
       return self.encode(params, jnp.argmax(logits, axis=-1))
     mean = self.mean(params, jax.nn.softmax(logits, axis=-1))
-    return self.encode(params, self._nearest(params, mean)) if self.projection == "nearest" else mean
+    return (
+      self.encode(params, self._nearest(params, mean)) if self.projection == "nearest" else mean
+    )
 
-  def towards(self, params: Params, target: Array, state: State, t: Time, s: Time, noise: Array) -> State:
+  def towards(
+    self, params: Params, target: Array, state: State, t: Time, s: Time, noise: Array
+  ) -> State:
     """z_s [..., size] given the projected prediction and standard normal noise, both [..., size]."""
     path = self.walk(params)
     here, there = path(t[..., None]), path(s[..., None])
@@ -316,7 +358,9 @@ class Gaussian:
     # ρ_d² = 1 - SNR_t / SNR_s, without forming the ratio: it is nearly 1 for small steps.
     posterior = jnp.maximum(-jnp.expm1(here.log_snr - there.log_snr), 0.0)
     fresh = self.eta**2 * posterior if self.rho is None else jnp.float32(self.rho**2)
-    noise = jnp.sqrt(fresh) * (here.sigma if self.fixed_large else there.sigma) * self.noise_scale * noise
+    noise = (
+      jnp.sqrt(fresh) * (here.sigma if self.fixed_large else there.sigma) * self.noise_scale * noise
+    )
     return there.alpha * target + there.sigma * jnp.sqrt(1 - fresh) * residual + noise
 
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
@@ -331,7 +375,12 @@ class Gaussian:
 
   def renoise_vectors(self, params: Params, keys: Key, vectors: Array, t: Time) -> State:
     """A draw of q(z_t | x = vectors [..., size]), one key per position; the vectors themselves where t == 0."""
-    return self._noised(self.walk(params), vectors, jnp.broadcast_to(t, vectors.shape[:-1]), draw_normal(keys, self.size))
+    return self._noised(
+      self.walk(params),
+      vectors,
+      jnp.broadcast_to(t, vectors.shape[:-1]),
+      draw_normal(keys, self.size),
+    )
 
   def decode(self, params: Params, state: State) -> Array:
     """The token whose vector is nearest."""

@@ -27,9 +27,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_categorical, draw_uniform, fold
+from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import Absorbing
-from diffusion_text.schedules import Schedule, on_grid, reveal_probability, weight
+from diffusion_text.schedules.discrete import Schedule, on_grid, reveal_probability, weight
 from diffusion_text.types import Array, Key, Params, State, Time
 
 
@@ -57,15 +57,23 @@ class Masked(Absorbing):
 
   def __post_init__(self):
     if self.vocab_size < 1:
-      raise ValueError(f"vocab_size={self.vocab_size} must be at least 1; take it from the tokenizer")
+      raise ValueError(
+        f"vocab_size={self.vocab_size} must be at least 1; take it from the tokenizer"
+      )
     if self.prediction not in ("clean", "score"):
-      raise ValueError(f"process.prediction={self.prediction!r} is unknown to masked diffusion; use 'clean' or 'score'")
+      raise ValueError(
+        f"process.prediction={self.prediction!r} is unknown to masked diffusion; use 'clean' or 'score'"
+      )
     if self.grid is not None and self.grid < 1:
-      raise ValueError(f"process.grid={self.grid} must be at least 1 step; D3PM uses 1000, None is continuous time")
+      raise ValueError(
+        f"process.grid={self.grid} must be at least 1 step; D3PM uses 1000, None is continuous time"
+      )
 
   def corrupt(self, params: Params, key: Key, ids: Array, t: Time) -> State:
     del params
-    lost = jax.random.uniform(key, ids.shape) < self.schedule(on_grid(t, self.grid)).noise  # never at 0, always at 1
+    lost = (
+      jax.random.uniform(key, ids.shape) < self.schedule(on_grid(t, self.grid)).noise
+    )  # never at 0, always at 1
     return jnp.where(lost, self.mask_id, ids).astype(jnp.int32)
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
@@ -80,7 +88,9 @@ class Masked(Absorbing):
     if self.grid is None:
       return weight(self.schedule, t)
     after = on_grid(t, self.grid)
-    return self.grid * reveal_probability(self.schedule, after, jnp.maximum(after - 1 / self.grid, 0.0))
+    return self.grid * reveal_probability(
+      self.schedule, after, jnp.maximum(after - 1 / self.grid, 0.0)
+    )
 
   def moves(self, params: Params, keys: Key, state: State, t: Time, s: Time) -> Array:
     masked = self.scored(params, state, t)
@@ -97,7 +107,9 @@ class Masked(Absorbing):
 
   def leap(self, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time) -> State:
     """Tau-leaping (arXiv 2205.14987, SEDD's Euler sampler): reveals with probability (t - s) · hazard, by the hazard at t."""
-    moves = self.scored(params, state, t) & (draw_uniform(fold(keys, 0)) < (t - s) * weight(self.schedule, t))
+    moves = self.scored(params, state, t) & (
+      draw_uniform(fold(keys, 0)) < (t - s) * weight(self.schedule, t)
+    )
     return jnp.where(moves, self.draw(params, keys, state, logits), state)
 
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
@@ -106,9 +118,9 @@ class Masked(Absorbing):
 
   def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:
     """As `corrupt`, with one key per position."""
-    return jnp.where(draw_uniform(fold(keys, 5)) < self.schedule(on_grid(t, self.grid)).noise, self.mask_id, ids).astype(
-      jnp.int32
-    )
+    return jnp.where(
+      draw_uniform(fold(keys, 5)) < self.schedule(on_grid(t, self.grid)).noise, self.mask_id, ids
+    ).astype(jnp.int32)
 
   def arrival(self, params: Params, keys: Key, grid: Array) -> Array:
     """The step at which each token is revealed on a sampler's grid, drawn in advance; same law as `moves` step by step.
@@ -119,5 +131,7 @@ class Masked(Absorbing):
     del params
     noise_SxL = self.schedule(grid[1:]).noise
     u_BxL = draw_uniform(fold(keys, 0))
-    steps = jax.vmap(lambda noise, u: jnp.searchsorted(-noise, -u, side="left"), in_axes=(1, 1), out_axes=1)(noise_SxL, u_BxL)
+    steps = jax.vmap(
+      lambda noise, u: jnp.searchsorted(-noise, -u, side="left"), in_axes=(1, 1), out_axes=1
+    )(noise_SxL, u_BxL)
     return jnp.minimum(steps, noise_SxL.shape[0] - 1).astype(jnp.int32)

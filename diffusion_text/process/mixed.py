@@ -38,9 +38,9 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_categorical, draw_uniform, fold
+from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import WithMask
-from diffusion_text.schedules import Level, Schedule, on_grid
+from diffusion_text.schedules.discrete import Level, Schedule, on_grid
 from diffusion_text.types import Array, Key, Params, State, Time
 
 LEAST = 1e-30  # below every share that matters; keeps quotients of shares finite where one is zero
@@ -67,10 +67,18 @@ def mix(mixing: str, share: float, level: Level) -> Shares:
     return Shares(alpha / (1 + bump), noise / (1 + bump), bump / (1 + bump))
   if mixing == "epsilon":
     return Shares(alpha * (1 - share * noise), noise, alpha * share * noise)
-  log_alpha = jnp.where(noise < 0.5, jnp.log1p(-jnp.minimum(noise, 0.5)), jnp.log(jnp.maximum(alpha, LEAST)))
+  log_alpha = jnp.where(
+    noise < 0.5, jnp.log1p(-jnp.minimum(noise, 0.5)), jnp.log(jnp.maximum(alpha, LEAST))
+  )
   lost = -jnp.expm1((1 - share) * log_alpha)  # gamma
   lost = jnp.where(alpha > 0, lost, float(share < 1))
-  return Shares(alpha, lost, jnp.where(alpha > 0, -jnp.exp((1 - share) * log_alpha) * jnp.expm1(share * log_alpha), 1 - lost))
+  return Shares(
+    alpha,
+    lost,
+    jnp.where(
+      alpha > 0, -jnp.exp((1 - share) * log_alpha) * jnp.expm1(share * log_alpha), 1 - lost
+    ),
+  )
 
 
 def phi(log_ratio: Array) -> Array:
@@ -95,7 +103,9 @@ def compare(shares: Shares, logp: Array, logp_true: Array) -> Against:
   other = jnp.log1p((shares.clean / base)[..., None] * jnp.exp(logp))
   true = shares.clean + base
   shift = shares.clean * jnp.expm1(logp_true) / true  # q̂ / q - 1 at the true token, in (-1, 0]
-  far = jnp.logaddexp(jnp.log(jnp.maximum(shares.clean, LEAST)) + logp_true, jnp.log(base)) - jnp.log(true)
+  far = jnp.logaddexp(
+    jnp.log(jnp.maximum(shares.clean, LEAST)) + logp_true, jnp.log(base)
+  ) - jnp.log(true)
   return Against(other, jnp.where(shift > -0.5, jnp.log1p(jnp.maximum(shift, -0.5)), far))
 
 
@@ -118,7 +128,9 @@ class Mixed(WithMask):
 
   def __post_init__(self):
     if self.vocab_size < 2:
-      raise ValueError(f"vocab_size={self.vocab_size} must be at least 2: uniform noise needs another token to go to")
+      raise ValueError(
+        f"vocab_size={self.vocab_size} must be at least 2: uniform noise needs another token to go to"
+      )
     if self.mixing not in MIXINGS:
       raise ValueError(f"process.mixing={self.mixing!r} is unknown; use one of {MIXINGS}")
     if not 0 <= self.share <= 1 or (self.share == 1 and self.mixing in ("gidd", "epsilon")):
@@ -127,7 +139,9 @@ class Mixed(WithMask):
         " process.name='uniform' has no mask at all"
       )
     if self.prediction not in self.predictions:
-      raise ValueError(f"process.prediction={self.prediction!r} is unknown here; use one of {self.predictions}")
+      raise ValueError(
+        f"process.prediction={self.prediction!r} is unknown here; use one of {self.predictions}"
+      )
     if self.grid is not None and self.grid < 1:
       raise ValueError(f"process.grid={self.grid} must be at least 1 step; None is continuous time")
 
@@ -149,7 +163,9 @@ class Mixed(WithMask):
       level, slope = jax.jvp(self._survivors, (t,), (jnp.ones_like(t),))
     loss = -slope.clean / jnp.maximum(level.clean, LEAST)
     arrivals = Shares(
-      loss, slope.mask if self.absorbing else slope.mask + loss * level.mask, slope.uniform + loss * level.uniform
+      loss,
+      slope.mask if self.absorbing else slope.mask + loss * level.mask,
+      slope.uniform + loss * level.uniform,
     )
     return level, arrivals
 
@@ -158,7 +174,9 @@ class Mixed(WithMask):
     clean, mask, uniform = self.shares(t)
     alive = clean + uniform if self.absorbing else jnp.ones_like(clean)
     safe = jnp.maximum(alive, LEAST)
-    return Shares(jnp.where(alive > 0, clean / safe, 0.0), mask, jnp.where(alive > 0, uniform / safe, 1.0))
+    return Shares(
+      jnp.where(alive > 0, clean / safe, 0.0), mask, jnp.where(alive > 0, uniform / safe, 1.0)
+    )
 
   def prior(self, params: Params, key: Key, shape: tuple[int, ...]) -> State:
     return self.corrupt(params, key, jnp.zeros(shape, jnp.int32), jnp.ones(shape, jnp.float32))
@@ -171,14 +189,20 @@ class Mixed(WithMask):
 
   def renoise(self, params: Params, keys: Key, ids: Array, t: Time) -> State:
     """As `corrupt`, with one key per position."""
-    return self._noised(draw_uniform(fold(keys, 5)), self._any_token(keys), ids, on_grid(t, self.grid))
+    return self._noised(
+      draw_uniform(fold(keys, 5)), self._any_token(keys), ids, on_grid(t, self.grid)
+    )
 
   def _noised(self, u: Array, token: Array, ids: Array, t: Time) -> State:
     _, mask, uniform = self.shares(t)
-    return jnp.where(u < mask, self.mask_id, jnp.where(u < mask + uniform, token, ids)).astype(jnp.int32)
+    return jnp.where(u < mask, self.mask_id, jnp.where(u < mask + uniform, token, ids)).astype(
+      jnp.int32
+    )
 
   def _any_token(self, keys: Key) -> Array:
-    return jnp.minimum((draw_uniform(fold(keys, 7)) * self.vocab_size).astype(jnp.int32), self.vocab_size - 1)
+    return jnp.minimum(
+      (draw_uniform(fold(keys, 7)) * self.vocab_size).astype(jnp.int32), self.vocab_size - 1
+    )
 
   def scored(self, params: Params, state: State, t: Time) -> Array:
     del params
@@ -199,12 +223,22 @@ class Mixed(WithMask):
     """log q_t(z | x = v) up to a constant, [N, V]: not zero only at v = z; zero where z is the mask."""
     shares = self.shares(t)
     gain = jnp.log1p(vocab_size * shares.clean / jnp.maximum(shares.uniform, LEAST))
-    return jnp.where(state[..., None] == jnp.arange(vocab_size), jnp.broadcast_to(gain, state.shape)[..., None], 0.0)
+    return jnp.where(
+      state[..., None] == jnp.arange(vocab_size),
+      jnp.broadcast_to(gain, state.shape)[..., None],
+      0.0,
+    )
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
     if self.grid is not None:
-      return jnp.where(t > 0, self.grid * self._step_divergence(ids, state, on_grid(t, self.grid), logits), 0.0)
-    return jnp.where(t > 0, self.bound_weight(params, ids, state, t) * self.divergence(params, ids, state, t, logits), 0.0)
+      return jnp.where(
+        t > 0, self.grid * self._step_divergence(ids, state, on_grid(t, self.grid), logits), 0.0
+      )
+    return jnp.where(
+      t > 0,
+      self.bound_weight(params, ids, state, t) * self.divergence(params, ids, state, t, logits),
+      0.0,
+    )
 
   def bound_weight(self, params: Params, ids: Array, state: State, t: Time) -> Array:
     """rho_t(z) / q_t(z | x), per unit time: what `divergence` is multiplied by to give the rate."""
@@ -225,11 +259,15 @@ class Mixed(WithMask):
     divergence = spread + (shares.clean + base) * phi(against.true)
     return divergence + jnp.where(state == self.mask_id, 0.0, phi(-own))
 
-  def _against(self, shares: Shares, ids: Array, state: State, logp: Array) -> tuple[Against, Array, Array]:
+  def _against(
+    self, shares: Shares, ids: Array, state: State, logp: Array
+  ) -> tuple[Against, Array, Array]:
     """`compare`; bool [N, V], the true token; log(q̂ / q) at the state's own token (nothing meant where it is the mask)."""
     at = lambda values, which: jnp.take_along_axis(values, which[..., None], axis=-1)[..., 0]
     against = compare(shares, logp, at(logp, ids))
-    own = jnp.where(state == ids, against.true, at(against.other, jnp.minimum(state, self.vocab_size - 1)))
+    own = jnp.where(
+      state == ids, against.true, at(against.other, jnp.minimum(state, self.vocab_size - 1))
+    )
     return against, ids[..., None] == jnp.arange(self.vocab_size), own
 
   def _step_divergence(self, ids: Array, state: State, t: Time, logits: Array) -> Array:
@@ -239,7 +277,9 @@ class Mixed(WithMask):
     logp = self.leave_one_out(state, t, logits)
     now, before = self._survivors(t), self._survivors(s)
     against, true, own_before = self._against(before, ids, state, logp)
-    log_more = -self._against(now, ids, state, logp)[2]  # log of (chance of a fresh draw under x̂ / given x)
+    log_more = -self._against(now, ids, state, logp)[
+      2
+    ]  # log of (chance of a fresh draw under x̂ / given x)
     base = jnp.maximum(before.uniform, LEAST) / self.vocab_size
     mask = jnp.zeros_like(t) if self.absorbing else before.mask
     held_now = now.clean * (state == ids) + now.uniform / self.vocab_size
@@ -247,11 +287,19 @@ class Mixed(WithMask):
     masked = state == self.mask_id
     log_more = jnp.where(masked, 0.0, log_more)
     own = (state[..., None] == jnp.arange(self.vocab_size)) & ~masked[..., None]
-    spread = base * jnp.sum(jnp.where(true | own, 0.0, phi(against.other + log_more[..., None])), axis=-1)
-    spread = spread + jnp.where(state == ids, 0.0, (before.clean + base) * phi(against.true + log_more)) + mask * phi(log_more)
+    spread = base * jnp.sum(
+      jnp.where(true | own, 0.0, phi(against.other + log_more[..., None])), axis=-1
+    )
+    spread = (
+      spread
+      + jnp.where(state == ids, 0.0, (before.clean + base) * phi(against.true + log_more))
+      + mask * phi(log_more)
+    )
     # The token stays. By Bayes q(stay) = q(z_t | z_t) q_s(z_t) / q_t(z_t), and the first factor does not depend on x.
     held = before.clean * (state == ids) + base
-    stays = held * (fresh + now.clean / jnp.maximum(before.clean, LEAST) / jnp.maximum(held_now, LEAST))
+    stays = held * (
+      fresh + now.clean / jnp.maximum(before.clean, LEAST) / jnp.maximum(held_now, LEAST)
+    )
     stays_cost = stays * phi(own_before + log_more)
     return fresh * spread + jnp.where(masked, 0.0, stays_cost)
 
@@ -286,7 +334,9 @@ class Mixed(WithMask):
   def _predicted(self, shares: Shares, state: State, t: Time, logits: Array) -> Array:
     """q_t(z | x̂) at the state's own token; nothing meant where it is the mask."""
     own = jnp.minimum(state, self.vocab_size - 1)[..., None]
-    chance = jnp.exp(jnp.take_along_axis(self.leave_one_out(state, t, logits), own, axis=-1)[..., 0])
+    chance = jnp.exp(
+      jnp.take_along_axis(self.leave_one_out(state, t, logits), own, axis=-1)[..., 0]
+    )
     return shares.clean * chance + shares.uniform / self.vocab_size
 
   def _drawn(self, keys: Key, state: State, t: Time, logits: Array, shares: Shares) -> State:
@@ -295,7 +345,9 @@ class Mixed(WithMask):
     mask = jnp.zeros_like(mask) if self.absorbing else mask
     u = draw_uniform(fold(keys, 6)) * (clean + mask + uniform)
     token = draw_categorical(fold(keys, 1), self.leave_one_out(state, t, logits))
-    return jnp.where(u < clean, token, jnp.where(u < clean + uniform, self._any_token(keys), self.mask_id)).astype(jnp.int32)
+    return jnp.where(
+      u < clean, token, jnp.where(u < clean + uniform, self._any_token(keys), self.mask_id)
+    ).astype(jnp.int32)
 
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
     """The clean tokens, drawn from the ordinary posterior: leave-one-out times the evidence of z itself."""

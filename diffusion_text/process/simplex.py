@@ -15,7 +15,10 @@ import jax.numpy as jnp
 from diffusion_text.process.gaussian import PROJECTIONS, Gaussian
 from diffusion_text.types import Array, Inputs, Params, State, Time
 
-ENCODINGS = {"signed": -1.0, "one_hot": 0.0}  # what stands at the places of other tokens, in units of k
+ENCODINGS = {
+  "signed": -1.0,
+  "one_hot": 0.0,
+}  # what stands at the places of other tokens, in units of k
 READINGS = ("softmax", "raw")
 
 
@@ -44,9 +47,13 @@ class Simplex(Gaussian):
     if not self.k > 0:
       raise ValueError(f"process.k={self.k} must be positive; TESS and SSD-LM use 5, ADD 1")
     if self.encoding not in ENCODINGS:
-      raise ValueError(f"process.encoding={self.encoding!r} is unknown; use one of {', '.join(ENCODINGS)}")
+      raise ValueError(
+        f"process.encoding={self.encoding!r} is unknown; use one of {', '.join(ENCODINGS)}"
+      )
     if self.reading not in READINGS:
-      raise ValueError(f"process.reading={self.reading!r} is unknown; use one of {', '.join(READINGS)}")
+      raise ValueError(
+        f"process.reading={self.reading!r} is unknown; use one of {', '.join(READINGS)}"
+      )
     if (self.reading, self.encoding) == ("raw", "signed"):
       raise ValueError(
         "process.reading='raw' of encoding='signed' is mostly minus the sum of all embeddings; use encoding='one_hot'"
@@ -75,13 +82,19 @@ class Simplex(Gaussian):
     return self.other + (self.k - self.other) * probabilities
 
   def products(self, params: Params, vectors: Array) -> tuple[Array, Array]:
-    return (self.k - self.other) * vectors, jnp.float32(0)  # the sum of z and the common length are constants
+    return (self.k - self.other) * vectors, jnp.float32(
+      0
+    )  # the sum of z and the common length are constants
 
   def centre(self, params: Params) -> float:
     return self.other + (self.k - self.other) / self.vocab_size
 
   def project(self, params: Params, logits: Array) -> Array:
-    return self._vector(logits > -jnp.inf) if self.projection == "multi_hot" else super().project(params, logits)
+    return (
+      self._vector(logits > -jnp.inf)
+      if self.projection == "multi_hot"
+      else super().project(params, logits)
+    )
 
   def inputs(self, params: Params, state: State, t: Time) -> Inputs:
     hard = (state > (self.k + self.other) / 2).astype(jnp.float32)

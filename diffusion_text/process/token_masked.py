@@ -42,10 +42,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_text.draws import draw_categorical, draw_uniform, fold
+from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import Absorbing
 from diffusion_text.process.masked import cross_entropy
-from diffusion_text.schedules import TINY, Level, Schedule, weight
+from diffusion_text.schedules.discrete import TINY, Level, Schedule, weight
 from diffusion_text.types import Array, Key, Params, State, Time
 
 LOSS_ORDERS = ("learned", "spindle", "frequency")
@@ -61,7 +61,9 @@ def information(counts: np.ndarray, ranked: bool = False) -> np.ndarray:
   """
   counts = np.asarray(counts, np.float64) + 1
   frequency = counts / counts.sum()
-  value = np.unique(-counts, return_inverse=True)[1].astype(np.float64) if ranked else -np.log(frequency)
+  value = (
+    np.unique(-counts, return_inverse=True)[1].astype(np.float64) if ranked else -np.log(frequency)
+  )
   value = value - (frequency * value).sum()
   largest = np.abs(value).max()
   return (value / largest if largest > 1e-6 else 0 * value).astype(np.float32)
@@ -82,18 +84,28 @@ class TokenMasked(Absorbing):
   schedule: Schedule
   loss_order: str = "learned"
   strength: float | None = None
-  counts: Callable[[], np.ndarray] | None = dataclasses.field(default=None, repr=False, compare=False)
+  counts: Callable[[], np.ndarray] | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
   def __post_init__(self):
     if self.vocab_size < 1:
-      raise ValueError(f"vocab_size={self.vocab_size} must be at least 1; take it from the tokenizer")
+      raise ValueError(
+        f"vocab_size={self.vocab_size} must be at least 1; take it from the tokenizer"
+      )
     if self.loss_order not in LOSS_ORDERS:
-      raise ValueError(f"process.loss_order={self.loss_order!r} is unknown; use one of {', '.join(LOSS_ORDERS)}")
+      raise ValueError(
+        f"process.loss_order={self.loss_order!r} is unknown; use one of {', '.join(LOSS_ORDERS)}"
+      )
     learned = self.loss_order == "learned"
     if learned and self.strength is not None:
-      raise ValueError(f"process.strength={self.strength} is not read by loss_order='learned'; leave it None")
+      raise ValueError(
+        f"process.strength={self.strength} is not read by loss_order='learned'; leave it None"
+      )
     if not learned and (self.strength is None or not math.isfinite(self.strength)):
-      raise ValueError(f"process.strength={self.strength} must be a number for loss_order={self.loss_order!r}; use 0.3")
+      raise ValueError(
+        f"process.strength={self.strength} must be a number for loss_order={self.loss_order!r}; use 0.3"
+      )
     if self.loss_order == "spindle" and not abs(self.strength) * math.pi < 1:
       raise ValueError(
         f"process.strength={self.strength} would make a spindle that gives tokens back: it must be below 1/π = 0.318; use 0.3"
@@ -110,7 +122,9 @@ class TokenMasked(Absorbing):
     if self.loss_order == "learned":
       return {"power": jnp.full(self.vocab_size, math.log(math.expm1(1)), jnp.float32)}
     if self.counts is None:
-      raise ValueError(f"loss_order={self.loss_order!r} needs the token counts of the training split; pass counts=")
+      raise ValueError(
+        f"loss_order={self.loss_order!r} needs the token counts of the training split; pass counts="
+      )
     return {"information": jnp.asarray(information(self.counts(), self.loss_order == "frequency"))}
 
   def corrupt(self, params: Params, key: Key, ids: Array, t: Time) -> State:
@@ -123,13 +137,17 @@ class TokenMasked(Absorbing):
   def log_corruption(self, params: Params, ids: Array, state: State, t: Time) -> Array:
     masked = state == self.mask_id
     log_noise = self._log_noise(self._shape(params)[ids], self.schedule(t))
-    log_alpha = jnp.log(jnp.maximum(-jnp.expm1(jnp.where(masked, -1.0, log_noise)), LEAST))  # the other branch has a pole
+    log_alpha = jnp.log(
+      jnp.maximum(-jnp.expm1(jnp.where(masked, -1.0, log_noise)), LEAST)
+    )  # the other branch has a pole
     return jnp.where(masked, log_noise, log_alpha)
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
     shape = self._shape(params)
     growth = self._growth(shape[ids], t)
-    surplus = self._growth(shape, t[..., None]) - growth[..., None]  # zero exactly if all tokens are alike
+    surplus = (
+      self._growth(shape, t[..., None]) - growth[..., None]
+    )  # zero exactly if all tokens are alike
     cost = growth * cross_entropy(logits, ids) + jnp.sum(jax.nn.softmax(logits) * surplus, axis=-1)
     rate = weight(self.schedule, t) * cost
     return jnp.where(self.scored(params, state, t), rate, 0.0)
@@ -142,12 +160,16 @@ class TokenMasked(Absorbing):
 
   def step(self, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time) -> State:
     may_move = self.moves(params, keys, state, t, s)
-    return self._jump(keys, state, logits, may_move, self._reveal(self._shape(params), t[..., None], s[..., None]))
+    return self._jump(
+      keys, state, logits, may_move, self._reveal(self._shape(params), t[..., None], s[..., None])
+    )
 
   def leap(self, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time) -> State:
     """Tau-leaping: becomes y with probability (t - s) · mu_y w_y, by the hazards at t."""
     hazard = weight(self.schedule, t)[..., None] * self._growth(self._shape(params), t[..., None])
-    return self._jump(keys, state, logits, self.scored(params, state, t), (t - s)[..., None] * hazard)
+    return self._jump(
+      keys, state, logits, self.scored(params, state, t), (t - s)[..., None] * hazard
+    )
 
   def guess(self, params: Params, keys: Key, state: State, logits: Array, t: Time) -> Array:
     """The clean tokens: those that are not masked, and a draw from mu for each that is."""
@@ -156,13 +178,17 @@ class TokenMasked(Absorbing):
   def _jump(self, keys: Key, state: State, logits: Array, may_move: Array, chance: Array) -> State:
     """Becomes y with probability mu_y · chance_y [..., V], where it may move: first whether, then what (two streams of the key)."""
     total = jnp.sum(jax.nn.softmax(logits) * chance, axis=-1)
-    total = jnp.clip(total, chance.min(axis=-1), chance.max(axis=-1))  # an average: 1 exactly if all chances are 1, at s = 0
+    total = jnp.clip(
+      total, chance.min(axis=-1), chance.max(axis=-1)
+    )  # an average: 1 exactly if all chances are 1, at s = 0
     token = draw_categorical(fold(keys, 1), logits + jnp.log(jnp.maximum(chance, LEAST)))
     return jnp.where(may_move & (draw_uniform(fold(keys, 0)) < total), token, state)
 
   def _lose(self, params: Params, u: Array, ids: Array, t: Time) -> State:
     noise = jnp.exp(self._log_noise(self._shape(params)[ids], self.schedule(t)))
-    return jnp.where(u < noise, self.mask_id, ids).astype(jnp.int32)  # never at t = 0, always at t = 1
+    return jnp.where(u < noise, self.mask_id, ids).astype(
+      jnp.int32
+    )  # never at t = 0, always at t = 1
 
   def _shape(self, params: Params) -> Array:
     """θ of every token: float32 [V]."""
@@ -174,8 +200,12 @@ class TokenMasked(Absorbing):
   def _log_noise(self, shape: Array, level: Level) -> Array:
     """log noise for shapes and levels that broadcast; with -expm1 of it, the survival, it is accurate at both ends."""
     alpha, noise = level
-    log_n = jnp.where(noise < 0.5, jnp.log(jnp.maximum(noise, LEAST)), jnp.log1p(-jnp.minimum(alpha, 0.5)))
-    value = log_n + jnp.log1p(shape * _bulge(level)) if self.loss_order == "spindle" else shape * log_n
+    log_n = jnp.where(
+      noise < 0.5, jnp.log(jnp.maximum(noise, LEAST)), jnp.log1p(-jnp.minimum(alpha, 0.5))
+    )
+    value = (
+      log_n + jnp.log1p(shape * _bulge(level)) if self.loss_order == "spindle" else shape * log_n
+    )
     return jnp.where(noise > 0, value, NEVER)
 
   def _growth(self, shape: Array, t: Time) -> Array:
@@ -187,10 +217,14 @@ class TokenMasked(Absorbing):
 
   def _reveal(self, shape: Array, t: Time, s: Time) -> Array:
     """r = 1 - noise(s) / noise(t), of shapes and times that broadcast: 1 exactly at s = 0."""
-    return -jnp.expm1(self._log_noise(shape, self.schedule(s)) - self._log_noise(shape, self.schedule(t)))
+    return -jnp.expm1(
+      self._log_noise(shape, self.schedule(s)) - self._log_noise(shape, self.schedule(t))
+    )
 
 
 def _bulge(level: Level) -> Array:
   """sin(πn) / n, accurate at both ends: π at n = 0, falling to 0 at n = 1."""
-  near_one = jnp.sinc(level.alpha) * level.alpha / jnp.maximum(level.noise, 0.5)  # sin(πn) = sin(π alpha)
+  near_one = (
+    jnp.sinc(level.alpha) * level.alpha / jnp.maximum(level.noise, 0.5)
+  )  # sin(πn) = sin(π alpha)
   return jnp.pi * jnp.where(level.noise < 0.5, jnp.sinc(level.noise), near_one)

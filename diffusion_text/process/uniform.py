@@ -35,7 +35,9 @@ class Uniform(Mixed):
   def __post_init__(self):
     super().__post_init__()
     if self.prediction == "score" and self.grid is not None:
-      raise ValueError(f"process.grid={self.grid} with prediction='score': scores are of continuous time; leave grid unset")
+      raise ValueError(
+        f"process.grid={self.grid} with prediction='score': scores are of continuous time; leave grid unset"
+      )
 
   @property
   def input_size(self) -> int:
@@ -54,7 +56,9 @@ class Uniform(Mixed):
     # Where no token is above the noise floor (a poor score near t = 1) the law itself is the guess.
     above = jnp.maximum(law - base, 0.0)
     total = jnp.sum(above, axis=-1, keepdims=True)
-    return jnp.log(jnp.maximum(jnp.where(total > 1e-6, above / jnp.maximum(total, 1e-6), law), LEAST))
+    return jnp.log(
+      jnp.maximum(jnp.where(total > 1e-6, above / jnp.maximum(total, 1e-6), law), LEAST)
+    )
 
   def rate(self, params: Params, ids: Array, state: State, t: Time, logits: Array) -> Array:
     if self.prediction != "score":
@@ -63,10 +67,14 @@ class Uniform(Mixed):
     base = jnp.maximum(shares.uniform, LEAST) / self.vocab_size
     ratio = jnp.log1p(shares.clean / base)  # log of (true token's share / another's)
     right = state == ids
-    log_r = jnp.where((ids[..., None] == jnp.arange(self.vocab_size)) & ~right[..., None], ratio[..., None], 0.0)
+    log_r = jnp.where(
+      (ids[..., None] == jnp.arange(self.vocab_size)) & ~right[..., None], ratio[..., None], 0.0
+    )
     log_r = log_r - jnp.where(right, ratio, 0.0)[..., None]
     r = jnp.exp(log_r)
     others = state[..., None] != jnp.arange(self.vocab_size)
-    logits = jnp.where(others, logits, 0.0)  # the token's own is unconstrained: before exp, or its gradient may be 0 · inf
+    logits = jnp.where(
+      others, logits, 0.0
+    )  # the token's own is unconstrained: before exp, or its gradient may be 0 · inf
     total = jnp.sum(jnp.where(others, jnp.exp(logits) - r + r * (log_r - logits), 0.0), axis=-1)
     return jnp.where(t > 0, arrivals.uniform / self.vocab_size * total, 0.0)

@@ -9,10 +9,21 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffusion_text.draws import fold
+from diffusion_text.core.prng import fold
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import STEPS, WIDE_CHUNK, Canvas, select, update
-from diffusion_text.types import Array, Key, Leaps, Params, Prediction, Process, Reveals, State, Time, Timing
+from diffusion_text.types import (
+  Array,
+  Key,
+  Leaps,
+  Params,
+  Prediction,
+  Process,
+  Reveals,
+  State,
+  Time,
+  Timing,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +73,21 @@ class Ancestral:
   def guided(self, logits: Array, s: Time) -> Array:
     """The logits [N, V] that tokens on their way to time s [N] are drawn from."""
     drawn = self.guidance(logits)
-    return jnp.where((s == 0)[:, None], Guidance(temperature=0)(logits), drawn) if self.greedy_tail else drawn
+    return (
+      jnp.where((s == 0)[:, None], Guidance(temperature=0)(logits), drawn)
+      if self.greedy_tail
+      else drawn
+    )
 
-  def step(self, process: Process, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time) -> State:
+  def step(
+    self, process: Process, params: Params, keys: Key, state: State, logits: Array, t: Time, s: Time
+  ) -> State:
     """The process's posterior step at a flat list of positions."""
     return process.step(params, keys, state, self.guided(logits, s), t, s)
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State | Canvas:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State | Canvas:
     canvas, t, s = self.turn(canvas)
     moves = canvas.open & process.moves(params, canvas.keys, canvas.state, t, s)
     return update(canvas, prediction, moves, functools.partial(self.step, process, params), t, s)
@@ -90,7 +109,9 @@ class EventDriven:
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> tuple[Array, Array]:
     if not isinstance(process, Reveals):
-      raise ValueError(f"{type(process).__name__} draws no reveal times in advance; use the ancestral sampler for it")
+      raise ValueError(
+        f"{type(process).__name__} draws no reveal times in advance; use the ancestral sampler for it"
+      )
     grid = self.timing.grid(self.steps, canvas.open.shape[1])
     return jnp.where(canvas.open, process.arrival(params, canvas.keys, grid), self.steps), grid
 
@@ -107,9 +128,16 @@ class EventDriven:
     event_B, _ = self._event(process, params, canvas)
     return canvas.plan[1][event_B]
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State:
     _, moves = self._event(process, params, canvas)
-    return update(canvas, prediction, moves, lambda k, z, logits: process.draw(params, k, z, self.guidance(logits)))
+    return update(
+      canvas,
+      prediction,
+      moves,
+      lambda k, z, logits: process.draw(params, k, z, self.guidance(logits)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +150,14 @@ class TauLeaping(Ancestral):
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Array:
     if not isinstance(process, Leaps):
-      raise ValueError(f"{type(process).__name__} has no jump rates to leap by; use the ancestral sampler for it")
+      raise ValueError(
+        f"{type(process).__name__} has no jump rates to leap by; use the ancestral sampler for it"
+      )
     return super().plan(process, params, canvas)
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State:
     canvas, t, s = self.turn(canvas)
     lands = process.moves(params, canvas.keys, canvas.state, t, s)
     jumps = process.scored(params, canvas.state, t) & (t > s)
@@ -134,4 +166,12 @@ class TauLeaping(Ancestral):
       leapt = process.leap(params, keys, state, self.guided(logits, s), t, s)
       return select(s == 0, self.step(process, params, keys, state, logits, t, s), leapt)
 
-    return update(canvas, prediction, canvas.open & jnp.where(s == 0, lands, jumps), leap, t, s, chunk=WIDE_CHUNK)
+    return update(
+      canvas,
+      prediction,
+      canvas.open & jnp.where(s == 0, lands, jumps),
+      leap,
+      t,
+      s,
+      chunk=WIDE_CHUNK,
+    )

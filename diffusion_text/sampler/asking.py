@@ -54,7 +54,9 @@ class Asking:
     if self.hidden is None:
       return prediction, (memory,)
     widen = lambda leaf: self.hidden.reshape(*self.hidden.shape, *(1,) * (leaf.ndim - 2))
-    blind = jax.tree.map(lambda noise, known: jnp.where(widen(known), noise, known), self.noise, state)
+    blind = jax.tree.map(
+      lambda noise, known: jnp.where(widen(known), noise, known), self.noise, state
+    )
     unconditional, blind_memory = self._once(blind, jnp.where(self.hidden, 1.0, t), memories[1])
     return guided(self.guidance, prediction, unconditional), (memory, blind_memory)
 
@@ -63,14 +65,18 @@ class Asking:
     if memory is None:
       return self.denoise(inputs, t), None
     scored = self.process.scored(self.params, state, t)
-    prediction = self.denoise(dataclasses.replace(inputs, recalled=memory.recalled, recalls=memory.recalls & scored), t)
+    prediction = self.denoise(
+      dataclasses.replace(inputs, recalled=memory.recalled, recalls=memory.recalls & scored), t
+    )
 
     def one(rows):
       features, state, t = rows
       estimate = self.process.estimate(self.params, state, t, prediction.unembed(features))
       return prediction.recall(estimate).astype(jnp.float32)
 
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (prediction.features, state, t))
+    flat = jax.tree.map(
+      lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (prediction.features, state, t)
+    )
     recalled = map_rows(one, scored.reshape(-1), flat, chunk=self.chunk)
     return prediction, Memory(recalled.reshape(*scored.shape, -1), scored)
 
@@ -80,6 +86,10 @@ def guided(guidance: Guidance, conditional: Prediction, unconditional: Predictio
   width = conditional.features.shape[-1]
 
   def unembed(features: Array) -> Array:
-    return guidance.combine(conditional.unembed(features[..., :width]), unconditional.unembed(features[..., width:]))
+    return guidance.combine(
+      conditional.unembed(features[..., :width]), unconditional.unembed(features[..., width:])
+    )
 
-  return Prediction(jnp.concatenate([conditional.features, unconditional.features], axis=-1), unembed)
+  return Prediction(
+    jnp.concatenate([conditional.features, unconditional.features], axis=-1), unembed
+  )

@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.sampler.loop import NOT_DRAWN, Policy, Sample, open_tokens, sample
-from diffusion_text.types import Array, Batch, Denoise, Inputs, Key, Params, Prediction, Process, Time
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Denoise,
+  Inputs,
+  Key,
+  Params,
+  Prediction,
+  Process,
+  Time,
+)
 
 
 class Reader(Protocol):
@@ -37,10 +47,17 @@ class WholeRow:
   noise: Inputs
 
   def start(self, rows: int, length: int) -> Inputs:
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, length, *leaf.shape[2:])), self.noise)
+    return jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (rows, length, *leaf.shape[2:])), self.noise
+    )
 
-  def read(self, memory: Inputs, start: Array, inputs: Inputs, t: Time, padding: Array) -> Prediction:
-    told, plain = inputs.recalled is not None, dataclasses.replace(inputs, recalled=None, recalls=None)
+  def read(
+    self, memory: Inputs, start: Array, inputs: Inputs, t: Time, padding: Array
+  ) -> Prediction:
+    told, plain = (
+      inputs.recalled is not None,
+      dataclasses.replace(inputs, recalled=None, recalls=None),
+    )
     row = self.finish(memory, start, plain, padding)
     length, size = memory.shape[1], inputs.shape[1]
     later = jnp.broadcast_to((jnp.arange(length) >= start).astype(jnp.float32), memory.shape)
@@ -49,13 +66,19 @@ class WholeRow:
         jnp.zeros((*memory.shape, *leaf.shape[2:]), leaf.dtype), leaf, start, 1
       )
       row = dataclasses.replace(row, recalled=here(inputs.recalled), recalls=here(inputs.recalls))
-    times = jax.lax.dynamic_update_slice_in_dim(later, jnp.broadcast_to(t, inputs.shape), start, axis=1)
+    times = jax.lax.dynamic_update_slice_in_dim(
+      later, jnp.broadcast_to(t, inputs.shape), start, axis=1
+    )
     prediction = self.denoise(row, times)
-    return prediction._replace(features=jax.lax.dynamic_slice_in_dim(prediction.features, start, size, axis=1))
+    return prediction._replace(
+      features=jax.lax.dynamic_slice_in_dim(prediction.features, start, size, axis=1)
+    )
 
   def finish(self, memory: Inputs, start: Array, inputs: Inputs, padding: Array) -> Inputs:
     del padding  # is in the row's own layout
-    return jax.tree.map(lambda row, new: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=1), memory, inputs)
+    return jax.tree.map(
+      lambda row, new: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=1), memory, inputs
+    )
 
 
 def sample_blocks(
@@ -81,7 +104,9 @@ def sample_blocks(
       f"length={length} must be a multiple of block_size={block_size}; use {-(-length // block_size) * block_size}"
     )
   key_data = jax.random.key_data(keys_BxL)
-  real = jnp.ones((rows, length), jnp.float32) if batch.weights is None else jnp.asarray(batch.weights)
+  real = (
+    jnp.ones((rows, length), jnp.float32) if batch.weights is None else jnp.asarray(batch.weights)
+  )
   given = ~open_tokens(batch)
 
   def one(carry, start):
@@ -90,14 +115,28 @@ def sample_blocks(
     block = Batch(cut(jnp.asarray(batch.ids)), given=cut(given), weights=cut(real))
     padding = block.weights == 0
     denoise = lambda inputs, t: reader.read(memory, start, inputs, t, padding)
-    result = sample(policy, process, params, denoise, jax.random.wrap_key_data(cut(key_data)), block, recalls=recalls)
-    clean = process.corrupt(params, keys_BxL[0, 0], result.ids, jnp.zeros(block.ids.shape, jnp.float32))
-    memory = reader.finish(memory, start, process.inputs(params, clean, jnp.zeros(block.ids.shape, jnp.float32)), padding)
+    result = sample(
+      policy,
+      process,
+      params,
+      denoise,
+      jax.random.wrap_key_data(cut(key_data)),
+      block,
+      recalls=recalls,
+    )
+    clean = process.corrupt(
+      params, keys_BxL[0, 0], result.ids, jnp.zeros(block.ids.shape, jnp.float32)
+    )
+    memory = reader.finish(
+      memory, start, process.inputs(params, clean, jnp.zeros(block.ids.shape, jnp.float32)), padding
+    )
     committed = jnp.where(result.committed == NOT_DRAWN, NOT_DRAWN, result.committed + calls)
     return (memory, calls + result.calls, row_calls + result.row_calls), (result.ids, committed)
 
   begin = (reader.start(rows, length), jnp.int32(0), jnp.zeros(rows, jnp.int32))
-  (_, calls, row_calls), (ids, committed) = jax.lax.scan(one, begin, jnp.arange(0, length, block_size))
+  (_, calls, row_calls), (ids, committed) = jax.lax.scan(
+    one, begin, jnp.arange(0, length, block_size)
+  )
   whole = lambda blocks: jnp.swapaxes(blocks, 0, 1).reshape(rows, length)
   return Sample(whole(ids), whole(committed), row_calls, calls)
 
@@ -107,7 +146,9 @@ def pad_rows(batch: Batch, extra: int) -> Batch:
   if not extra:
     return batch
   shape = batch.ids.shape
-  pad = lambda field, default, value: jnp.pad(default if field is None else field, ((0, 0), (0, extra)), constant_values=value)
+  pad = lambda field, default, value: jnp.pad(
+    default if field is None else field, ((0, 0), (0, extra)), constant_values=value
+  )
   return Batch(
     ids=pad(batch.ids, None, 0),
     given=pad(batch.given, jnp.zeros(shape, bool), True),

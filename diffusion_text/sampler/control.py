@@ -59,9 +59,13 @@ class Controlled:
 
   def __post_init__(self):
     if isinstance(self.strength, int | float) and not math.isfinite(self.strength):
-      raise ValueError(f"strength={self.strength} must be finite; 0 is no control, 1 is Bayes' rule")
+      raise ValueError(
+        f"strength={self.strength} must be finite; 0 is no control, 1 is Bayes' rule"
+      )
     if self.steps < 1:
-      raise ValueError(f"steps={self.steps} must be at least 1 gradient per network call; Diffusion-LM takes 3")
+      raise ValueError(
+        f"steps={self.steps} must be at least 1 gradient per network call; Diffusion-LM takes 3"
+      )
 
   @property
   def innermost(self) -> Policy:
@@ -114,7 +118,9 @@ class LogitControl(Controlled):
       )
     return super().plan(process, params, canvas)
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State | Canvas:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State | Canvas:
     t = jnp.where(canvas.open, self.times(process, params, canvas), 0.0)
     noisy = uncertain(process, params, canvas, t)
     soft = lambda logits: believed(process, params, canvas, t, logits)
@@ -129,7 +135,9 @@ class LogitControl(Controlled):
       return select(noisy, logits + self.strength / self.steps * gradient(logits), logits)
 
     logits = jax.lax.fori_loop(0, self.steps, climb, prediction.logits)
-    return self.policy.advance(process, params, canvas, prediction._replace(features=logits, unembed=lambda rows: rows))
+    return self.policy.advance(
+      process, params, canvas, prediction._replace(features=logits, unembed=lambda rows: rows)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,16 +169,22 @@ class LatentControl(Controlled):
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
     if not isinstance(process, Gaussian):
-      raise ValueError(f"{type(process).__name__} has no vectors to move; use LogitControl, which serves every process")
+      raise ValueError(
+        f"{type(process).__name__} has no vectors to move; use LogitControl, which serves every process"
+      )
     return super().plan(process, params, canvas)
 
-  def advance(self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction) -> State | Canvas:
+  def advance(
+    self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State | Canvas:
     after = self.policy.advance(process, params, canvas, prediction)
     start = after.state if isinstance(after, Canvas) else after
     _, t, s = self.innermost.turn(canvas)
     path = process.walk(params)
     here, there = path(t[..., None]), path(s[..., None])
-    variance = (process.noise_scale * there.sigma) ** 2 * -jnp.expm1(jnp.minimum(here.log_snr - there.log_snr, 0.0))
+    variance = (process.noise_scale * there.sigma) ** 2 * -jnp.expm1(
+      jnp.minimum(here.log_snr - there.log_snr, 0.0)
+    )
     time = jnp.where(canvas.open, s, 0.0)
     moves = canvas.open & (s > 0) & (t > s)
     gradient = jax.grad(lambda state: jnp.sum(self.log_prob(state, time)))

@@ -7,17 +7,28 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_categorical, draw_uniform, fold
+from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.sampler.loop import CHUNK, COIN, STEPS, WIDE_CHUNK, Canvas, answers, select, update
+from diffusion_text.sampler.loop import (
+  CHUNK,
+  COIN,
+  STEPS,
+  WIDE_CHUNK,
+  Canvas,
+  answers,
+  select,
+  update,
+)
 from diffusion_text.types import Array, Key, Params, Prediction, Process, Renoises, State, Time
 
 
 def need_renoising(process: Process) -> None:
   """Raises ValueError for a process that cannot noise single tokens again."""
   if not isinstance(process, Renoises):
-    raise ValueError(f"{type(process).__name__} cannot noise single tokens again; use the ancestral sampler for it")
+    raise ValueError(
+      f"{type(process).__name__} cannot noise single tokens again; use the ancestral sampler for it"
+    )
 
 
 def leave_one_out(process: Process, state: State, t: Time, logits: Array) -> Array:
@@ -43,20 +54,30 @@ class PredictorCorrector(Ancestral):
 
   def __post_init__(self):
     if not 0 <= self.kappa <= 1:
-      raise ValueError(f"kappa={self.kappa} must lie in [0, 1]; 1 is the ancestral sampler, 0.95 noises one token in 20 again")
+      raise ValueError(
+        f"kappa={self.kappa} must lie in [0, 1]; 1 is the ancestral sampler, 0.95 noises one token in 20 again"
+      )
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Array:
     need_renoising(process)
     return super().plan(process, params, canvas)
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State:
     canvas, t, s = self.turn(canvas)
     steps = draw_uniform(fold(canvas.keys, COIN)) < self.kappa
-    moves = jnp.where(steps, process.moves(params, canvas.keys, canvas.state, t, s), (t > 0) & (s < 1))
+    moves = jnp.where(
+      steps, process.moves(params, canvas.keys, canvas.state, t, s), (t > 0) & (s < 1)
+    )
 
     def one(keys: Key, state: State, logits: Array, t: Time, s: Time, steps: Array) -> State:
       guess = process.guess(params, keys, state, self.guided(logits, s), t)
-      return select(steps, self.step(process, params, keys, state, logits, t, s), process.renoise(params, keys, guess, s))
+      return select(
+        steps,
+        self.step(process, params, keys, state, logits, t, s),
+        process.renoise(params, keys, guess, s),
+      )
 
     chunk = WIDE_CHUNK if self.kappa < 0.5 else CHUNK
     return update(canvas, prediction, canvas.open & moves, one, t, s, steps, chunk=chunk)
@@ -82,9 +103,13 @@ class SelfCorrecting(Ancestral):
 
   def __post_init__(self):
     if self.corrections < 0:
-      raise ValueError(f"corrections={self.corrections} must not be negative; 0 is the ancestral sampler")
+      raise ValueError(
+        f"corrections={self.corrections} must not be negative; 0 is the ancestral sampler"
+      )
     if not 0 < self.correction_time <= 1:
-      raise ValueError(f"correction_time={self.correction_time} must lie in (0, 1]: nothing is trained at 0; 0.01 is usual")
+      raise ValueError(
+        f"correction_time={self.correction_time} must lie in (0, 1]: nothing is trained at 0; 0.01 is usual"
+      )
     Guidance(self.correction_temperature)
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> tuple[Array, Array]:
@@ -95,7 +120,9 @@ class SelfCorrecting(Ancestral):
         f"{process} has no leave-one-out prediction at clean tokens, which self-correction reads; use the predictor_corrector sampler"
       )
     if canvas.open.shape[1] == 1:
-      raise ValueError("self-correction of a row or block of 1 token has nothing to read it by; use blocks of 4 tokens or more")
+      raise ValueError(
+        "self-correction of a row or block of 1 token has nothing to read it by; use blocks of 4 tokens or more"
+      )
     return super().plan(process, params, canvas), jnp.ones(canvas.open.shape[0], bool)
 
   def grid(self, canvas: Canvas) -> Array:
@@ -106,13 +133,23 @@ class SelfCorrecting(Ancestral):
     return jnp.any(canvas.open, axis=1) & ((canvas.call < self.steps) | correcting)
 
   def times(self, process: Process, params: Params, canvas: Canvas) -> Time:
-    return jnp.where(canvas.call < self.steps, super().times(process, params, canvas), self.correction_time)
+    return jnp.where(
+      canvas.call < self.steps, super().times(process, params, canvas), self.correction_time
+    )
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> Canvas:
-    draft = lambda: canvas._replace(state=Ancestral.advance(self, process, params, canvas, prediction))
-    return jax.lax.cond(canvas.call < self.steps, draft, lambda: self.correct(process, params, canvas, prediction))
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> Canvas:
+    draft = lambda: canvas._replace(
+      state=Ancestral.advance(self, process, params, canvas, prediction)
+    )
+    return jax.lax.cond(
+      canvas.call < self.steps, draft, lambda: self.correct(process, params, canvas, prediction)
+    )
 
-  def correct(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> Canvas:
+  def correct(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> Canvas:
     """The canvas after one correction of every row that still has something to gain."""
     grid, gains_B = canvas.plan
     live = canvas.open & gains_B[:, None]
@@ -124,7 +161,9 @@ class SelfCorrecting(Ancestral):
       at = lambda ids: jnp.take_along_axis(logp, ids[:, None], axis=-1)[:, 0]
       return new, at(new) - at(old), jnp.max(logp, axis=-1) - at(old)
 
-    new, gain, most = answers(fresh, prediction, live, anew, process.decode(params, canvas.state), chunk=WIDE_CHUNK)
+    new, gain, most = answers(
+      fresh, prediction, live, anew, process.decode(params, canvas.state), chunk=WIDE_CHUNK
+    )
     best = jnp.arange(gain.shape[1]) == jnp.argmax(gain, axis=1)[:, None]
     clean = process.renoise(params, fresh.keys, new, jnp.zeros(new.shape, jnp.float32))
     state = select(live & best & (gain > 0), clean, canvas.state)

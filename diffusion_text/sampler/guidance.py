@@ -31,11 +31,15 @@ class Guidance:
 
   def __post_init__(self):
     if not self.temperature >= 0:
-      raise ValueError(f"temperature={self.temperature} must be >= 0; 1 samples the model's own distribution, 0 is greedy")
+      raise ValueError(
+        f"temperature={self.temperature} must be >= 0; 1 samples the model's own distribution, 0 is greedy"
+      )
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every token")
     if not self.guidance_scale >= 0:
-      raise ValueError(f"guidance_scale={self.guidance_scale} must be >= 0; 1 is the conditional answer alone, 2 guides")
+      raise ValueError(
+        f"guidance_scale={self.guidance_scale} must be >= 0; 1 is the conditional answer alone, 2 guides"
+      )
     if self.guidance_space not in SPACES:
       raise ValueError(f"guidance_space={self.guidance_space!r} is unknown; use one of {SPACES}")
 
@@ -55,7 +59,11 @@ class Guidance:
     if self.top_p == 1:
       return logits
     falling = -jnp.sort(-logits, axis=-1)
-    before = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1) - jax.nn.softmax(falling, axis=-1)
-    kept = jnp.sum(before < self.top_p, axis=-1, keepdims=True)  # tokens before which less than top_p has been gathered
+    before = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1) - jax.nn.softmax(
+      falling, axis=-1
+    )
+    kept = jnp.sum(
+      before < self.top_p, axis=-1, keepdims=True
+    )  # tokens before which less than top_p has been gathered
     lowest = jnp.take_along_axis(falling, kept - 1, axis=-1)
     return jnp.where(logits >= lowest, logits, -jnp.inf)

@@ -12,15 +12,30 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import fold
+from diffusion_text.core.prng import fold
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.sampler.asking import Asking
 from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.types import Array, Batch, Denoise, Key, Params, Prediction, Process, State, Time
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Denoise,
+  Key,
+  Params,
+  Prediction,
+  Process,
+  State,
+  Time,
+)
 
 CHUNK = 32  # positions whose logits exist at once: few tokens move per call, and each pays for its share of the last chunk
 WIDE_CHUNK = 256  # of policies that ask for most positions at every call
-ORDER, PRIOR, STEPS, COIN = 2, 3, 4, 8  # streams of a key that samplers draw from; the others (0, 1, 5 to 7) are the processes'
+ORDER, PRIOR, STEPS, COIN = (
+  2,
+  3,
+  4,
+  8,
+)  # streams of a key that samplers draw from; the others (0, 1, 5 to 7) are the processes'
 NOT_DRAWN = -1  # `Sample.committed` of given tokens and padding
 
 
@@ -57,7 +72,9 @@ class Policy(Protocol):
   def times(self, process: Process, params: Params, canvas: Canvas) -> Time:
     """float32 [B, L]: the time of each open token at this call (given tokens are at 0 whatever it says)."""
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State | Canvas:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State | Canvas:
     """The next state; a policy that remembers something returns the canvas with the next state and the next plan instead."""
 
 
@@ -73,7 +90,12 @@ class Sample(NamedTuple):
 
 
 def answers(
-  canvas: Canvas, prediction: Prediction, where: Array, fn: Callable[..., Any], *arrays: Array, chunk: int = CHUNK
+  canvas: Canvas,
+  prediction: Prediction,
+  where: Array,
+  fn: Callable[..., Any],
+  *arrays: Array,
+  chunk: int = CHUNK,
 ) -> Any:
   """fn(keys, state, logits, *arrays), a pytree of [N, ...], at the positions `where` (bool [B, L]) holds, zeros elsewhere: a pytree
   of [B, L, ...]. Logits are computed at those positions only."""
@@ -90,7 +112,12 @@ def answers(
 
 
 def update(
-  canvas: Canvas, prediction: Prediction, moves: Array, fn: Callable[..., State], *arrays: Array, chunk: int = CHUNK
+  canvas: Canvas,
+  prediction: Prediction,
+  moves: Array,
+  fn: Callable[..., State],
+  *arrays: Array,
+  chunk: int = CHUNK,
 ) -> State:
   """fn(keys, state, logits, *arrays) at the positions that move, the old state elsewhere; logits only of those that move."""
   return select(moves, answers(canvas, prediction, moves, fn, *arrays, chunk=chunk), canvas.state)
@@ -115,7 +142,14 @@ def given_tokens(batch: Batch) -> Array:
 
 
 def sample(
-  policy: Policy, process: Process, params: Params, denoise: Denoise, keys_BxL: Key, batch: Batch, *, recalls: int = 0
+  policy: Policy,
+  process: Process,
+  params: Params,
+  denoise: Denoise,
+  keys_BxL: Key,
+  batch: Batch,
+  *,
+  recalls: int = 0,
 ) -> Sample:
   """Generates every token of `batch` that is neither given nor padding; given tokens and padding come back as they were.
 
@@ -127,7 +161,9 @@ def sample(
   clean = process.corrupt(params, keys_BxL[0, 0], batch.ids, jnp.zeros(shape, jnp.float32))
   # The prior of row r comes from row r's first key alone.
   prior_keys = fold(keys_BxL[:, 0], PRIOR)
-  prior = jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], process.prior(params, key, (1, shape[1]))))(prior_keys)
+  prior = jax.vmap(
+    lambda key: jax.tree.map(lambda leaf: leaf[0], process.prior(params, key, (1, shape[1])))
+  )(prior_keys)
   state = select(open_BxL, prior, clean)
   segment = None if batch.segment is None else jnp.asarray(batch.segment)
   canvas = Canvas(state, open_BxL, keys_BxL, jnp.int32(0), None, segment)
@@ -150,13 +186,24 @@ def sample(
     prediction, memories = ask(state, t, memories)
     after = policy.advance(process, params, now, prediction)
     after, plan = (after.state, after.plan) if isinstance(after, Canvas) else (after, plan)
-    changed = jax.tree.map(lambda a, b: jnp.any((a != b).reshape(*shape, -1), axis=-1), after, state)
+    changed = jax.tree.map(
+      lambda a, b: jnp.any((a != b).reshape(*shape, -1), axis=-1), after, state
+    )
     changed_BxL = jax.tree.reduce(jnp.logical_or, changed)
-    return after, plan, call + 1, jnp.where(changed_BxL, call, committed), row_calls + needed_B, memories
+    return (
+      after,
+      plan,
+      call + 1,
+      jnp.where(changed_BxL, call, committed),
+      row_calls + needed_B,
+      memories,
+    )
 
   none = jnp.full(shape, NOT_DRAWN, jnp.int32)
   start = (state, canvas.plan, jnp.int32(0), none, jnp.zeros(shape[0], jnp.int32), ask.start(shape))
   state, _, calls, committed, row_calls, _ = jax.lax.while_loop(more, body, start)
   committed = jnp.where(open_BxL, jnp.maximum(committed, 0), NOT_DRAWN)
-  ids = jnp.where(open_BxL, process.decode(params, state), batch.ids)  # of vectors, two tokens may have the same
+  ids = jnp.where(
+    open_BxL, process.decode(params, state), batch.ids
+  )  # of vectors, two tokens may have the same
   return Sample(ids, committed, ask.calls * row_calls, ask.calls * calls)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from diffusion_text.process.gaussian import Gaussian
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import WIDE_CHUNK, Canvas, answers, select
-from diffusion_text.schedules import LogSNR
+from diffusion_text.schedules.gaussian import LogSNR
 from diffusion_text.types import Array, Key, Params, Prediction, Process, State, Time
 
 
@@ -22,7 +22,9 @@ def extrapolated(path: LogSNR, mean: Array, last: Array, before: Time, t: Time, 
   now = path.log_snr(t)
   twice = 2 * (now - path.log_snr(before)) / (path.log_snr(s) - now)
   known = before > t
-  return jnp.where(known[..., None], mean + (mean - last) / jnp.where(known, twice, 1.0)[..., None], mean)
+  return jnp.where(
+    known[..., None], mean + (mean - last) / jnp.where(known, twice, 1.0)[..., None], mean
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +45,30 @@ class Multistep(Ancestral):
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
     """Times [S + 1, L]; the last x̂ of every token and its time, 0 where there was none."""
     if not isinstance(process, Gaussian):
-      raise ValueError(f"{type(process).__name__} has no x̂ to extrapolate; use the ancestral sampler for it")
+      raise ValueError(
+        f"{type(process).__name__} has no x̂ to extrapolate; use the ancestral sampler for it"
+      )
     shape = canvas.open.shape
-    return super().plan(process, params, canvas), jnp.zeros((*shape, process.size)), jnp.zeros(shape)
+    return (
+      super().plan(process, params, canvas),
+      jnp.zeros((*shape, process.size)),
+      jnp.zeros(shape),
+    )
 
   def grid(self, canvas: Canvas) -> Array:
     return canvas.plan[0]
 
-  def advance(self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction) -> Canvas:
+  def advance(
+    self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> Canvas:
     times, last, before = canvas.plan
     canvas, t, s = self.turn(canvas)
     moves = canvas.open & process.moves(params, canvas.keys, canvas.state, t, s)
     still = dataclasses.replace(process, rho=0.0, eta=1.0, fixed_large=False)
 
-    def one(keys: Key, state: State, logits: Array, t: Time, s: Time, last: Array, before: Time) -> tuple[State, Array]:
+    def one(
+      keys: Key, state: State, logits: Array, t: Time, s: Time, last: Array, before: Time
+    ) -> tuple[State, Array]:
       logits = self.guided(logits, s)
       mean = process.predicted(params, state, t, logits)
       target = extrapolated(process.walk(params), mean, last, before, t, s)

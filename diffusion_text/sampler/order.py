@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_uniform, fold
+from diffusion_text.core.prng import draw_uniform, fold
 from diffusion_text.kernels.cross_entropy import map_rows
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import ORDER, Canvas, update
@@ -65,7 +65,9 @@ class Ordered:
   def plan(self, process: Process, params: Params, canvas: Canvas) -> tuple[Array, Array]:
     """Open tokens per row [B], and the grid of times."""
     if not isinstance(process, Reveals):
-      raise ValueError(f"{type(process).__name__} cannot reveal single tokens out of turn; use the ancestral sampler for it")
+      raise ValueError(
+        f"{type(process).__name__} cannot reveal single tokens out of turn; use the ancestral sampler for it"
+      )
     return jnp.sum(canvas.open, axis=1), self.timing.grid(self.steps, canvas.open.shape[1])
 
   def _waiting(self, process: Process, params: Params, canvas: Canvas) -> Array:
@@ -81,21 +83,32 @@ class Ordered:
     done = 1 - waiting_B / jnp.maximum(total_B, 1)
     return grid[jnp.round(done * self.steps).astype(jnp.int32)]
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State:
     waiting_BxL = self._waiting(process, params, canvas)
     total_B, _ = canvas.plan
     calls_B = jnp.maximum(jnp.minimum(self.steps, total_B), 1)
     target_B = total_B * jnp.minimum(canvas.call + 1, calls_B) // calls_B
     quota_B = target_B - (total_B - jnp.sum(waiting_BxL, axis=1))
     score_BxL = jnp.where(waiting_BxL, self._score(canvas, prediction, waiting_BxL), -jnp.inf)
-    rank_BxL = jnp.argsort(jnp.argsort(-score_BxL, axis=1, stable=True), axis=1)  # ties go to the left
+    rank_BxL = jnp.argsort(
+      jnp.argsort(-score_BxL, axis=1, stable=True), axis=1
+    )  # ties go to the left
     moves = waiting_BxL & (rank_BxL < quota_B[:, None])
-    return update(canvas, prediction, moves, lambda k, z, logits: process.draw(params, k, z, self.guidance(logits)))
+    return update(
+      canvas,
+      prediction,
+      moves,
+      lambda k, z, logits: process.draw(params, k, z, self.guidance(logits)),
+    )
 
   def _score(self, canvas: Canvas, prediction: Prediction, waiting_BxL: Array) -> Array:
     score = ORDERS[self.order]
     if score is None:
       return draw_uniform(fold(canvas.keys, ORDER))
     flat = prediction.features.reshape(-1, prediction.features.shape[-1])
-    values = map_rows(lambda rows: score(prediction.unembed(rows)), waiting_BxL.reshape(-1), flat, chunk=256)
+    values = map_rows(
+      lambda rows: score(prediction.unembed(rows)), waiting_BxL.reshape(-1), flat, chunk=256
+    )
     return values.reshape(waiting_BxL.shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffusion_text.draws import fold
+from diffusion_text.core.prng import fold
 from diffusion_text.process.gaussian import Gaussian
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import WIDE_CHUNK, Canvas, answers, select
@@ -35,7 +35,9 @@ class PredictedTimes(Ancestral):
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
     """The clock [S + 1, L], and the time of every token, [B, L]."""
     if not isinstance(process, Gaussian) or process.rho != 1:
-      kept = f"process.rho={process.rho}" if isinstance(process, Gaussian) else type(process).__name__
+      kept = (
+        f"process.rho={process.rho}" if isinstance(process, Gaussian) else type(process).__name__
+      )
       raise ValueError(
         f"sampler.name='predicted_times' noises the guess anew at times that may rise, which {kept} does not; use a Gaussian process with"
         " process.rho=1"
@@ -48,17 +50,23 @@ class PredictedTimes(Ancestral):
   def times(self, process: Process, params: Params, canvas: Canvas) -> Time:
     return canvas.plan[1]
 
-  def advance(self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction) -> Canvas:
+  def advance(
+    self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> Canvas:
     grid, t = canvas.plan
     canvas, _, clock = self.turn(canvas)
 
     def one(keys: Key, state: State, logits: Array, t: Time, clock: Time) -> tuple[State, State]:
       target, drawn = process.aimed(params, keys, state, self.guided(logits, clock), t)
-      return process.predicted(params, state, t, logits), jnp.where(clock[:, None] > 0, target, drawn)
+      return process.predicted(params, state, t, logits), jnp.where(
+        clock[:, None] > 0, target, drawn
+      )
 
     asked = answers(canvas, prediction, canvas.open, one, t, clock, chunk=WIDE_CHUNK)
     mean, target = (select(canvas.open, vectors, canvas.state) for vectors in asked)
     guess = process.inputs(params, mean, jnp.zeros_like(t))
-    t = jnp.where(canvas.open & (clock > 0), self.timing.next_times(guess, clock[:, :1], canvas.segment), 0.0)
+    t = jnp.where(
+      canvas.open & (clock > 0), self.timing.next_times(guess, clock[:, :1], canvas.segment), 0.0
+    )
     state = process.renoise_vectors(params, fold(canvas.keys, 0), target, t)
     return canvas._replace(state=select(canvas.open, state, canvas.state), plan=(grid, t))

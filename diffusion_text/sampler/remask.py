@@ -17,11 +17,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_uniform, fold
+from diffusion_text.core.prng import draw_uniform, fold
 from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import Canvas, answers
-from diffusion_text.schedules import Level, time_of
+from diffusion_text.schedules.discrete import Level, time_of
 from diffusion_text.types import Array, Params, Prediction, Process, Time
 
 TINY = jnp.finfo(jnp.float32).tiny
@@ -65,19 +65,27 @@ class Remasking(Ancestral):
     if self.strategy not in STRATEGIES:
       raise ValueError(f"strategy={self.strategy!r} is unknown; use one of {sorted(STRATEGIES)}")
     if self.eta is not None and not 0 <= self.eta <= 1:
-      raise ValueError(f"eta={self.eta} must lie in [0, 1]; {STRATEGIES[self.strategy]} is usual for {self.strategy!r}")
+      raise ValueError(
+        f"eta={self.eta} must lie in [0, 1]; {STRATEGIES[self.strategy]} is usual for {self.strategy!r}"
+      )
     if self.loop is not None:
       loop = self.loop if isinstance(self.loop, (tuple, list)) else ()
       if not (len(loop) == 3 and all(isinstance(number, (int, float)) for number in loop)):
-        raise ValueError(f"loop={self.loop!r} must be three numbers (t_on, t_off, alpha_on); (0.55, 0.05, 0.9) is usual")
+        raise ValueError(
+          f"loop={self.loop!r} must be three numbers (t_on, t_off, alpha_on); (0.55, 0.05, 0.9) is usual"
+        )
       t_on, t_off, alpha_on = loop
       if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
-        raise ValueError(f"loop={self.loop} needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1; (0.55, 0.05, 0.9) is usual")
+        raise ValueError(
+          f"loop={self.loop} needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1; (0.55, 0.05, 0.9) is usual"
+        )
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> tuple[Array, Array, Array]:
     """Times [S + 1, L]; bool [S, L], the steps that remask; float32 [B, L], the probability of each token when it was drawn."""
     if not isinstance(process, Masked):
-      raise ValueError(f"{type(process).__name__} has no masks to go back to; use the predictor_corrector sampler for it")
+      raise ValueError(
+        f"{type(process).__name__} has no masks to go back to; use the predictor_corrector sampler for it"
+      )
     clock, chance = super().plan(process, params, canvas), jnp.zeros(canvas.open.shape, jnp.float32)
     if self.loop is None:
       return clock, jnp.ones((self.steps, clock.shape[1]), bool), chance
@@ -101,7 +109,9 @@ class Remasking(Ancestral):
     weight = jnp.where(clean, jnp.exp(-chance), 0.0)
     return eta * most * weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), TINY)
 
-  def advance(self, process: Masked, params: Params, canvas: Canvas, prediction: Prediction) -> Canvas:
+  def advance(
+    self, process: Masked, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> Canvas:
     times, remasks, chance = canvas.plan
     fresh, t, s = self.turn(canvas)
     now, after = process.schedule(t), process.schedule(s)
@@ -113,7 +123,9 @@ class Remasking(Ancestral):
 
     def draw(keys: Array, state: Array, logits: Array, s: Time) -> tuple[Array, Array]:
       token = process.draw(params, keys, state, self.guided(logits, s))
-      return token, jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
+      return token, jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), token[:, None], axis=-1)[
+        :, 0
+      ]
 
     token, sure = answers(fresh, prediction, reveals, draw, s)
     kept = jnp.where(clean & (u < sigma), process.mask_id, canvas.state)

@@ -6,12 +6,12 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from diffusion_text.draws import draw_uniform, fold
+from diffusion_text.core.prng import draw_uniform, fold
 from diffusion_text.process.discrete import Discrete
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.correct import leave_one_out, need_renoising
 from diffusion_text.sampler.loop import ORDER, WIDE_CHUNK, Canvas, answers
-from diffusion_text.schedules import time_of
+from diffusion_text.schedules.discrete import time_of
 from diffusion_text.types import Array, Key, Params, Prediction, Process, State, Time
 
 RATES = ("linear", "cosine")
@@ -40,7 +40,9 @@ class Routed(Ancestral):
     if self.rate not in RATES:
       raise ValueError(f"rate={self.rate!r} is unknown; use one of {RATES}")
     if not self.noise_scale >= 0:
-      raise ValueError(f"noise_scale={self.noise_scale} must not be negative; 0 keeps the best tokens whatever the seed")
+      raise ValueError(
+        f"noise_scale={self.noise_scale} must not be negative; 0 keeps the best tokens whatever the seed"
+      )
 
   def plan(self, process: Process, params: Params, canvas: Canvas) -> Array:
     need_renoising(process)
@@ -65,18 +67,24 @@ class Routed(Ancestral):
       return total * (call + 1) // self.steps, rate
     return jnp.floor(rate * total).astype(jnp.int32), rate
 
-  def advance(self, process: Process, params: Params, canvas: Canvas, prediction: Prediction) -> State:
+  def advance(
+    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
+  ) -> State:
     canvas, t, s = self.turn(canvas)
 
     def guess(keys: Key, state: State, logits: Array, t: Time, s: Time) -> tuple[Array, Array]:
       ids = process.guess(params, keys, state, self.guided(logits, s), t)
-      return ids, jnp.take_along_axis(leave_one_out(process, state, t, logits), ids[:, None], axis=-1)[:, 0]
+      return ids, jnp.take_along_axis(
+        leave_one_out(process, state, t, logits), ids[:, None], axis=-1
+      )[:, 0]
 
     ids, score = answers(canvas, prediction, canvas.open, guess, t, s, chunk=WIDE_CHUNK)
     keeps_B, rate = self.kept(canvas.call, jnp.sum(canvas.open, axis=1))
     u = jnp.maximum(draw_uniform(fold(canvas.keys, ORDER)), jnp.finfo(jnp.float32).tiny)
     score = score - self.noise_scale * (1 - rate) * jnp.log(-jnp.log(u))
-    rank = jnp.argsort(jnp.argsort(jnp.where(canvas.open, -score, jnp.inf), axis=1, stable=True), axis=1)
+    rank = jnp.argsort(
+      jnp.argsort(jnp.where(canvas.open, -score, jnp.inf), axis=1, stable=True), axis=1
+    )
     noise = jnp.where(rank < keeps_B[:, None], 0.0, 1.0)
     routed = process.renoise(params, canvas.keys, ids, noise)
     return jnp.where(canvas.open, routed, canvas.state)

@@ -13,8 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text.kernels import layout as layouts
-from diffusion_text.schedules import TINY
-from diffusion_text.types import Array, Batch, Denoise, Inputs, Key, Layout, Predict, Progress, Time, Times
+from diffusion_text.schedules.discrete import TINY
+from diffusion_text.types import (
+  Array,
+  Batch,
+  Denoise,
+  Inputs,
+  Key,
+  Layout,
+  Predict,
+  Progress,
+  Time,
+  Times,
+)
 
 
 def low_discrepancy(key: Key, rows: int, progress: Progress) -> Array:
@@ -28,12 +39,16 @@ def low_discrepancy(key: Key, rows: int, progress: Progress) -> Array:
   place = jax.random.permutation(key_order, total)
   place = jax.lax.dynamic_slice_in_dim(place, jnp.asarray(progress.part) * rows, rows)
   u = jax.random.uniform(key_offset)
-  return jnp.maximum(1 - (place + u) / total, TINY)  # rounding may reach 0, where weights have a pole
+  return jnp.maximum(
+    1 - (place + u) / total, TINY
+  )  # rounding may reach 0, where weights have a pole
 
 
 def _grid(steps: int) -> Array:
   if steps < 1:
-    raise ValueError(f"steps={steps} must be at least 1; 64 is a good start, the length of the text is the most that helps")
+    raise ValueError(
+      f"steps={steps} must be at least 1; 64 is a good start, the length of the text is the most that helps"
+    )
   # numpy: under jit XLA would round 1 - k / steps once instead of twice, and miss 0 for some steps (41, 47, 55, …)
   return jnp.asarray(1 - np.arange(steps + 1, dtype=np.float32)[:, None] / np.float32(steps))
 
@@ -83,14 +98,18 @@ class Shared(OneRow):
 
   def __post_init__(self):
     if not self.power > 0:
-      raise ValueError(f"timing.power={self.power} must be positive; 1 draws times evenly, 2 and 3 draw more of the small ones")
+      raise ValueError(
+        f"timing.power={self.power} must be positive; 1 draws times evenly, 2 and 3 draw more of the small ones"
+      )
 
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
     clock = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
     layout = self._layout(batch.ids.shape[1], batch.segment)
     if self.power == 1:
       return Times(clock, jnp.ones_like(clock), layout)
-    t = jnp.maximum(clock**self.power, 1e-30)  # far below TINY: reaching small times is what this is for
+    t = jnp.maximum(
+      clock**self.power, 1e-30
+    )  # far below TINY: reaching small times is what this is for
     return Times(t, self.power * clock ** (self.power - 1), layout)
 
 
@@ -138,7 +157,9 @@ class Counted(OneRow):
     number = jnp.maximum(jnp.sum(scored, axis=1, keepdims=True), 1)
     count = jnp.ceil(low_discrepancy(key_count, rows, progress)[:, None] * number)
     place = jax.random.uniform(jax.random.fold_in(key_choice, progress.part), (rows, length))
-    rank = jnp.argsort(jnp.argsort(jnp.where(scored, place, 2.0), axis=1), axis=1)  # of scored tokens, in a random order
+    rank = jnp.argsort(
+      jnp.argsort(jnp.where(scored, place, 2.0), axis=1), axis=1
+    )  # of scored tokens, in a random order
     chosen = scored & (rank < count)
     speed = jnp.where(chosen, number / count, 0.0)
     return Times(chosen.astype(jnp.float32), speed, self._layout(length, batch.segment))
@@ -158,7 +179,9 @@ class Paths(OneRow):
     """(t, dt/dτ) where left = total · τ."""
     total, last, span = self._path(length)
     line = (left - last) / span
-    inside = (line > 0) & (line <= 1)  # half open, as τ is: what rounding takes at one end it gives at the other
+    inside = (line > 0) & (
+      line <= 1
+    )  # half open, as τ is: what rounding takes at one end it gives at the other
     return jnp.clip(line, 0.0, 1.0), jnp.where(inside, total / span, 0.0)
 
   def times(self, clock: Array, length: int) -> tuple[Array, Array]:
@@ -190,7 +213,9 @@ class Slanted(Paths):
 
   def __post_init__(self):
     if self.spread < 0:
-      raise ValueError(f"slanted spread={self.spread} must be >= 0; 0 gives every token the same time")
+      raise ValueError(
+        f"slanted spread={self.spread} must be >= 0; 0 gives every token the same time"
+      )
 
   def _path(self, length: int) -> tuple[float, Array, float]:
     left = 1 - jnp.arange(length, dtype=jnp.float32) / max(length - 1, 1)
@@ -217,12 +242,16 @@ class Hyperschedule(Paths):
     if self.kind not in ("wave", "blocks"):
       raise ValueError(f"timing.kind={self.kind!r} is unknown; use 'wave' or 'blocks'")
     if self.width < 1:
-      raise ValueError(f"timing.width={self.width} must be at least 1 token; 1 is one token after the other")
+      raise ValueError(
+        f"timing.width={self.width} must be at least 1 token; 1 is one token after the other"
+      )
     if self.context not in ("full", "causal"):
       raise ValueError(f"timing.context={self.context!r} is unknown; use 'full' or 'causal'")
 
   def _layout(self, length: int, segment: Array | None) -> Layout:
-    return _causal(length, segment) if self.context == "causal" else super()._layout(length, segment)
+    return (
+      _causal(length, segment) if self.context == "causal" else super()._layout(length, segment)
+    )
 
   def _path(self, length: int) -> tuple[float, Array, float]:
     place = jnp.arange(length)
@@ -258,9 +287,13 @@ class PerBlock:
 
   def __post_init__(self):
     if self.block_size < 1:
-      raise ValueError(f"timing.block_size={self.block_size} must be at least 1; 4, 8 and 16 are usual")
+      raise ValueError(
+        f"timing.block_size={self.block_size} must be at least 1; 4, 8 and 16 are usual"
+      )
     if not 0 <= self.low <= self.high <= 1 or self.high == 0:
-      raise ValueError(f"timing needs 0 <= low <= high <= 1 and high > 0, got low={self.low} and high={self.high}")
+      raise ValueError(
+        f"timing needs 0 <= low <= high <= 1 and high > 0, got low={self.low} and high={self.high}"
+      )
     Slanted(self.spread)
 
   @property
@@ -292,7 +325,9 @@ class PerBlock:
     rows, length = batch.ids.shape
     blocks = self._blocks(length)
     low, high = (1.0, 1.0) if self.block_size == 1 else (self.low, self.high)
-    clock = low + (high - low) * low_discrepancy(key, rows * blocks, progress).reshape(rows, blocks, 1)
+    clock = low + (high - low) * low_discrepancy(key, rows * blocks, progress).reshape(
+      rows, blocks, 1
+    )
     spread = self.spread if self.block_size > 1 else 0.0
     t, speed = (x.reshape(rows, length) for x in Slanted(spread).times(clock, self.block_size))
     return Times(t, speed, layouts.doubled(self._layout(length, batch.segment), length))
@@ -356,7 +391,11 @@ class LeftToRight:
     """Reads the row shifted by one; only the first open token's answer means something, which is all that the grid asks for."""
 
     def denoise(inputs: Inputs, t: Time):
-      return predict(shift_right(inputs, noise, segment), jnp.zeros_like(t), _causal(inputs.ids.shape[1], segment))
+      return predict(
+        shift_right(inputs, noise, segment),
+        jnp.zeros_like(t),
+        _causal(inputs.ids.shape[1], segment),
+      )
 
     return denoise
 

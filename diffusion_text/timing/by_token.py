@@ -46,7 +46,9 @@ class Poisson(OneRow):
     rows, length = batch.ids.shape
     key_clock, key_count = jax.random.split(key)
     clock = low_discrepancy(key_clock, rows, progress)[:, None]
-    count = jax.random.poisson(jax.random.fold_in(key_count, progress.part), self._mean(clock), (rows, length))
+    count = jax.random.poisson(
+      jax.random.fold_in(key_count, progress.part), self._mean(clock), (rows, length)
+    )
     t = self._time(clock, count.astype(jnp.float32))
     return Times(t, (t > 0).astype(jnp.float32), self._layout(length, batch.segment), clock=clock)
 
@@ -68,7 +70,9 @@ def rarity(counts: np.ndarray) -> np.ndarray:
   counts = np.asarray(counts, np.float64)
   total = max(counts.sum(), 1.0)
   _, place = np.unique(counts, return_inverse=True)
-  mass = np.bincount(place, weights=counts) / total  # of all tokens of one frequency, the rarest first
+  mass = (
+    np.bincount(place, weights=counts) / total
+  )  # of all tokens of one frequency, the rarest first
   return (1 - np.cumsum(mass) + mass / 2)[place].astype(np.float32)
 
 
@@ -91,7 +95,9 @@ class ByInformation(OneRow):
 
   spread: float = 1.0
   informative_first: bool = True
-  counts: Callable[[], np.ndarray] | None = dataclasses.field(default=None, repr=False, compare=False)
+  counts: Callable[[], np.ndarray] | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
   def __post_init__(self):
     if not self.spread >= 0:
@@ -105,7 +111,9 @@ class ByInformation(OneRow):
 
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
     if self.counts is None:
-      raise ValueError("timing 'by_information' needs the token counts of the training split; pass counts=")
+      raise ValueError(
+        "timing 'by_information' needs the token counts of the training split; pass counts="
+      )
     clock = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
     t, speed = self.times(clock, jnp.asarray(rarity(self.counts()))[batch.ids])
     return Times(t, speed, self._layout(batch.ids.shape[1], batch.segment), told=clock)

@@ -37,7 +37,9 @@ class Paced(OneRow):
         f"timing 'by_position' has learned {most} positions, and the row has {length}; use rows of at most {most}"
       )
     held, place = jax.lax.stop_gradient(self.shares[:length]), jnp.arange(length)
-    ends = jnp.cumsum(held[:, :-1], axis=1)  # [L, K - 1], where on the clock stretches end; the last one ends at 1
+    ends = jnp.cumsum(
+      held[:, :-1], axis=1
+    )  # [L, K - 1], where on the clock stretches end; the last one ends at 1
     stretch = jnp.sum(clock[..., None] > ends, axis=-1)  # half open, as τ is
     begins = jnp.pad(ends, ((0, 0), (1, 0)))[place, stretch]
     passed = jnp.clip((clock - begins) / held[place, stretch], 0.0, 1.0)
@@ -86,17 +88,24 @@ class ByPosition(OneRow):
     if self.bins < 2:
       raise ValueError(f"timing.bins={self.bins} must be at least 2 stretches of time; 20 is usual")
     if not 0 < self.floor <= 1:
-      raise ValueError(f"timing.floor={self.floor} must be in (0, 1]; 0.1 leaves a tenth of the clock spread evenly over times")
+      raise ValueError(
+        f"timing.floor={self.floor} must be in (0, 1]; 0.1 leaves a tenth of the clock spread evenly over times"
+      )
 
   def init(self, key: Key | None = None) -> Params:
     """{"levels": float32 [length, bins], "size": [length]}, zeros: every position at the pace of the clock, and a loss of 1 at t = 1."""
     del key
-    return {"levels": jnp.zeros((self.length, self.bins), jnp.float32), "size": jnp.zeros(self.length, jnp.float32)}
+    return {
+      "levels": jnp.zeros((self.length, self.bins), jnp.float32),
+      "size": jnp.zeros(self.length, jnp.float32),
+    }
 
   def bind(self, params: Params) -> Paced:
     """The timing as it stands, differentiable in its parameters."""
     inner = jax.nn.softmax(params["levels"], axis=-1)
-    size = jnp.exp(10 * params["size"])  # 10: updates of Adam are of the size of its rate, and losses may be far from 1
+    size = jnp.exp(
+      10 * params["size"]
+    )  # 10: updates of Adam are of the size of its rate, and losses may be far from 1
     return Paced(self.floor / self.bins + (1 - self.floor) * inner, size[:, None] * inner)
 
   def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
@@ -113,7 +122,9 @@ def bind_times(thing: Any, params: Params) -> Any:
     return thing.bind(params["timing"])
   if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
     return thing
-  before = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init}
+  before = {
+    field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init
+  }
   after = {name: bind_times(value, params) for name, value in before.items()}
   changes = {name: value for name, value in after.items() if value is not before[name]}
   return dataclasses.replace(thing, **changes) if changes else thing

@@ -50,9 +50,13 @@ class Predicted(Poisson):
     """float32 [B, L] in [0, 1]: the time that a token's rank by cost [B, L], among those that count in its document, gives it at clock τ
     [B, 1]."""
     rank, total = ranks(cost, counts, segment)
-    return self._time(clock, poisson_quantile((rank + 0.5) / total, self._mean(clock), 2 * (self.levels - 1)))
+    return self._time(
+      clock, poisson_quantile((rank + 0.5) / total, self._mean(clock), 2 * (self.levels - 1))
+    )
 
-  def fit(self, guess: Inputs, clock: Array, cost: Array, counts: Array, segment: Array | None) -> Array:
+  def fit(
+    self, guess: Inputs, clock: Array, cost: Array, counts: Array, segment: Array | None
+  ) -> Array:
     """(prediction - label)², float32 [B, L], 0 where not counts; differentiable in the parameters alone."""
     guess, cost = jax.lax.stop_gradient((guess, cost))
     miss = self._predicted(guess, clock, segment) - self.labels(clock, cost, counts, segment)
@@ -72,7 +76,9 @@ def ranks(cost: Array, counts: Array, segment: Array | None) -> tuple[Array, Arr
   ranked among themselves."""
   segment = jnp.zeros(cost.shape, jnp.int32) if segment is None else segment
   place = jnp.broadcast_to(jnp.arange(cost.shape[1], dtype=jnp.int32), cost.shape)
-  kind, segment, _, order = jax.lax.sort((counts.astype(jnp.int32), segment, cost, place), dimension=1, num_keys=3)
+  kind, segment, _, order = jax.lax.sort(
+    (counts.astype(jnp.int32), segment, cost, place), dimension=1, num_keys=3
+  )
   new = (kind[:, 1:] != kind[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
   edge = jnp.ones((len(cost), 1), bool)
   first = jax.lax.cummax(jnp.where(jnp.concatenate([edge, new], axis=1), place, 0), axis=1)

@@ -9,7 +9,7 @@ checkpoint, workdir  all that moves on disk, and whose directory it is
 clock, metrics, progress
 """
 
-from diffusion_text.train import processes
+from diffusion_text.train import multihost as processes
 from diffusion_text.train.checkpoint import (
   Checkpointer,
   CheckpointError,
@@ -24,9 +24,21 @@ from diffusion_text.train.loop import Hook, LoopSettings, Result, TrainingDiverg
 from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
 from diffusion_text.train.optimizer import Optimizer, is_kernel, make_optimizer, make_schedule
 from diffusion_text.train.progress import reporter
-from diffusion_text.train.sharding import global_batch, make_mesh, row_places, state_shardings, with_shardings
+from diffusion_text.train.sharding import (
+  global_batch,
+  make_mesh,
+  row_places,
+  state_shardings,
+  with_shardings,
+)
 from diffusion_text.train.state import TrainState, create_state, named_key
-from diffusion_text.train.step import TrainStep, evaluate, jit_train_step, make_eval_step, make_train_step
+from diffusion_text.train.step import (
+  TrainStep,
+  evaluate,
+  jit_train_step,
+  make_eval_step,
+  make_train_step,
+)
 from diffusion_text.train.stop import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from diffusion_text.train.workdir import check_shared, check_workdir
 

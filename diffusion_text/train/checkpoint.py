@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_text.train.clock import Clock
-from diffusion_text.train.paths import as_path
-from diffusion_text.train.processes import check_same, everywhere
+from diffusion_text.train.multihost import check_same, everywhere
 from diffusion_text.train.state import TrainState
+from diffusion_text.train.storage import as_path
 from diffusion_text.types import Array, DataIterator, Params
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,10 @@ class Checkpointer:
     keep = [policies.LatestN(max_to_keep)]
     if keep_best is not None:
       least = policies.BestN(
-        get_metric_fn=lambda metrics: metrics[keep_best], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        get_metric_fn=lambda metrics: metrics[keep_best],
+        reverse=True,
+        n=1,
+        keep_checkpoints_without_metrics=False,
       )
       keep.append(least)
     options = ocp.CheckpointManagerOptions(
@@ -83,7 +86,13 @@ class Checkpointer:
     return self._manager.latest_step()
 
   def save(
-    self, step: int, state: TrainState, *, data: bytes, clock: Clock, metrics: Mapping[str, float] | None = None
+    self,
+    step: int,
+    state: TrainState,
+    *,
+    data: bytes,
+    clock: Clock,
+    metrics: Mapping[str, float] | None = None,
   ) -> None:
     """Saves a checkpoint. Returns once the arrays are copied to the host, so that `state` may be donated.
 
@@ -100,7 +109,9 @@ class Checkpointer:
     evaluated, best = metrics is not None, None
     if metrics and self._keep_best is not None:
       if self._keep_best not in metrics:
-        raise ValueError(f"keep_best={self._keep_best!r} is not an evaluation metric; use one of {sorted(metrics)}")
+        raise ValueError(
+          f"keep_best={self._keep_best!r} is not an evaluation metric; use one of {sorted(metrics)}"
+        )
       best = float(metrics[self._keep_best])
     check_same({f"the data position at step {step}": _text(data)})
     extra = {
@@ -151,7 +162,9 @@ class _Told:
 
   def __exit__(self, _, error, __) -> None:
     if isinstance(error, Exception):
-      raise CheckpointError(f"{self._what}: {error}. Is the disk full, or the directory gone?") from error
+      raise CheckpointError(
+        f"{self._what}: {error}. Is the disk full, or the directory gone?"
+      ) from error
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -179,7 +192,9 @@ def checksums(items: Mapping[str, Any]) -> dict[str, list[int]]:
 
   Integer sums do not depend on their order, so that a checkpoint can be held against them on any mesh, without gathering it.
   """
-  return {name: [int(x) for x in jax.device_get(_sums_of_bits(tree))] for name, tree in items.items()}
+  return {
+    name: [int(x) for x in jax.device_get(_sums_of_bits(tree))] for name, tree in items.items()
+  }
 
 
 def steps_in(directory: str) -> list[int]:
@@ -195,7 +210,9 @@ def latest_step(directory: str) -> int | None:
   return max(steps_in(directory), default=None)
 
 
-def load(directory: str, step: int, abstract_items: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(
+  directory: str, step: int, abstract_items: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """One checkpoint, checked: (the items asked for, `extra`).
 
   Args:
@@ -213,25 +230,36 @@ def load(directory: str, step: int, abstract_items: Mapping[str, Any]) -> tuple[
   def placed(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
 
-  args = {name: ocp.args.StandardRestore(jax.tree.map(placed, tree)) for name, tree in abstract_items.items()}
+  args = {
+    name: ocp.args.StandardRestore(jax.tree.map(placed, tree))
+    for name, tree in abstract_items.items()
+  }
   # The handler itself: ocp.Checkpointer ends a restore with a barrier, at which a process that cannot read its part would be missed.
   reader, error, restored = ocp.CompositeCheckpointHandler(), None, {}
   try:
-    restored = reader.restore(as_path(directory) / str(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore(), **args))
+    restored = reader.restore(
+      as_path(directory) / str(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore(), **args)
+    )
   except Exception as e:  # orbax raises many kinds; each means that this one cannot be used
     error = e
   finally:
     reader.close()
   if not everywhere(error is None):
-    raise CheckpointError(f"{directory}/{step} cannot be read: {error or 'another process could not read its part'}") from error
+    raise CheckpointError(
+      f"{directory}/{step} cannot be read: {error or 'another process could not read its part'}"
+    ) from error
   items = {name: restored[name] for name in abstract_items}
   for name, found in checksums(items).items():
     if found != restored["extra"]["checksums"][name]:
-      raise CheckpointError(f"{directory}/{step}/{name} does not match its checksum: the files are damaged")
+      raise CheckpointError(
+        f"{directory}/{step}/{name} does not match its checksum: the files are damaged"
+      )
   return items, restored["extra"]
 
 
-def load_newest(directory: str, abstract_items: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+def load_newest(
+  directory: str, abstract_items: Mapping[str, Any]
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
   """(step, items, extra) of the newest checkpoint that can be read; says so, loudly, if it is not the newest there is.
 
   Raises:
@@ -244,7 +272,9 @@ def load_newest(directory: str, abstract_items: Mapping[str, Any]) -> tuple[int,
     except CheckpointError as error:  # on all processes alike
       reason = " ".join(str(error).split())[:300]
     reasons.append(f"{directory}/{step}: {reason}")
-    log.warning("checkpoint %s/%d cannot be read, trying the one before it: %s", directory, step, reason)
+    log.warning(
+      "checkpoint %s/%d cannot be read, trying the one before it: %s", directory, step, reason
+    )
   if not reasons:
     raise CheckpointError(f"there is no checkpoint in {directory}; is the path right?")
   raise CheckpointError(
@@ -308,10 +338,16 @@ def restore(
   return Restored(fresh(), 0, "fresh")  # 4.
 
 
-def _resume(directory: str, abstract_state: TrainState, data: DataIterator, source: str) -> tuple[Restored, dict]:
+def _resume(
+  directory: str, abstract_state: TrainState, data: DataIterator, source: str
+) -> tuple[Restored, dict]:
   step, items, extra = load_newest(directory, _items(abstract_state))
-  data.set_state(base64.b64decode(extra["data"][0]))  # a list, from when each process had its own: all said the same
-  state = TrainState(items["optimizer"]["step"], items["params"], items.get("ema"), items["optimizer"]["opt_state"])
+  data.set_state(
+    base64.b64decode(extra["data"][0])
+  )  # a list, from when each process had its own: all said the same
+  state = TrainState(
+    items["optimizer"]["step"], items["params"], items.get("ema"), items["optimizer"]["opt_state"]
+  )
   log.info("continuing from %s/%d", directory, step)
   return Restored(state, step, source, extra["evaluated"] and source == "workdir"), extra
 
@@ -325,14 +361,22 @@ def _set_aside_after(directory: str, step: int) -> None:
         if aside.exists():
           aside.rmtree()
         (as_path(directory) / str(bad)).rename(aside)
-        log.warning("checkpoint %s/%d was damaged; it is now %s, and step %d is used", directory, bad, aside, step)
+        log.warning(
+          "checkpoint %s/%d was damaged; it is now %s, and step %d is used",
+          directory,
+          bad,
+          aside,
+          step,
+        )
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices("damaged checkpoints set aside")
 
 
-def restore_params(directory: str, abstract_params: Params, *, ema: bool = True, step: int | None = None) -> Params:
+def restore_params(
+  directory: str, abstract_params: Params, *, ema: bool = True, step: int | None = None
+) -> Params:
   """Parameters alone, for sampling and evaluation.
 
   Args:
@@ -347,7 +391,9 @@ def restore_params(directory: str, abstract_params: Params, *, ema: bool = True,
   """
   chosen = latest_step(directory) if step is None else step
   if chosen is None or chosen not in steps_in(directory):
-    raise CheckpointError(f"there is no checkpoint {'' if step is None else step} in {directory}; it has {steps_in(directory)}")
+    raise CheckpointError(
+      f"there is no checkpoint {'' if step is None else step} in {directory}; it has {steps_in(directory)}"
+    )
   item = "ema" if ema and (as_path(directory) / str(chosen) / "ema").exists() else "params"
 
   def saved(x):
@@ -355,8 +401,14 @@ def restore_params(directory: str, abstract_params: Params, *, ema: bool = True,
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=getattr(x, "sharding", None))
 
   items = {item: jax.tree.map(saved, abstract_params)}
-  found = (load_newest(directory, items)[1] if step is None else load(directory, step, items)[0])[item]
-  return jax.tree.map(lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), found, abstract_params)
+  found = (load_newest(directory, items)[1] if step is None else load(directory, step, items)[0])[
+    item
+  ]
+  return jax.tree.map(
+    lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype),
+    found,
+    abstract_params,
+  )
 
 
 def read_asset(directory: str, name: str) -> bytes:

@@ -15,7 +15,9 @@ class Clock:
   go on from where the last process left them; the time between two processes is not counted.
   """
 
-  def __init__(self, *, devices: int = 1, window: int = 50, now: Callable[[], float] = time.monotonic):
+  def __init__(
+    self, *, devices: int = 1, window: int = 50, now: Callable[[], float] = time.monotonic
+  ):
     """devices: of the whole run. window: steps that rates are averaged over. now: a clock in seconds; tests bring their own."""
     if devices < 1 or window < 1:
       raise ValueError(f"devices={devices} and window={window} must be at least 1")
@@ -73,7 +75,10 @@ class Clock:
     if len(self._recent) < 2 or self._recent[-1][0] <= self._recent[0][0]:
       return {}
     (t0, step0, tokens0), (t1, step1, tokens1) = self._recent[0], self._recent[-1]
-    return {"steps_per_second": (step1 - step0) / (t1 - t0), "tokens_per_second": (tokens1 - tokens0) / (t1 - t0)}
+    return {
+      "steps_per_second": (step1 - step0) / (t1 - t0),
+      "tokens_per_second": (tokens1 - tokens0) / (t1 - t0),
+    }
 
   def seconds_left(self, steps: int, max_seconds: float | None = None) -> float | None:
     """Training time until `steps` updates or `max_seconds`, whichever is first; None before the rate is known."""
@@ -94,5 +99,7 @@ class Clock:
       RuntimeError: if the clock has started.
     """
     if self._start is not None:
-      raise RuntimeError("the clock has started; call from_dict before start (restore before train)")
+      raise RuntimeError(
+        "the clock has started; call from_dict before start (restore before train)"
+      )
     self._earlier = {name: float(state[name]) for name in self._earlier}

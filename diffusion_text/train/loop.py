@@ -13,7 +13,7 @@ import jax
 from diffusion_text.train.checkpoint import Checkpointer
 from diffusion_text.train.clock import Clock
 from diffusion_text.train.metrics import mfu
-from diffusion_text.train.processes import Watchdog
+from diffusion_text.train.multihost import Watchdog
 from diffusion_text.train.progress import Report
 from diffusion_text.train.state import TrainState
 from diffusion_text.train.step import TrainStep
@@ -41,7 +41,9 @@ class Hook:
 
   def __post_init__(self):
     if self.every < 1:
-      raise ValueError(f"every={self.every} must be at least 1 step; leave the hook out to never run it")
+      raise ValueError(
+        f"every={self.every} must be at least 1 step; leave the hook out to never run it"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +74,13 @@ class LoopSettings:
     if self.max_seconds is not None and not self.max_seconds > 0:
       raise ValueError(f"max_seconds={self.max_seconds} must be above 0; None means no limit")
     if self.profile_steps is not None and not 0 <= self.profile_steps[0] < self.profile_steps[1]:
-      raise ValueError(f"profile_steps={self.profile_steps} must be (first, last) with 0 <= first < last, e.g. (10, 15)")
+      raise ValueError(
+        f"profile_steps={self.profile_steps} must be (first, last) with 0 <= first < last, e.g. (10, 15)"
+      )
     if (self.profile_steps is None) != (self.profile_dir is None):
-      raise ValueError(f"profile_steps={self.profile_steps} and profile_dir={self.profile_dir!r} go together")
+      raise ValueError(
+        f"profile_steps={self.profile_steps} and profile_dir={self.profile_dir!r} go together"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +94,9 @@ class Result:
   @property
   def exit_code(self) -> int:
     """For `sys.exit`: the launcher restarts the run on EXIT_PREEMPTED only."""
-    return {"finished": 0, "preempted": EXIT_PREEMPTED, "interrupted": EXIT_INTERRUPTED}[self.status]
+    return {"finished": 0, "preempted": EXIT_PREEMPTED, "interrupted": EXIT_INTERRUPTED}[
+      self.status
+    ]
 
 
 def train(
@@ -140,13 +148,21 @@ def train(
 
   def settle(done):
     if done is not None:
-      _log_metrics(*done, settings=settings, clock=clock, write=write, report=report, checkpointer=checkpointer)
+      _log_metrics(
+        *done, settings=settings, clock=clock, write=write, report=report, checkpointer=checkpointer
+      )
 
   clock.start()
-  with Stop(agree_every=settings.log_every) as stop, Watchdog(settings.stall_seconds) as watch, profiler:
+  with (
+    Stop(agree_every=settings.log_every) as stop,
+    Watchdog(settings.stall_seconds) as watch,
+    profiler,
+  ):
     while True:
       watch.alive(step)
-      halt = stop.status(step, settings.max_seconds is not None and clock.seconds >= settings.max_seconds)
+      halt = stop.status(
+        step, settings.max_seconds is not None and clock.seconds >= settings.max_seconds
+      )
       ended = step >= settings.steps or halt == "out_of_time"
       halted = halt in ("preempted", "interrupted") and not ended
       known = evaluated and step == start
@@ -192,7 +208,9 @@ def train(
       clock.tick(step, batch.ids.size)
 
 
-def _log_metrics(step: int, metrics: Any, *, settings: LoopSettings, clock: Clock, write, report, checkpointer) -> None:
+def _log_metrics(
+  step: int, metrics: Any, *, settings: LoopSettings, clock: Clock, write, report, checkpointer
+) -> None:
   """Waits for the metrics of one update, checks that they are finite, and writes them if due."""
   row = {name: float(value) for name, value in jax.device_get(metrics).items()}
   bad = {name: row[name] for name in GUARDED if name in row and not math.isfinite(row[name])}
@@ -212,10 +230,16 @@ def _log_metrics(step: int, metrics: Any, *, settings: LoopSettings, clock: Cloc
   report({"step": step} | row | ({} if left is None else {"seconds_left": left}))
 
 
-def _diverged(step: int, bad: Mapping[str, float], row: Mapping[str, float], checkpointer: Checkpointer | None) -> str:
+def _diverged(
+  step: int, bad: Mapping[str, float], row: Mapping[str, float], checkpointer: Checkpointer | None
+) -> str:
   values = ", ".join(f"{name}={value}" for name, value in bad.items())
   last = None if checkpointer is None else checkpointer.latest_step
-  saved = "There is no checkpoint." if last is None else f"The last good checkpoint is {checkpointer.directory}/{last}."
+  saved = (
+    "There is no checkpoint."
+    if last is None
+    else f"The last good checkpoint is {checkpointer.directory}/{last}."
+  )
   return (
     f"training diverged at update {step}: {values} (learning_rate={row.get('learning_rate')}). {saved} The state after"
     f" update {step} was not saved. Restart with a lower learning_rate, a smaller clip_norm or a longer warm-up; if it fails"
@@ -246,7 +270,9 @@ class _Profiler:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
-      log.info("profile of updates %s in %s", self._settings.profile_steps, self._settings.profile_dir)
+      log.info(
+        "profile of updates %s in %s", self._settings.profile_steps, self._settings.profile_dir
+      )
 
   def __enter__(self) -> _Profiler:
     return self

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from diffusion_text.train.paths import as_path, is_remote
+from diffusion_text.train.storage import as_path, is_remote
 
 FILE = "metrics.jsonl"
 UPLOAD_EVERY = 60.0  # seconds, where the files are on a network
@@ -40,7 +40,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 class MetricsWriter:
   """Appends rows to `directory/metrics.jsonl` and to TensorBoard files beside it. Does nothing on processes other than 0."""
 
-  def __init__(self, directory: str | os.PathLike, *, resume_step: int | None = None, tensorboard: bool = True):
+  def __init__(
+    self, directory: str | os.PathLike, *, resume_step: int | None = None, tensorboard: bool = True
+  ):
     """Opens the files.
 
     Args:
@@ -73,13 +75,17 @@ class MetricsWriter:
     if tensorboard:
       from tensorboardX import SummaryWriter  # here, because it is slow to import
 
-      self._board = SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
+      self._board = SummaryWriter(
+        str(directory), purge_step=None if resume_step is None else resume_step + 1
+      )
 
   def __call__(self, step: int, row: Mapping[str, float]) -> None:
     """Writes one row, at once: a kill loses nothing that was written."""
     if self._file is None:
       return
-    self._file.write(json.dumps({"step": int(step)} | {name: float(value) for name, value in row.items()}) + "\n")
+    self._file.write(
+      json.dumps({"step": int(step)} | {name: float(value) for name, value in row.items()}) + "\n"
+    )
     self._file.flush()
     if self._board is not None:
       for name, value in row.items():

@@ -42,7 +42,9 @@ def is_kernel(path: Path) -> bool:
 
 def by_path(test: Callable[[Path], bool]) -> Callable[[Params], Params]:
   """Parameters -> a tree of bools: of each, what `test` says of its path."""
-  return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: test(path_names(path)), params)
+  return lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: test(path_names(path)), params
+  )
 
 
 SCHEDULES = ("constant", "cosine", "wsd")
@@ -78,23 +80,36 @@ def make_schedule(
   if steps < 1:
     raise ValueError(f"steps={steps} must be at least 1")
   if not 0 <= warmup_steps <= steps:
-    raise ValueError(f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}; use e.g. {max(steps // 20, 1)}")
+    raise ValueError(
+      f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}; use e.g. {max(steps // 20, 1)}"
+    )
   if not 0 <= final_fraction <= 1:
-    raise ValueError(f"final_fraction={final_fraction} is a fraction of the peak: it must lie between 0 and 1")
+    raise ValueError(
+      f"final_fraction={final_fraction} is a fraction of the peak: it must lie between 0 and 1"
+    )
   if decay_steps is not None and schedule != "wsd":
-    raise ValueError(f"decay_steps={decay_steps} is read by schedule='wsd' only, not by {schedule!r}; leave it None")
+    raise ValueError(
+      f"decay_steps={decay_steps} is read by schedule='wsd' only, not by {schedule!r}; leave it None"
+    )
   decay = max(steps // 10, 1) if decay_steps is None else decay_steps
   if schedule == "wsd" and not (decay >= 1 and warmup_steps + decay <= steps):
-    raise ValueError(f"decay_steps={decay} must be at least 1 and fit after warmup_steps={warmup_steps} in steps={steps}")
+    raise ValueError(
+      f"decay_steps={decay} must be at least 1 and fit after warmup_steps={warmup_steps} in steps={steps}"
+    )
   flat = optax.constant_schedule(learning_rate)
   after = {
     "constant": flat,
-    "cosine": optax.cosine_decay_schedule(learning_rate, max(steps - warmup_steps, 1), alpha=final_fraction),
+    "cosine": optax.cosine_decay_schedule(
+      learning_rate, max(steps - warmup_steps, 1), alpha=final_fraction
+    ),
     "wsd": optax.join_schedules(
-      [flat, optax.linear_schedule(learning_rate, learning_rate * final_fraction, decay)], [steps - decay - warmup_steps]
+      [flat, optax.linear_schedule(learning_rate, learning_rate * final_fraction, decay)],
+      [steps - decay - warmup_steps],
     ),
   }[schedule]
-  warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))  # never asked when warmup_steps is 0
+  warmup = optax.linear_schedule(
+    0.0, learning_rate, max(warmup_steps, 1)
+  )  # never asked when warmup_steps is 0
   return optax.join_schedules([warmup, after], [warmup_steps])
 
 
@@ -146,7 +161,9 @@ def make_optimizer(
     raise ValueError(f"clip_norm={clip_norm} must be above 0; None turns it off")
 
   chain = optax.chain(
-    optax.identity() if clip_norm is None else optax.masked(optax.clip_by_global_norm(clip_norm), by_path(clips)),
+    optax.identity()
+    if clip_norm is None
+    else optax.masked(optax.clip_by_global_norm(clip_norm), by_path(clips)),
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
     optax.add_decayed_weights(weight_decay, by_path(decays)),
     optax.scale_by_learning_rate(rate),

@@ -50,7 +50,12 @@ def reporter(steps: int, *, terminal: bool | None = None) -> Iterator[Report]:
   elif not (sys.stdout.isatty() if terminal is None else terminal):
     yield lambda row: log.info("%s", describe(row))
   else:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # here, because it is slow to import
+    from rich.progress import (
+      BarColumn,
+      Progress,
+      TaskProgressColumn,
+      TextColumn,
+    )  # here, because it is slow to import
 
     with Progress(BarColumn(), TaskProgressColumn(), TextColumn("{task.description}")) as progress:
       task = progress.add_task("compiling", total=steps)

@@ -27,7 +27,13 @@ def path_names(path: Sequence[Any]) -> tuple[str, ...]:
 
 
 def make_mesh(
-  *, replica: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1, expert: int = 1, devices: Sequence[Any] | None = None
+  *,
+  replica: int = 1,
+  fsdp: int = -1,
+  tensor: int = 1,
+  sequence: int = 1,
+  expert: int = 1,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """The mesh that every array of a run lives on; on one device all axes are 1 and the code is the same.
 
@@ -44,13 +50,21 @@ def make_mesh(
   free = [axis for axis, size in sizes.items() if size == -1]
   asked = " ".join(f"{axis}={size}" for axis, size in sizes.items())
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-    raise ValueError(f"mesh {asked}: sizes must be at least 1, and at most one of them -1 (fills); got -1 for {free}")
+    raise ValueError(
+      f"mesh {asked}: sizes must be at least 1, and at most one of them -1 (fills); got -1 for {free}"
+    )
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if free and len(devices) % fixed == 0:
     sizes[free[0]] = len(devices) // fixed
   if math.prod(sizes.values()) != len(devices):
-    fix = f"make the fixed axes divide {len(devices)}" if free else "set one axis, usually fsdp, to -1 to fill"
-    raise ValueError(f"mesh {asked} needs a multiple of {fixed} devices but there are {len(devices)}; {fix}")
+    fix = (
+      f"make the fixed axes divide {len(devices)}"
+      if free
+      else "set one axis, usually fsdp, to -1 to fill"
+    )
+    raise ValueError(
+      f"mesh {asked} needs a multiple of {fixed} devices but there are {len(devices)}; {fix}"
+    )
   # Auto: the compiler propagates shardings from the table; with Explicit axes every operation would have to name its own.
   types = (jax.sharding.AxisType.Auto,) * len(AXES)
   # TPU slices, and the nodes of a GPU cluster: a fast network within each, a slow one between them.
@@ -66,7 +80,9 @@ def make_mesh(
   between = [slices if axis == outer else 1 for axis in AXES]
   from jax.experimental import mesh_utils
 
-  placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+  placed = mesh_utils.create_hybrid_device_mesh(
+    within, between, devices, allow_split_physical_axes=True
+  )
   return Mesh(placed, AXES, axis_types=types)
 
 
@@ -131,9 +147,13 @@ def state_shardings(abstract_state: Any, spec_fn: SpecFn, mesh: Mesh) -> Any:
   )
 
 
-def _check_divides(names: tuple[str, ...], shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
+def _check_divides(
+  names: tuple[str, ...], shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh
+) -> None:
   if len(spec) > len(shape):
-    raise ValueError(f"{'/'.join(names)} has shape {shape} but its spec {spec} names {len(spec)} axes; fix the partition table")
+    raise ValueError(
+      f"{'/'.join(names)} has shape {shape} but its spec {spec} names {len(spec)} axes; fix the partition table"
+    )
   for size, entry in zip(shape, spec):
     over = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
     pieces = math.prod(mesh.shape[axis] for axis in over)
@@ -146,7 +166,9 @@ def _check_divides(names: tuple[str, ...], shape: tuple[int, ...], spec: Partiti
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
   """`jax.ShapeDtypeStruct`s that carry their placement: what a checkpoint is restored to."""
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+  )
 
 
 def row_places(mesh: Mesh, rows: int) -> np.ndarray:

@@ -34,7 +34,9 @@ class TrainState:
     return self.params if self.ema is None else self.ema
 
 
-def create_state(init_params: Callable[[], Params], optimizer: optax.GradientTransformation, *, ema: bool = True) -> TrainState:
+def create_state(
+  init_params: Callable[[], Params], optimizer: optax.GradientTransformation, *, ema: bool = True
+) -> TrainState:
   """The state at step 0. Pure, so that `jax.eval_shape` gives its shapes and `jax.jit(…, out_shardings=…)` builds it sharded.
 
   Args:
@@ -45,7 +47,9 @@ def create_state(init_params: Callable[[], Params], optimizer: optax.GradientTra
   params = init_params()
   # A copy: the train step donates its state, and one buffer cannot be donated twice.
   average = jax.tree.map(jnp.copy, params) if ema else None
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=average, opt_state=optimizer.init(params))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32), params=params, ema=average, opt_state=optimizer.init(params)
+  )
 
 
 def named_key(seed: int, name: str, step: Array | int) -> Key:
@@ -57,4 +61,6 @@ def named_key(seed: int, name: str, step: Array | int) -> Key:
     step: int32 scalar, may be traced.
   """
   # crc32 because Python's own `hash` of a string differs from one process to the next.
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), step)
+  return jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), step
+  )

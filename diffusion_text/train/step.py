@@ -27,7 +27,9 @@ def loss_metrics(loss: Loss) -> Metrics:
     ValueError: if one of the sums is called "loss".
   """
   if "loss" in loss.sums:
-    raise ValueError("Loss.sums has an entry 'loss', a name that the trainer uses for total / count; rename it")
+    raise ValueError(
+      "Loss.sums has an entry 'loss', a name that the trainer uses for total / count; rename it"
+    )
   count = _at_least_something(loss.count)
   return {"loss": loss.total / count} | {name: value / count for name, value in loss.sums.items()}
 
@@ -62,13 +64,24 @@ def split_rows(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
 
   def split(x):
     x = jnp.swapaxes(x.reshape(rows // parts, parts, *x.shape[1:]), 0, 1)
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, ROWS)))
+    return (
+      x
+      if mesh is None
+      else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, ROWS)))
+    )
 
   return jax.tree.map(split, batch)
 
 
 def summed_gradients(
-  loss_fn: LossFn, params: Params, key: Array, batch: Batch, step: Array, *, parts: int, mesh: Mesh | None = None
+  loss_fn: LossFn,
+  params: Params,
+  key: Array,
+  batch: Batch,
+  step: Array,
+  *,
+  parts: int,
+  mesh: Mesh | None = None,
 ) -> tuple[Params, Loss]:
   """The gradient of `Loss.total` and the `Loss`, both summed over `parts` microbatches, one at a time.
 
@@ -137,14 +150,20 @@ def make_train_step(
   if accumulation < 1:
     raise ValueError(f"accumulation={accumulation} must be at least 1; 1 means no accumulation")
   if ema_decay is not None and not 0 < ema_decay < 1:
-    raise ValueError(f"ema_decay={ema_decay} must lie in (0, 1), e.g. 0.9999; None keeps no average")
+    raise ValueError(
+      f"ema_decay={ema_decay} must lie in (0, 1), e.g. 0.9999; None keeps no average"
+    )
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     if (state.ema is None) != (ema_decay is None):
       held = "no" if state.ema is None else "an"
-      raise ValueError(f"ema_decay={ema_decay} but the state has {held} average; create it with ema={ema_decay is not None}")
+      raise ValueError(
+        f"ema_decay={ema_decay} but the state has {held} average; create it with ema={ema_decay is not None}"
+      )
     key = named_key(seed, "loss", state.step)
-    gradient, loss = summed_gradients(loss_fn, state.params, key, batch, state.step, parts=accumulation, mesh=mesh)
+    gradient, loss = summed_gradients(
+      loss_fn, state.params, key, batch, state.step, parts=accumulation, mesh=mesh
+    )
     gradient = jax.tree.map(lambda g: g / _at_least_something(loss.count).astype(g.dtype), gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -155,7 +174,9 @@ def make_train_step(
       "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
     }
     if clash := own.keys() & loss.sums.keys():
-      raise ValueError(f"Loss.sums has entries {sorted(clash)}, names that the trainer uses; rename them")
+      raise ValueError(
+        f"Loss.sums has entries {sorted(clash)}, names that the trainer uses; rename them"
+      )
     return TrainState(state.step + 1, params, ema, opt_state), loss_metrics(loss) | own
 
   return train_step
@@ -170,7 +191,10 @@ def jit_train_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> 
     mesh: see `sharding.make_mesh`; 1 device or thousands, the code is the same.
   """
   return jax.jit(
-    train_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh)), donate_argnums=0
+    train_step,
+    in_shardings=(shardings, batch_sharding(mesh)),
+    out_shardings=(shardings, replicated(mesh)),
+    donate_argnums=0,
   )
 
 

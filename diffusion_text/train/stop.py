@@ -9,7 +9,9 @@ import threading
 import jax
 import numpy as np
 
-EXIT_PREEMPTED = 42  # after SIGTERM: the launcher starts the run again, and it goes on from its checkpoint
+EXIT_PREEMPTED = (
+  42  # after SIGTERM: the launcher starts the run again, and it goes on from its checkpoint
+)
 EXIT_INTERRUPTED = 130  # after Ctrl-C: the launcher does not
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ class Stop:
 
   def _restore(self) -> None:
     for number, handler in self._before.items():
-      if handler is not None:  # None: it was not Python's, as that of JAX's service where one process has it too
+      if (
+        handler is not None
+      ):  # None: it was not Python's, as that of JAX's service where one process has it too
         signal.signal(number, handler)
     self._before = {}
 
@@ -47,7 +51,9 @@ class Stop:
     self._signal = number
     if number == signal.SIGINT:  # a second Ctrl-C ends at once
       signal.signal(number, signal.default_int_handler)
-      log.warning("interrupted: this step is finished and saved; press Ctrl-C again to end without saving")
+      log.warning(
+        "interrupted: this step is finished and saved; press Ctrl-C again to end without saving"
+      )
     else:
       log.warning("preempted: this step is finished and saved")
 
@@ -60,7 +66,9 @@ class Stop:
       preempted = multihost_utils.reached_preemption_sync_point(step)
       told = np.array([interrupted, out_of_time])
       agreed = step % self._agree_every == 0
-      interrupted, out_of_time = multihost_utils.process_allgather(told).any(axis=0) if agreed else (False, False)
+      interrupted, out_of_time = (
+        multihost_utils.process_allgather(told).any(axis=0) if agreed else (False, False)
+      )
     if preempted:
       return "preempted"
     if interrupted:

@@ -8,16 +8,21 @@ from typing import Any
 
 import jax
 
-from diffusion_text.train.paths import as_path
+from diffusion_text.train.storage import as_path
 
 FILE = "config.json"
 _ABSENT = "(absent)"
 
 # Values that older configs spell in another way: dotted key, or the end of one -> {old: new}.
-OLD_SPELLINGS = {"model.time_conditioning": {False: "none", True: "adaln"}, "model.anchor_layers": {0: None}}
+OLD_SPELLINGS = {
+  "model.time_conditioning": {False: "none", True: "adaln"},
+  "model.anchor_layers": {0: None},
+}
 
 
-def check_workdir(workdir: str, config_json: str | bytes, allowed: Sequence[str] = (), *, write: bool = True) -> None:
+def check_workdir(
+  workdir: str, config_json: str | bytes, allowed: Sequence[str] = (), *, write: bool = True
+) -> None:
   """Writes the configuration to `workdir/config.json`, or holds the one that is there against it.
 
   A key that is absent, as in a configuration saved before there was such a key, counts as one that is None.
@@ -36,7 +41,11 @@ def check_workdir(workdir: str, config_json: str | bytes, allowed: Sequence[str]
   if path.exists():
     old, new = flatten(json.loads(path.read_text())), flatten(config)
     changed = sorted(key for key in old.keys() | new.keys() if _value(old, key) != _value(new, key))
-    refused = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in allowed)]
+    refused = [
+      key
+      for key in changed
+      if not any(key == name or key.startswith(name + ".") for name in allowed)
+    ]
     if refused:
       lines = "\n".join(f"  {key}: {_show(old, key)} → {_show(new, key)}" for key in refused)
       raise ValueError(
@@ -73,7 +82,10 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _value(flat: dict[str, Any], key: str) -> Any:
-  value, end = flat.get(key), ".".join(key.split(".")[-2:])  # in a comparison the config is below "base"
+  value, end = (
+    flat.get(key),
+    ".".join(key.split(".")[-2:]),
+  )  # in a comparison the config is below "base"
   return OLD_SPELLINGS[end].get(value, value) if end in OLD_SPELLINGS else value
 
 

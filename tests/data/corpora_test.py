@@ -22,9 +22,15 @@ def _documents(corpus):
 
 def test_austen_splits_are_the_file_byte_for_byte_and_as_documented():
   splits = _documents(corpora.Austen())
-  texts = {split: "".join(document + "\n" for document in documents) for split, documents in splits.items()}
+  texts = {
+    split: "".join(document + "\n" for document in documents) for split, documents in splits.items()
+  }
   assert {split: len(text) for split, text in texts.items()} == corpora.AUSTEN_CHARACTERS
-  assert {split: len(documents) for split, documents in splits.items()} == {"train": 9659, "validation": 183, "test": 462}
+  assert {split: len(documents) for split, documents in splits.items()} == {
+    "train": 9659,
+    "validation": 183,
+    "test": 462,
+  }
   whole = texts["train"] + texts["validation"] + texts["test"]
   assert hashlib.sha256(whole.encode()).hexdigest() == corpora.AUSTEN_SHA256
   assert splits["test"][0].startswith("It was now some years since Anne had begun to learn")
@@ -32,12 +38,18 @@ def test_austen_splits_are_the_file_byte_for_byte_and_as_documented():
 
 
 def test_austen_is_small_enough_to_ship():
-  assert len(resources.files("diffusion_text.data").joinpath("austen.txt.xz").read_bytes()) <= 1_500_000
+  assert (
+    len(resources.files("diffusion_text.data").joinpath("austen.txt.xz").read_bytes()) <= 1_500_000
+  )
 
 
-@pytest.mark.parametrize("corpus", [corpora.Austen(), corpora.Text8("x"), corpora.Folder("x"), corpora.Tfds("x")])
+@pytest.mark.parametrize(
+  "corpus", [corpora.Austen(), corpora.Text8("x"), corpora.Folder("x"), corpora.Tfds("x")]
+)
 def test_an_unknown_split_is_an_error(corpus):
-  with pytest.raises(ValueError, match=r"split='valid' is not a split; use one of train, validation, test"):
+  with pytest.raises(
+    ValueError, match=r"split='valid' is not a split; use one of train, validation, test"
+  ):
     corpus.documents("valid")
 
 
@@ -76,7 +88,9 @@ def test_folder_reads_all_three_forms_and_both_ways_of_naming_a_split(tmp_path):
   (tmp_path / "train" / "a.txt").write_text("one\n\n two \n")
   rows = [{"text": "three\nlines"}, {"text": ""}, {"text": "vier ü"}]
   (tmp_path / "dev-0.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-  pyarrow.parquet.write_table(pyarrow.table({"text": ["five", None, "six"], "n": [1, 2, 3]}), tmp_path / "test.parquet")
+  pyarrow.parquet.write_table(
+    pyarrow.table({"text": ["five", None, "six"], "n": [1, 2, 3]}), tmp_path / "test.parquet"
+  )
   (tmp_path / "LICENSE").write_text("not text for training")
   assert _documents(corpora.Folder(str(tmp_path))) == {
     "train": ["one", " two "],
@@ -89,7 +103,11 @@ def test_a_file_that_only_begins_like_a_split_belongs_to_train(tmp_path):
   (tmp_path / "testament.txt").write_text("old\n")
   (tmp_path / "test_src.txt").write_text("new\n")
   (tmp_path / "validation.txt").write_text("other\n")
-  assert _documents(corpora.Folder(str(tmp_path))) == {"train": ["old"], "validation": ["other"], "test": ["new"]}
+  assert _documents(corpora.Folder(str(tmp_path))) == {
+    "train": ["old"],
+    "validation": ["other"],
+    "test": ["new"],
+  }
 
 
 def test_a_folder_with_train_only_is_split_by_hash(tmp_path):
@@ -97,7 +115,9 @@ def test_a_folder_with_train_only_is_split_by_hash(tmp_path):
   (tmp_path / "all.txt").write_text("\n".join(lines))
   splits = _documents(corpora.Folder(str(tmp_path)))
   assert sorted(splits["train"] + splits["validation"] + splits["test"]) == sorted(lines)
-  assert 0.04 < len(splits["test"]) / 2000 < 0.06 and 0.013 < len(splits["validation"]) / 2000 < 0.027
+  assert (
+    0.04 < len(splits["test"]) / 2000 < 0.06 and 0.013 < len(splits["validation"]) / 2000 < 0.027
+  )
   # A document does not change its split because another file comes: nothing leaks from train into test.
   (tmp_path / "more.txt").write_text("\n".join(f"more {n}" for n in range(500)))
   assert set(splits["test"]) <= set(corpora.Folder(str(tmp_path)).documents("test"))
@@ -121,7 +141,10 @@ def test_folder_errors(tmp_path):
     corpora.Folder(str(tmp_path)).documents("train")
   (tmp_path / "train.txt").write_text("")
   (tmp_path / "train.jsonl").write_text('{"content": "a"}\n')
-  with pytest.raises(ValueError, match=r"train\.jsonl:1 has no text in field='text', it holds \['content'\]; set field="):
+  with pytest.raises(
+    ValueError,
+    match=r"train\.jsonl:1 has no text in field='text', it holds \['content'\]; set field=",
+  ):
     corpora.Folder(str(tmp_path)).documents("train")
   (tmp_path / "train.jsonl").write_text("{oops\n")
   with pytest.raises(ValueError, match=r"train\.jsonl:1 is not JSON"):
@@ -153,13 +176,18 @@ def test_tfds_finds_the_newest_version_and_the_only_config(tmp_path):
   prepare("wiki/en/1.0.0")
   assert tfds_corpus.prepared_directory("wiki", str(tmp_path)) == tmp_path / "wiki/en/1.0.0"
   prepare("wiki/de/1.0.0")
-  assert tfds_corpus.prepared_directory("wiki/de:1.0.0", str(tmp_path)) == tmp_path / "wiki/de/1.0.0"
+  assert (
+    tfds_corpus.prepared_directory("wiki/de:1.0.0", str(tmp_path)) == tmp_path / "wiki/de/1.0.0"
+  )
   with pytest.raises(ValueError, match=r"several configs on disk; use one of wiki/de, wiki/en"):
     tfds_corpus.prepared_directory("wiki", str(tmp_path))
   with pytest.raises(FileNotFoundError, match=r"name='a:2\.0\.0' is not prepared"):
     tfds_corpus.prepared_directory("a:2.0.0", str(tmp_path))
   prepare("old/1.0.0", file_format="tfrecord")
-  with pytest.raises(ValueError, match=r"file_format='tfrecord'.*\n.*file_format='array_record'\)\.download_and_prepare"):
+  with pytest.raises(
+    ValueError,
+    match=r"file_format='tfrecord'.*\n.*file_format='array_record'\)\.download_and_prepare",
+  ):
     tfds_corpus.prepared_directory("old", str(tmp_path))
 
 
@@ -173,7 +201,9 @@ def test_tfds_finds_the_newest_version_and_the_only_config(tmp_path):
   ],
 )
 def test_tfds_splits_that_a_set_lacks_are_carved_from_train(own, expected):
-  assert [tfds_corpus.split_instruction(split, {name: name for name in own}) for split in corpora.SPLITS] == expected
+  assert [
+    tfds_corpus.split_instruction(split, {name: name for name in own}) for split in corpora.SPLITS
+  ] == expected
 
 
 _TFDS_PROGRAM = """
@@ -226,7 +256,9 @@ def test_tfds_reads_a_set_without_tensorflow(tmp_path):
   program.write_text(textwrap.dedent(_TFDS_PROGRAM), encoding="utf-8")
   environment = os.environ | {"PYTHONPATH": str(root), "HOME": str(tmp_path)}
   command = [sys.executable, str(program), str(tmp_path / "sets")]
-  result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+  result = subprocess.run(
+    command, env=environment, capture_output=True, text=True, timeout=120, check=False
+  )
   assert result.stdout.endswith("all right\n"), result.stderr
 
 
@@ -237,6 +269,11 @@ def test_importing_the_package_loads_nothing_heavy():
   )
   environment = os.environ | {"PYTHONPATH": str(Path(corpora.__file__).parents[2])}
   result = subprocess.run(
-    [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    [sys.executable, "-c", program],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
   )
   assert result.stdout == "[]\n", result.stderr

@@ -28,13 +28,17 @@ def test_straight_stream_has_every_token_once_in_order(size, length):
   assert batch.ids.shape[1] == length and batch.ids.dtype == np.int32
   assert (batch.weights is None) == (batch.segment is None) == (size % length == 0)
   if batch.weights is not None:
-    np.testing.assert_array_equal(batch.segment, np.where(batch.weights > 0, 1, packing.PADDING_SEGMENT))
+    np.testing.assert_array_equal(
+      batch.segment, np.where(batch.weights > 0, 1, packing.PADDING_SEGMENT)
+    )
     assert batch.weights.dtype == np.float32 and batch.segment.dtype == np.int32
     assert not batch.ids[~_real(batch)].any()
 
 
 @_QUICK
-@hypothesis.given(size=strategies.integers(1, 200), length=strategies.integers(1, 40), offset=strategies.booleans())
+@hypothesis.given(
+  size=strategies.integers(1, 200), length=strategies.integers(1, 40), offset=strategies.booleans()
+)
 def test_a_stream_epoch_has_every_token_and_less_than_a_row_twice(size, length, offset):
   length = min(size, length)
   tokens = np.arange(size)
@@ -55,10 +59,24 @@ def test_without_a_random_offset_all_epochs_are_cut_alike():
 
 
 def test_random_offsets_differ_between_epochs_and_follow_the_seed():
-  first = [packing.Stream(np.arange(10_000), 100, True, seed=1).rows(np.array([e * 100])).ids[0, 0] for e in range(6)]
-  again = [packing.Stream(np.arange(10_000), 100, True, seed=1).rows(np.array([e * 100])).ids[0, 0] for e in range(6)]
-  other = [packing.Stream(np.arange(10_000), 100, True, seed=2).rows(np.array([e * 100])).ids[0, 0] for e in range(6)]
-  assert first == again and first != other and len(set(first)) > 3 and all(begin < 100 for begin in first)
+  first = [
+    packing.Stream(np.arange(10_000), 100, True, seed=1).rows(np.array([e * 100])).ids[0, 0]
+    for e in range(6)
+  ]
+  again = [
+    packing.Stream(np.arange(10_000), 100, True, seed=1).rows(np.array([e * 100])).ids[0, 0]
+    for e in range(6)
+  ]
+  other = [
+    packing.Stream(np.arange(10_000), 100, True, seed=2).rows(np.array([e * 100])).ids[0, 0]
+    for e in range(6)
+  ]
+  assert (
+    first == again
+    and first != other
+    and len(set(first)) > 3
+    and all(begin < 100 for begin in first)
+  )
 
 
 @_QUICK
@@ -72,7 +90,9 @@ def test_whole_documents(sizes, length):
   np.testing.assert_array_equal(batch.ids[real], tokens)  # each token once, in order
   owner = np.repeat(np.arange(len(sizes)), sizes)
   segment = np.ones(batch.ids.shape, int) if batch.segment is None else batch.segment
-  assert (segment[~real] == packing.PADDING_SEGMENT).all() and (segment[real] != packing.PADDING_SEGMENT).all()
+  assert (segment[~real] == packing.PADDING_SEGMENT).all() and (
+    segment[real] != packing.PADDING_SEGMENT
+  ).all()
   rows_of = [set() for _ in sizes]
   for row, (ids, own, kept) in enumerate(zip(batch.ids, segment, real)):
     assert kept[: kept.sum()].all()  # padding on the right
@@ -93,7 +113,9 @@ def test_documents_are_packed_greedily(sizes, length):
   packed = packing.whole_documents(np.arange(offsets[-1]), offsets, length)
   used = packed.ends - packed.begins
   first = np.diff(np.append(packed.starts, offsets[-1]))[np.isin(packed.starts, packed.begins)]
-  assert (used <= length).all() and (used[:-1] + first[1:] > length).all()  # the next one would not have fitted
+  assert (used <= length).all() and (
+    used[:-1] + first[1:] > length
+  ).all()  # the next one would not have fitted
 
 
 def test_documents_of_the_length_of_a_row_need_no_weights_and_no_segments():
@@ -114,5 +136,7 @@ def test_a_negative_number_is_a_row_of_padding():
 
 @pytest.mark.parametrize("length", [0, 11])
 def test_length_must_suit_the_stream(length):
-  with pytest.raises(ValueError, match=rf"length={length} for a split of 10 tokens; use 1 <= length <= 10"):
+  with pytest.raises(
+    ValueError, match=rf"length={length} for a split of 10 tokens; use 1 <= length <= 10"
+  ):
     packing.Stream(np.arange(10), length)

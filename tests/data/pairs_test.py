@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_text.data import corpora, packing, pipeline, token_arrays, tokenizers
-from diffusion_text.data_settings import DataSettings
+from diffusion_text.experiment.settings import DataSettings
 from diffusion_text.types import Batch
 from tests.data.pipeline_test import _assert_same
 
@@ -26,31 +26,43 @@ def test_a_file_is_split_by_the_source_and_its_order_is_a_hash(tmp_path):
   lines = [f"source {n // 2}\ttarget {n}\tnot read" for n in range(2000)]
   corpus = corpora.Pairs(tsv(tmp_path, lines, ["pairs.tsv"]) + "/pairs.tsv")
   pairs = {split: corpus.pairs(split) for split in corpora.SPLITS}
-  assert sorted(pair for each in pairs.values() for pair in each) == sorted(tuple(line.split("\t")[:2]) for line in lines)
+  assert sorted(pair for each in pairs.values() for pair in each) == sorted(
+    tuple(line.split("\t")[:2]) for line in lines
+  )
   sources = [{source for source, _ in each} for each in pairs.values()]
   assert len(set.union(*sources)) == sum(map(len, sources)) == 1000
   assert 60 < len(pairs["test"]) < 150 and 15 < len(pairs["validation"]) < 70
   for each in pairs.values():
     numbers = [int(target.split()[1]) for _, target in each]
-    assert numbers[1::2] == [n + 1 for n in numbers[::2]]  # targets of one source together, in the order of the file
+    assert numbers[1::2] == [
+      n + 1 for n in numbers[::2]
+    ]  # targets of one source together, in the order of the file
     assert numbers != sorted(numbers)
   assert next(corpus.documents("test")) == "\n".join(pairs["test"][0])
 
 
 def test_columns_fields_and_lengths(tmp_path):
-  swapped = corpora.Pairs(tsv(tmp_path, ["a\tbb\tccc", "x\t\tz", "", "longer\tb\tc"]), "2", "1", max_characters=3)
+  swapped = corpora.Pairs(
+    tsv(tmp_path, ["a\tbb\tccc", "x\t\tz", "", "longer\tb\tc"]), "2", "1", max_characters=3
+  )
   assert sorted(swapped.pairs("train")) == [("c", "b"), ("ccc", "bb")]
   folder = tmp_path / "folder"
   folder.mkdir()
-  (folder / "trainset.csv").write_text('mr,ref\n"a, b","one\r\ntwo"\n', encoding="utf-8", newline="")
+  (folder / "trainset.csv").write_text(
+    'mr,ref\n"a, b","one\r\ntwo"\n', encoding="utf-8", newline=""
+  )
   (folder / "devset.jsonl").write_text(json.dumps({"mr": "d", "ref": "e", "n": 1}) + "\n\n")
   (folder / "testset_w_refs.csv").write_text("ref,mr\nB,A\nC,A\n")
   (folder / "readme.md").write_text("not read")
   corpus = corpora.Pairs(str(folder), "mr", "ref")
   assert corpus.pairs("train") == [("a, b", "one two")]
-  assert corpus.pairs("validation") == [("d", "e")] and corpus.pairs("test") == [("A", "B"), ("A", "C")]
+  assert corpus.pairs("validation") == [("d", "e")] and corpus.pairs("test") == [
+    ("A", "B"),
+    ("A", "C"),
+  ]
   identities = {
-    corpora.Pairs(str(folder), *options).identity() for options in [(), ("mr", "ref"), ("ref", "mr"), ("mr", "ref", 5)]
+    corpora.Pairs(str(folder), *options).identity()
+    for options in [(), ("mr", "ref"), ("ref", "mr"), ("mr", "ref", 5)]
   }
   assert len(identities) == 4
 
@@ -58,12 +70,37 @@ def test_columns_fields_and_lengths(tmp_path):
 @pytest.mark.parametrize(
   "name, text, options, message",
   [
-    ("a.tsv", "x\ty\nz\n", {}, r"a.tsv:2 has 1 columns between tabs, but data.source=0 and data.target=1"),
-    ("a.tsv", "x\ty\n", {"source": "mr"}, r"data.source='mr' is a name, but columns between tabs have numbers"),
+    (
+      "a.tsv",
+      "x\ty\nz\n",
+      {},
+      r"a.tsv:2 has 1 columns between tabs, but data.source=0 and data.target=1",
+    ),
+    (
+      "a.tsv",
+      "x\ty\n",
+      {"source": "mr"},
+      r"data.source='mr' is a name, but columns between tabs have numbers",
+    ),
     ("a.tsv", "x\ty\n", {"max_characters": 0}, r"max_characters=0 must be at least 1"),
-    ("a.tsv", "long\ty\n", {"max_characters": 2}, r"has no pairs for split='train' with max_characters=2"),
-    ("a.csv", "mr,ref\n1,2\n", {}, r"row 1 has no text in 'source' and 'target', it holds \['mr', 'ref'\]"),
-    ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": "a", "target": 3}\n', {}, r"row 2 has no text in"),
+    (
+      "a.tsv",
+      "long\ty\n",
+      {"max_characters": 2},
+      r"has no pairs for split='train' with max_characters=2",
+    ),
+    (
+      "a.csv",
+      "mr,ref\n1,2\n",
+      {},
+      r"row 1 has no text in 'source' and 'target', it holds \['mr', 'ref'\]",
+    ),
+    (
+      "a.jsonl",
+      '{"source": "a", "target": "b"}\n{"source": "a", "target": 3}\n',
+      {},
+      r"row 2 has no text in",
+    ),
     ("a.jsonl", '{"source": "a", "target": "b"}\n{"source"\n', {}, r"row 2 cannot be read"),
     ("a.bin", "", {}, r"is no file of pairs; use .tsv, .txt, .csv, .jsonl"),
   ],
@@ -99,9 +136,19 @@ def test_a_row_is_source_end_target_end_and_padding(tmp_path):
   found = {tokenizer.decode(row): given.sum() for row, given in zip(batch.ids[:2], batch.given)}
   assert rows.count == 2 and found == {"ab\ncde\n\n": 3, "ü\nf\n\n\n\n": 3}
   np.testing.assert_array_equal(batch.ids[2], batch.ids[0])
-  assert batch.given[3].all() and not batch.weights[3].any() and batch.weights[:3].all() and batch.segment is None
-  text = packing.without_padding(np.where(batch.given, 0.0, batch.weights), batch.ids, tokenizer.separator)
-  assert {tokenizer.decode(row[kept > 0]) for row, kept in zip(batch.ids[:2], text)} == {"cde\n", "f\n"} and not text[3].any()
+  assert (
+    batch.given[3].all()
+    and not batch.weights[3].any()
+    and batch.weights[:3].all()
+    and batch.segment is None
+  )
+  text = packing.without_padding(
+    np.where(batch.given, 0.0, batch.weights), batch.ids, tokenizer.separator
+  )
+  assert {tokenizer.decode(row[kept > 0]) for row, kept in zip(batch.ids[:2], text)} == {
+    "cde\n",
+    "f\n",
+  } and not text[3].any()
   assert rows.rows(np.array([1])).weights is None
 
 
@@ -109,7 +156,10 @@ def test_a_split_of_one_pair_and_what_does_not_fit(tmp_path):
   assert rows_of(tmp_path, ["ab\tcde"], 7).rows(np.array([0])).ids.tolist() == [list(b"ab\ncde\n")]
   with pytest.raises(ValueError, match=r"length=6, but the shortest of 1 pairs has 7 tokens"):
     rows_of(tmp_path, ["ab\tcde"], 6)
-  with pytest.raises(ValueError, match=r"document 1 is no source and target with a newline between; packing 'pairs' goes with"):
+  with pytest.raises(
+    ValueError,
+    match=r"document 1 is no source and target with a newline between; packing 'pairs' goes with",
+  ):
     packing.pair_rows(np.frombuffer(b"a\nb\nplain\n", np.uint8), np.array([0, 4, 10]), 8, 10)
   with pytest.raises(ValueError, match=r"needs a tokenizer with a newline"):
     packing.pair_rows(np.zeros(4, np.uint8), np.array([0, 4]), 8, None)
@@ -130,7 +180,9 @@ def test_batches_are_the_same_for_any_process_count_and_after_a_restart(tmp_path
   halves = [pipeline.train_iterator(found, **choices, places=half) for half in ([0, 1], [2, 3])]
   for batch in expected[:3]:
     parts = [next(half) for half in halves]
-    _assert_same(Batch(np.concatenate([p.ids for p in parts]), np.concatenate([p.given for p in parts])), batch)
+    _assert_same(
+      Batch(np.concatenate([p.ids for p in parts]), np.concatenate([p.given for p in parts])), batch
+    )
   again = pipeline.train_iterator(found, **choices)
   again.set_state(halves[0].get_state())
   for batch in expected[3:]:
@@ -147,14 +199,23 @@ def test_evaluation_scores_every_character_of_the_targets_once(tmp_path, kind):
   assert all(batch.given is not None and batch.weights is not None for batch in batches)
   count = 0
   for batch in batches:
-    text = packing.without_padding(np.where(batch.given, 0.0, batch.weights), batch.ids, tokenizer.separator)
+    text = packing.without_padding(
+      np.where(batch.given, 0.0, batch.weights), batch.ids, tokenizer.separator
+    )
     count += tokenizers.characters(tokenizer, batch.ids, text)
   assert count == sum(len(target) + 1 for _, target in corpus.pairs("train"))
 
 
-@pytest.mark.skipif(not (DATA / "tatoeba-eng-fra").is_dir(), reason="DIFFUSION_TEXT_DATA names no folder with tatoeba-eng-fra")
+@pytest.mark.skipif(
+  not (DATA / "tatoeba-eng-fra").is_dir(),
+  reason="DIFFUSION_TEXT_DATA names no folder with tatoeba-eng-fra",
+)
 def test_real_pairs():
   test = corpora.Pairs(str(DATA / "tatoeba-eng-fra/fra.txt"), max_characters=20).pairs("test")
   assert len(test) == 749 and all("\t" not in text for pair in test for text in pair)
   e2e = corpora.Pairs(str(DATA / "e2e-nlg"), "mr", "ref")
-  assert {split: len(e2e.pairs(split)) for split in corpora.SPLITS} == {"train": 42061, "validation": 4672, "test": 4693}
+  assert {split: len(e2e.pairs(split)) for split in corpora.SPLITS} == {
+    "train": 42061,
+    "validation": 4672,
+    "test": 4693,
+  }

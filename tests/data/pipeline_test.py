@@ -29,7 +29,9 @@ class Lines:
 def _arrays(count=203, documents=None):
   """Distinct tokens, so that rows can be told apart."""
   offsets = np.array([0, count] if documents is None else documents)
-  return token_arrays.TokenArrays(np.arange(count, dtype=np.uint16), offsets, characters=count, unknown=0)
+  return token_arrays.TokenArrays(
+    np.arange(count, dtype=np.uint16), offsets, characters=count, unknown=0
+  )
 
 
 def _iterator(arrays, **changes):
@@ -53,7 +55,9 @@ def test_arrays_are_the_documents_each_followed_by_the_separator(tmp_path):
   tokenizer = tokenizers.Bytes()
   arrays = token_arrays.token_arrays(Lines(("aé", "", "b")), tokenizer, "train", tmp_path)
   assert tokenizer.decode(arrays.tokens) == "aé\n\nb\n"
-  assert [tokenizer.decode(arrays.tokens[i:j]) for i, j in zip(arrays.offsets, arrays.offsets[1:])] == ["aé\n", "\n", "b\n"]
+  assert [
+    tokenizer.decode(arrays.tokens[i:j]) for i, j in zip(arrays.offsets, arrays.offsets[1:])
+  ] == ["aé\n", "\n", "b\n"]
   assert (arrays.characters, arrays.unknown, arrays.tokens.dtype) == (6, 0, np.uint16)
 
 
@@ -70,7 +74,9 @@ def test_austen_is_kept_whole_by_every_tokenizer(tmp_path):
     tokenizer = tokenizers.build_tokenizer(kind, size, documents)
     arrays = token_arrays.token_arrays(corpora.Austen(), tokenizer, "validation", tmp_path)
     assert arrays.characters == corpora.AUSTEN_CHARACTERS["validation"]
-    assert tokenizer.decode(arrays.tokens) == "".join(text + "\n" for text in corpora.Austen().documents("validation"))
+    assert tokenizer.decode(arrays.tokens) == "".join(
+      text + "\n" for text in corpora.Austen().documents("validation")
+    )
 
 
 def test_unknown_characters_are_counted(tmp_path):
@@ -100,20 +106,26 @@ def test_the_cache_tells_corpora_tokenizers_and_splits_apart(tmp_path):
 
 def test_a_failed_encoding_leaves_nothing_behind(tmp_path):
   with pytest.raises(ValueError, match=r"character 'c' at 0"):
-    token_arrays.token_arrays(Lines(("a", "c")), tokenizers.Characters("\na", has_unknown=False), "train", tmp_path)
+    token_arrays.token_arrays(
+      Lines(("a", "c")), tokenizers.Characters("\na", has_unknown=False), "train", tmp_path
+    )
   assert not list(tmp_path.iterdir())
 
 
 def _encode_in_process(directory, barrier, answers):
   barrier.wait()
-  arrays = token_arrays.token_arrays(Lines(("text " * 5000,)), tokenizers.Bytes(), "train", directory)
+  arrays = token_arrays.token_arrays(
+    Lines(("text " * 5000,)), tokenizers.Bytes(), "train", directory
+  )
   answers.put(int(arrays.tokens.astype(np.int64).sum()))
 
 
 def test_processes_that_start_at_once_all_get_the_whole_array(tmp_path):
   context = multiprocessing.get_context("spawn")
   barrier, answers = context.Barrier(3), context.Queue()
-  processes = [context.Process(target=_encode_in_process, args=(tmp_path, barrier, answers)) for _ in range(3)]
+  processes = [
+    context.Process(target=_encode_in_process, args=(tmp_path, barrier, answers)) for _ in range(3)
+  ]
   for process in processes:
     process.start()
   sums = [answers.get(timeout=60) for _ in processes]
@@ -124,9 +136,13 @@ def test_processes_that_start_at_once_all_get_the_whole_array(tmp_path):
 
 
 def test_array_errors(tmp_path):
-  with pytest.raises(ValueError, match=r"split='train' of .* has no tokens; use a corpus with text"):
+  with pytest.raises(
+    ValueError, match=r"split='train' of .* has no tokens; use a corpus with text"
+  ):
     token_arrays.token_arrays(Lines(("",)), tokenizers.Bytes(), "train", tmp_path)
-  with pytest.raises(ValueError, match=r"has several documents, but this characters tokenizer has no newline"):
+  with pytest.raises(
+    ValueError, match=r"has several documents, but this characters tokenizer has no newline"
+  ):
     token_arrays.token_arrays(Lines(("a", "b")), tokenizers.Characters("ab"), "train", tmp_path)
   with pytest.raises(ValueError, match=r"split='dev' is not a split"):
     token_arrays.token_arrays(Lines(("a", "b")), tokenizers.Bytes(), "dev", tmp_path)
@@ -143,14 +159,18 @@ def test_large_vocabularies_take_32_bits(tmp_path):
 def test_every_training_token_comes_once_per_epoch():
   iterator = _iterator(_arrays(200))  # 20 rows: 5 batches an epoch
   for _ in range(3):
-    np.testing.assert_array_equal(np.sort(np.concatenate(_ids(iterator, 5)).reshape(-1)), np.arange(200))
+    np.testing.assert_array_equal(
+      np.sort(np.concatenate(_ids(iterator, 5)).reshape(-1)), np.arange(200)
+    )
 
 
 def test_rows_that_do_not_fill_the_last_batch_are_not_dropped():
   iterator = _iterator(_arrays(210))  # 21 rows in batches of 4: 4 epochs are 21 batches
   rows = np.concatenate(_ids(iterator, 21))[:, 0]
   for epoch in range(4):
-    np.testing.assert_array_equal(np.sort(rows[epoch * 21 : epoch * 21 + 21]), np.arange(0, 210, 10))
+    np.testing.assert_array_equal(
+      np.sort(rows[epoch * 21 : epoch * 21 + 21]), np.arange(0, 210, 10)
+    )
 
 
 def test_order_is_reproducible_and_changes_with_epoch_and_seed():
@@ -202,11 +222,16 @@ def test_the_global_batch_does_not_depend_on_the_process_count(packing_kind):
   arrays = _arrays(203, documents=[0, 7, 30, 33, 41, 90, 120, 128, 136, 203])
 
   def global_batches(count):
-    shares = [range(4)[p::count] for p in range(count)]  # not neighbours: a mesh may share out the rows in any way
+    shares = [
+      range(4)[p::count] for p in range(count)
+    ]  # not neighbours: a mesh may share out the rows in any way
     iterators = [_iterator(arrays, packing_kind=packing_kind, places=share) for share in shares]
     batches = [[next(iterator) for iterator in iterators] for _ in range(8)]
     assert len({iterator.get_state() for iterator in iterators}) == 1
-    return [np.concatenate([part.ids for part in parts])[np.argsort(np.concatenate(shares))] for parts in batches]
+    return [
+      np.concatenate([part.ids for part in parts])[np.argsort(np.concatenate(shares))]
+      for parts in batches
+    ]
 
   expected = global_batches(1)
   for count in (2, 4):
@@ -224,7 +249,10 @@ def test_a_position_goes_over_to_another_process_count():
 
 def test_a_position_of_another_run_is_refused():
   state = _iterator(_arrays(200)).get_state()
-  with pytest.raises(ValueError, match=r"saved data position has batch_size=4, this iterator has batch_size=8; use the saved"):
+  with pytest.raises(
+    ValueError,
+    match=r"saved data position has batch_size=4, this iterator has batch_size=8; use the saved",
+  ):
     _iterator(_arrays(200), batch_size=8).set_state(state)
   with pytest.raises(ValueError, match=r"tokens=200, this iterator has tokens=201"):
     _iterator(_arrays(201)).set_state(state)
@@ -235,9 +263,15 @@ def test_training_batches_have_the_same_fields_and_types_always():
   stream, documents = _iterator(arrays), _iterator(arrays, packing_kind="documents")
   for _ in range(12):
     batch = next(stream)
-    assert (batch.given, batch.weights, batch.segment) == (None, None, None) and batch.ids.dtype == np.int32
+    assert (batch.given, batch.weights, batch.segment) == (
+      None,
+      None,
+      None,
+    ) and batch.ids.dtype == np.int32
     batch = next(documents)
-    assert batch.given is None and batch.weights.dtype == np.float32 and batch.segment.dtype == np.int32
+    assert (
+      batch.given is None and batch.weights.dtype == np.float32 and batch.segment.dtype == np.int32
+    )
     assert batch.ids.shape == batch.weights.shape == batch.segment.shape == (4, 10)
 
 
@@ -246,11 +280,20 @@ def test_training_batches_have_the_same_fields_and_types_always():
   [
     ({"length": 300}, r"length=300 for a split of 203 tokens; use 1 <= length <= 203"),
     ({"length": 0}, r"length=0; use length >= 1"),
-    ({"batch_size": 24}, r"batch_size=24, but the split has only 21 rows of length=10; use batch_size <= 21"),
+    (
+      {"batch_size": 24},
+      r"batch_size=24, but the split has only 21 rows of length=10; use batch_size <= 21",
+    ),
     ({"batch_size": 0}, r"batch_size=0; use batch_size >= 1"),
     ({"places": [3, 4]}, r"places=\[3, 4\] are not rows of a batch of 4; use numbers from 0 to 3"),
-    ({"packing_kind": "best"}, r"packing_kind='best' is not a packing; use one of stream, documents"),
-    ({"packing_kind": "documents", "random_offset": True}, r"random_offset=True with packing_kind='documents'"),
+    (
+      {"packing_kind": "best"},
+      r"packing_kind='best' is not a packing; use one of stream, documents",
+    ),
+    (
+      {"packing_kind": "documents", "random_offset": True},
+      r"random_offset=True with packing_kind='documents'",
+    ),
     ({"seed": -1}, r"seed=-1; use seed >= 0"),
   ],
 )
@@ -276,8 +319,12 @@ def test_evaluation_has_every_token_once(packing_kind):
 def test_evaluation_fields_that_say_nothing_are_none():
   batches = list(pipeline.evaluation_batches(_arrays(80), length=10, batch_size=4))
   assert [(batch.weights, batch.segment) for batch in batches] == [(None, None)] * 2
-  batches = list(pipeline.evaluation_batches(_arrays(70), length=10, batch_size=4))  # full rows, the last batch is not
-  assert [batch.weights.sum() for batch in batches] == [40, 30] and all(batch.segment is None for batch in batches)
+  batches = list(
+    pipeline.evaluation_batches(_arrays(70), length=10, batch_size=4)
+  )  # full rows, the last batch is not
+  assert [batch.weights.sum() for batch in batches] == [40, 30] and all(
+    batch.segment is None for batch in batches
+  )
 
 
 def test_evaluation_of_a_split_shorter_than_a_row():

@@ -12,7 +12,9 @@ def _known(batch, row=0, tokenizer=_BYTES):
   """Text of a row with `_` for each open token, padding left out."""
   real = slice(None) if batch.weights is None else batch.weights[row] > 0
   ids, given = batch.ids[row][real], batch.given[row][real]
-  return "".join(piece if known else "_" for piece, known in zip(tokenizers.pieces(tokenizer, ids), given))
+  return "".join(
+    piece if known else "_" for piece, known in zip(tokenizers.pieces(tokenizer, ids), given)
+  )
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,11 @@ def test_infill_texts(text, expected):
   batch = prompts.infill_rows(_BYTES, [text])
   assert _known(batch) == expected
   assert batch.weights is None and batch.segment is None
-  assert (batch.ids.dtype, batch.given.dtype, batch.ids.shape) == (np.int32, bool, (1, len(expected)))
+  assert (batch.ids.dtype, batch.given.dtype, batch.ids.shape) == (
+    np.int32,
+    bool,
+    (1, len(expected)),
+  )
   assert not batch.ids[~batch.given].any()
 
 
@@ -43,7 +49,11 @@ def test_ragged_rows_are_padded_in_a_segment_of_their_own(length, expected):
   assert [_known(batch, 0), _known(batch, 1)] == ["ab___", "abcd_____"]
   np.testing.assert_array_equal(batch.weights[0], [1] * 5 + [0] * (expected - 5))
   np.testing.assert_array_equal(batch.segment, batch.weights.astype(int))
-  assert batch.given[0, 5:].all() and batch.weights.dtype == np.float32 and batch.segment.dtype == np.int32
+  assert (
+    batch.given[0, 5:].all()
+    and batch.weights.dtype == np.float32
+    and batch.segment.dtype == np.int32
+  )
 
 
 def test_infill_counts_tokens_and_not_characters():
@@ -51,7 +61,9 @@ def test_infill_counts_tokens_and_not_characters():
   tokenizer = tokenizers.train_sentencepiece(documents, 400)
   batch = prompts.infill_rows(tokenizer, ["It was [4] the house\n"])
   assert _known(batch, tokenizer=tokenizer) == "It was ____ the house\n"
-  assert batch.ids.shape[1] == len(tokenizer.encode("It was ")) + 4 + len(tokenizer.encode(" the house\n"))
+  assert batch.ids.shape[1] == len(tokenizer.encode("It was ")) + 4 + len(
+    tokenizer.encode(" the house\n")
+  )
 
 
 def test_prompts_are_given_at_the_start():
@@ -67,7 +79,11 @@ def test_prompts_are_given_at_the_start():
     ("abc", None, r"texts='abc'; use a list"),
     (["a", ""], None, r"text '' is empty; use some text or a hole"),
     (["ab[0]c"], None, r"text 'ab\[0\]c' has a hole of 0 tokens, '\[0\]' at 2; use \[1\] or more"),
-    (["ab[9]", "a"], 10, r"text 'ab\[9\]' is 11 tokens long, more than length=10; use length >= 11"),
+    (
+      ["ab[9]", "a"],
+      10,
+      r"text 'ab\[9\]' is 11 tokens long, more than length=10; use length >= 11",
+    ),
   ],
 )
 def test_infill_errors(texts, length, message):
@@ -76,7 +92,10 @@ def test_infill_errors(texts, length, message):
 
 
 def test_prompt_errors():
-  with pytest.raises(ValueError, match=r"prompt 'abcd' is 4 tokens long, which leaves none open in length=4; use length > 4"):
+  with pytest.raises(
+    ValueError,
+    match=r"prompt 'abcd' is 4 tokens long, which leaves none open in length=4; use length > 4",
+  ):
     prompts.prompt_rows(_BYTES, ["abcd"], 4)
   with pytest.raises(ValueError, match=r"prompts=\[\]; use a list"):
     prompts.prompt_rows(_BYTES, [], 4)

@@ -11,7 +11,9 @@ from diffusion_text.data import corpora, tokenizers
 
 _QUICK = hypothesis.settings(max_examples=60, deadline=None, database=None)
 # Surrogates are no text; the others are what tokenizers trip over: marks for spaces, runs of spaces, controls, long characters.
-_CHARACTERS = strategies.characters(exclude_categories=["Cs"]) | strategies.sampled_from("▁  \n\r\t\0é日😀<0x>unk")
+_CHARACTERS = strategies.characters(exclude_categories=["Cs"]) | strategies.sampled_from(
+  "▁  \n\r\t\0é日😀<0x>unk"
+)
 _TEXT = strategies.text(_CHARACTERS, max_size=40)
 
 
@@ -70,12 +72,17 @@ def test_a_tokenizer_is_built_again_from_its_bytes(kind):
 
 def test_different_tokenizers_have_different_fingerprints():
   prints = {_tokenizer(kind).fingerprint for kind in tokenizers.TOKENIZERS}
-  prints |= {tokenizers.Characters("ab").fingerprint, tokenizers.Characters("ab", has_unknown=False).fingerprint}
+  prints |= {
+    tokenizers.Characters("ab").fingerprint,
+    tokenizers.Characters("ab", has_unknown=False).fingerprint,
+  }
   assert len(prints) == 5
 
 
 def test_from_bytes_of_something_else():
-  with pytest.raises(ValueError, match=r"begins with b'\\x00junk', which is no tokenizer; use what to_bytes"):
+  with pytest.raises(
+    ValueError, match=r"begins with b'\\x00junk', which is no tokenizer; use what to_bytes"
+  ):
     tokenizers.tokenizer_from_bytes(b"\0junk")
 
 
@@ -83,7 +90,9 @@ def test_from_bytes_of_something_else():
 def test_ids_outside_the_vocabulary_are_an_error(kind):
   tokenizer = _tokenizer(kind)
   size = tokenizer.vocab_size
-  with pytest.raises(ValueError, match=rf"ids\[1\]={size} is outside the vocabulary 0 … {size - 1}; pass clean ids"):
+  with pytest.raises(
+    ValueError, match=rf"ids\[1\]={size} is outside the vocabulary 0 … {size - 1}; pass clean ids"
+  ):
     tokenizer.decode([0, size])
   with pytest.raises(ValueError, match=r"ids\[0\]=-1 is outside"):
     tokenizers.characters(tokenizer, [-1])
@@ -100,7 +109,9 @@ def test_characters_sizes():
   assert tokenizers.learn_characters(documents, 5).vocab_size == 5
   strict = tokenizers.learn_characters(documents, 4)
   assert strict.vocab_size == 4 and strict.unknown is None
-  with pytest.raises(ValueError, match=r"vocab_size=7, but the documents hold 4 characters; use 4 .*, 5 .* or None"):
+  with pytest.raises(
+    ValueError, match=r"vocab_size=7, but the documents hold 4 characters; use 4 .*, 5 .* or None"
+  ):
     tokenizers.learn_characters(documents, 7)
   with pytest.raises(ValueError, match="no characters in the documents"):
     tokenizers.learn_characters([""])
@@ -113,7 +124,9 @@ def test_text8_like_text_has_27_ids_and_no_separator():
 
 def test_a_character_outside_the_alphabet():
   strict = tokenizers.Characters("abc", has_unknown=False)
-  with pytest.raises(ValueError, match=r"character 'd' at 2 is not among the 3 of the alphabet; .*use vocab_size=4"):
+  with pytest.raises(
+    ValueError, match=r"character 'd' at 2 is not among the 3 of the alphabet; .*use vocab_size=4"
+  ):
     strict.encode("abdc")
   lenient = tokenizers.Characters("abc")
   np.testing.assert_array_equal(lenient.encode("a😀dc"), [0, 3, 3, 2])
@@ -122,7 +135,9 @@ def test_a_character_outside_the_alphabet():
 
 
 @_QUICK
-@hypothesis.given(text=_TEXT.filter(len), cuts=strategies.lists(strategies.integers(0, 100), max_size=5))
+@hypothesis.given(
+  text=_TEXT.filter(len), cuts=strategies.lists(strategies.integers(0, 100), max_size=5)
+)
 def test_rows_that_cut_a_character_count_it_once(text, cuts):
   tokenizer = tokenizers.Bytes()
   rows = np.split(tokenizer.encode(text), sorted(cut % (len(text.encode()) + 1) for cut in cuts))
@@ -137,7 +152,11 @@ def test_characters_where_weights_are_zero_do_not_count():
 
 
 def test_pieces_show_bytes_of_a_broken_character():
-  assert tokenizers.pieces(tokenizers.Bytes(), tokenizers.Bytes().encode("aé")) == ["a", "\\xc3", "\\xa9"]
+  assert tokenizers.pieces(tokenizers.Bytes(), tokenizers.Bytes().encode("aé")) == [
+    "a",
+    "\\xc3",
+    "\\xa9",
+  ]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
@@ -181,16 +200,24 @@ def test_encoding_in_parts_gives_the_same_ids(monkeypatch):
   parts = list(tokenizers.encode_document(tokenizer, document))
   assert len(parts) > 20
   np.testing.assert_array_equal(np.concatenate(parts), tokenizer.encode(document))
-  parts = list(tokenizers.encode_document(tokenizer, "x" * 120))  # nowhere to cut: other ids perhaps, but nothing is lost
+  parts = list(
+    tokenizers.encode_document(tokenizer, "x" * 120)
+  )  # nowhere to cut: other ids perhaps, but nothing is lost
   assert tokenizer.decode(np.concatenate(parts)) == "x" * 120
 
 
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (("words", None, ["a"]), r"kind='words' is not a tokenizer; use one of characters, bytes, sentencepiece"),
+    (
+      ("words", None, ["a"]),
+      r"kind='words' is not a tokenizer; use one of characters, bytes, sentencepiece",
+    ),
     (("bytes", 255, ["a"]), r"vocab_size=255 for bytes; use 256"),
-    (("sentencepiece", None, ["a"]), r"vocab_size=None for sentencepiece; use the number of pieces"),
+    (
+      ("sentencepiece", None, ["a"]),
+      r"vocab_size=None for sentencepiece; use the number of pieces",
+    ),
     (("sentencepiece", 100000, ["a b c"]), r"vocab_size=100000 does not suit this text"),
     (("sentencepiece", 100, ["a b c"]), r"vocab_size=100 does not suit this text"),
     (("sentencepiece", 300, []), r"no text in the documents"),
@@ -208,7 +235,12 @@ def test_sentencepiece_models_that_lose_text_are_refused():
 
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(["the cat sat"]), model_writer=model, vocab_size=14, model_type="bpe", num_threads=1, minloglevel=2
+    sentence_iterator=iter(["the cat sat"]),
+    model_writer=model,
+    vocab_size=14,
+    model_type="bpe",
+    num_threads=1,
+    minloglevel=2,
   )
   with pytest.raises(ValueError, match="loses text; use train_sentencepiece"):
     tokenizers.SentencePiece(model.getvalue())

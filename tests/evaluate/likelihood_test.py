@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 from diffusion_text.evaluate.likelihood import Likelihood, estimate, evaluate
-from diffusion_text.evaluate.oracle import Enumerable, MarkovChain, masked_evidence
-from diffusion_text.evaluate.report import Film, write_report
-from diffusion_text.evaluate.text_metrics import NGramModel, distinct_n, ngram_js_divergence, token_entropy, xz_bits_per_char
+from diffusion_text.evaluate.text_metrics import (
+  NGramModel,
+  distinct_n,
+  ngram_js_divergence,
+  token_entropy,
+  xz_bits_per_char,
+)
+from diffusion_text.studies.report import Film, write_report
+from diffusion_text.testing.oracle import Enumerable, MarkovChain, masked_evidence
 from diffusion_text.types import Batch
 
 
@@ -24,7 +30,9 @@ def test_a_bound_too_large_for_a_perplexity_is_still_told():
 
 def test_uniform_model_has_perplexity_v():
   nats_fn = lambda params, key, batch, progress: (jnp.full(4, 10 * np.log(7.0)), jnp.full(4, 10.0))
-  result = evaluate(nats_fn, {}, [(Batch(jnp.zeros((4, 10))), 40)] * 3, jax.random.key(0), num_draws=2)
+  result = evaluate(
+    nats_fn, {}, [(Batch(jnp.zeros((4, 10))), 40)] * 3, jax.random.key(0), num_draws=2
+  )
   assert result.perplexity == pytest.approx(7.0) and result.standard_error < 1e-6
   assert result.bits_per_char == pytest.approx(np.log2(7.0))
   assert (result.rows, result.tokens, result.characters) == (12, 120.0, 120)
@@ -32,7 +40,9 @@ def test_uniform_model_has_perplexity_v():
 
 def test_bits_count_characters_whatever_the_tokenizer():
   """4 characters per token: the same nats per token are a quarter of the bits per character."""
-  result = Likelihood(nats_per_token=2.0, standard_error=0.1, tokens=100, characters=400, rows=5, num_draws=1)
+  result = Likelihood(
+    nats_per_token=2.0, standard_error=0.1, tokens=100, characters=400, rows=5, num_draws=1
+  )
   assert result.bits_per_char == pytest.approx(2.0 / 4 / np.log(2))
   assert result.bits_per_char_error == pytest.approx(0.1 / 4 / np.log(2))
 
@@ -53,7 +63,10 @@ def test_padding_rows_do_not_count():
 
 def test_draws_are_spread_over_time():
   seen = []
-  nats_fn = lambda params, key, batch, progress: (seen.append((progress.part, progress.parts)) or jnp.ones(2), jnp.ones(2))
+  nats_fn = lambda params, key, batch, progress: (
+    seen.append((progress.part, progress.parts)) or jnp.ones(2),
+    jnp.ones(2),
+  )
   evaluate(nats_fn, {}, [(Batch(jnp.zeros((2, 1))), 2)], jax.random.key(0), num_draws=3)
   assert seen == [(0, 3), (1, 3), (2, 3)]
 
@@ -71,15 +84,25 @@ def test_ngram_probabilities_sum_to_one_and_follow_witten_bell():
   model = NGramModel.train("abab", 2)
   # P(b) = (2 + 2/3)/6 where 3 counts the unknown character; P(b | a) = (2 + 1 * P(b)) / 3.
   unigram = (2 + 2 / 3) / 6
-  assert model.bits_per_char("ab") == pytest.approx(-(np.log2(unigram) + np.log2((2 + unigram) / 3)) / 2)
+  assert model.bits_per_char("ab") == pytest.approx(
+    -(np.log2(unigram) + np.log2((2 + unigram) / 3)) / 2
+  )
   for history in ("a", "b", "x", ""):
-    total = sum(2 ** -(2 * model.bits_per_char(history + c) - model.bits_per_char(history)) for c in "abz") if history else 1
+    total = (
+      sum(
+        2 ** -(2 * model.bits_per_char(history + c) - model.bits_per_char(history)) for c in "abz"
+      )
+      if history
+      else 1
+    )
     assert total == pytest.approx(1.0)
 
 
 def test_longer_ngrams_cost_less_on_real_text():
   text = "it was the best of times, it was the worst of times, it was the age of wisdom. " * 30
-  costs = [NGramModel.train(text[:1800], order).bits_per_char(text[1800:]) for order in (1, 2, 3, 5)]
+  costs = [
+    NGramModel.train(text[:1800], order).bits_per_char(text[1800:]) for order in (1, 2, 3, 5)
+  ]
   assert costs == sorted(costs, reverse=True) and costs[-1] < 0.5
   assert xz_bits_per_char(text) < 1.0
   with pytest.raises(ValueError, match="empty"):
@@ -111,10 +134,16 @@ def test_report_is_one_file_that_needs_no_network(tmp_path):
     film=film,
   )
   page = path.read_text()
-  assert not re.search(r"(src|href)\s*=\s*[\"']?(http|//)", page) and "@" not in re.sub(r"(?s)<svg.*?</svg>", "", page)
+  assert not re.search(r"(src|href)\s*=\s*[\"']?(http|//)", page) and "@" not in re.sub(
+    r"(?s)<svg.*?</svg>", "", page
+  )
   assert "&lt;b&gt;not bold" in page and "a &lt;title&gt;" in page and "0.721 ± 0.036" in page
   data = re.search(r'(?s)<script type="application/json" id=data>(.*?)</script>', page).group(1)
-  assert json.loads(data) == {"pieces": ["To ", "be</script>", "\n"], "committed": [-1, 0, 1], "calls": 2}
+  assert json.loads(data) == {
+    "pieces": ["To ", "be</script>", "\n"],
+    "committed": [-1, 0, 1],
+    "calls": 2,
+  }
 
 
 @pytest.mark.parametrize("known", ["none", "some", "all"])
@@ -133,7 +162,9 @@ def test_markov_posterior_equals_enumeration(known):
   }[known]
   evidence = masked_evidence(jnp.asarray(np.where(masked, 3, ids)), 3)
   softmax = lambda logits: np.asarray(jax.nn.softmax(logits, axis=-1))
-  np.testing.assert_allclose(softmax(chain.posterior(evidence)), softmax(table.posterior(evidence)), atol=2e-6)
+  np.testing.assert_allclose(
+    softmax(chain.posterior(evidence)), softmax(table.posterior(evidence)), atol=2e-6
+  )
 
 
 def test_chain_samples_follow_the_chain():

@@ -44,7 +44,12 @@ LAYOUTS = {
 CROSSED = {
   "bidirectional": (Layout(), Layout(), 32, 32),
   "decode": (*layouts.decode_block(jnp.array([3, 30]), 36, 4), 4, 40),
-  "some_see_nothing": (Layout(segment=jnp.arange(20)[None] // 4), Layout(segment=jnp.arange(24)[None] // 12), 20, 24),
+  "some_see_nothing": (
+    Layout(segment=jnp.arange(20)[None] // 4),
+    Layout(segment=jnp.arange(24)[None] // 12),
+    20,
+    24,
+  ),
 }
 # name -> (H, G, K, soft_cap, dtype), with the layout "packed"
 SHAPES = {
@@ -68,7 +73,9 @@ def everything(fn, soft_cap=None):
 
   @jax.jit
   def run(q, k, v, g, c, q_layout, k_layout):
-    value, pull = jax.vjp(lambda q, k, v: fn(q, k, v, q_layout, k_layout, soft_cap=soft_cap), q, k, v)
+    value, pull = jax.vjp(
+      lambda q, k, v: fn(q, k, v, q_layout, k_layout, soft_cap=soft_cap), q, k, v
+    )
     return (*value, *pull((g, c)))
 
   return run
@@ -111,7 +118,13 @@ def test_queries_and_keys_of_other_lengths_and_missing_fields(layout, implementa
 def test_shapes_and_dtypes(shape, implementation):
   H, G, K, soft_cap, dtype = SHAPES[shape]
   layout = LAYOUTS["packed"]
-  check(IMPLEMENTATIONS[implementation], arrays(L, L, H, G, K, jnp.dtype(dtype)), layout, layout, soft_cap)
+  check(
+    IMPLEMENTATIONS[implementation],
+    arrays(L, L, H, G, K, jnp.dtype(dtype)),
+    layout,
+    layout,
+    soft_cap,
+  )
 
 
 @settings(max_examples=12, deadline=None)
@@ -119,7 +132,9 @@ def test_shapes_and_dtypes(shape, implementation):
 def test_random_ids(seed, runs):
   rng = np.random.RandomState(seed)
   pick = lambda n: np.sort(rng.randint(0, n, (2, L)), axis=1) if runs else rng.randint(0, n, (2, L))
-  q_layout, k_layout = (Layout(*(jnp.asarray(pick(n), jnp.int32) for n in (3, 4, 2))) for _ in range(2))
+  q_layout, k_layout = (
+    Layout(*(jnp.asarray(pick(n), jnp.int32) for n in (3, 4, 2))) for _ in range(2)
+  )
   for fn in IMPLEMENTATIONS.values():
     check(fn, arrays(L, L), q_layout, k_layout)
 
@@ -127,11 +142,16 @@ def test_random_ids(seed, runs):
 @pytest.mark.parametrize("implementation", TILED)
 def test_empty_tiles_are_computed_in_neither_pass(implementation):
   """Keys and values that no query of a tile sees are not a number: a weight of 0 would still spread that."""
-  q_layout, k_layout = Layout(segment=jnp.zeros((1, 32), jnp.int32)), Layout(segment=jnp.arange(64)[None] // 32)
+  q_layout, k_layout = (
+    Layout(segment=jnp.zeros((1, 32), jnp.int32)),
+    Layout(segment=jnp.arange(64)[None] // 32),
+  )
   q, k, v, g, c = arrays(32, 64)
   hidden = (np.arange(64) >= 32)[None, :, None, None]
   bad = lambda x: np.where(hidden, np.float32(np.nan), x)
-  out, lse, dq, dk, dv = everything(IMPLEMENTATIONS[implementation])(q, bad(k), bad(v), g, c, q_layout, k_layout)
+  out, lse, dq, dk, dv = everything(IMPLEMENTATIONS[implementation])(
+    q, bad(k), bad(v), g, c, q_layout, k_layout
+  )
   assert all(np.isfinite(x).all() for x in (out, lse, dq, dk, dv))
   assert not np.where(hidden, dk, 0).any() and not np.where(hidden, dv, 0).any()
 
@@ -142,9 +162,15 @@ def test_padding_has_no_influence_on_value_or_gradient(implementation):
   layout = two_rows(layouts.padded(jnp.array([11, 26]), L))
   real = (np.arange(L) < np.array([[11], [26]]))[:, :, None, None]
   args, other = (list(map(np.asarray, arrays(L, L, seed=seed))) for seed in (0, 1))
-  args = *args[:3], np.where(real, args[3], 0), np.where(real[..., 0], args[4], 0)  # nobody reads the padding's answer
+  args = (
+    *args[:3],
+    np.where(real, args[3], 0),
+    np.where(real[..., 0], args[4], 0),
+  )  # nobody reads the padding's answer
   swapped = *(np.where(real, a, 9 * b) for a, b in zip(args[:3], other)), *args[3:]
-  for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), fn(*args, layout, layout), fn(*swapped, layout, layout)):
+  for name, a, b in zip(
+    ("out", "lse", "dq", "dk", "dv"), fn(*args, layout, layout), fn(*swapped, layout, layout)
+  ):
     mask = real[..., 0] if name == "lse" else real
     np.testing.assert_array_equal(np.where(mask, a, 0), np.where(mask, b, 0), err_msg=name)
     if name in ("dq", "dk", "dv"):
@@ -208,12 +234,18 @@ def test_attention_merged_by_log_sum_exp_is_attention_over_all_keys():
   q, k, v, g, _ = arrays(16, 48)
 
   def merged(q, k, v):
-    parts = [attention(q, k[:, s], v[:, s], Layout(), Layout(), return_lse=True) for s in (slice(0, 20), slice(20, 48))]
+    parts = [
+      attention(q, k[:, s], v[:, s], Layout(), Layout(), return_lse=True)
+      for s in (slice(0, 20), slice(20, 48))
+    ]
     weight = jax.nn.softmax(jnp.stack([lse for _, lse in parts]), axis=0)
     return sum(w[..., None] * out for w, (out, _) in zip(weight, parts))
 
   whole = lambda q, k, v: attention(q, k, v, Layout(), Layout())
-  both = [jax.jit(jax.value_and_grad(lambda *x, fn=fn: (fn(*x) * g).sum(), (0, 1, 2)))(q, k, v) for fn in (merged, whole)]
+  both = [
+    jax.jit(jax.value_and_grad(lambda *x, fn=fn: (fn(*x) * g).sum(), (0, 1, 2)))(q, k, v)
+    for fn in (merged, whole)
+  ]
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), *both)
 
 
@@ -221,18 +253,30 @@ def test_chunked_memory_is_linear_in_length():
   def temporary(length):
     x, layout = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32), layouts.causal(length)
     loss = lambda q, k, v: attention(q, k, v, layout, layout).sum()
-    return jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+    return (
+      jax.jit(jax.grad(loss, (0, 1, 2)))
+      .lower(x, x, x)
+      .compile()
+      .memory_analysis()
+      .temp_size_in_bytes
+    )
 
   short, long = temporary(2048), temporary(8192)
-  print(f"temporary bytes, forward and backward, 2 heads: L=2048 {short}, L=8192 {long}, one score matrix {2 * 8192**2 * 4}")
+  print(
+    f"temporary bytes, forward and backward, 2 heads: L=2048 {short}, L=8192 {long}, one score matrix {2 * 8192**2 * 4}"
+  )
   assert long < 4.5 * short and long < 8192**2 * 4 / 2
 
 
 def test_dispatch_tries_in_order_and_reports_every_reason(monkeypatch):
   q, k, v, *_ = arrays(8, 8)
   call = functools.partial(attention, q, k, v, Layout(), Layout())
-  np.testing.assert_array_equal(call(), call(implementation="xla"))  # on CPU neither kernel is for us
-  with pytest.raises(NotImplementedError, match=r"pallas_tpu: needs a TPU.*pallas_gpu: needs a GPU"):
+  np.testing.assert_array_equal(
+    call(), call(implementation="xla")
+  )  # on CPU neither kernel is for us
+  with pytest.raises(
+    NotImplementedError, match=r"pallas_tpu: needs a TPU.*pallas_gpu: needs a GPU"
+  ):
     call(implementation=("pallas_tpu", "pallas_gpu"))
 
   def broken(*args, **kwargs):
@@ -247,7 +291,9 @@ def test_errors_quote_value_and_fix():
   q, k, v, *_ = arrays(8, 8, H=3, G=2)
   with pytest.raises(ValueError, match="2 key/value heads must divide 3 query heads"):
     attention(q, k, v, Layout(), Layout())
-  with pytest.raises(ValueError, match=r"k_layout has a field of shape \(1, 9\); it must be \[1 or 2, 8\]"):
+  with pytest.raises(
+    ValueError, match=r"k_layout has a field of shape \(1, 9\); it must be \[1 or 2, 8\]"
+  ):
     attention(q[:, :, :2], k, v, Layout(), layouts.causal(9))
   with pytest.raises(ValueError, match="cast them to one"):
     attention(q[:, :, :2], k.astype(jnp.bfloat16), v, Layout(), Layout())

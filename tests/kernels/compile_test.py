@@ -42,28 +42,41 @@ def value_and_grads(fn, L):
 def test_compiles_for_tpu_inside_shard_map(chip, L):
   devices = chips(chip)
   mesh = Mesh(np.array(devices), ("data",))
-  shape = lambda heads: jax.ShapeDtypeStruct((4, L, heads, 128), jnp.bfloat16, sharding=NamedSharding(mesh, P("data")))
+  shape = lambda heads: jax.ShapeDtypeStruct(
+    (4, L, heads, 128), jnp.bfloat16, sharding=NamedSharding(mesh, P("data"))
+  )
 
   def step(q, k, v):
-    value, grads = value_and_grads(functools.partial(attention, implementation="pallas_tpu", return_lse=True), L)(q, k, v)
+    value, grads = value_and_grads(
+      functools.partial(attention, implementation="pallas_tpu", return_lse=True), L
+    )(q, k, v)
     return jax.lax.psum(value, "data"), grads
 
-  step = jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=(P(), P("data")), check_vma=False)
+  step = jax.shard_map(
+    step, mesh=mesh, in_specs=P("data"), out_specs=(P(), P("data")), check_vma=False
+  )
   with compile_for("tpu", devices[0].device_kind):
     compiled = jax.jit(step).lower(shape(8), shape(4), shape(4)).compile()
   memory = compiled.memory_analysis()
   arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  print(f"{chip} L={L}, one row per chip, 8 heads over 4, K=128 bf16: arguments {arguments}, temporary {temporary} bytes")
+  print(
+    f"{chip} L={L}, one row per chip, 8 heads over 4, K=128 bf16: arguments {arguments}, temporary {temporary} bytes"
+  )
   assert compiled.as_text().count("tpu_custom_call") == 3  # forward, dq, dk and dv
-  assert temporary < 4 * L * 8 * 128 * 2 * 2  # a few copies of q: linear in L, and nothing like 8 * L * L
+  assert (
+    temporary < 4 * L * 8 * 128 * 2 * 2
+  )  # a few copies of q: linear in L, and nothing like 8 * L * L
 
 
 def test_too_large_a_tile_is_our_error_not_the_compilers():
   x = jnp.zeros((1, 2048, 1, 128), jnp.float32)
-  call = functools.partial(pallas_tpu.attention, x, x, x, layouts.bidirectional(), layouts.bidirectional())
+  call = functools.partial(
+    pallas_tpu.attention, x, x, x, layouts.bidirectional(), layouts.bidirectional()
+  )
   with compile_for("tpu", "TPU v5 lite"):
     with pytest.raises(
-      ValueError, match=r"1024 queries and 2048 keys, K=128, need \d+ bytes of VMEM; the limit is 16777216.*512"
+      ValueError,
+      match=r"1024 queries and 2048 keys, K=128, need \d+ bytes of VMEM; the limit is 16777216.*512",
     ):
       call(block_sizes=BlockSizes(1024, 2048, 128, 128))
     with pytest.raises(ValueError, match="tile k=64 must be a multiple of 128 on TPU; use 128"):
@@ -73,8 +86,12 @@ def test_too_large_a_tile_is_our_error_not_the_compilers():
 def test_tiles_just_under_the_limit_fit_the_chip():
   """The estimate that our error rests on is not below what the compiler needs."""
   device, tiles = chips("v5e")[0], (512, 1024)
-  assert 0.6 * pallas_tpu.VMEM_LIMIT < pallas_tpu._vmem_bytes(*tiles, 128, 2) <= pallas_tpu.VMEM_LIMIT
-  x = jax.ShapeDtypeStruct((1, 2048, 1, 128), jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(device))
+  assert (
+    0.6 * pallas_tpu.VMEM_LIMIT < pallas_tpu._vmem_bytes(*tiles, 128, 2) <= pallas_tpu.VMEM_LIMIT
+  )
+  x = jax.ShapeDtypeStruct(
+    (1, 2048, 1, 128), jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(device)
+  )
   fn = functools.partial(pallas_tpu.attention, block_sizes=BlockSizes(*tiles, *tiles), soft_cap=5.0)
   with compile_for("tpu", device.device_kind):
     jax.jit(value_and_grads(fn, 2048)).lower(x, x, x).compile()
@@ -83,12 +100,19 @@ def test_tiles_just_under_the_limit_fit_the_chip():
 @pytest.mark.parametrize("dtype,width", [("bfloat16", 128), ("float32", 64)])
 def test_lowers_for_cuda(dtype, width):
   shape = lambda heads: jax.ShapeDtypeStruct((2, 1024, heads, width), dtype)
-  step = value_and_grads(functools.partial(attention, implementation="pallas_gpu", return_lse=True, soft_cap=5.0), 1024)
+  step = value_and_grads(
+    functools.partial(attention, implementation="pallas_gpu", return_lse=True, soft_cap=5.0), 1024
+  )
   # From 0.12 on Pallas asks jax itself, too, for which device it lowers.
   h200 = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
   here = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h200)
   with compile_for("gpu", "NVIDIA H200"), jax.sharding.use_abstract_mesh(here):
-    text = jax.jit(step).trace(shape(4), shape(2), shape(2)).lower(lowering_platforms=("cuda",)).as_text()
+    text = (
+      jax.jit(step)
+      .trace(shape(4), shape(2), shape(2))
+      .lower(lowering_platforms=("cuda",))
+      .as_text()
+    )
   assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
 
 
@@ -97,9 +121,18 @@ def test_gpu_refuses_what_triton_cannot_hold():
   with compile_for("gpu"):
     with pytest.raises(NotImplementedError, match="K=320 is over 256"):
       pallas_gpu.attention(x, x, x, layouts.bidirectional(), layouts.bidirectional())
-    with pytest.raises(ValueError, match="q=48 must be a power of two of at least 16 on GPU; use 32"):
+    with pytest.raises(
+      ValueError, match="q=48 must be a power of two of at least 16 on GPU; use 32"
+    ):
       x = x[..., :64]
-      pallas_gpu.attention(x, x, x, layouts.bidirectional(), layouts.bidirectional(), block_sizes=BlockSizes(48, 64, 64, 64))
+      pallas_gpu.attention(
+        x,
+        x,
+        x,
+        layouts.bidirectional(),
+        layouts.bidirectional(),
+        block_sizes=BlockSizes(48, 64, 64, 64),
+      )
 
 
 def test_block_sizes():

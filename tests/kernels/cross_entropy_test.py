@@ -28,17 +28,29 @@ def dense(features, kernel, bias, labels, count, soft_cap=None):
 
 
 @pytest.mark.parametrize(
-  "share,chunk,soft_cap", [(0.0, 7, None), (0.5, 1, None), (0.5, 7, 3.0), (0.5, 16, None), (1.1, 7, None), (1.1, 1000, 3.0)]
+  "share,chunk,soft_cap",
+  [
+    (0.0, 7, None),
+    (0.5, 1, None),
+    (0.5, 7, 3.0),
+    (0.5, 16, None),
+    (1.1, 7, None),
+    (1.1, 1000, 3.0),
+  ],
 )
 def test_equals_dense(share, chunk, soft_cap):
   features, kernel, bias, labels, count = make(share)
   g = jax.random.normal(jax.random.key(9), (N,))
 
   def cut(features, kernel, bias):
-    return cut_cross_entropy(features, kernel, labels, count, bias=bias, chunk=chunk, soft_cap=soft_cap)
+    return cut_cross_entropy(
+      features, kernel, labels, count, bias=bias, chunk=chunk, soft_cap=soft_cap
+    )
 
   value, pull = jax.vjp(cut, features, kernel, bias)
-  want, want_pull = jax.vjp(lambda f, k, b: dense(f, k, b, labels, count, soft_cap), features, kernel, bias)
+  want, want_pull = jax.vjp(
+    lambda f, k, b: dense(f, k, b, labels, count, soft_cap), features, kernel, bias
+  )
   np.testing.assert_allclose(value, want, atol=2e-5)
   for got, expected in zip(pull(g), want_pull(g)):
     np.testing.assert_allclose(got, expected, atol=2e-5)
@@ -59,7 +71,9 @@ def test_rows_that_do_not_count_have_no_influence_even_when_not_finite(shards):
   broken = jnp.where(count[:, None], features, jnp.nan)
 
   def total(features, kernel):
-    return cut_cross_entropy(features, kernel, labels, count, bias=bias, chunk=5, shards=shards).sum()
+    return cut_cross_entropy(
+      features, kernel, labels, count, bias=bias, chunk=5, shards=shards
+    ).sum()
 
   want, got = (jax.value_and_grad(total, (0, 1))(x, kernel) for x in (features, broken))
   jax.tree.map(np.testing.assert_array_equal, want, got)
@@ -80,9 +94,13 @@ def test_any_tree_of_rows_integers_keys_and_closed_over_tracers():
   out = jax.jit(total)(kernel, features, 2)  # `offset` is a tracer and an integer
   noise = jax.vmap(lambda key: jax.random.normal(key, ()))(keys)
   np.testing.assert_array_equal(out["y"], jnp.where(count, labels + 2, 0))
-  np.testing.assert_allclose(out["x"], jnp.where(count, (features @ kernel).sum(-1) * noise, 0), atol=1e-5)
+  np.testing.assert_allclose(
+    out["x"], jnp.where(count, (features @ kernel).sum(-1) * noise, 0), atol=1e-5
+  )
   grad = jax.jit(jax.grad(lambda kernel: total(kernel, features, 2)["x"].sum()))(kernel)
-  np.testing.assert_allclose(grad, jnp.broadcast_to(((count * noise)[:, None] * features).sum(0)[:, None], (D, V)), atol=1e-5)
+  np.testing.assert_allclose(
+    grad, jnp.broadcast_to(((count * noise)[:, None] * features).sum(0)[:, None], (D, V)), atol=1e-5
+  )
 
 
 def test_differentiates_inside_scan_and_checkpoint():
@@ -124,15 +142,24 @@ def test_only_chunks_that_are_needed_run_in_both_passes(share, turns):
 
 def temporary_bytes(n, v, chunk=64):
   shapes = [
-    jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((n, 16), "f4"), ((16, v), "f4"), ((n,), "i4"), ((n,), "?"))
+    jax.ShapeDtypeStruct(shape, dtype)
+    for shape, dtype in (((n, 16), "f4"), ((16, v), "f4"), ((n,), "i4"), ((n,), "?"))
   ]
   loss = lambda x, w, y, c: cut_cross_entropy(x, w, y, c, chunk=chunk).sum()
-  return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+  return (
+    jax.jit(jax.value_and_grad(loss, (0, 1)))
+    .lower(*shapes)
+    .compile()
+    .memory_analysis()
+    .temp_size_in_bytes
+  )
 
 
 def test_compiler_memory_does_not_grow_with_rows_times_vocabulary():
   few, many = temporary_bytes(1024, 8192), temporary_bytes(8192, 8192)
-  print(f"temporary bytes at V=8192, chunk 64: N=1024 {few}, N=8192 {many}, full logits {8192 * 8192 * 4}")
+  print(
+    f"temporary bytes at V=8192, chunk 64: N=1024 {few}, N=8192 {many}, full logits {8192 * 8192 * 4}"
+  )
   assert many - few < 7168 * 16 * 4 * 4  # a few copies of the features at most
   assert many < 8192 * 8192 * 4 / 16
 
@@ -144,13 +171,20 @@ def test_shards_gather_their_own_rows(axes, shards):
   rows, matrix = NamedSharding(mesh, P(axes)), NamedSharding(mesh, P(None, "tensor"))
   loss = lambda f, k, y, c: cut_cross_entropy(f, k, y, c, bias=bias, chunk=5, shards=shards).sum()
   step = jax.jit(jax.value_and_grad(loss, (0, 1)), in_shardings=(rows, matrix, rows, rows))
-  args = [jax.device_put(x, s) for x, s in zip((features, kernel, labels, count), (rows, matrix, rows, rows))]
+  args = [
+    jax.device_put(x, s)
+    for x, s in zip((features, kernel, labels, count), (rows, matrix, rows, rows))
+  ]
   got = step(*args)
-  want = jax.value_and_grad(lambda f, k: dense(f, k, bias, labels, count).sum(), (0, 1))(features, kernel)
+  want = jax.value_and_grad(lambda f, k: dense(f, k, bias, labels, count).sum(), (0, 1))(
+    features, kernel
+  )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
   text = step.lower(*args).compile().as_text()
   assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text
-  assert f"f32[{N},{D}]" not in text and f"[{shards},{N // shards},{D}]" not in text  # no device holds all features
+  assert (
+    f"f32[{N},{D}]" not in text and f"[{shards},{N // shards},{D}]" not in text
+  )  # no device holds all features
 
 
 def test_errors_quote_value_and_fix():

@@ -29,7 +29,11 @@ def square(layout, L):
 
 
 def ids(length):
-  one = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 1)), min_size=length, max_size=length)
+  one = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 1)),
+    min_size=length,
+    max_size=length,
+  )
   runs = one.map(sorted)  # like a real row: equal ids side by side
   return st.one_of(one, runs)
 
@@ -72,17 +76,23 @@ def test_tiles_of_real_layouts_lose_nothing(name):
 
 def test_no_field_means_no_mask():
   assert layouts.visible(Layout(), Layout()) is None
-  assert layouts.visible(layouts.bidirectional(), Layout(block=jnp.zeros((1, 3), jnp.int32))) is not None
+  assert (
+    layouts.visible(layouts.bidirectional(), Layout(block=jnp.zeros((1, 3), jnp.int32))) is not None
+  )
 
 
 def test_blocks_of_one_are_causal_and_one_block_is_bidirectional():
-  np.testing.assert_array_equal(square(layouts.block_causal(7, 1), 7)[0], np.tril(np.ones((7, 7), bool)))
+  np.testing.assert_array_equal(
+    square(layouts.block_causal(7, 1), 7)[0], np.tril(np.ones((7, 7), bool))
+  )
   assert square(layouts.block_causal(7, 7), 7).all()
 
 
 def test_block_causal_and_a_shorter_last_block():
   i = np.arange(7)
-  np.testing.assert_array_equal(square(layouts.block_causal(7, 3), 7)[0], i[None] // 3 <= i[:, None] // 3)
+  np.testing.assert_array_equal(
+    square(layouts.block_causal(7, 3), 7)[0], i[None] // 3 <= i[:, None] // 3
+  )
 
 
 def test_prefix():
@@ -129,18 +139,27 @@ def test_cached_decode_sees_what_training_on_both_copies_sees():
   L, b, i = 8, 2, 2
   q, k = layouts.decode_block(jnp.array([i * b]), L, b)
   row = square(layouts.noisy_clean(L, b), 2 * L)[0, i * b]
-  np.testing.assert_array_equal(dense(q, k, b, L + b)[0, 0], np.r_[row[L:], row[i * b : (i + 1) * b]])
+  np.testing.assert_array_equal(
+    dense(q, k, b, L + b)[0, 0], np.r_[row[L:], row[i * b : (i + 1) * b]]
+  )
 
 
 def test_two_streams_of_any_order():
   rank = jnp.array([[2, 0, 1]])
   mask, r = square(layouts.two_stream(rank), 6)[0], np.array(rank[0])
   earlier, itself = r[None] < r[:, None], np.eye(3, dtype=bool)
-  np.testing.assert_array_equal(mask, np.block([[itself, earlier], [np.zeros((3, 3), bool), earlier | itself]]))
+  np.testing.assert_array_equal(
+    mask, np.block([[itself, earlier], [np.zeros((3, 3), bool), earlier | itself]])
+  )
 
 
 def test_layouts_are_built_under_jit():
-  build = jax.jit(lambda segment, used: (layouts.doubled(layouts.packed(segment, 2), 4), layouts.decode_block(used, 4, 2)))
+  build = jax.jit(
+    lambda segment, used: (
+      layouts.doubled(layouts.packed(segment, 2), 4),
+      layouts.decode_block(used, 4, 2),
+    )
+  )
   layout, _ = build(jnp.array([[0, 0, 0, 1]]), jnp.array([2]))
   np.testing.assert_array_equal(layout.block, [[0, 0, 1, 0, 0, 0, 1, 0]])
 
@@ -150,7 +169,9 @@ def test_errors_quote_value_and_fix():
     layouts.block_causal(4, 0)
   with pytest.raises(ValueError, match="side='top' must be 'right' or 'left'"):
     layouts.padded(jnp.array([1]), 4, "top")
-  with pytest.raises(ValueError, match="tile=3 must divide length=4; `materialise` the layout at 6"):
+  with pytest.raises(
+    ValueError, match="tile=3 must divide length=4; `materialise` the layout at 6"
+  ):
     layouts.tile_summary(layouts.materialise(layouts.causal(4), 4), 3)
   with pytest.raises(ValueError, match=r"shape \(1, 4\), but the row has 5 positions"):
     layouts.materialise(layouts.causal(4), 5)

@@ -52,18 +52,28 @@ def test_the_others_read_its_expected_embedding(scan):
     kernel = params["blocks"][branch][out]["kernel"]
     params["blocks"][branch][out]["kernel"] = kernel.at[:2].set(0.0)
   prediction = predict(config, params)
-  stream = params["embedding"][IDS] + jax.nn.softmax(prediction.anchor.logits) @ params["anchor"]["embedding"]
-  last = {"embedding": stream.reshape(30, 32), "blocks": jax.tree.map(lambda leaf: leaf[2:], params["blocks"])}
+  stream = (
+    params["embedding"][IDS]
+    + jax.nn.softmax(prediction.anchor.logits) @ params["anchor"]["embedding"]
+  )
+  last = {
+    "embedding": stream.reshape(30, 32),
+    "blocks": jax.tree.map(lambda leaf: leaf[2:], params["blocks"]),
+  }
   last |= {"final_norm": params["final_norm"], "head": params["head"]}
   one = dataclasses.replace(SMALL, layers=1, input_size=30)
-  np.testing.assert_allclose(prediction.logits, predict(one, last, jnp.arange(30).reshape(3, 10)).logits, atol=1e-4)
+  np.testing.assert_allclose(
+    prediction.logits, predict(one, last, jnp.arange(30).reshape(3, 10)).logits, atol=1e-4
+  )
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 512])
 def test_chunks_do_not_matter(chunk, monkeypatch):
   """Values and gradients with any chunk are those with all positions at once."""
   params = noisy_params(Network.create(TWO))
-  run = lambda: jax.jit(jax.value_and_grad(lambda params: jnp.sum(predict(TWO, params).logits ** 2)))(params)
+  run = lambda: jax.jit(
+    jax.value_and_grad(lambda params: jnp.sum(predict(TWO, params).logits ** 2))
+  )(params)
   read = Anchor.read
   monkeypatch.setattr(Anchor, "read", Anchor._expected)
   at_once = run()
@@ -93,10 +103,14 @@ def test_sharded_rows_give_the_same():
   config = dataclasses.replace(TWO, vocab_size=12)
   params = noisy_params(Network.create(config))
   ids = jnp.tile(IDS[:2], (4, 1))
-  loss = jax.value_and_grad(lambda params, ids: jnp.sum(predict(config, params, ids).logits[:, :9] ** 2))
+  loss = jax.value_and_grad(
+    lambda params, ids: jnp.sum(predict(config, params, ids).logits[:, :9] ** 2)
+  )
   alone = jax.jit(loss)(params, ids)
   mesh = make_mesh(fsdp=4, tensor=2)
-  place = lambda path, leaf: NamedSharding(mesh, partition_spec(path_names(path), leaf.shape, dict(mesh.shape)))
+  place = lambda path, leaf: NamedSharding(
+    mesh, partition_spec(path_names(path), leaf.shape, dict(mesh.shape))
+  )
   with jax.set_mesh(mesh):
     sharded = jax.device_put(params, jax.tree_util.tree_map_with_path(place, params))
     rows = jax.device_put(jnp.asarray(ids), NamedSharding(mesh, PartitionSpec(ROWS)))
@@ -115,9 +129,16 @@ def test_memory_is_that_of_a_chunk():
     loss = lambda params, ids: jnp.sum(predict(config, params, ids).features ** 2)
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(Anchor, "read", read)
-      return jax.jit(jax.grad(loss)).lower(abstract, ids).compile().memory_analysis().temp_size_in_bytes
+      return (
+        jax.jit(jax.grad(loss)).lower(abstract, ids).compile().memory_analysis().temp_size_in_bytes
+      )
 
   read, all_logits = Anchor.read, 64 * 32 * 8192 * 4
-  chunked, at_once = temporaries(lambda self, features: read(self, features, 64)), temporaries(Anchor._expected)
-  print(f"{chunked / 2**20:.1f} MiB in chunks of 64 of 2048 positions, {at_once / 2**20:.1f} MiB at once")
+  chunked, at_once = (
+    temporaries(lambda self, features: read(self, features, 64)),
+    temporaries(Anchor._expected),
+  )
+  print(
+    f"{chunked / 2**20:.1f} MiB in chunks of 64 of 2048 positions, {at_once / 2**20:.1f} MiB at once"
+  )
   assert chunked < 0.5 * all_logits and at_once > 1.5 * all_logits

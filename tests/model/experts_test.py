@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusion_text.hlo import Program
+from diffusion_text.compiler.hlo import Program
+from diffusion_text.compiler.topology import topology_devices
 from diffusion_text.kernels.block_sizes import compile_for
 from diffusion_text.model.experts import counted_tokens, every_expert, mixture, routing
 from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import partition_spec
 from diffusion_text.model.transformer import Network
-from diffusion_text.topology import topology_devices
 from diffusion_text.train.optimizer import is_kernel
 from diffusion_text.train.sharding import make_mesh, path_names
 from diffusion_text.types import Inputs, Layout
@@ -43,14 +43,20 @@ def test_experts_equal_the_loop(shift):
   expert = np.stack([random.permutation(N)[:K] for _ in range(T)]).astype(np.int32) - shift
   total = lambda *args: jnp.sum(every_expert(args[0], args[1], expert, *args[2:]))
   args = (x, share, up, gate, down)
-  both = jax.jit(lambda *args: (every_expert(*args[:2], expert, *args[2:]), jax.grad(total, range(5))(*args)))
+  both = jax.jit(
+    lambda *args: (every_expert(*args[:2], expert, *args[2:]), jax.grad(total, range(5))(*args))
+  )
   out, grads = both(*args)
   np.testing.assert_allclose(out, loop(x, share, expert, up, gate, down), atol=2e-5)
   moves = [1e-4 * np.float64(draw(*a.shape)) for a in args]
-  for number, (grad, move) in enumerate(zip(grads, moves)):  # each against a central difference of the loop, in one direction
+  for number, (grad, move) in enumerate(
+    zip(grads, moves)
+  ):  # each against a central difference of the loop, in one direction
     there, back = [list(args), list(args)]
     there[number], back[number] = args[number] + move, args[number] - move
-    slope = (loop(*there[:2], expert, *there[2:]).sum() - loop(*back[:2], expert, *back[2:]).sum()) / 2e-4
+    slope = (
+      loop(*there[:2], expert, *there[2:]).sum() - loop(*back[:2], expert, *back[2:]).sum()
+    ) / 2e-4
     np.testing.assert_allclose(np.sum(move * np.asarray(grad)) * 1e4, slope, rtol=1e-4, atol=1e-4)
   if shift:
     assert np.abs(np.asarray(grads[2])[N - shift :]).max() == 0  # nobody chose those
@@ -73,14 +79,25 @@ def test_losses_of_the_router():
 def test_weights_of_what_is_read():
   weights = np.array([[1.0, 0.5, 0.0]], np.float32)
   assert counted_tokens(None, (1, 6)) is None and counted_tokens(weights, (1, 3)) is weights
-  np.testing.assert_array_equal(counted_tokens(weights, (1, 6)), np.tile(weights, (1, 2)))  # noisy and clean
-  np.testing.assert_array_equal(counted_tokens(weights, (1, 5)), [[1, 0.5, 0, 0, 0]])  # masks that follow a row
+  np.testing.assert_array_equal(
+    counted_tokens(weights, (1, 6)), np.tile(weights, (1, 2))
+  )  # noisy and clean
+  np.testing.assert_array_equal(
+    counted_tokens(weights, (1, 5)), [[1, 0.5, 0, 0, 0]]
+  )  # masks that follow a row
 
 
 def test_a_network_of_experts():
   """What padding holds reaches neither the tokens nor the losses; a token costs its own experts, not all of them."""
   network = Network.create(
-    dataclasses.replace(SMALL, experts=4, experts_per_token=2, expert_width=32, balance_weight=1.0, router_z_weight=0.5)
+    dataclasses.replace(
+      SMALL,
+      experts=4,
+      experts_per_token=2,
+      expert_width=32,
+      balance_weight=1.0,
+      router_z_weight=0.5,
+    )
   )
   params = network.init(jax.random.key(0))
   counted = np.array([[1, 1, 1, 0]], np.float32)
@@ -96,7 +113,9 @@ def test_a_network_of_experts():
   np.testing.assert_allclose(auxiliary.cost, same.cost, rtol=1e-6)
   expected = auxiliary.sums["router_balance"] + 0.5 * auxiliary.sums["router_z"]
   np.testing.assert_allclose(auxiliary.cost, expected, rtol=1e-6)
-  more = dataclasses.replace(SMALL, experts=8, experts_per_token=2, expert_width=32, balance_weight=1.0)
+  more = dataclasses.replace(
+    SMALL, experts=8, experts_per_token=2, expert_width=32, balance_weight=1.0
+  )
   router = 2 * more.layers * more.width * 4
   assert flops_per_token(more, 4) - flops_per_token(network.config, 4) == router
 
@@ -105,14 +124,20 @@ def test_experts_compile_for_tpu_over_their_axis():
   """Forward and backward, experts over one axis and their width over another: results are summed, no weight is gathered."""
   pytest.importorskip("libtpu", reason="pip install libtpu to compile for TPU without one")
   mesh = make_mesh(fsdp=1, tensor=2, expert=2, devices=topology_devices("v5e:2x2"))
-  shape = lambda spec, dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+  shape = lambda spec, dtype, *sizes: jax.ShapeDtypeStruct(
+    sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec))
+  )
   bf16, weights = jnp.bfloat16, ("expert", None, "tensor")
   x, chosen = shape((), bf16, 2, 128, 256), shape((), jnp.int32, 2, 128, 2)
   up, down = shape(weights, bf16, 4, 256, 256), shape(("expert", "tensor", None), bf16, 4, 256, 256)
-  loss = lambda x, share, up, gate, down, chosen: jnp.sum(mixture(x, share, chosen, up, gate, down).astype(jnp.float32) ** 2)
+  loss = lambda x, share, up, gate, down, chosen: jnp.sum(
+    mixture(x, share, chosen, up, gate, down).astype(jnp.float32) ** 2
+  )
   with jax.set_mesh(mesh), compile_for("tpu", "TPU v5 lite"):
     step = jax.jit(jax.grad(loss, range(5)))
-    program = Program(step.lower(x, shape((), bf16, 2, 128, 2), up, up, down, chosen).compile().as_text())
+    program = Program(
+      step.lower(x, shape((), bf16, 2, 128, 2), up, up, down, chosen).compile().as_text()
+    )
   assert {c.kind for c in program.collectives()} == {"all-reduce"}
 
 
@@ -126,7 +151,9 @@ def test_every_matrix_of_a_mixture_is_split_and_decays():
     "activation": "swiglu",
     "scan_layers": True,
   }
-  shapes = jax.eval_shape(Network.create(dataclasses.replace(SMALL, **mixture)).init, jax.random.key(0))
+  shapes = jax.eval_shape(
+    Network.create(dataclasses.replace(SMALL, **mixture)).init, jax.random.key(0)
+  )
   mesh, whole = {"fsdp": 2, "tensor": 2, "expert": 2}, []
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     names = path_names(path)

@@ -5,13 +5,20 @@ import importlib.util
 import pytest
 
 from configs import base
-from diffusion_text.build import build
-from diffusion_text.hlo import Program
-from diffusion_text.topology import compile_step, report, roofline, topology_devices, verdict
-from tests.build_test import AnyTokenizer
+from diffusion_text.compiler.hlo import Program
+from diffusion_text.compiler.topology import (
+  compile_step,
+  report,
+  roofline,
+  topology_devices,
+  verdict,
+)
+from diffusion_text.experiment.build import build
+from tests.experiment.build_test import AnyTokenizer
 
 pytestmark = pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu is not installed: pip install -e '.[tpu]'",
 )
 
 # (size, topology, V, what differs). The second is little but long: 2 · 8192 positions, noisy ‖ clean, in blocks, over the sequence axis.
@@ -27,7 +34,12 @@ CASES = {
   "long": (
     *("micro", "v5e:2x4", 256),
     {
-      **{"data.length": 8192, "train.batch_size": 4, "timing.name": "per_block", "timing.block_size": 32},
+      **{
+        "data.length": 8192,
+        "train.batch_size": 4,
+        "timing.name": "per_block",
+        "timing.block_size": 32,
+      },
       **{"model.width": 128, "model.dtype": "bfloat16", "model.remat": "full"},
       **{"mesh.fsdp": 2, "mesh.sequence": 2, "mesh.tensor": 2},
     },
@@ -55,4 +67,6 @@ def test_train_step_compiles_for_v5e(case):
     assert 1.2 < line.compute / line.model_seconds < 2.2
   else:
     positions = 4 / 2 * 2 * 8192 / 2  # on one chip
-    assert compiled.temporaries < positions * 128 * 2 * 10, "memory that grows faster than the length"
+    assert compiled.temporaries < positions * 128 * 2 * 10, (
+      "memory that grows faster than the length"
+    )

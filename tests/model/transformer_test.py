@@ -60,7 +60,9 @@ def noisy_params(network, scale=0.1):
   params = network.init(jax.random.key(0))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(tree, [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)])
+  return jax.tree.unflatten(
+    tree, [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
+  )
 
 
 def logits_of(config, ids=IDS, t=T, layout=BIDIRECTIONAL, key=None, params=None):
@@ -85,8 +87,14 @@ class TestEveryVariant:
     config = self.config(variant)
     tolerance = 0.05 if variant == "bfloat16" else 2e-5
     unrolled = logits_of(config)
-    for change in (dict(scan_layers=True), dict(remat="full"), dict(remat="dots", scan_layers=True)):
-      np.testing.assert_allclose(logits_of(dataclasses.replace(config, **change)), unrolled, atol=tolerance)
+    for change in (
+      dict(scan_layers=True),
+      dict(remat="full"),
+      dict(remat="dots", scan_layers=True),
+    ):
+      np.testing.assert_allclose(
+        logits_of(dataclasses.replace(config, **change)), unrolled, atol=tolerance
+      )
 
   def test_causal_layout_has_no_gradient_to_the_right(self, variant):
     config = self.config(variant)
@@ -129,7 +137,9 @@ def test_soft_tokens_of_one_token_are_that_token(dtype):
   network = Network.create(config)
   ids = jnp.stack([(IDS + 3) % 12, IDS, (IDS + 5) % 12], axis=-1)
   weights = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), ids.shape)
-  soft = network.apply(noisy_params(network), Inputs(ids, weights=weights), T, BIDIRECTIONAL, None).logits
+  soft = network.apply(
+    noisy_params(network), Inputs(ids, weights=weights), T, BIDIRECTIONAL, None
+  ).logits
   np.testing.assert_array_equal(soft, logits_of(config))
 
 
@@ -139,7 +149,9 @@ def test_soft_tokens_over_the_whole_vocabulary_are_the_dense_product():
   params = noisy_params(network)
   weights = jax.nn.softmax(3 * jax.random.normal(jax.random.key(2), (3, 10, 30)))
   ids = jnp.broadcast_to(jnp.arange(30), weights.shape)
-  soft = lambda params: network.apply(params, Inputs(ids, weights=weights), T, BIDIRECTIONAL, None).logits
+  soft = lambda params: (
+    network.apply(params, Inputs(ids, weights=weights), T, BIDIRECTIONAL, None).logits
+  )
   rows = params | {"embedding": weights.reshape(30, 30) @ params["embedding"]}
   hard = network.apply(rows, Inputs(jnp.arange(30).reshape(3, 10)), T, BIDIRECTIONAL, None).logits
   np.testing.assert_allclose(soft(params), hard, atol=1e-5)
@@ -148,7 +160,9 @@ def test_soft_tokens_over_the_whole_vocabulary_are_the_dense_product():
 
 
 @pytest.mark.parametrize(
-  "inputs", [Inputs(IDS[..., None]), Inputs(IDS, weights=jnp.ones((3, 10, 1)))], ids=["no weights", "hard"]
+  "inputs",
+  [Inputs(IDS[..., None]), Inputs(IDS, weights=jnp.ones((3, 10, 1)))],
+  ids=["no weights", "hard"],
 )
 def test_ids_and_weights_that_do_not_fit_are_refused(inputs):
   network = Network.create(SMALL)
@@ -168,7 +182,9 @@ def test_positions_are_relative():
   """Rotary attention sees differences of positions only: shifting all of them changes nothing."""
   network = Network.create(SMALL)
   params = noisy_params(network)
-  at = lambda shift: network.apply(params, Inputs(IDS, jnp.arange(10)[None] + shift), T, Layout(), None).logits
+  at = lambda shift: (
+    network.apply(params, Inputs(IDS, jnp.arange(10)[None] + shift), T, Layout(), None).logits
+  )
   np.testing.assert_allclose(at(0), at(1000), atol=2e-3)
   scattered = network.apply(params, Inputs(IDS, 3 * jnp.arange(10)[None]), T, Layout(), None).logits
   assert np.abs(np.asarray(at(0) - scattered)).max() > 1e-2
@@ -193,10 +209,15 @@ def test_bad_sizes_are_refused(change, match):
     dataclasses.replace(SMALL, **change)
 
 
-@pytest.mark.parametrize("size,time", [(size, "adaln") for size in base.SIZES] + [("tiny", "layerwise"), ("tiny", "prefix")])
+@pytest.mark.parametrize(
+  "size,time",
+  [(size, "adaln") for size in base.SIZES] + [("tiny", "layerwise"), ("tiny", "prefix")],
+)
 def test_partition_table_places_every_matrix(size, time):
   """Every matrix of every size is named by the table, and splits over a tensor × fsdp mesh where it divides."""
-  model = {key: value for key, value in base.config(size).model.to_dict().items() if value is not None}
+  model = {
+    key: value for key, value in base.config(size).model.to_dict().items() if value is not None
+  }
   model |= {"time_conditioning": time, "anchor_layers": 1, "scan_layers": True}
   network = Network.create(TransformerConfig(**model, vocab_size=1024, input_size=1024))
   abstract = jax.eval_shape(network.init, jax.random.key(0))
@@ -213,13 +234,24 @@ def test_partition_table_places_every_matrix(size, time):
 @pytest.mark.parametrize("anchor_layers", [0, 1])
 def test_flops_agree_with_the_compiler(anchor_layers, monkeypatch):
   """Our count of one forward pass against XLA's own, on an unrolled network (a scanned body would be counted once)."""
-  monkeypatch.setattr(Anchor, "read", Anchor._expected)  # all positions at once, for the same reason
+  monkeypatch.setattr(
+    Anchor, "read", Anchor._expected
+  )  # all positions at once, for the same reason
   config = dataclasses.replace(
-    SMALL, anchor_layers=anchor_layers, width=128, heads=4, kv_heads=2, mlp_width=512, vocab_size=512, input_size=513
+    SMALL,
+    anchor_layers=anchor_layers,
+    width=128,
+    heads=4,
+    kv_heads=2,
+    mlp_width=512,
+    vocab_size=512,
+    input_size=513,
   )
   network = Network.create(config)
   params = network.init(jax.random.key(0))
   ids = jnp.zeros((2, 64), jnp.int32)
-  run = jax.jit(lambda params, ids: network.apply(params, Inputs(ids), T[:2], Layout(), None).logits)
+  run = jax.jit(
+    lambda params, ids: network.apply(params, Inputs(ids), T[:2], Layout(), None).logits
+  )
   counted = run.lower(params, ids).compile().cost_analysis()["flops"]
   assert flops_per_token(config, 64) * ids.size == pytest.approx(counted, rel=0.05)

@@ -7,15 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.evaluate.oracle import exact_prediction, masked_evidence
 from diffusion_text.model.recall import Recall, check_recall
 from diffusion_text.objective import Bound, CrossEntropy
 from diffusion_text.objective.bound import Chunks, drawn_times, noised, scored_weights
-from diffusion_text.objective.conditioning import Conditioning, TwoReadings, conditionings, row_coins
+from diffusion_text.objective.conditioning import (
+  Conditioning,
+  TwoReadings,
+  conditionings,
+  row_coins,
+)
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
-from diffusion_text.schedules import Linear, VPCosine
+from diffusion_text.schedules.discrete import Linear
+from diffusion_text.schedules.gaussian import VPCosine
+from diffusion_text.testing.oracle import exact_prediction, masked_evidence
 from diffusion_text.timing import LeftToRight, PerBlock, Shared
 from diffusion_text.types import Batch, Inputs, Prediction, Progress
 from tests.process.conformance_test import TOY
@@ -37,7 +43,9 @@ def test_what_stands_in_is_no_zero_vector():
   read = lambda absent, inputs: Recall("mean", absent, 400, 64).mix(x, inputs, t, table)
   uniform, zeros = read("uniform", Inputs(vectors=noisy)), read("zeros", Inputs(vectors=noisy))
   np.testing.assert_allclose(uniform[:, ::2], (0.5 * (noisy + 1 / 400) @ table)[:, ::2], atol=1e-5)
-  np.testing.assert_allclose((uniform - zeros)[:, ::2], jnp.broadcast_to(table.mean(0) / 2, (2, 2, 64)), atol=1e-5)
+  np.testing.assert_allclose(
+    (uniform - zeros)[:, ::2], jnp.broadcast_to(table.mean(0) / 2, (2, 2, 64)), atol=1e-5
+  )
   assert float(jnp.linalg.norm(table.mean(0))) == pytest.approx(0.40, abs=0.01)
   np.testing.assert_array_equal(uniform[:, 1], x[:, 1])
   told = jnp.ones((2, 3, 64)), jnp.array([[True, True, False], [False, False, False]])
@@ -70,15 +78,26 @@ def linear(net, seen=None, constant=None):
     features = inputs.vectors @ net["in"]
     if inputs.recalled is not None:
       recalled = inputs.recalled if constant is None else constant @ net["recall"]
-      features = features + jnp.where(inputs.recalls[..., None], recalled[:, : features.shape[1]], 0.0)
-    return Prediction(features, lambda features: features @ net["out"], None, lambda estimates: estimates @ net["recall"])
+      features = features + jnp.where(
+        inputs.recalls[..., None], recalled[:, : features.shape[1]], 0.0
+      )
+    return Prediction(
+      features,
+      lambda features: features @ net["out"],
+      None,
+      lambda estimates: estimates @ net["recall"],
+    )
 
   return predict
 
 
 def net_for(process, width=5):
   keys = jax.random.split(jax.random.key(7), 3)
-  shapes = {"in": (process.input_size, width), "recall": (process.estimate_size, width), "out": (width, process.vocab_size)}
+  shapes = {
+    "in": (process.input_size, width),
+    "recall": (process.estimate_size, width),
+    "out": (width, process.vocab_size),
+  }
   return {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items())}
 
 
@@ -95,12 +114,16 @@ def check_gradient(readings, process):
   @jax.jit
   def both(p):
     plain = noised(process, Shared(), p["process"], KEY, BATCH, Progress(), linear(p["net"]))
-    estimate = process.estimate(p["process"], plain.state, jnp.broadcast_to(plain.times.t, IDS.shape), plain.prediction.logits)
+    estimate = process.estimate(
+      p["process"], plain.state, jnp.broadcast_to(plain.times.t, IDS.shape), plain.prediction.logits
+    )
     return jax.grad(loss)(p), jax.grad(loss)(p, jax.lax.stop_gradient(estimate))
 
   ours, constant = both({"net": net, "process": params})
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), ours, constant)
-  assert float(jnp.abs(ours["net"]["recall"]).max()) > 1e-3, "the map by which the answer is read must be trained"
+  assert float(jnp.abs(ours["net"]["recall"]).max()) > 1e-3, (
+    "the map by which the answer is read must be trained"
+  )
 
 
 class Differentiates(TwoReadings):
@@ -108,7 +131,9 @@ class Differentiates(TwoReadings):
 
   def told(self, process, params, state, t, answer):
     recalls = process.scored(params, state, jnp.broadcast_to(t, IDS.shape)) & self.coins[:, None]
-    return answer.recall(process.estimate(params, state, jnp.broadcast_to(t, IDS.shape), answer.logits)), recalls
+    return answer.recall(
+      process.estimate(params, state, jnp.broadcast_to(t, IDS.shape), answer.logits)
+    ), recalls
 
 
 def test_no_gradient_through_the_first_answer():
@@ -138,7 +163,9 @@ def test_what_is_told():
   np.testing.assert_array_equal(second.recalls[:, :L], coins[:, None] & ~GIVEN)
   assert not second.recalls[:, L:].any()
   estimate = np.exp(first.vectors[:, :L] @ net["in"] @ net["out"])
-  want = np.where(second.recalls[:, :L, None], estimate / estimate.sum(-1, keepdims=True) @ net["recall"], 0.0)
+  want = np.where(
+    second.recalls[:, :L, None], estimate / estimate.sum(-1, keepdims=True) @ net["recall"], 0.0
+  )
   np.testing.assert_allclose(second.recalled[:, :L], want, rtol=1e-4, atol=1e-4)
   assert features.shape == (B, L, 5)
 
@@ -150,7 +177,11 @@ def bound_of(probability, leak=False):
 
   def predict(inputs, t, layout):
     exact = TOY.posterior(masked_evidence(inputs.ids, 3))
-    known = jnp.zeros_like(exact) if inputs.recalled is None else jnp.where(inputs.recalls[..., None], exact, 0.0)
+    known = (
+      jnp.zeros_like(exact)
+      if inputs.recalled is None
+      else jnp.where(inputs.recalls[..., None], exact, 0.0)
+    )
     known = known + 30 * jax.nn.one_hot(ids, 3) if leak and inputs.recalled is not None else known
     return exact_prediction(known)._replace(recall=lambda estimates: estimates)
 
@@ -168,7 +199,9 @@ def bound_of(probability, leak=False):
 def test_the_bound_of_two_readings():
   """It is the bound of the second answer: the entropy where that is exact."""
   assert bound_of(1.0) == pytest.approx(TOY.entropy, rel=0.03)
-  assert bound_of(1.0, leak=True) < 0.5 * TOY.entropy, "told of the text, it is no bound: the estimate must follow from z alone"
+  assert bound_of(1.0, leak=True) < 0.5 * TOY.entropy, (
+    "told of the text, it is no bound: the estimate must follow from z alone"
+  )
 
 
 HIDES = Conditioning(Shared(), drop_given=0.5)
@@ -192,7 +225,9 @@ def test_hidden_tokens_are_noise_and_not_scored(process):
 
   state, other = run(IDS), run(jnp.where(GIVEN, (IDS + 1) % V, IDS))
   same = np.all(np.asarray(state == other).reshape(B, L, -1), axis=-1)
-  np.testing.assert_array_equal(same, ~GIVEN | hidden.hidden)  # hidden tokens leave no trace, shown ones do
+  np.testing.assert_array_equal(
+    same, ~GIVEN | hidden.hidden
+  )  # hidden tokens leave no trace, shown ones do
   assert not scored_weights(hidden)[GIVEN].any()
 
 
@@ -211,12 +246,24 @@ def test_nothing_is_told_or_hidden_unless_asked():
     (lambda: Conditioning(Shared(), drop_given=-0.1), r"drop_given=-0\.1"),
     (lambda: Conditioning(LeftToRight(), self_conditioning=0.5), "clean tokens alone"),
     (lambda: Conditioning(PerBlock(4), drop_given=0.1), r"drop_given=0\.1.*clean copy"),
-    (lambda: conditionings({"self_conditioning": None}, "add", None, Shared(), Chunks()), "'add'.*None"),
-    (lambda: conditionings({"self_conditioning": 0.5}, "none", None, Shared(), Chunks()), r"'none'.*0\.5"),
-    (lambda: conditionings({}, "none", 1.0, Shared(), Chunks()), r"evaluate.self_conditioning=1\.0"),
+    (
+      lambda: conditionings({"self_conditioning": None}, "add", None, Shared(), Chunks()),
+      "'add'.*None",
+    ),
+    (
+      lambda: conditionings({"self_conditioning": 0.5}, "none", None, Shared(), Chunks()),
+      r"'none'.*0\.5",
+    ),
+    (
+      lambda: conditionings({}, "none", 1.0, Shared(), Chunks()),
+      r"evaluate.self_conditioning=1\.0",
+    ),
     (lambda: check_recall("concat", "zeros", (9, 9, 9)), "'concat'"),
     (lambda: check_recall("none", "uniform", (9, 9, 9)), "'uniform'"),
-    (lambda: check_recall("add", "uniform", (9, 4, 4)), "'uniform' is a distribution over the 9 tokens"),
+    (
+      lambda: check_recall("add", "uniform", (9, 4, 4)),
+      "'uniform' is a distribution over the 9 tokens",
+    ),
     (lambda: check_recall("mean", "zeros", (9, 4, 9)), "'mean' embeds estimates of 9"),
   ],
 )

@@ -11,9 +11,15 @@ import pytest
 
 from diffusion_text.objective import curriculum
 from diffusion_text.objective.bound import Bound
-from diffusion_text.objective.curriculum import GaussianCurriculum, distinct_ids, largest_normals, level_table, signal
+from diffusion_text.objective.curriculum import (
+  GaussianCurriculum,
+  distinct_ids,
+  largest_normals,
+  level_table,
+  signal,
+)
 from diffusion_text.process.uniform import Uniform
-from diffusion_text.schedules import Level, Linear
+from diffusion_text.schedules.discrete import Level, Linear
 from diffusion_text.timing import PerBlock, Shared
 from diffusion_text.types import Batch, Prediction, Progress
 
@@ -78,10 +84,16 @@ def test_largest_normals_are_order_statistics(number, count):
   assert np.isfinite(z).all() and (np.diff(z, axis=1) <= 0).all()
   tails = upper_tail(z).reshape(z.shape)
   for k in range(1, count + 1):
-    want, error = k / (number + 1), math.sqrt(k * (number + 1 - k) / (number + 1) ** 2 / (number + 2) / 20_000)
+    want, error = (
+      k / (number + 1),
+      math.sqrt(k * (number + 1 - k) / (number + 1) ** 2 / (number + 2) / 20_000),
+    )
     assert abs(tails[:, k - 1].mean() - want) < 4 * error
   if number == count:
-    assert abs(z.mean()) < 4 / (20_000 * number) ** 0.5 and abs((z**2).mean() - 1) < 4 * (2 / (20_000 * number)) ** 0.5
+    assert (
+      abs(z.mean()) < 4 / (20_000 * number) ** 0.5
+      and abs((z**2).mean() - 1) < 4 * (2 / (20_000 * number)) ** 0.5
+    )
 
 
 def check_distinct(draw):
@@ -89,7 +101,10 @@ def check_distinct(draw):
   rows = 24_000
   ids = np.asarray(draw(jax.random.key(2), jnp.full((rows,), 2), 5, 4))
   assert (
-    (ids[:, 0] == 2).all() and (np.sort(ids, 1)[:, 1:] != np.sort(ids, 1)[:, :-1]).all() and ids.min() >= 0 and ids.max() < 5
+    (ids[:, 0] == 2).all()
+    and (np.sort(ids, 1)[:, 1:] != np.sort(ids, 1)[:, :-1]).all()
+    and ids.min() >= 0
+    and ids.max() < 5
   )
   counts = np.unique(ids[:, 1] * 25 + ids[:, 2] * 5 + ids[:, 3], return_counts=True)[1]
   assert len(counts) == 24 and ((counts - rows / 24) ** 2).sum() / (rows / 24) < 23 + 4 * 46**0.5
@@ -134,7 +149,9 @@ def check_marginals(objective, alphas=(0.05, 0.5, 0.9)):
     print(f"V={V} alpha={alpha}: chi-square {statistic:.1f} of {V - 1}")
     assert statistic < V - 1 + 4 * (2 * (V - 1)) ** 0.5
     np.testing.assert_allclose(inputs.weights.sum(-1), 1, rtol=1e-5)
-    best = np.take_along_axis(np.asarray(inputs.ids), np.asarray(inputs.weights).argmax(-1)[..., None], -1)[..., 0]
+    best = np.take_along_axis(
+      np.asarray(inputs.ids), np.asarray(inputs.weights).argmax(-1)[..., None], -1
+    )[..., 0]
     np.testing.assert_array_equal(best, state)
 
 
@@ -150,7 +167,11 @@ def test_a_table_for_another_vocabulary_fails(monkeypatch):
     patch.setattr(curriculum, "signal", lambda V, level: signal(V + 1, level))
     check_marginals(objective_of(3, candidates=3), [0.5])
   with monkeypatch.context() as patch, pytest.raises(AssertionError):
-    patch.setattr(curriculum, "largest_normals", lambda key, shape, n, count: largest_normals(key, shape, n + 1, count))
+    patch.setattr(
+      curriculum,
+      "largest_normals",
+      lambda key, shape, n, count: largest_normals(key, shape, n + 1, count),
+    )
     check_marginals(objective_of(3, candidates=3), [0.5])
 
 
@@ -162,7 +183,11 @@ def test_soft_tokens_have_the_moments_of_the_full_softmax(alpha):
   weights = np.zeros((rows, V))
   np.put_along_axis(weights, np.asarray(inputs.ids)[:, 0], np.asarray(inputs.weights)[:, 0], axis=1)
   nu = float(signal(V, Level(jnp.float32(alpha), jnp.float32(1 - alpha))))
-  z = (nu * (np.arange(V) == V // 2) + np.random.default_rng(0).normal(size=(rows, V))) / math.sqrt(1 + nu**2) / 0.3
+  z = (
+    (nu * (np.arange(V) == V // 2) + np.random.default_rng(0).normal(size=(rows, V)))
+    / math.sqrt(1 + nu**2)
+    / 0.3
+  )
   full = np.exp(z - z.max(1, keepdims=True))
   full /= full.sum(1, keepdims=True)
   for moment in (lambda w: w, lambda w: w**2, lambda w: w[:, [3, 0]] * w[:, [1, 2]]):
@@ -173,7 +198,10 @@ def test_soft_tokens_have_the_moments_of_the_full_softmax(alpha):
 
 def test_few_candidates_hold_nearly_all_of_the_softmax():
   """V = 16 and a temperature far above the paper's: M = 6 of 16 against all, in the weight of the largest."""
-  largest = [np.asarray(draw(objective_of(16, candidates=M), 0.5, 4000, 0.05)[1].weights).max(-1).mean() for M in (6, 16)]
+  largest = [
+    np.asarray(draw(objective_of(16, candidates=M), 0.5, 4000, 0.05)[1].weights).max(-1).mean()
+    for M in (6, 16)
+  ]
   assert abs(largest[0] - largest[1]) < 0.01
 
 
@@ -189,8 +217,15 @@ def predict_with(params, seen=None):
   return predict
 
 
-PARAMS = {"table": jax.random.normal(jax.random.key(1), (6, 5)), "out": jax.random.normal(jax.random.key(2), (5, 6))}
-BATCH = Batch(IDS, given=jax.random.bernoulli(jax.random.key(3), 0.2, IDS.shape), weights=jnp.ones(IDS.shape).at[:, 10:].set(0))
+PARAMS = {
+  "table": jax.random.normal(jax.random.key(1), (6, 5)),
+  "out": jax.random.normal(jax.random.key(2), (5, 6)),
+}
+BATCH = Batch(
+  IDS,
+  given=jax.random.bernoulli(jax.random.key(3), 0.2, IDS.shape),
+  weights=jnp.ones(IDS.shape).at[:, 10:].set(0),
+)
 
 
 @pytest.mark.parametrize("timing", [Shared(), PerBlock(4)], ids=repr)
@@ -198,25 +233,40 @@ def test_after_the_curriculum_the_loss_is_the_bound(timing):
   """Value and gradient, for the same key; before it they differ, and nothing is called a bound at any step."""
   objective = dataclasses.replace(objective_of(6, candidates=3), timing=timing)
   both = lambda o: jit(
-    jax.value_and_grad(lambda p, step: o({}, jax.random.key(9), BATCH, Progress(step), predict_with(p)).total)
+    jax.value_and_grad(
+      lambda p, step: o({}, jax.random.key(9), BATCH, Progress(step), predict_with(p)).total
+    )
   )
   ours, theirs = both(objective), both(Bound(objective.process, timing))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours(PARAMS, 100), theirs(PARAMS, 100))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    ours(PARAMS, 100),
+    theirs(PARAMS, 100),
+  )
   assert abs(float(ours(PARAMS, 99)[0]) / float(theirs(PARAMS, 99)[0]) - 1) > 0.01
-  assert set(objective({}, jax.random.key(9), BATCH, Progress(100), predict_with(PARAMS)).sums) == {"surrogate"}
+  assert set(objective({}, jax.random.key(9), BATCH, Progress(100), predict_with(PARAMS)).sums) == {
+    "surrogate"
+  }
 
 
 def test_soft_tokens_harden():
   """The temperature falls log-linearly; at a temperature of nearly zero the network reads the state, in the window of times."""
-  objective, seen = objective_of(6, candidates=3, temperature=1.0, final_temperature=1e-6, low=0.2, high=0.6), []
+  objective, seen = (
+    objective_of(6, candidates=3, temperature=1.0, final_temperature=1e-6, low=0.2, high=0.6),
+    [],
+  )
   for step in (0, 50, 99, 100):
     objective({}, jax.random.key(9), BATCH, Progress(step), predict_with(PARAMS, seen))
-  sharp = [np.asarray(inputs.weights.max(-1))[~np.asarray(BATCH.given)].mean() for inputs, _ in seen]
+  sharp = [
+    np.asarray(inputs.weights.max(-1))[~np.asarray(BATCH.given)].mean() for inputs, _ in seen
+  ]
   assert sharp[0] < 0.8 < 0.99 < sharp[1] < 1 and abs(sharp[2] - 1) < 1e-3 and sharp[3] == 1
   given = np.asarray(BATCH.given)
   for inputs, t in seen:
     assert (np.asarray(t)[given] == 0).all()
-    hard = np.take_along_axis(np.asarray(inputs.ids), np.asarray(inputs.weights).argmax(-1)[..., None], -1)[..., 0]
+    hard = np.take_along_axis(
+      np.asarray(inputs.ids), np.asarray(inputs.weights).argmax(-1)[..., None], -1
+    )[..., 0]
     np.testing.assert_array_equal(hard[given], np.asarray(IDS)[given])
   for _, t in seen[:3]:
     assert np.asarray(t)[~given].min() >= 0.2 and np.asarray(t)[~given].max() <= 0.6
@@ -233,8 +283,13 @@ def test_cold_tokens_cost_what_hard_ones_do():
       times = super().draw(key, batch, progress)
       return times._replace(t=0.3 + 0.5 * times.t, speed=0.5 * times.speed)
 
-  cost = lambda o: jit(lambda key: o({}, key, Batch(ids), Progress(0), predict_with(PARAMS)).total / ids.size)
-  draws = [[float(f(jax.random.key(s))) for s in range(8)] for f in (cost(cold), cost(Bound(cold.process, Window())))]
+  cost = lambda o: jit(
+    lambda key: o({}, key, Batch(ids), Progress(0), predict_with(PARAMS)).total / ids.size
+  )
+  draws = [
+    [float(f(jax.random.key(s))) for s in range(8)]
+    for f in (cost(cold), cost(Bound(cold.process, Window())))
+  ]
   (a, b), error = np.mean(draws, axis=1), np.sqrt((np.var(draws, axis=1) / 8).sum())
   print(f"cold {a:.4f}, hard {b:.4f}, error {error:.4f}")
   assert error < 0.01 * b and abs(a - b) < 3 * error

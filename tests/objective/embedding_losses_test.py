@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.evaluate.oracle import exact_prediction
 from diffusion_text.model.transformer import Network, TransformerConfig
 from diffusion_text.objective import OBJECTIVES, Bound, CrossEntropy
 from diffusion_text.objective.bound import Chunks
@@ -16,14 +15,18 @@ from diffusion_text.objective.embedding_losses import EmbeddingLosses
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
-from diffusion_text.schedules import Linear, LogSNR, SquareRoot, VPCosine
+from diffusion_text.schedules.discrete import Linear
+from diffusion_text.schedules.gaussian import LogSNR, SquareRoot, VPCosine
+from diffusion_text.testing.oracle import exact_prediction
 from diffusion_text.timing import PerBlock, Shared
 from diffusion_text.types import Batch, Inputs, Layout, Prediction, Progress
 
 V, B, L, E = 7, 6, 8, 4
 IDS = jax.random.randint(jax.random.key(0), (B, L), 0, V)
 GIVEN = jnp.broadcast_to(jnp.arange(L) < 2, (B, L))
-BATCH = Batch(IDS, given=GIVEN, weights=jnp.broadcast_to((jnp.arange(L) < 7).astype(jnp.float32), (B, L)))
+BATCH = Batch(
+  IDS, given=GIVEN, weights=jnp.broadcast_to((jnp.arange(L) < 7).astype(jnp.float32), (B, L))
+)
 COUNTS = np.asarray(~GIVEN & (BATCH.weights > 0))
 PROCESS = Embedding(V, VPCosine(), width=E, norm="none")
 LEFT_OUT = dataclasses.replace(PROCESS, prediction="leave_one_out")
@@ -56,38 +59,54 @@ def expected(process, params, net, seen, weight):
   if isinstance(process, Embedding):
     table = np.asarray(params["embedding"])
     z = np.asarray(vectors * jnp.sqrt(gain.alpha**2 + gain.sigma**2))
-    clues = -np.sum((z[..., None, :] - np.asarray(gain.alpha)[..., None] * table) ** 2, -1) / (2 * np.asarray(gain.sigma) ** 2)
+    clues = -np.sum((z[..., None, :] - np.asarray(gain.alpha)[..., None] * table) ** 2, -1) / (
+      2 * np.asarray(gain.sigma) ** 2
+    )
     logits = logits + (clues if process.prediction == "leave_one_out" else 0)
     x, mean = table[np.asarray(IDS)], jax.nn.softmax(logits) @ table
     mse = np.mean((x - np.asarray(mean)) ** 2, -1)
   else:
     mse = np.mean(4 * (np.eye(V)[np.asarray(IDS)] - np.asarray(jax.nn.softmax(logits))) ** 2, -1)
-  anchor = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(IDS)[..., None], -1)[..., 0]
+  anchor = -np.take_along_axis(
+    np.asarray(jax.nn.log_softmax(logits)), np.asarray(IDS)[..., None], -1
+  )[..., 0]
   return weight(np.asarray(gain.alpha / gain.sigma)[..., 0] ** 2) * mse, anchor
 
 
 def check_terms(cls, process):
   """Every term, summed over the scored tokens alone, and the total; the bound is that of `Bound`."""
   params, net = process.init(jax.random.key(1)), OUT[: process.size]
-  for weighting, weight in (("uniform", lambda snr: 1.0), ("snr", lambda snr: np.minimum(snr, 3.0))):
+  for weighting, weight in (
+    ("uniform", lambda snr: 1.0),
+    ("snr", lambda snr: np.minimum(snr, 3.0)),
+  ):
     limit = {"max_weight": 3.0} if weighting == "snr" else {}
-    objective = cls(process, Shared(), Chunks(5), weighting, rounding_weight=0.5, anchor_weight=2.0, **limit)
+    objective = cls(
+      process, Shared(), Chunks(5), weighting, rounding_weight=0.5, anchor_weight=2.0, **limit
+    )
     loss, seen = call(objective, params, net)
     mse, anchor = expected(process, params, net, seen, weight)
     clean = process.inputs(params, process.encode(params, IDS), jnp.zeros((B, L))).vectors
-    np.testing.assert_array_equal(seen[0][:, :2], clean[:, :2], err_msg="given tokens are read clean")
+    np.testing.assert_array_equal(
+      seen[0][:, :2], clean[:, :2], err_msg="given tokens are read clean"
+    )
     assert float(loss.sums["mse"]) == pytest.approx((mse * COUNTS).sum(), rel=2e-3)
     assert float(loss.sums["anchor"]) == pytest.approx((anchor * COUNTS).sum(), rel=2e-3)
     prior = (np.asarray(process.prior_cost(params, IDS)) * COUNTS).sum()
     assert float(loss.sums["prior"]) == pytest.approx(prior, rel=1e-4)
-    total = sum(float(loss.sums[name]) * w for name, w in (("mse", 1), ("anchor", 2), ("rounding", 0.5), ("prior", 1)))
+    total = sum(
+      float(loss.sums[name]) * w
+      for name, w in (("mse", 1), ("anchor", 2), ("rounding", 0.5), ("prior", 1))
+    )
     assert float(loss.total) == pytest.approx(total, rel=1e-5)
     assert float(loss.count) == COUNTS.sum()
     bound, _ = call(Bound(process, Shared(), Chunks(5)), params, net)
     assert float(loss.sums["bound"]) == pytest.approx(float(bound.total), rel=1e-4)
 
 
-@pytest.mark.parametrize("process", [PROCESS, LEFT_OUT, SIMPLEX], ids=["embedding", "leave-one-out", "simplex"])
+@pytest.mark.parametrize(
+  "process", [PROCESS, LEFT_OUT, SIMPLEX], ids=["embedding", "leave-one-out", "simplex"]
+)
 def test_terms(process):
   check_terms(EmbeddingLosses, process)
 
@@ -104,7 +123,9 @@ def test_targets_are_weights():
   for name, value in want.items():
     weight = EmbeddingLosses(PROCESS, Shared(), weighting=name).weight({}, t)
     np.testing.assert_allclose(weight * square(x - guess), value, rtol=1e-3)
-    assert EmbeddingLosses(PROCESS, Shared(), weighting=name, max_weight=0.5).weight({}, t).max() <= 0.5
+    assert (
+      EmbeddingLosses(PROCESS, Shared(), weighting=name, max_weight=0.5).weight({}, t).max() <= 0.5
+    )
 
 
 def test_cross_entropy_reads_the_posterior():
@@ -120,11 +141,17 @@ def test_read_out_by_inner_products():
   """Trap 7, published numbers: both cross-entropies rise to log V as the table shrinks, and weigh against the mse."""
   scales = (1.0, 0.5, 0.1, 0.01)
   terms = [collapse(scale, "inner") for scale in scales]
-  mse, rounding, anchor = (np.array([each[name] for each in terms]) for name in ("mse", "rounding", "anchor"))
-  np.testing.assert_allclose(rounding, (1.30, 2.95, 4.53, 4.604), rtol=0.12)  # of another table of the same law
+  mse, rounding, anchor = (
+    np.array([each[name] for each in terms]) for name in ("mse", "rounding", "anchor")
+  )
+  np.testing.assert_allclose(
+    rounding, (1.30, 2.95, 4.53, 4.604), rtol=0.12
+  )  # of another table of the same law
   np.testing.assert_allclose(anchor, (3.45, 4.32, 4.604, 4.605), rtol=0.05)
   assert (mse + rounding)[0] < (mse + rounding)[2] and (mse + anchor)[0] < (mse + anchor)[2]
-  assert terms[0]["bound"] == pytest.approx(collapse(1.0)["bound"], rel=1e-4), "the read-out is no part of the bound"
+  assert terms[0]["bound"] == pytest.approx(collapse(1.0)["bound"], rel=1e-4), (
+    "the read-out is no part of the bound"
+  )
 
 
 class ScoresGivenTokens(EmbeddingLosses):
@@ -148,8 +175,12 @@ def check_gradients(process):
   params, net = process.init(jax.random.key(1)), OUT[: process.size]
 
   def size(which, rounding, anchor, mse):
-    objective = EmbeddingLosses(process, Shared(), max_weight=mse, rounding_weight=rounding, anchor_weight=anchor)
-    gradient = jax.grad(lambda p: call(objective, p["table"], p["net"])[0].total)({"table": params, "net": net})
+    objective = EmbeddingLosses(
+      process, Shared(), max_weight=mse, rounding_weight=rounding, anchor_weight=anchor
+    )
+    gradient = jax.grad(lambda p: call(objective, p["table"], p["net"])[0].total)(
+      {"table": params, "net": net}
+    )
     return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient[which]))
 
   none = 1e-12  # the mse cannot be left out, only weighed down
@@ -179,7 +210,9 @@ def collapse(scale, readout="posterior"):
   ids = jax.random.randint(jax.random.key(4), (rows, 4), 0, size)
   blind = lambda inputs, t, layout: exact_prediction(jnp.zeros((*inputs.shape, size)))
   objective = EmbeddingLosses(process, Shared(), Chunks(1600), readout=readout)
-  loss = jax.jit(lambda params: objective(params, jax.random.key(5), Batch(ids), Progress(), blind))(params)
+  loss = jax.jit(
+    lambda params: objective(params, jax.random.key(5), Batch(ids), Progress(), blind)
+  )(params)
   return {name: float(value / loss.count) for name, value in loss.sums.items()}
 
 
@@ -187,11 +220,19 @@ def test_mse_alone_collapses_the_embedding_and_the_other_terms_hold_it():
   """Trap 7, on the sqrt chain: mse falls to 0 with the table, both cross-entropies rise to log V."""
   scales = (1.0, 0.5, 0.1, 0.01)
   terms = [collapse(scale) for scale in scales]
-  mse, rounding, anchor = (np.array([each[name] for each in terms]) for name in ("mse", "rounding", "anchor"))
-  np.testing.assert_allclose(mse, (0.598, 0.205, 0.0099, 0.0001), rtol=0.12)  # of another table of the same law
+  mse, rounding, anchor = (
+    np.array([each[name] for each in terms]) for name in ("mse", "rounding", "anchor")
+  )
+  np.testing.assert_allclose(
+    mse, (0.598, 0.205, 0.0099, 0.0001), rtol=0.12
+  )  # of another table of the same law
   for entropy in (rounding, anchor):
     assert (np.diff(entropy) > 0).all() and entropy[-1] == pytest.approx(np.log(100), abs=0.05)
-  assert mse[0] > mse[2] and (mse + rounding)[0] < (mse + rounding)[2] and (mse + anchor)[0] < (mse + anchor)[2]
+  assert (
+    mse[0] > mse[2]
+    and (mse + rounding)[0] < (mse + rounding)[2]
+    and (mse + anchor)[0] < (mse + anchor)[2]
+  )
 
 
 def micro(process):
@@ -222,7 +263,9 @@ def test_objectives_train_the_transformer(process, timing, name):
 
   def total(p):
     predict = lambda inputs, t, layout: network.apply(p["net"], inputs, t, layout, None)
-    return OBJECTIVES[name](process, timing)(p["table"], jax.random.key(9), BATCH, Progress(), predict).total
+    return OBJECTIVES[name](process, timing)(
+      p["table"], jax.random.key(9), BATCH, Progress(), predict
+    ).total
 
   gradients = jax.jit(jax.grad(total))({"table": params, "net": net})
   for leaf in jax.tree.leaves(gradients):
@@ -247,8 +290,14 @@ def test_the_network_reads_a_one_hot_vector_as_the_token():
 @pytest.mark.parametrize(
   "make,match",
   [
-    (lambda: EmbeddingLosses(Masked(V, Linear()), Shared()), "of vectors, which Masked has none of"),
-    (lambda: EmbeddingLosses(PROCESS, Shared(), weighting="inverse_time"), "weighting='inverse_time'"),
+    (
+      lambda: EmbeddingLosses(Masked(V, Linear()), Shared()),
+      "of vectors, which Masked has none of",
+    ),
+    (
+      lambda: EmbeddingLosses(PROCESS, Shared(), weighting="inverse_time"),
+      "weighting='inverse_time'",
+    ),
     (lambda: EmbeddingLosses(PROCESS, Shared(), readout="nearest"), "readout='nearest'"),
     (lambda: EmbeddingLosses(PROCESS, Shared(), max_weight=0.0), r"max_weight=0\.0"),
     (lambda: EmbeddingLosses(PROCESS, Shared(), rounding_weight=-1.0), r"rounding_weight=-1\.0"),

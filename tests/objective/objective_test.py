@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.bench import full_logits_loss
-from diffusion_text.build import build
+from diffusion_text.experiment.build import build
 from diffusion_text.objective.bound import Bound, Chunks, scored_weights
 from diffusion_text.objective.cross_entropy import CrossEntropy
 from diffusion_text.process.masked import Masked
-from diffusion_text.schedules import Linear
+from diffusion_text.schedules.discrete import Linear
+from diffusion_text.studies.benchmark import full_logits_loss
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Layout, Prediction, Progress
-from tests.build_test import AnyTokenizer, sized
+from tests.experiment.build_test import AnyTokenizer, sized
 
 PROCESS = Masked(7, Linear())
 IDS = jax.random.randint(jax.random.key(0), (16, 12), 0, 7)
@@ -29,7 +29,10 @@ def linear_predict(params):
   return predict
 
 
-PARAMS = {"table": jax.random.normal(jax.random.key(1), (8, 5)), "out": jax.random.normal(jax.random.key(2), (5, 7))}
+PARAMS = {
+  "table": jax.random.normal(jax.random.key(1), (8, 5)),
+  "out": jax.random.normal(jax.random.key(2), (5, 7)),
+}
 BATCHES = {
   "plain": Batch(IDS),
   "given": Batch(IDS, given=jax.random.bernoulli(jax.random.key(3), 0.3, IDS.shape)),
@@ -58,9 +61,14 @@ def test_values_and_gradients_equal_brute_force(kind, chunk):
     (Bound(PROCESS, Shared(), chunks), lambda t: 1 / t),
     (CrossEntropy(PROCESS, Shared(), chunks=chunks), jnp.ones_like),
     (CrossEntropy(PROCESS, Shared(), "inverse_time", chunks=chunks), lambda t: 1 / t),
-    (CrossEntropy(PROCESS, Shared(), "inverse_time", 2.0, chunks), lambda t: jnp.minimum(1 / t, 2.0)),
+    (
+      CrossEntropy(PROCESS, Shared(), "inverse_time", 2.0, chunks),
+      lambda t: jnp.minimum(1 / t, 2.0),
+    ),
   ):
-    ours = jax.value_and_grad(lambda p, o=objective: o({}, key, batch, Progress(), linear_predict(p)).total)(PARAMS)
+    ours = jax.value_and_grad(
+      lambda p, o=objective: o({}, key, batch, Progress(), linear_predict(p)).total
+    )(PARAMS)
     theirs = jax.value_and_grad(lambda p, w=weighting: brute_force(p, key, batch, w))(PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), ours, theirs)
 
@@ -110,7 +118,11 @@ def test_memory_does_not_grow_with_the_logits_of_all_positions():
   """The compiler's own figures: what V = 8192 costs over V = 64 is a few chunks, where full logits take two [B, L, V] at least."""
 
   def temporaries(vocab_size, loss_of):
-    experiment = build(sized("micro", batch_size=32, length=128), tokenizer=AnyTokenizer(vocab_size), devices=jax.devices()[:1])
+    experiment = build(
+      sized("micro", batch_size=32, length=128),
+      tokenizer=AnyTokenizer(vocab_size),
+      devices=jax.devices()[:1],
+    )
     params = jax.eval_shape(experiment.init_params, jax.random.key(0))
     batch = Batch(jax.ShapeDtypeStruct((32, 128), jnp.int32))
     gradient = jax.grad(lambda p, b: loss_of(experiment)(p, jax.random.key(0), b, Progress()).total)

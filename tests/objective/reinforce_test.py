@@ -11,14 +11,17 @@ import pytest
 from diffusion_text.objective.bound import Chunks
 from diffusion_text.objective.reinforce import ScoreFunction
 from diffusion_text.process.token_masked import TokenMasked
-from diffusion_text.schedules import Linear
+from diffusion_text.schedules.discrete import Linear
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Inputs, Layout, Prediction, Progress, Times
 
 V, L = 3, 3
 IDS = jnp.array([[2, 0, 1]])
 STATES = np.indices((2,) * L).reshape(L, -1).T.astype(bool)  # which tokens are masked
-PARAMS = {"power": jnp.array([-0.3, 0.6, 1.4]), "logits": jax.random.normal(jax.random.key(0), (2**L, L, V))}
+PARAMS = {
+  "power": jnp.array([-0.3, 0.6, 1.4]),
+  "logits": jax.random.normal(jax.random.key(0), (2**L, L, V)),
+}
 BATCHES = {
   "plain": Batch(IDS),
   "given": Batch(IDS, given=jnp.array([[True, False, False]])),
@@ -71,7 +74,9 @@ def expected_loss(params, batch):
   t, ids = jnp.broadcast_to(times_of(batch), state.shape), jnp.broadcast_to(IDS, state.shape)
   weights = jnp.ones(IDS.shape) if batch.weights is None else batch.weights
   rate = process.rate(params, ids, state, t, predict(params)(Inputs(state), t, None).features)
-  return jnp.sum(probability(params, batch) * jnp.sum(jnp.where(t > 0, weights * rate, 0.0), axis=1))
+  return jnp.sum(
+    probability(params, batch) * jnp.sum(jnp.where(t > 0, weights * rate, 0.0), axis=1)
+  )
 
 
 def check_gradient_is_unbiased(cls, batch):
@@ -123,7 +128,9 @@ class ScoredTokensOnly(ScoreFunction):
     return super().log_corruption(params, ids, state, jnp.where(jnp.arange(L) < 2, t, 0.0))
 
 
-@pytest.mark.parametrize("mutant,kind", [(NoScore, "plain"), (HalfTheScore, "plain"), (ScoredTokensOnly, "padded")])
+@pytest.mark.parametrize(
+  "mutant,kind", [(NoScore, "plain"), (HalfTheScore, "plain"), (ScoredTokensOnly, "padded")]
+)
 def test_mutants_fail(mutant, kind):
   with pytest.raises(AssertionError):
     check_gradient_is_unbiased(mutant, BATCHES[kind])
@@ -140,12 +147,16 @@ def test_rows_are_each_others_business_only_through_the_sum():
       process.script[:] = [states[rows, 0], states[rows, 1]]
       timing = FixedTime()
       part = Batch(batch.ids[rows])
-      return ScoreFunction(process, timing)(params, jax.random.key(0), part, Progress(), predict(params)).total
+      return ScoreFunction(process, timing)(
+        params, jax.random.key(0), part, Progress(), predict(params)
+      ).total
 
     return jit(jax.grad(total))(PARAMS)
 
   both, first, second = gradient(jnp.arange(2)), gradient(jnp.array([0])), gradient(jnp.array([1]))
-  jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, b + c, rtol=1e-5, atol=1e-6), both, first, second)
+  jax.tree.map(
+    lambda a, b, c: np.testing.assert_allclose(a, b + c, rtol=1e-5, atol=1e-6), both, first, second
+  )
 
 
 def test_value_is_the_bound_and_gradients_are_finite_at_both_ends():

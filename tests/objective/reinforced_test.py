@@ -12,7 +12,7 @@ from diffusion_text.objective.conditioning import TwoReadings
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
 from diffusion_text.objective.reinforced import ReinforcedConditioning, accuracy, bleu
 from diffusion_text.process.embedding import Embedding
-from diffusion_text.schedules import VPCosine
+from diffusion_text.schedules.gaussian import VPCosine
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Progress
 from tests.objective.conditioning_test import linear
@@ -28,7 +28,11 @@ BATCH = Batch(
 COUNTS = ~BATCH.given & (BATCH.weights > 0)
 COINS = jnp.array([True, False, True, True])
 KEYS = jax.random.split(jax.random.key(7), 3)
-NET = {"in": jax.random.normal(KEYS[0], (E, 6)), "out": jax.random.normal(KEYS[1], (6, V)), "recall": jnp.zeros((E, 6))}
+NET = {
+  "in": jax.random.normal(KEYS[0], (E, 6)),
+  "out": jax.random.normal(KEYS[1], (6, V)),
+  "recall": jnp.zeros((E, 6)),
+}
 NET["recall"] = 0.7 * jax.random.normal(KEYS[2], (E, 6))
 
 
@@ -41,9 +45,15 @@ def test_bleu_is_sacrebleus():
   counts, one = np.arange(9) >= rng.integers(0, 5, (60, 1)), np.zeros((60, 9), int)
   got = jax.jit(jax.vmap(bleu))(ids, target, counts, one)
   words = lambda row, counts: " ".join(f"w{word}" for word in row[counts])
-  options = {"smooth_method": "add-k", "smooth_value": 1, "tokenize": "none", "use_effective_order": False}
+  options = {
+    "smooth_method": "add-k",
+    "smooth_value": 1,
+    "tokenize": "none",
+    "use_effective_order": False,
+  }
   want = [
-    sacrebleu.sentence_bleu(words(a, here), [words(b, here)], **options).score / 100 for a, b, here in zip(ids, target, counts)
+    sacrebleu.sentence_bleu(words(a, here), [words(b, here)], **options).score / 100
+    for a, b, here in zip(ids, target, counts)
   ]
   np.testing.assert_allclose(got, want, atol=1e-5)
   assert len(set(np.round(want, 4))) > 20
@@ -52,7 +62,9 @@ def test_bleu_is_sacrebleus():
   gap = lambda row, fill: np.insert(row, 5, fill, axis=1)
   wide, no = gap(np.tile(np.arange(9) < 9, (60, 1)), False), np.zeros((60, 10), int)
   apart = jax.vmap(bleu)(gap(ids, 0), gap(target, 0), wide, no)
-  np.testing.assert_allclose(jax.vmap(bleu)(ids, target, np.ones((60, 9), bool), split[:, :9]), apart, atol=1e-6)
+  np.testing.assert_allclose(
+    jax.vmap(bleu)(ids, target, np.ones((60, 9), bool), split[:, :9]), apart, atol=1e-6
+  )
   shares = jax.vmap(accuracy)(ids, target, counts, one)
   np.testing.assert_allclose(shares, ((ids == target) & counts).sum(1) / counts.sum(1), rtol=1e-6)
 
@@ -71,7 +83,10 @@ def test_the_value_is_that_of_the_losses():
   loss = jax.jit(lambda objective: call(objective, NET, jax.random.key(3)), static_argnums=0)
   got, plain = (loss(objective(cls)) for cls in (ReinforcedConditioning, EmbeddingLosses))
   assert float(got.total) == pytest.approx(float(plain.total), rel=1e-6)
-  assert all(float(got.sums[name]) == pytest.approx(float(value), rel=1e-6) for name, value in plain.sums.items())
+  assert all(
+    float(got.sums[name]) == pytest.approx(float(value), rel=1e-6)
+    for name, value in plain.sums.items()
+  )
   assert set(got.sums) - set(plain.sums) == {"reward", "reward_before"}
   assert 0 < float(got.sums["reward"]) < float(got.count)
 
@@ -81,7 +96,9 @@ def exact(net, key, weight):
   seen = []
   call(objective(EmbeddingLosses), NET, key, seen=seen)
   inputs, estimates = seen[1][0], seen[1][0].recalled
-  features = inputs.vectors @ net["in"] + jnp.where(inputs.recalls[..., None], held(estimates) @ net["recall"], 0.0)
+  features = inputs.vectors @ net["in"] + jnp.where(
+    inputs.recalls[..., None], held(estimates) @ net["recall"], 0.0
+  )
   p = jnp.take_along_axis(jax.nn.softmax(features @ net["out"]), BATCH.ids[..., None], -1)[..., 0]
   return -weight * jnp.sum(jnp.where(COUNTS & COINS[:, None], p, 0.0))
 
@@ -94,14 +111,19 @@ def held(recalled):
 class OfTheFirstReading(ReinforcedConditioning):
   def rewards(self, params, key, batch, noise):
     first, told = noise.prediction.before
-    return super().rewards(params, key, batch, noise._replace(prediction=first._replace(before=(noise.prediction, told))))
+    return super().rewards(
+      params, key, batch, noise._replace(prediction=first._replace(before=(noise.prediction, told)))
+    )
 
 
 class RewardsAllRows(ReinforcedConditioning):
   def rewards(self, params, key, batch, noise):
     first, told = noise.prediction.before
     return super().rewards(
-      params, key, batch, noise._replace(prediction=noise.prediction._replace(before=(first, told | True)))
+      params,
+      key,
+      batch,
+      noise._replace(prediction=noise.prediction._replace(before=(first, told | True))),
     )
 
 
@@ -125,7 +147,9 @@ def check_gradient(cls):
       return super().rewards(params, jax.random.fold_in(key, self.number), batch, noise)
 
   def of(number):
-    redrawn = Redraws(**{field.name: getattr(reinforced, field.name) for field in dataclasses.fields(reinforced)})
+    redrawn = Redraws(
+      **{field.name: getattr(reinforced, field.name) for field in dataclasses.fields(reinforced)}
+    )
     object.__setattr__(redrawn, "number", number)
     return jax.grad(lambda net: call(redrawn, net, key).total)(NET)
 
@@ -152,9 +176,14 @@ def test_mutants_of_the_gradient_fail(mutant):
 
 
 def test_rewards_that_differ_by_more_are_clipped():
-  of = jax.jit(jax.grad(lambda net, objective: call(objective, net, jax.random.key(3)).total), static_argnums=1)
+  of = jax.jit(
+    jax.grad(lambda net, objective: call(objective, net, jax.random.key(3)).total), static_argnums=1
+  )
   plain = of(NET, objective(EmbeddingLosses))["out"]
-  whole, tight = (of(NET, objective(advantage_clip=clip, reward_weight=1e3))["out"] - plain for clip in (1.0, 1e-3))
+  whole, tight = (
+    of(NET, objective(advantage_clip=clip, reward_weight=1e3))["out"] - plain
+    for clip in (1.0, 1e-3)
+  )
   assert 0 < float(jnp.abs(tight).max()) < 0.05 * float(jnp.abs(whole).max())
 
 

@@ -11,15 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys, token_keys
-from diffusion_text.evaluate.oracle import NEVER, Enumerable, MarkovChain, exact_prediction, masked_evidence
+from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.objective.bound import Bound, Chunks
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import LEAST, Mixed, phi
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import sample
-from diffusion_text.schedules import Cosine, Geometric, Linear, Polynomial, weight
+from diffusion_text.schedules.discrete import Cosine, Geometric, Linear, Polynomial, weight
+from diffusion_text.testing.oracle import (
+  NEVER,
+  Enumerable,
+  MarkovChain,
+  exact_prediction,
+  masked_evidence,
+)
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch, Progress
 
@@ -45,7 +51,10 @@ ROWS = [
 ]
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(600)
 U = (POINTS + 1) / 2
-NODES, NODE_WEIGHTS = U**2 * (3 - 2 * U), 3 * U * (1 - U) * WEIGHTS  # no pole of any rate is left at either end
+NODES, NODE_WEIGHTS = (
+  U**2 * (3 - 2 * U),
+  3 * U * (1 - U) * WEIGHTS,
+)  # no pole of any rate is left at either end
 
 every_row = pytest.mark.parametrize("process", ROWS, ids=repr)
 
@@ -59,7 +68,9 @@ def law(process, t):
     (clean, mask), uniform = process.schedule(t), jnp.zeros_like(t)
   size = process.vocab_size
   tokens = jnp.eye(size) * clean[..., None, None] + uniform[..., None, None] / size
-  full = jnp.concatenate([tokens, jnp.broadcast_to(mask[..., None, None], (*t.shape, size, 1))], axis=-1)
+  full = jnp.concatenate(
+    [tokens, jnp.broadcast_to(mask[..., None, None], (*t.shape, size, 1))], axis=-1
+  )
   return full[..., : process.input_size]
 
 
@@ -73,7 +84,9 @@ def evidence(process, ids, t):
 def leave_one_out(language, process, ids, t):
   """log p(x_i | z without z_i): [B, L, V]."""
   clues = evidence(process, ids, t)
-  return jnp.stack([language.posterior(clues.at[:, i].set(0.0))[:, i] for i in range(ids.shape[1])], axis=1)
+  return jnp.stack(
+    [language.posterior(clues.at[:, i].set(0.0))[:, i] for i in range(ids.shape[1])], axis=1
+  )
 
 
 def meant(process, logp, ids, t):
@@ -86,14 +99,20 @@ def meant(process, logp, ids, t):
     return logp + np.log(process.vocab_size)
   clean, _, uniform = process.shares(jnp.broadcast_to(t, ids.shape)[..., None])
   scores = jnp.log(clean * jnp.exp(logp) + uniform / process.vocab_size)
-  return scores - jnp.take_along_axis(scores, ids[..., None], axis=-1) if process.prediction == "score" else logp
+  return (
+    scores - jnp.take_along_axis(scores, ids[..., None], axis=-1)
+    if process.prediction == "score"
+    else logp
+  )
 
 
 def exact(process, language=TOY_B):
   """The perfect network of a language, for this process."""
 
   def predict(inputs, t, layout=None):
-    return exact_prediction(meant(process, leave_one_out(language, process, inputs.ids, t), inputs.ids, t))
+    return exact_prediction(
+      meant(process, leave_one_out(language, process, inputs.ids, t), inputs.ids, t)
+    )
 
   return predict
 
@@ -103,23 +122,34 @@ def uniform(process, language=TOY_B):
 
   def predict(inputs, t, layout=None):
     ids = inputs.ids
-    return exact_prediction(meant(process, jnp.full((*ids.shape, process.vocab_size), -np.log(process.vocab_size)), ids, t))
+    return exact_prediction(
+      meant(
+        process, jnp.full((*ids.shape, process.vocab_size), -np.log(process.vocab_size)), ids, t
+      )
+    )
 
   return predict
 
 
-def quadrature(process, predict, language=TOY_B, low=0.0, high=1.0, nodes=NODES, weights=NODE_WEIGHTS) -> float:
+def quadrature(
+  process, predict, language=TOY_B, low=0.0, high=1.0, nodes=NODES, weights=NODE_WEIGHTS
+) -> float:
   """∫ E[rate] dt in nats per sequence, summed over all sequences and states: no randomness."""
   length, size = language.sequences.shape[1], process.input_size
   states = jnp.asarray(np.indices((size,) * length).reshape(length, -1).T, jnp.int32)
-  ids, probability = jnp.asarray(language.sequences), jnp.asarray(language.probabilities, jnp.float32)
+  ids, probability = (
+    jnp.asarray(language.sequences),
+    jnp.asarray(language.probabilities, jnp.float32),
+  )
 
   @jax.jit
   def at(t):
     logits = predict(process.inputs({}, states, t), jnp.full(states.shape, t)).logits
     pairs = lambda x: jnp.broadcast_to(x[:, None], (len(states), len(ids), *x.shape[1:]))
     shape = (len(states), len(ids), length)
-    rate = process.rate({}, jnp.broadcast_to(ids, shape), pairs(states), jnp.full(shape, t), pairs(logits)).sum(-1)
+    rate = process.rate(
+      {}, jnp.broadcast_to(ids, shape), pairs(states), jnp.full(shape, t), pairs(logits)
+    ).sum(-1)
     grid = getattr(process, "grid", None)
     table = law(process, t if grid is None else jnp.ceil(t * grid) / grid)
     chance = jnp.prod(table[ids[None], states[:, None]], axis=-1) * probability
@@ -140,19 +170,25 @@ def check_uniform_predictor_costs_log_v(process):
 def check_ends(process):
   ids = jnp.asarray(np.tile(TOY_B.sequences, (2000, 1)))
   for seed in range(3):
-    np.testing.assert_array_equal(process.corrupt({}, jax.random.key(seed), ids, jnp.zeros(ids.shape)), ids)
+    np.testing.assert_array_equal(
+      process.corrupt({}, jax.random.key(seed), ids, jnp.zeros(ids.shape)), ids
+    )
   noise = process.corrupt({}, jax.random.key(7), ids, jnp.ones(ids.shape))
   prior = process.prior({}, jax.random.key(8), ids.shape)
   want = np.asarray(law(process, 1.0))[0]
   for state in (noise, prior):
     got = np.bincount(np.asarray(state).reshape(-1), minlength=process.input_size) / ids.size
     assert np.abs(got - want).max() < 4.5 * np.sqrt(0.25 / ids.size)
-  np.testing.assert_allclose(np.asarray(law(process, 1.0)).std(0), 0.0, atol=1e-7, err_msg="the prior knows the token")
+  np.testing.assert_allclose(
+    np.asarray(law(process, 1.0)).std(0), 0.0, atol=1e-7, err_msg="the prior knows the token"
+  )
 
 
 def true_logits(process, ids, state, t):
   """What a network that knows the tokens would answer."""
-  return meant(process, jnp.where(ids[..., None] == jnp.arange(process.vocab_size), 0.0, -60.0), state, t)
+  return meant(
+    process, jnp.where(ids[..., None] == jnp.arange(process.vocab_size), 0.0, -60.0), state, t
+  )
 
 
 def check_chapman_kolmogorov(process):
@@ -169,12 +205,20 @@ def check_chapman_kolmogorov(process):
     logits = true_logits(process, ids, state, t_BxL)
     after = process.step({}, keys, state, logits, t_BxL, s_BxL)
     still = ~np.asarray(process.moves({}, keys, state, t_BxL, s_BxL))
-    assert (np.asarray(after)[still] == np.asarray(state)[still]).all(), "a token moved that was said not to"
+    assert (np.asarray(after)[still] == np.asarray(state)[still]).all(), (
+      "a token moved that was said not to"
+    )
     want = np.asarray(law(process, s))
     for place in range(2):
       got = np.bincount(np.asarray(after)[:, place], minlength=process.input_size) / rows
       p = want[place, int(ids[0, place])]
-      assert (np.abs(got - p) < 4.5 * np.sqrt(p * (1 - p) / rows) + 1e-4).all(), (place, t, s, got, p)
+      assert (np.abs(got - p) < 4.5 * np.sqrt(p * (1 - p) / rows) + 1e-4).all(), (
+        place,
+        t,
+        s,
+        got,
+        p,
+      )
 
 
 def check_steps_end_clean(process):
@@ -189,7 +233,12 @@ def check_many_steps_give_the_language(process):
   rows, law = 6_000, TOY_B.probabilities
   run = jax.jit(
     lambda keys: sample(
-      Ancestral(Shared(), 64), process, {}, exact(process), token_keys(keys, 2), Batch(jnp.zeros((rows, 2), jnp.int32))
+      Ancestral(Shared(), 64),
+      process,
+      {},
+      exact(process),
+      token_keys(keys, 2),
+      Batch(jnp.zeros((rows, 2), jnp.int32)),
     )
   )
   got = TOY_B.histogram(np.asarray(run(row_keys(0, rows)).ids))
@@ -221,7 +270,9 @@ def test_conformance(process, check):
   check(process)
 
 
-SAMPLED = [row for row in ROWS if isinstance(row.schedule, Linear) and row.prediction != "posterior"]
+SAMPLED = [
+  row for row in ROWS if isinstance(row.schedule, Linear) and row.prediction != "posterior"
+]
 
 
 @pytest.mark.parametrize("process", SAMPLED, ids=repr)
@@ -259,10 +310,17 @@ def test_bound_of_a_markov_chain(process):
   ids = jnp.asarray(chain.sample(np.random.default_rng(4), rows))
 
   def predict(inputs, t, layout):
-    return exact_prediction(meant(process, chain.posterior(masked_evidence(inputs.ids, 5)), inputs.ids, t))
+    return exact_prediction(
+      meant(process, chain.posterior(masked_evidence(inputs.ids, 5)), inputs.ids, t)
+    )
 
   bound = Bound(process, Shared(), chunks=Chunks(8192))
-  check_mean(jax.jit(lambda key: bound.nats({}, key, Batch(ids), Progress(), predict).sum(1))(jax.random.key(6)), chain.entropy)
+  check_mean(
+    jax.jit(lambda key: bound.nats({}, key, Batch(ids), Progress(), predict).sum(1))(
+      jax.random.key(6)
+    ),
+    chain.entropy,
+  )
 
 
 @pytest.mark.parametrize("process", SAMPLED, ids=repr)
@@ -271,7 +329,9 @@ def test_given_tokens_are_free_and_clean(process):
   rows = 60_000
   ids = jnp.asarray(TOY_B.sample(np.random.default_rng(8), rows))
   given = jnp.broadcast_to(jnp.array([True, False]), ids.shape)
-  bound = Bound(process, Shared(power=3.0 if isinstance(process, Mixed) else 1.0), chunks=Chunks(8192))
+  bound = Bound(
+    process, Shared(power=3.0 if isinstance(process, Mixed) else 1.0), chunks=Chunks(8192)
+  )
 
   @jax.jit
   def score(batch):
@@ -295,7 +355,9 @@ def test_given_tokens_are_free_and_clean(process):
 
 class NoCarryOver(Masked):
   def step(self, params, keys, state, logits, t, s):
-    return jnp.where(self.moves(params, keys, state, t, s), self.draw(params, keys, state, logits), self.mask_id)
+    return jnp.where(
+      self.moves(params, keys, state, t, s), self.draw(params, keys, state, logits), self.mask_id
+    )
 
 
 class SquaredWeight(Masked):
@@ -367,7 +429,9 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize("mutant,check", MUTANTS, ids=lambda value: getattr(value, "__name__", type(value).__name__))
+@pytest.mark.parametrize(
+  "mutant,check", MUTANTS, ids=lambda value: getattr(value, "__name__", type(value).__name__)
+)
 def test_mutants_fail(mutant, check):
   with pytest.raises(AssertionError):
     check(mutant)

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import fold, row_keys, token_keys
-from diffusion_text.evaluate.oracle import Enumerable, exact_prediction
+from diffusion_text.core.prng import fold, row_keys, token_keys
 from diffusion_text.objective.bound import Bound, Chunks
-from diffusion_text.paths import PATHS, Learned, Table
 from diffusion_text.process.distance import Distance
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.gaussian import Gaussian, decoded_at
@@ -23,27 +21,51 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import sample
-from diffusion_text.schedules import Arctangent, Curve, Flow, Linear, LogSNR, SquareRoot, Tangent, VPCosine
+from diffusion_text.schedules.discrete import Linear
+from diffusion_text.schedules.gaussian import (
+  PATHS,
+  Arctangent,
+  Curve,
+  Flow,
+  Learned,
+  LogSNR,
+  SquareRoot,
+  Table,
+  Tangent,
+  VPCosine,
+)
+from diffusion_text.testing.oracle import Enumerable, exact_prediction
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch, Inputs, Progress, Renoises
 from tests.conftest import jit_well
 
 TOY = Enumerable.dirichlet(1, 0.7, 4, 2)
 V = TOY.vocab_size
-NOTHING = Enumerable(TOY.sequences, np.full(len(TOY.sequences), 1 / V**2), V)  # uniform, independent tokens
+NOTHING = Enumerable(
+  TOY.sequences, np.full(len(TOY.sequences), 1 / V**2), V
+)  # uniform, independent tokens
 CODECS = {
   "sqrt_d": functools.partial(Embedding, width=8),
   "none": functools.partial(Embedding, width=8, norm="none"),
-  "unit, leave-one-out": functools.partial(Embedding, width=8, norm="unit", prediction="leave_one_out"),
+  "unit, leave-one-out": functools.partial(
+    Embedding, width=8, norm="unit", prediction="leave_one_out"
+  ),
   "simplex": Simplex,
   "simplex, leave-one-out": functools.partial(Simplex, k=3.0, prediction="leave_one_out"),
-  "layernorm, noise factor": functools.partial(Embedding, width=8, norm="layernorm", learned=False, noise_factor=4.0),
+  "layernorm, noise factor": functools.partial(
+    Embedding, width=8, norm="layernorm", learned=False, noise_factor=4.0
+  ),
   "one-hot": functools.partial(Simplex, k=1.0, encoding="one_hot", reading="raw"),
   "distance": functools.partial(Distance, width=8),
-  "distance, leave-one-out": functools.partial(Distance, width=8, k=2.0, prediction="leave_one_out", norm="none"),
+  "distance, leave-one-out": functools.partial(
+    Distance, width=8, k=2.0, prediction="leave_one_out", norm="none"
+  ),
 }
 LEVELS = tuple(12.0 - 24 * (i / 30) ** 1.5 for i in range(31))
-BUILT = {**PATHS, "table": functools.partial(Table, levels=LEVELS)}  # every path, with the options that it needs
+BUILT = {
+  **PATHS,
+  "table": functools.partial(Table, levels=LEVELS),
+}  # every path, with the options that it needs
 SEEN = [
   codec for codec in CODECS if codec not in ("simplex, leave-one-out", "distance, leave-one-out")
 ]  # a path sees no more of these
@@ -56,7 +78,11 @@ COSINE, FLOW = VPCosine(), Flow()
 def params_of(process):
   """Those of a fresh process; a learned path is bent at random."""
   params = process.init(jax.random.key(0))
-  return {**params, "schedule": {"levels": jnp.sin(jnp.arange(50.0))}} if "schedule" in params else params
+  return (
+    {**params, "schedule": {"levels": jnp.sin(jnp.arange(50.0))}}
+    if "schedule" in params
+    else params
+  )
 
 
 def path_of(process):
@@ -76,14 +102,18 @@ def recovered(process, inputs, t):
   if isinstance(process, Simplex):
     return inputs.vectors * process.k * jnp.sqrt(gain.alpha**2 + V * gain.sigma**2)
   variance = 1 / process.width if process.norm == "unit" else 1.0
-  return inputs.vectors * jnp.where(t[..., None] > 0, jnp.sqrt(gain.alpha**2 * variance + gain.sigma**2), math.sqrt(variance))
+  return inputs.vectors * jnp.where(
+    t[..., None] > 0, jnp.sqrt(gain.alpha**2 * variance + gain.sigma**2), math.sqrt(variance)
+  )
 
 
 def evidence(process, params, inputs, t):
   """log N(z_i; alpha x_v, (k sigma)²) + constant by its definition: [B, L, V]."""
   t = jnp.broadcast_to(t, inputs.shape)
   gain = process.path(params)(t[..., None, None])
-  miss = recovered(process, inputs, t)[..., None, :] - gain.alpha * process.encode(params, jnp.arange(V))
+  miss = recovered(process, inputs, t)[..., None, :] - gain.alpha * process.encode(
+    params, jnp.arange(V)
+  )
   miss = miss - miss.mean(-1, keepdims=True) if softened(process) else miss
   return -jnp.sum((miss / (process.noise_scale * gain.sigma)) ** 2, axis=-1) / 2
 
@@ -106,10 +136,15 @@ def drawn_times(process, key, rows):
 
   The slope of t is a finite difference of the inverse curve in double precision, so that nothing here follows from `snr_rate`.
   """
-  path, x = path_of(process), np.asarray(process.encode(params_of(process), jnp.arange(V))) / process.noise_scale
+  path, x = (
+    path_of(process),
+    np.asarray(process.encode(params_of(process), jnp.arange(V))) / process.noise_scale,
+  )
   known = math.log(4 / np.mean([np.sum((a - b) ** 2) for i, a in enumerate(x) for b in x[:i]]))
   shift = 2 * math.log(process.noise_factor + process.noise_growth / 2)
-  grid = np.linspace(path.log_snr_min, path.log_snr_max, 4001)  # of the path without its noise factor
+  grid = np.linspace(
+    path.log_snr_min, path.log_snr_max, 4001
+  )  # of the path without its noise factor
   density = 0.01 + np.exp(-(((grid - shift - known) / 2.5) ** 2) / 2)
   total = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)]) * (grid[1] - grid[0])
   clock = (np.arange(rows) + float(jax.random.uniform(key))) / rows
@@ -146,7 +181,9 @@ def bound_draws(process, rows, language=TOY, timing=None, ends=1):
   inputs = process.inputs(params, state, t)
   logits = exact(process, params, language)(inputs, t).logits
   chance = jax.nn.softmax(language.posterior(evidence(process, params, inputs, t)), axis=-1)
-  rates = jnp.stack([process.rate(params, jnp.full_like(ids, v), state, t, logits) for v in range(V)], axis=-1)
+  rates = jnp.stack(
+    [process.rate(params, jnp.full_like(ids, v), state, t, logits) for v in range(V)], axis=-1
+  )
   ends = process.ends(params, jax.random.key(3), ids, None) if ends else 0
   return np.asarray(jnp.sum(speed * jnp.sum(chance * rates, axis=-1) + ends, axis=1), np.float64)
 
@@ -155,7 +192,11 @@ def check_bound(process, want=TOY.entropy, rows=16_000, **how):
   """Within 3 standard errors, which are below 2 % from 64,000 rows on."""
   nats = bound_draws(process, rows=rows, **how)
   # Draws are in the order of their time, so neighbours differ by noise alone.
-  error = nats.std() / rows**0.5 if "timing" in how else np.sum((nats[::2] - nats[1::2]) ** 2) ** 0.5 / rows
+  error = (
+    nats.std() / rows**0.5
+    if "timing" in how
+    else np.sum((nats[::2] - nats[1::2]) ** 2) ** 0.5 / rows
+  )
   assert 3 * error < 0.02 * want * (1 if rows == 64_000 else 2)
   assert abs(nats.mean() - want) < 3 * error, (nats.mean(), want, error)
 
@@ -172,15 +213,25 @@ def test_bound_is_the_entropy(codec):
 def test_decoding_at_any_level_is_a_bound(codec):
   """Tokens decoded each out of its own noisy vector cost what that says less than all vectors together, and no more: at a level where
   this is much, at the noisiest, where nothing is known, and beyond the path, where nothing changes."""
-  process, rows = CODECS[codec](V, LogSNR()), 16_000  # as many as elsewhere: programs are compiled for a number of rows
+  process, rows = (
+    CODECS[codec](V, LogSNR()),
+    16_000,
+  )  # as many as elsewhere: programs are compiled for a number of rows
   params, level = params_of(process), {"sqrt_d": -2.0, "simplex": -1.0}.get(codec, -3.0)
-  ids, gain = jnp.asarray(TOY.sample(np.random.default_rng(3), rows)), process.path(params).gain(jnp.float32(level))
+  ids, gain = (
+    jnp.asarray(TOY.sample(np.random.default_rng(3), rows)),
+    process.path(params).gain(jnp.float32(level)),
+  )
   x = process.encode(params, ids)
-  state = gain.alpha * x + process.noise_scale * gain.sigma * jax.random.normal(jax.random.key(5), x.shape)
+  state = gain.alpha * x + process.noise_scale * gain.sigma * jax.random.normal(
+    jax.random.key(5), x.shape
+  )
   miss = state[..., None, :] - gain.alpha * process.encode(params, jnp.arange(V))
   clues = -jnp.sum((miss / (process.noise_scale * gain.sigma)) ** 2, axis=-1) / 2
   alone = -jnp.take_along_axis(jax.nn.log_softmax(clues), ids[..., None], axis=-1)[..., 0].sum(1)
-  joint = jnp.log(TOY.probabilities) + clues[:, 0, TOY.sequences[:, 0]] + clues[:, 1, TOY.sequences[:, 1]]
+  joint = (
+    jnp.log(TOY.probabilities) + clues[:, 0, TOY.sequences[:, 0]] + clues[:, 1, TOY.sequences[:, 1]]
+  )
   number = jnp.argmax((TOY.sequences[None] == ids[:, None]).all(-1), axis=1)
   together = -jnp.take_along_axis(jax.nn.log_softmax(joint), number[:, None], axis=-1)[:, 0]
   price = np.asarray(alone - together, np.float64)
@@ -197,7 +248,9 @@ def test_decoding_at_any_level_is_a_bound(codec):
 def test_decoding_is_refused_where_it_means_nothing():
   with pytest.raises(ValueError, match="which Masked has none of"):
     decoded_at(Masked(V, Linear()), 1.0)
-  with pytest.raises(ValueError, match=r"decode_at=-12.0 must be above the path's end, log-SNR -10"):
+  with pytest.raises(
+    ValueError, match=r"decode_at=-12.0 must be above the path's end, log-SNR -10"
+  ):
     decoded_at(Simplex(V, LogSNR()), -12.0)
 
 
@@ -238,7 +291,9 @@ def test_drawn_bound_and_its_variance():
   process = CODECS["sqrt_d"](V, COSINE)
   params, ids = params_of(process), jnp.asarray(TOY.sample(np.random.default_rng(4), 160_000))
   bound = Bound(process, Shared(), chunks=Chunks(32_000))
-  draw = jax.jit(lambda key: bound.nats(params, key, Batch(ids), Progress(), exact(process, params)).sum(1))
+  draw = jax.jit(
+    lambda key: bound.nats(params, key, Batch(ids), Progress(), exact(process, params)).sum(1)
+  )
   nats = np.asarray(draw(jax.random.key(5)))
   error = nats.std() / len(nats) ** 0.5
   assert error < 0.02 / 3 * TOY.entropy and abs(nats.mean() - TOY.entropy) < 3 * error
@@ -253,7 +308,9 @@ def coefficients(process, t, s):
   params = params_of(process)
   t, s = jnp.atleast_1d(jnp.asarray(t, jnp.float32)), jnp.atleast_1d(jnp.asarray(s, jnp.float32))
   one, zero = jnp.ones((len(t), process.size)), jnp.zeros((len(t), process.size))
-  feed = lambda target, state, noise: np.asarray(process.towards(params, target, state, t, s, noise)[:, 0], np.float64)
+  feed = lambda target, state, noise: np.asarray(
+    process.towards(params, target, state, t, s, noise)[:, 0], np.float64
+  )
   return feed(zero, one, zero), feed(one, zero, zero), feed(zero, zero, one)
 
 
@@ -262,7 +319,9 @@ def check_marginals(process):
   rng = np.random.default_rng(0)
   t = rng.uniform(0.02, 1, 40).astype(np.float32)
   s = t * rng.uniform(0.02, 1, 40).astype(np.float32)
-  here, there = (jax.tree.map(np.asarray, process.walk(params_of(process))(jnp.asarray(x))) for x in (t, s))
+  here, there = (
+    jax.tree.map(np.asarray, process.walk(params_of(process))(jnp.asarray(x))) for x in (t, s)
+  )
   of_state, of_target, of_noise = coefficients(process, t, s)
   np.testing.assert_allclose(of_state * here.alpha + of_target, there.alpha, rtol=1e-3, atol=1e-5)
   variance = (of_state * process.noise_scale * here.sigma) ** 2 + of_noise**2
@@ -280,7 +339,10 @@ def check_step(process):
   """`step` from `corrupt` with the true token leaves `corrupt`'s marginals, drawn: per-token times, means and deviations to 1 %."""
   params, rows = params_of(process), 40_000
   ids = jnp.tile(jnp.array([[1, 3]]), (rows, 1))
-  t, s = jnp.broadcast_to(jnp.array([0.9, 0.4]), ids.shape), jnp.broadcast_to(jnp.array([0.6, 0.3]), ids.shape)
+  t, s = (
+    jnp.broadcast_to(jnp.array([0.9, 0.4]), ids.shape),
+    jnp.broadcast_to(jnp.array([0.6, 0.3]), ids.shape),
+  )
   state = process.corrupt(params, jax.random.key(0), ids, t)
   logits = jnp.where(ids[..., None] == jnp.arange(V), 0.0, -200.0)
   after = process.step(params, token_keys(row_keys(7, rows), 2), state, logits, t, s)
@@ -290,7 +352,9 @@ def check_step(process):
   assert np.abs(np.asarray((after.mean(0) - gain.alpha * x) / scale)).max() < 4.5 / rows**0.5
   assert np.abs(np.asarray(after.std(0) / scale) - 1).max() < 0.012
   noise = np.asarray((after - gain.alpha * x) / scale).reshape(rows, -1)
-  assert np.abs(np.corrcoef(noise.T) - np.eye(noise.shape[1])).max() < 0.02, "the noise of one number is not that of another"
+  assert np.abs(np.corrcoef(noise.T) - np.eye(noise.shape[1])).max() < 0.02, (
+    "the noise of one number is not that of another"
+  )
 
 
 @pytest.mark.parametrize("codec,rho", [("sqrt_d", None), ("simplex", 1.0)])
@@ -305,19 +369,29 @@ def test_ends_of_time(codec):
   params, ids = params_of(process), DRAWN
   zeros, keys = jnp.zeros(ids.shape), token_keys(row_keys(0, len(ids)), 2)
   clean = process.encode(params, ids)
-  for state in (process.corrupt(params, jax.random.key(0), ids, zeros), process.renoise(params, keys, ids, zeros)):
+  for state in (
+    process.corrupt(params, jax.random.key(0), ids, zeros),
+    process.renoise(params, keys, ids, zeros),
+  ):
     np.testing.assert_array_equal(state, clean)
   np.testing.assert_array_equal(process.decode(params, clean), ids)
   logits = jnp.zeros((*ids.shape, V))
   np.testing.assert_array_equal(process.guess(params, keys, clean, logits, zeros), ids)
-  noise, prior = process.corrupt(params, jax.random.key(1), ids, zeros + 1), process.prior(params, jax.random.key(2), ids.shape)
+  noise, prior = (
+    process.corrupt(params, jax.random.key(1), ids, zeros + 1),
+    process.prior(params, jax.random.key(2), ids.shape),
+  )
   for state in (noise, prior, process.renoise(params, keys, ids, zeros + 1)):
     assert (
-      np.abs(np.asarray(state - process.schedule(1.0).alpha * process.centre(params)).mean((0, 1))).max()
+      np.abs(
+        np.asarray(state - process.schedule(1.0).alpha * process.centre(params)).mean((0, 1))
+      ).max()
       < 0.1 * process.noise_scale
     )
     np.testing.assert_allclose(np.asarray(state).std((0, 1)), process.noise_scale, rtol=0.06)
-  np.testing.assert_array_equal(process.step(params, keys, noise, logits, zeros + 0.5, zeros + 0.5), noise)
+  np.testing.assert_array_equal(
+    process.step(params, keys, noise, logits, zeros + 0.5, zeros + 0.5), noise
+  )
   assert not process.moves(params, keys, noise, zeros + 0.5, zeros + 0.5).any()
   ended = process.step(params, keys, noise, logits, zeros + 0.5, zeros)
   np.testing.assert_array_equal(process.encode(params, process.decode(params, ended)), ended)
@@ -331,13 +405,22 @@ def test_mean_and_products_are_of_the_vectors(codec):
   """`mean`, `products` and `centre` against the vectors themselves: <z, x_v> - |x_v|² / 2 is -|z - x_v|² / 2 up to a constant."""
   process = codec(V, COSINE)
   params = params_of(process)
-  x, z = np.asarray(process.encode(params, jnp.arange(V)), np.float64), np.random.default_rng(0).normal(size=(5, process.size))
+  x, z = (
+    np.asarray(process.encode(params, jnp.arange(V)), np.float64),
+    np.random.default_rng(0).normal(size=(5, process.size)),
+  )
   inner, square = process.products(params, jnp.asarray(z, jnp.float32))
   difference = np.asarray(inner - square / 2) + np.sum((z[:, None] - x) ** 2, axis=-1) / 2
-  np.testing.assert_allclose(difference, np.broadcast_to(difference[:, :1], difference.shape), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    difference, np.broadcast_to(difference[:, :1], difference.shape), rtol=1e-4, atol=1e-4
+  )
   p = np.random.default_rng(1).dirichlet(np.ones(V), size=5)
-  np.testing.assert_allclose(process.mean(params, jnp.asarray(p, jnp.float32)), p @ x, rtol=1e-4, atol=1e-4)
-  if isinstance(process, Distance):  # of the published distances, less their mean over the vocabulary
+  np.testing.assert_allclose(
+    process.mean(params, jnp.asarray(p, jnp.float32)), p @ x, rtol=1e-4, atol=1e-4
+  )
+  if isinstance(
+    process, Distance
+  ):  # of the published distances, less their mean over the vocabulary
     table = np.asarray(process.table(params), np.float64)
     distance = -np.sum((table[:, None] - table) ** 2, axis=-1) / (2 * process.kernel_width**2)
     np.testing.assert_allclose(x, distance - distance.mean(1, keepdims=True), rtol=1e-4, atol=1e-4)
@@ -352,16 +435,24 @@ def sampled(process, steps, rows):
   def step(state, number):
     t, s = jnp.broadcast_to(grid[number], shape), jnp.broadcast_to(grid[number + 1], shape)
     logits = exact(process, params)(process.inputs(params, state, t), t).logits
-    keys = jax.vmap(jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(1), number), i)))
+    keys = jax.vmap(
+      jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(1), number), i))
+    )
     keys = keys(jnp.arange(rows * 2).reshape(shape))
     return process.step(params, keys, state, logits, t, s), None
 
-  run = jit_well(lambda: jax.lax.scan(step, process.prior(params, jax.random.key(0), shape), jnp.arange(steps))[0])
+  run = jit_well(
+    lambda: jax.lax.scan(step, process.prior(params, jax.random.key(0), shape), jnp.arange(steps))[
+      0
+    ]
+  )
   return TOY.histogram(np.asarray(process.decode(params, run())))
 
 
 def check_sampler(process, steps=512, rows=8000):
-  assert TOY.total_variation(sampled(process, steps, rows)) < 0.03 * (8000 / rows) ** 0.5  # 0.015 of it is the draws'
+  assert (
+    TOY.total_variation(sampled(process, steps, rows)) < 0.03 * (8000 / rows) ** 0.5
+  )  # 0.015 of it is the draws'
 
 
 SAMPLED = {
@@ -396,10 +487,14 @@ def test_given_tokens_are_never_altered(codec, projection):
   jax.effects_barrier()
   np.testing.assert_array_equal(result.ids[:, 1], batch.ids[:, 1])
   assert int(result.calls) == 5 and len(seen) == 5
-  clean = process.inputs(params, process.encode(params, batch.ids), jnp.zeros(batch.ids.shape)).vectors[:, 1]
+  clean = process.inputs(
+    params, process.encode(params, batch.ids), jnp.zeros(batch.ids.shape)
+  ).vectors[:, 1]
   for read in seen:
     np.testing.assert_array_equal(read, clean)
-  other = run(row_keys(0, rows), jax.tree.map(lambda x: jnp.roll(x, 1, axis=0).at[:7].set(x[:7]), batch))
+  other = run(
+    row_keys(0, rows), jax.tree.map(lambda x: jnp.roll(x, 1, axis=0).at[:7].set(x[:7]), batch)
+  )
   np.testing.assert_array_equal(other.ids[:7], result.ids[:7])
 
 
@@ -417,7 +512,9 @@ def test_paths(path):
   path = path_of(Embedding(V, path)) if isinstance(path, Learned) else path
   t = jnp.linspace(0.0, 1.0, 400)
   alpha, sigma, log_snr = path(t)
-  assert float(log_snr[0]) == pytest.approx(7.0, abs=1e-4) and float(log_snr[-1]) == pytest.approx(-9.0, abs=2e-3)
+  assert float(log_snr[0]) == pytest.approx(7.0, abs=1e-4) and float(log_snr[-1]) == pytest.approx(
+    -9.0, abs=2e-3
+  )
   assert (np.diff(log_snr) < 0).all()
   np.testing.assert_allclose(2 * jnp.log(alpha / sigma), log_snr, atol=1e-4)
   if isinstance(path, Flow):
@@ -426,8 +523,13 @@ def test_paths(path):
     np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6)
   middle, step = jnp.linspace(0.1, 0.9, 9), 1e-2
   snr = lambda t: np.exp(np.asarray(path.log_snr(t), np.float64))
-  third = (8 * (snr(middle + step / 2) - snr(middle - step / 2)) - (snr(middle + step) - snr(middle - step))) / (6 * step)
-  broken = hasattr(path, "levels") or hasattr(path, "shares")  # piecewise linear: differences see the corners
+  third = (
+    8 * (snr(middle + step / 2) - snr(middle - step / 2))
+    - (snr(middle + step) - snr(middle - step))
+  ) / (6 * step)
+  broken = hasattr(path, "levels") or hasattr(
+    path, "shares"
+  )  # piecewise linear: differences see the corners
   np.testing.assert_allclose(path.snr_rate(middle), -third, rtol=0.5 if broken else 5e-3)
 
 
@@ -438,14 +540,18 @@ def check_bayes_output(process, size=1000):
   ids, t = jnp.arange(200)[None], jnp.full((1, 200), 0.6)
   state = process.corrupt(params, jax.random.key(2), ids, t)
   gain, x = process.schedule(t[..., None, None]), process.encode(params, jnp.arange(size))
-  joint = unigram - jnp.sum((state[..., None, :] - gain.alpha * x) ** 2, axis=-1) / (2 * gain.sigma[..., 0] ** 2)
+  joint = unigram - jnp.sum((state[..., None, :] - gain.alpha * x) ** 2, axis=-1) / (
+    2 * gain.sigma[..., 0] ** 2
+  )
   ours = process.posterior(params, state, t, jnp.broadcast_to(unigram, joint.shape))
   np.testing.assert_allclose(jax.nn.log_softmax(ours), jax.nn.log_softmax(joint), atol=2e-4)
 
 
 @pytest.mark.parametrize("norm", ["none", "unit", "sqrt_d"])
 def test_bayes_output(norm):
-  check_bayes_output(Embedding(1000, LogSNR(6.0, -6.0), prediction="leave_one_out", width=16, norm=norm))
+  check_bayes_output(
+    Embedding(1000, LogSNR(6.0, -6.0), prediction="leave_one_out", width=16, norm=norm)
+  )
 
 
 # --- mutants: each breaks one line, and the named check must notice -------------------------------------------------------------
@@ -478,7 +584,9 @@ class StepsToTheWrongLevel(Embedding):
 
 class OneNoiseForAll(Embedding):
   def towards(self, params, target, state, t, s, noise):
-    return super().towards(params, target, state, t, s, jnp.broadcast_to(noise[..., :1], noise.shape))
+    return super().towards(
+      params, target, state, t, s, jnp.broadcast_to(noise[..., :1], noise.shape)
+    )
 
 
 class ReadsItsEvidenceTwice(Embedding):
@@ -497,7 +605,9 @@ class ForgetsTheShare(Learned):
   def bind(self, params):
     line = LogSNR(self.log_snr_max, self.log_snr_min)
     bound = super().bind(params)
-    object.__setattr__(bound, "snr_rate", lambda t: jnp.exp(bound.log_snr(t)) * (line.log_snr_max - line.log_snr_min))
+    object.__setattr__(
+      bound, "snr_rate", lambda t: jnp.exp(bound.log_snr(t)) * (line.log_snr_max - line.log_snr_min)
+    )
     return bound
 
 
@@ -520,11 +630,16 @@ MUTANTS = [
   (Embedding(V, ForgetsTheShare(), width=8), check_path),
   (NoLengthsOfDistances(V, COSINE, width=8, norm="none", prediction="leave_one_out"), check_bound),
   (OneNoiseForAll(V, COSINE, width=8), check_step),
-  (ReadsItsEvidenceTwice(V, COSINE, width=8), functools.partial(check_sampler, steps=64, rows=2000)),
+  (
+    ReadsItsEvidenceTwice(V, COSINE, width=8),
+    functools.partial(check_sampler, steps=64, rows=2000),
+  ),
 ]
 
 
-@pytest.mark.parametrize("mutant,check", MUTANTS, ids=lambda value: getattr(value, "__name__", type(value).__name__))
+@pytest.mark.parametrize(
+  "mutant,check", MUTANTS, ids=lambda value: getattr(value, "__name__", type(value).__name__)
+)
 def test_mutants_fail(mutant, check):
   with pytest.raises(AssertionError):
     check(mutant)
@@ -541,15 +656,27 @@ def test_mutants_fail(mutant, check):
     (lambda: Embedding(4, COSINE, width=0), "width=0"),
     (lambda: Embedding(4, COSINE, norm="layer"), "norm='layer'"),
     (lambda: Embedding(4, COSINE, norm="layernorm", width=2), "width=2"),
-    (lambda: Embedding(4, COSINE, projection="multi_hot"), "projection='multi_hot' is unknown to Embedding"),
+    (
+      lambda: Embedding(4, COSINE, projection="multi_hot"),
+      "projection='multi_hot' is unknown to Embedding",
+    ),
     (lambda: Embedding(4, COSINE, rho=0.0, eta=0.5), r"eta=0\.5"),
     (lambda: Embedding(4, COSINE, rho=0.0, fixed_large=True), "fixed_large"),
     (lambda: Embedding(4, COSINE, score_temperature=0.0), r"score_temperature=0\.0"),
-    (lambda: Embedding(4, COSINE, score_temperature=0.9, projection="sample"), "projection='sample'"),
+    (
+      lambda: Embedding(4, COSINE, score_temperature=0.9, projection="sample"),
+      "projection='sample'",
+    ),
     (lambda: Embedding(4, COSINE, noise_factor=0.5), r"noise_factor=0\.5"),
     (lambda: Embedding(4, COSINE, noise_growth=-0.5), r"noise_growth=-0\.5"),
-    (lambda: Embedding(4, Learned(), noise_growth=0.5), r"noise_growth=0\.5 makes what a stretch of log-SNR costs depend"),
-    (lambda: Embedding(4, COSINE, noise_factor=2.0, prediction="leave_one_out"), r"noise_factor=2\.0"),
+    (
+      lambda: Embedding(4, Learned(), noise_growth=0.5),
+      r"noise_growth=0\.5 makes what a stretch of log-SNR costs depend",
+    ),
+    (
+      lambda: Embedding(4, COSINE, noise_factor=2.0, prediction="leave_one_out"),
+      r"noise_factor=2\.0",
+    ),
     (lambda: Simplex(4, COSINE, encoding="hot"), "encoding='hot'"),
     (lambda: Simplex(4, COSINE, reading="hard"), "reading='hard'"),
     (lambda: Distance(4, COSINE, kernel_width=0.0), r"kernel_width=0\.0"),

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.evaluate.oracle import exact_prediction, masked_evidence
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.uniform import Uniform
-from diffusion_text.schedules import Cosine, Linear, reveal_probability
+from diffusion_text.schedules.discrete import Cosine, Linear, reveal_probability
+from diffusion_text.testing.oracle import exact_prediction, masked_evidence
 from diffusion_text.timing import Shared
 from tests.process.conformance_test import (
   NODE_WEIGHTS,
@@ -46,7 +46,10 @@ def test_discrete_time_bounds_fall_to_the_continuous_one(process):
     grid = dataclasses.replace(process, grid=steps)
     costs.append(on_steps(grid, exact(process), steps))
   assert on_steps(grid, uniform(process), steps) / 2 == pytest.approx(np.log(V), abs=5e-5)
-  assert all(a > b for a, b in itertools.pairwise(costs)) and TOY_B.entropy < costs[-1] < 1.02 * TOY_B.entropy
+  assert (
+    all(a > b for a, b in itertools.pairwise(costs))
+    and TOY_B.entropy < costs[-1] < 1.02 * TOY_B.entropy
+  )
 
 
 def on_steps(process, predict, steps):
@@ -76,22 +79,34 @@ def test_limits(limit, process):
 
   def poor(of):
     def predict(inputs, t, layout=None):
-      logp = jax.nn.log_softmax(0.5 * leave_one_out(TOY_B, process, jnp.minimum(inputs.ids, process.input_size - 1), t))
+      logp = jax.nn.log_softmax(
+        0.5 * leave_one_out(TOY_B, process, jnp.minimum(inputs.ids, process.input_size - 1), t)
+      )
       return exact_prediction(meant(of, logp, inputs.ids, t))
 
     return predict
 
   got, want = quadrature(limit, poor(limit)), quadrature(process, poor(process))
-  assert got == pytest.approx(want, rel=5e-4 if process != limit and getattr(limit, "grid", None) else 1e-4)
+  assert got == pytest.approx(
+    want, rel=5e-4 if process != limit and getattr(limit, "grid", None) else 1e-4
+  )
   assert want > TOY_B.entropy + 0.05
 
 
 def test_a_free_normaliser_costs():
   """SEDD-absorb: a score off by a factor e^c costs e^c - 1 - c more per masked token and weight (0 only at c = 0)."""
-  process, ids, state = Masked(V, Linear(), prediction="score"), jnp.zeros(3, jnp.int32), jnp.full(3, V)
-  logits = jnp.log(jnp.array([[0.5, 0.2, 0.2, 0.1]] * 3)) + np.log(V) + jnp.array([[0.0], [0.7], [-0.7]])
+  process, ids, state = (
+    Masked(V, Linear(), prediction="score"),
+    jnp.zeros(3, jnp.int32),
+    jnp.full(3, V),
+  )
+  logits = (
+    jnp.log(jnp.array([[0.5, 0.2, 0.2, 0.1]] * 3)) + np.log(V) + jnp.array([[0.0], [0.7], [-0.7]])
+  )
   rate = process.rate({}, ids, state, jnp.full(3, 0.25), logits)
-  np.testing.assert_allclose(rate, 4 * (np.log(2) + np.array([0, np.exp(0.7) - 1.7, np.exp(-0.7) - 0.3])), rtol=1e-5)
+  np.testing.assert_allclose(
+    rate, 4 * (np.log(2) + np.array([0, np.exp(0.7) - 1.7, np.exp(-0.7) - 0.3])), rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize("process", [row for row in ROWS if isinstance(row, Mixed)], ids=repr)
@@ -114,17 +129,23 @@ def test_float32_is_enough(process):
     assert (got >= -1e-3).all() or process.prediction == "score"
     if process.prediction == "leave_one_out" and 1e-4 <= t <= 1 - 1e-4:
       clean, _, uniform = (np.float64(x) for x in process.shares(jnp.float32(t)))
-      np.testing.assert_allclose(got, reference_rate(process, ids, state, t, logits, clean, uniform), rtol=3e-4, atol=2e-4)
+      np.testing.assert_allclose(
+        got, reference_rate(process, ids, state, t, logits, clean, uniform), rtol=3e-4, atol=2e-4
+      )
 
 
 def reference_rate(process, ids, state, t, logits, clean, uniform):
   """The bound's integrand as the plain sum over jumps, in float64; the weight is the product's (tested by the entropies)."""
   shares = process._survivors(jnp.float32(t)) if process.absorbing else None
-  clean, uniform = (np.float64(shares.clean), np.float64(shares.uniform)) if shares else (clean, uniform)
+  clean, uniform = (
+    (np.float64(shares.clean), np.float64(shares.uniform)) if shares else (clean, uniform)
+  )
   logits = logits.astype(np.float64)
   predicted = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
   size, total = logits.shape[1], []
-  weight_N = np.asarray(process.bound_weight({}, ids, state, jnp.full(len(ids), t, jnp.float32)), np.float64)
+  weight_N = np.asarray(
+    process.bound_weight({}, ids, state, jnp.full(len(ids), t, jnp.float32)), np.float64
+  )
   for x, z, p, w in zip(ids, state, predicted, weight_N):
     q, q_hat = clean * np.eye(size)[x] + uniform / size, clean * p + uniform / size
     kl = np.where(q > 0, q * np.log(np.maximum(q, 1e-300) / q_hat), 0).sum()
@@ -137,10 +158,15 @@ def patterns(weights) -> float:
   """E over t ~ U[low, 1] and masks of Σ_masked CE · weights(t, number masked), by quadrature."""
   process = Masked(3, Linear())
   pattern_PxL = np.indices((2,) * 4).reshape(4, -1).T.astype(bool)
-  state = jnp.asarray(np.where(pattern_PxL[:, None], 3, TOY.sequences[None]).reshape(-1, 4), jnp.int32)
+  state = jnp.asarray(
+    np.where(pattern_PxL[:, None], 3, TOY.sequences[None]).reshape(-1, 4), jnp.int32
+  )
   ids = jnp.asarray(np.broadcast_to(TOY.sequences[None], (16, 81, 4)).reshape(-1, 4))
   logits = TOY.posterior(masked_evidence(state, 3))
-  cost = np.asarray(process.rate({}, ids, state, jnp.ones(ids.shape), logits).sum(1)).reshape(16, 81) @ TOY.probabilities
+  cost = (
+    np.asarray(process.rate({}, ids, state, jnp.ones(ids.shape), logits).sum(1)).reshape(16, 81)
+    @ TOY.probabilities
+  )
   lost = pattern_PxL.sum(1)
   return float(sum(weights(k) * c for k, c in zip(lost, cost)))
 
@@ -150,9 +176,18 @@ def integral(fn, low=0.0):
 
 
 GOLDEN = {
-  "bound": (lambda k: integral(lambda t: t ** (k - 1) * (1 - t) ** (4 - k)) if k else 0, 3.7085873970),
-  "t in [1e-3, 1]": (lambda k: integral(lambda t: t ** (k - 1) * (1 - t) ** (4 - k), 1e-3) if k else 0, 3.7096202),
-  "t in [1e-2, 1]": (lambda k: integral(lambda t: t ** (k - 1) * (1 - t) ** (4 - k), 1e-2) if k else 0, 3.7188716),
+  "bound": (
+    lambda k: integral(lambda t: t ** (k - 1) * (1 - t) ** (4 - k)) if k else 0,
+    3.7085873970,
+  ),
+  "t in [1e-3, 1]": (
+    lambda k: integral(lambda t: t ** (k - 1) * (1 - t) ** (4 - k), 1e-3) if k else 0,
+    3.7096202,
+  ),
+  "t in [1e-2, 1]": (
+    lambda k: integral(lambda t: t ** (k - 1) * (1 - t) ** (4 - k), 1e-2) if k else 0,
+    3.7188716,
+  ),
   "unweighted sum": (lambda k: integral(lambda t: t**k * (1 - t) ** (4 - k)), 1.98971),
 }
 
@@ -178,14 +213,20 @@ def ancestral_law(steps: int) -> np.ndarray:
     for number in np.nonzero(law)[0]:
       joint = np.ones(1)
       for place, token in enumerate(states[number]):
-        one = np.eye(4)[token] if token < 3 else np.append(reveal * predicted[number, place], 1 - reveal)
+        one = (
+          np.eye(4)[token]
+          if token < 3
+          else np.append(reveal * predicted[number, place], 1 - reveal)
+        )
         joint = np.multiply.outer(joint, one).reshape(-1)
       after += law[number] * joint
     law = after
   return law.reshape((4,) * 4)[:3, :3, :3, :3].reshape(-1)
 
 
-@pytest.mark.parametrize("steps,want", [(1, 0.44769), (4, 0.14712), (16, 0.03920), (64, 0.00996), (256, 0.00250)])
+@pytest.mark.parametrize(
+  "steps,want", [(1, 0.44769), (4, 0.14712), (16, 0.03920), (64, 0.00996), (256, 0.00250)]
+)
 def test_golden_total_variation_of_ancestral_steps(steps, want):
   assert TOY.total_variation(ancestral_law(steps)) == pytest.approx(want, abs=2e-5)
 
@@ -204,13 +245,19 @@ TOY_B_GOLDEN = [  # process, what the network answers, low, high, nats (discrete
 def test_golden_numbers_of_random_tokens(process, answer, edge, want):
   """Read as leave-one-out, the ordinary posterior is not optimal; and what published code drops below t = 1e-4 is seen."""
   predict = exact(dataclasses.replace(process, prediction=answer))
-  assert quadrature(process, predict, low=edge, high=1 - edge) == pytest.approx(want, abs=6e-4 if want > 2.5 else 3e-5)
+  assert quadrature(process, predict, low=edge, high=1 - edge) == pytest.approx(
+    want, abs=6e-4 if want > 2.5 else 3e-5
+  )
 
 
 @pytest.mark.parametrize(
   "answer,steps,want",
   [
-    *(("leave_one_out", 8, 2.20509), ("leave_one_out", 64, 2.12335), ("leave_one_out", 512, 2.11278)),
+    *(
+      ("leave_one_out", 8, 2.20509),
+      ("leave_one_out", 64, 2.12335),
+      ("leave_one_out", 512, 2.11278),
+    ),
     *(("posterior", 8, 3.18491), ("posterior", 64, 3.33929), ("posterior", 512, 3.37081)),
   ],
 )

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys
-from diffusion_text.evaluate.oracle import NEVER, Enumerable, exact_prediction
+from diffusion_text.core.prng import row_keys
 from diffusion_text.objective.bound import Bound, Chunks
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.token_masked import TokenMasked, information
 from diffusion_text.sampler.ancestral import Ancestral, EventDriven
 from diffusion_text.sampler.loop import Canvas, sample
-from diffusion_text.schedules import Cosine, Geometric, Linear, Polynomial
+from diffusion_text.schedules.discrete import Cosine, Geometric, Linear, Polynomial
+from diffusion_text.testing.oracle import NEVER, Enumerable, exact_prediction
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.train.optimizer import is_kernel
 from diffusion_text.types import Batch, Leaps, LearnedNoise, Progress, Renoises, Reveals
@@ -27,7 +27,10 @@ from diffusion_text.types import Batch, Leaps, LearnedNoise, Progress, Renoises,
 LINEAR, COSINE, SQUARE = Linear(), Cosine(), Polynomial(2.0)
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 LEGENDRE, LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(300)
-NODES, NODE_WEIGHTS = ((LEGENDRE + 1) / 2) ** 2, LEGENDRE_WEIGHTS / 2 * (LEGENDRE + 1)  # t = u²: no pole at t = 0
+NODES, NODE_WEIGHTS = (
+  ((LEGENDRE + 1) / 2) ** 2,
+  LEGENDRE_WEIGHTS / 2 * (LEGENDRE + 1),
+)  # t = u²: no pole at t = 0
 PATTERNS = np.indices((2,) * 4).reshape(4, -1).T.astype(bool)  # [16, 4]: which tokens are lost
 LOST = np.broadcast_to(PATTERNS[:, None], (16, 81, 4)).reshape(-1, 4)
 IDS = np.broadcast_to(TOY.sequences[None], (16, 81, 4)).reshape(-1, 4)
@@ -54,7 +57,11 @@ class Row(NamedTuple):
 
 def learned(powers, schedule=LINEAR, cls=TokenMasked) -> Row:
   powers = np.asarray(powers, np.float64)
-  return Row(cls(len(powers), schedule), {"power": jnp.asarray(np.log(np.expm1(powers)), jnp.float32)}, powers)
+  return Row(
+    cls(len(powers), schedule),
+    {"power": jnp.asarray(np.log(np.expm1(powers)), jnp.float32)},
+    powers,
+  )
 
 
 def spindle(strength, told, schedule=LINEAR, cls=TokenMasked) -> Row:
@@ -107,7 +114,9 @@ def evidence(row: Row, ids, t):
 
 def exact(row: Row):
   """The exact clean-token posterior, which knows the time."""
-  return lambda inputs, t, layout=None: exact_prediction(TOY.posterior(evidence(row, inputs.ids, t)))
+  return lambda inputs, t, layout=None: exact_prediction(
+    TOY.posterior(evidence(row, inputs.ids, t))
+  )
 
 
 def uniform(row: Row):
@@ -121,9 +130,13 @@ def quadrature(row: Row, predict) -> float:
 
   def at(t):
     times = jnp.full(ids.shape, t)
-    return process.rate(params, ids, state, times, predict(process.inputs(params, state, times), times).logits).sum(1)
+    return process.rate(
+      params, ids, state, times, predict(process.inputs(params, state, times), times).logits
+    ).sum(1)
 
-  rates = np.asarray(jax.jit(lambda ts: jax.lax.map(at, ts))(jnp.asarray(NODES, jnp.float32)), np.float64)
+  rates = np.asarray(
+    jax.jit(lambda ts: jax.lax.map(at, ts))(jnp.asarray(NODES, jnp.float32)), np.float64
+  )
   of_token = noise(row, NODES)[:, IDS]  # [nodes, 1296, 4]: of the true tokens
   law = np.where(LOST, of_token, 1 - of_token).prod(-1) * np.tile(TOY.probabilities, 16)
   return float(NODE_WEIGHTS @ (law * rates).sum(1))
@@ -151,7 +164,9 @@ def hazards(row, t):
 
 def check_uniform_predictor(row):
   """Token x costs log V - 1 + ∫ noise_x · (mean of all hazards) dt: log V only if all survivals are equal."""
-  cost = np.log(3) - 1 + NODE_WEIGHTS @ (noise(row, NODES) * hazards(row, NODES).mean(1, keepdims=True))
+  cost = (
+    np.log(3) - 1 + NODE_WEIGHTS @ (noise(row, NODES) * hazards(row, NODES).mean(1, keepdims=True))
+  )
   if row.process.loss_order != "spindle":  # in closed form, on every schedule
     np.testing.assert_allclose(cost, np.log(3) - 1 + row.shape.mean() / row.shape, rtol=1e-3)
   want = float(TOY.probabilities @ cost[TOY.sequences].sum(1))
@@ -163,7 +178,9 @@ def check_ends(row):
   ids = jnp.asarray(TOY.sequences)
   for t, want in ((0.0, ids), (1.0, process.prior(params, jax.random.key(1), ids.shape))):
     for seed in range(3):
-      np.testing.assert_array_equal(process.corrupt(params, jax.random.key(seed), ids, jnp.full(ids.shape, t)), want)
+      np.testing.assert_array_equal(
+        process.corrupt(params, jax.random.key(seed), ids, jnp.full(ids.shape, t)), want
+      )
 
 
 def check_chapman_kolmogorov(row):
@@ -177,10 +194,14 @@ def check_chapman_kolmogorov(row):
   wide_t, wide_s = (jnp.broadcast_to(time, ids.shape) for time in (t, s))
   state = process.corrupt(params, jax.random.key(0), ids, wide_t)
   logits = jnp.where(ids[..., None] == jnp.arange(3), 0.0, -1e30)
-  after = np.asarray(compiled(process, "step")(params, KEYS.reshape(rows, 4), state, logits, wide_t, wide_s))
+  after = np.asarray(
+    compiled(process, "step")(params, KEYS.reshape(rows, 4), state, logits, wide_t, wide_s)
+  )
   clean = np.asarray(state) != 3
   assert (after[clean] == np.asarray(state)[clean]).all(), "carry-over"
-  assert ((after == np.asarray(ids)) | (after == 3)).all(), "a token that is neither the true one nor the mask"
+  assert ((after == np.asarray(ids)) | (after == 3)).all(), (
+    "a token that is neither the true one nor the mask"
+  )
   for place, token in itertools.product(range(4), range(3)):
     mine = np.asarray(ids)[:, place] == token
     for z, time in ((np.asarray(state), t), (after, s)):
@@ -192,7 +213,9 @@ def check_steps_end_clean(row):
   shape = (ROWS_DRAWN, 4)
   state = row.process.prior(row.params, jax.random.key(0), shape)
   t, s = jnp.full(shape, 0.25), jnp.zeros(shape)
-  after = compiled(row.process, "step")(row.params, KEYS.reshape(shape), state, jnp.zeros((*shape, 3)), t, s)
+  after = compiled(row.process, "step")(
+    row.params, KEYS.reshape(shape), state, jnp.zeros((*shape, 3)), t, s
+  )
   assert int(after.max()) < 3 and int(after.min()) >= 0
 
 
@@ -248,7 +271,9 @@ def test_drawn_bound_is_the_entropy(name, timing):
   ids = jnp.asarray(TOY.sample(np.random.default_rng(3), rows))
   bound = Bound(row.process, timing, chunks=Chunks(8192))
   nats = np.asarray(
-    jax.jit(lambda key: bound.nats(row.params, key, Batch(ids), Progress(), exact(row)).sum(1))(jax.random.key(5))
+    jax.jit(lambda key: bound.nats(row.params, key, Batch(ids), Progress(), exact(row)).sum(1))(
+      jax.random.key(5)
+    )
   )
   error = nats.std() / len(nats) ** 0.5
   print(f"drawn bound {nats.mean():.4f} ± {error:.4f}, entropy {TOY.entropy:.4f}")
@@ -299,7 +324,13 @@ def test_ancestral_steps_reproduce_the_language(name):
     return exact_prediction(table[(inputs.ids * 4 ** jnp.arange(4)[::-1]).sum(1)])
 
   policy = Ancestral(Shared(), steps)
-  run = jax.jit(lambda keys: sample(policy, row.process, row.params, denoise, keys, Batch(jnp.zeros((rows, 4), jnp.int32))).ids)
+  run = jax.jit(
+    lambda keys: (
+      sample(
+        policy, row.process, row.params, denoise, keys, Batch(jnp.zeros((rows, 4), jnp.int32))
+      ).ids
+    )
+  )
   got = TOY.histogram(np.asarray(run(KEYS.reshape(rows, 4))))
   want = ancestral_law(row, steps)
   likely = want * rows >= 5
@@ -333,14 +364,28 @@ def test_noise_level_is_accurate_at_both_ends(row):
   wide = np.float64(t)
   ids = np.broadcast_to(np.arange(3), (len(t), 3))
   log_corruption = compiled(process, "log_corruption")
-  lost, kept = (np.exp(log_corruption(params, ids, state, t[:, None])) for state in (np.full(ids.shape, 3), ids))
+  lost, kept = (
+    np.exp(log_corruption(params, ids, state, t[:, None])) for state in (np.full(ids.shape, 3), ids)
+  )
   np.testing.assert_allclose(lost, noise(row, wide), rtol=2e-5)
-  a = {LINEAR: 1 - wide, COSINE: 2 * np.sin(np.pi / 4 * (1 - wide)) ** 2, SQUARE: -np.expm1(2 * np.log(wide))}[process.schedule]
+  a = {
+    LINEAR: 1 - wide,
+    COSINE: 2 * np.sin(np.pi / 4 * (1 - wide)) ** 2,
+    SQUARE: -np.expm1(2 * np.log(wide)),
+  }[process.schedule]
   a = a[:, None]
-  want = a - row.shape * np.sin(np.pi * a) if process.loss_order == "spindle" else -np.expm1(row.shape * np.log1p(-a))
+  want = (
+    a - row.shape * np.sin(np.pi * a)
+    if process.loss_order == "spindle"
+    else -np.expm1(row.shape * np.log1p(-a))
+  )
   np.testing.assert_allclose(kept, want, rtol=2e-5)
-  draws = process.corrupt(params, jax.random.key(0), np.broadcast_to(ids[30], (50_000, 3)), np.full((50_000, 3), t[30]))
-  assert (np.abs((np.asarray(draws) == 3).mean(0) - lost[30]) < 4 * np.sqrt(lost[30] * kept[30] / 50_000)).all()
+  draws = process.corrupt(
+    params, jax.random.key(0), np.broadcast_to(ids[30], (50_000, 3)), np.full((50_000, 3), t[30])
+  )
+  assert (
+    np.abs((np.asarray(draws) == 3).mean(0) - lost[30]) < 4 * np.sqrt(lost[30] * kept[30] / 50_000)
+  ).all()
 
 
 @every_row
@@ -360,9 +405,17 @@ def test_survival_falls_from_one_to_zero():
   told = np.append(np.random.default_rng(0).uniform(-1, 1, 6), [-1, 1])
   ids = np.broadcast_to(np.arange(8), (2001, 8))
   for schedule in (LINEAR, COSINE, SQUARE, Geometric()):
-    for row in (spindle(0.318, told, schedule), frequency(1.5, told, schedule), learned(np.exp(2 * told), schedule)):
-      lost = np.exp(compiled(row.process, "log_corruption")(row.params, ids, np.full((2001, 8), 8), t))
-      assert (np.diff(lost, axis=0) >= -2e-7).all() and (lost[0] == 0).all() and (lost[-1] == 1).all()
+    for row in (
+      spindle(0.318, told, schedule),
+      frequency(1.5, told, schedule),
+      learned(np.exp(2 * told), schedule),
+    ):
+      lost = np.exp(
+        compiled(row.process, "log_corruption")(row.params, ids, np.full((2001, 8), 8), t)
+      )
+      assert (
+        (np.diff(lost, axis=0) >= -2e-7).all() and (lost[0] == 0).all() and (lost[-1] == 1).all()
+      )
 
 
 def test_a_spindle_that_is_too_strong_would_be_noticed():
@@ -385,7 +438,9 @@ def score_and_path(row: Row):
 
     def cost(of_rate, of_draw):
       law = jnp.exp(prior + process.log_corruption({"power": of_draw}, ids, state, times).sum(1))
-      return node_weight * jnp.sum(law * process.rate({"power": of_rate}, ids, state, times, logits).sum(1))
+      return node_weight * jnp.sum(
+        law * process.rate({"power": of_rate}, ids, state, times, logits).sum(1)
+      )
 
     return jax.grad(cost, argnums=(0, 1))(params["power"], params["power"])
 
@@ -420,7 +475,9 @@ def test_leap_jumps_by_the_hazards():
   mu = np.array([0.5, 0.2, 0.3])
   flat = lambda value: jnp.full(rows, value, jnp.float32)
   logits = jnp.broadcast_to(jnp.log(jnp.asarray(mu, jnp.float32)), (rows, 3))
-  after = compiled(row.process, "leap")(row.params, KEYS, jnp.full(rows, 3), logits, flat(0.8), flat(0.7))
+  after = compiled(row.process, "leap")(
+    row.params, KEYS, jnp.full(rows, 3), logits, flat(0.8), flat(0.7)
+  )
   want = np.append(mu * 0.1 * row.shape / 0.8, 1 - (mu * 0.1 * row.shape / 0.8).sum())
   got = np.bincount(np.asarray(after), minlength=4) / rows
   np.testing.assert_array_less(np.abs(got - want), 4 * np.sqrt(want * (1 - want) / rows))
@@ -437,15 +494,21 @@ def test_renoise_and_guess(row):
     assert abs((z[mine] == 3).mean() - want) < 4 * np.sqrt(want * (1 - want) / mine.sum())
   np.testing.assert_array_equal(renoise(row.params, keys, ids, jnp.zeros(rows)), ids)
   logits = jnp.broadcast_to(jnp.array([-1e30, 0.0, -1e30]), (rows, 3))
-  np.testing.assert_array_equal(row.process.guess(row.params, keys, z, logits, jnp.full(rows, 0.6)), np.where(z == 3, 1, z))
+  np.testing.assert_array_equal(
+    row.process.guess(row.params, keys, z, logits, jnp.full(rows, 0.6)), np.where(z == 3, 1, z)
+  )
 
 
 def test_contracts():
   process = ROWS["powers"].process
   assert all(isinstance(process, contract) for contract in (Renoises, Leaps, LearnedNoise))
   assert not isinstance(process, Reveals)
-  canvas = Canvas(jnp.full((2, 4), 3), jnp.ones((2, 4), bool), KEYS[:8].reshape(2, 4), jnp.int32(0), None)
-  with pytest.raises(ValueError, match="TokenMasked draws no reveal times in advance; use the ancestral sampler"):
+  canvas = Canvas(
+    jnp.full((2, 4), 3), jnp.ones((2, 4), bool), KEYS[:8].reshape(2, 4), jnp.int32(0), None
+  )
+  with pytest.raises(
+    ValueError, match="TokenMasked draws no reveal times in advance; use the ancestral sampler"
+  ):
     EventDriven(Shared(), 4).plan(process, ROWS["powers"].params, canvas)
 
 
@@ -454,11 +517,18 @@ def test_information():
   frequency_of = (counts + 1) / (counts + 1).sum()
   for ranked in (False, True):
     value = information(counts, ranked)
-    assert value.dtype == np.float32 and abs(value @ frequency_of) < 1e-6 and np.abs(value).max() == 1
     assert (
-      value[3] == 1 and value[0] < 0 and value[1] == value[4] and (np.argsort(value, kind="stable") == [0, 2, 1, 4, 3]).all()
+      value.dtype == np.float32 and abs(value @ frequency_of) < 1e-6 and np.abs(value).max() == 1
     )
-  assert np.ptp(np.diff(np.sort(np.unique(information(counts, True))))) < 1e-6, "ranks are evenly spaced"
+    assert (
+      value[3] == 1
+      and value[0] < 0
+      and value[1] == value[4]
+      and (np.argsort(value, kind="stable") == [0, 2, 1, 4, 3]).all()
+    )
+  assert np.ptp(np.diff(np.sort(np.unique(information(counts, True))))) < 1e-6, (
+    "ranks are evenly spaced"
+  )
   assert not information(np.full(7, 3)).any()
 
 
@@ -479,7 +549,9 @@ def test_counts_are_read_once_by_init():
 
 def test_information_is_not_trained():
   row = ROWS["spindle"]
-  cost = lambda params: row.process.rate(params, IDS, STATES, jnp.full(IDS.shape, 0.5), jnp.zeros((*IDS.shape, 3))).sum()
+  cost = lambda params: row.process.rate(
+    params, IDS, STATES, jnp.full(IDS.shape, 0.5), jnp.zeros((*IDS.shape, 3))
+  ).sum()
   assert not np.asarray(jax.jit(jax.grad(cost))(row.params)["information"]).any()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import fold, row_keys, token_keys
+from diffusion_text.core.prng import fold, row_keys, token_keys
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
 from diffusion_text.sampler import asking
@@ -16,14 +16,17 @@ from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.block import WholeRow, sample_blocks
 from diffusion_text.sampler.guidance import Guidance
 from diffusion_text.sampler.loop import PRIOR, sample
-from diffusion_text.schedules import Linear, VPCosine
+from diffusion_text.schedules.discrete import Linear
+from diffusion_text.schedules.gaussian import VPCosine
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Inputs, Prediction
 
 V, B, L, D, STEPS = 5, 3, 4, 6, 3
 IDS = jax.random.randint(jax.random.key(0), (B, L), 0, V)
 GIVEN = jnp.broadcast_to(jnp.arange(L) == 0, (B, L))
-BATCH = Batch(IDS, given=GIVEN, weights=jnp.broadcast_to((jnp.arange(L) < 3).astype(jnp.float32), (B, L)))
+BATCH = Batch(
+  IDS, given=GIVEN, weights=jnp.broadcast_to((jnp.arange(L) < 3).astype(jnp.float32), (B, L))
+)
 SIMPLEX, MASKED = Simplex(V, VPCosine(), projection="sample"), Masked(V, Linear())
 KEYS = iter(jax.random.split(jax.random.key(4), 4))
 IN, RECALL, OUT, MIX = (
@@ -32,12 +35,20 @@ IN, RECALL, OUT, MIX = (
 
 
 def network(inputs, t, seen):
-  vectors = jax.nn.one_hot(inputs.ids, V + 1) if inputs.vectors is None else jnp.pad(inputs.vectors, ((0, 0), (0, 0), (0, 1)))
+  vectors = (
+    jax.nn.one_hot(inputs.ids, V + 1)
+    if inputs.vectors is None
+    else jnp.pad(inputs.vectors, ((0, 0), (0, 0), (0, 1)))
+  )
   features = jnp.einsum("ij,bjd->bid", MIX, vectors @ IN)
   if inputs.recalled is not None:
     features = features + jnp.where(inputs.recalls[..., None], inputs.recalled, 0.0)
-  jax.debug.callback(lambda *what: seen.append(jax.tree.map(np.asarray, what)), inputs, t, ordered=True)
-  return Prediction(features, lambda features: features @ OUT, None, lambda estimates: estimates @ RECALL)
+  jax.debug.callback(
+    lambda *what: seen.append(jax.tree.map(np.asarray, what)), inputs, t, ordered=True
+  )
+  return Prediction(
+    features, lambda features: features @ OUT, None, lambda estimates: estimates @ RECALL
+  )
 
 
 def run(process, scale):
@@ -45,7 +56,9 @@ def run(process, scale):
   seen = []
   policy = Ancestral(Shared(), STEPS, Guidance(guidance_scale=scale))
   draw = jax.jit(
-    lambda keys, batch: sample(policy, process, {}, lambda inputs, t: network(inputs, t, seen), keys, batch, recalls=D)
+    lambda keys, batch: sample(
+      policy, process, {}, lambda inputs, t: network(inputs, t, seen), keys, batch, recalls=D
+    )
   )
   result = draw(token_keys(row_keys(0, B), L), BATCH)
   jax.effects_barrier()
@@ -62,7 +75,9 @@ def check_memory():
   """Each reading is told of its own last answer, and of none at first; known tokens are told nothing and come back as they were."""
   result, seen = run(SIMPLEX, scale=2.0)
   readings = seen[::2], seen[1::2]
-  prior = jax.vmap(lambda key: SIMPLEX.prior({}, key, (1, L))[0])(fold(token_keys(row_keys(0, B), L)[:, 0], PRIOR))
+  prior = jax.vmap(lambda key: SIMPLEX.prior({}, key, (1, L))[0])(
+    fold(token_keys(row_keys(0, B), L)[:, 0], PRIOR)
+  )
   for number, calls in enumerate(readings):
     assert len(calls) == STEPS
     assert not calls[0][0].recalls.any()
@@ -80,7 +95,10 @@ def check_memory():
         np.testing.assert_allclose(inputs.vectors[known], jax.nn.softmax(prior)[known], atol=1e-6)
   kept = ~np.asarray((~GIVEN) & (BATCH.weights > 0))
   np.testing.assert_array_equal(np.asarray(result.ids)[kept], np.asarray(IDS)[kept])
-  assert int(result.calls) == len(seen) == STEPS * len(readings) and (np.asarray(result.row_calls) == len(seen)).all()
+  assert (
+    int(result.calls) == len(seen) == STEPS * len(readings)
+    and (np.asarray(result.row_calls) == len(seen)).all()
+  )
 
 
 def test_memory():
@@ -115,7 +133,9 @@ def test_blocks_are_told_of_their_own_answers():
   noise = MASKED.inputs({}, MASKED.prior({}, jax.random.key(0), (1, L)), jnp.ones((1, L)))
   reader = WholeRow(lambda inputs, t: network(inputs, t, seen), noise)
   policy = Ancestral(Shared(), STEPS)
-  run = jax.jit(lambda keys: sample_blocks(policy, MASKED, {}, reader, keys, Batch(IDS), 2, recalls=D).calls)
+  run = jax.jit(
+    lambda keys: sample_blocks(policy, MASKED, {}, reader, keys, Batch(IDS), 2, recalls=D).calls
+  )
   assert int(run(token_keys(row_keys(0, B), L))) == 2 * STEPS
   jax.effects_barrier()
   for number, (inputs, _) in enumerate(seen):
@@ -131,10 +151,13 @@ def test_nothing_given_costs_one_call():
   policy = Ancestral(Shared(), STEPS, Guidance(guidance_scale=2.0))
   denoise = lambda inputs, t: network(inputs, t, [])
   shape = jax.eval_shape(
-    lambda keys: sample(policy, MASKED, {}, denoise, keys, Batch(IDS)), jax.eval_shape(lambda: token_keys(row_keys(0, B), L))
+    lambda keys: sample(policy, MASKED, {}, denoise, keys, Batch(IDS)),
+    jax.eval_shape(lambda: token_keys(row_keys(0, B), L)),
   )
   assert shape.ids.shape == (B, L)
-  ask = functools.partial(asking.Asking, MASKED, {}, denoise, policy.guidance, noise=None, width=0, chunk=4)
+  ask = functools.partial(
+    asking.Asking, MASKED, {}, denoise, policy.guidance, noise=None, width=0, chunk=4
+  )
   assert ask(hidden=None).calls == 1 and ask(hidden=GIVEN).calls == 2
 
 
@@ -147,8 +170,12 @@ def test_golden_spaces():
   u, c = jnp.array([2.0, 0, 0, 0]), jnp.array([3.0, 1, 0, 0])
   both = lambda **how: jax.nn.softmax(Guidance(guidance_scale=2.0, **how).combine(c, u))
   np.testing.assert_allclose(both(), [0.8533, 0.1155, 0.0156, 0.0156], atol=5e-5)
-  np.testing.assert_allclose(2 * softmax(*c) - softmax(*u), [0.9083, 0.1229, -0.0156, -0.0156], atol=5e-5)
-  np.testing.assert_allclose(both(guidance_space="probabilities"), np.array([0.9083, 0.1229, 0, 0]) / 1.0312, atol=1e-4)
+  np.testing.assert_allclose(
+    2 * softmax(*c) - softmax(*u), [0.9083, 0.1229, -0.0156, -0.0156], atol=5e-5
+  )
+  np.testing.assert_allclose(
+    both(guidance_space="probabilities"), np.array([0.9083, 0.1229, 0, 0]) / 1.0312, atol=1e-4
+  )
   for space in ("logits", "probabilities"):
     for scale, alone in ((0.0, u), (1.0, c)):
       got = jax.nn.softmax(Guidance(guidance_scale=scale, guidance_space=space).combine(c, u))
@@ -157,10 +184,15 @@ def test_golden_spaces():
 
 def test_a_guided_prediction_is_a_prediction():
   make = lambda features: Prediction(features, lambda features: features @ OUT)
-  c, u = make(jax.random.normal(jax.random.key(1), (B, L, D))), make(jax.random.normal(jax.random.key(2), (B, L, D)))
+  c, u = (
+    make(jax.random.normal(jax.random.key(1), (B, L, D))),
+    make(jax.random.normal(jax.random.key(2), (B, L, D))),
+  )
   guidance = Guidance(guidance_scale=2.5)
   both = asking.guided(guidance, c, u)
-  np.testing.assert_allclose(both.unembed(both.features[0, 1]), guidance.combine(c.logits, u.logits)[0, 1], atol=1e-5)
+  np.testing.assert_allclose(
+    both.unembed(both.features[0, 1]), guidance.combine(c.logits, u.logits)[0, 1], atol=1e-5
+  )
 
 
 def test_guidance_in_blocks_is_refused():

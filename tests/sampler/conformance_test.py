@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys, token_keys
-from diffusion_text.evaluate.oracle import Enumerable, MarkovChain, exact_prediction, masked_evidence
+from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.gaussian import Gaussian
 from diffusion_text.process.masked import Masked
@@ -24,7 +23,9 @@ from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.order import ORDERS, Ordered
 from diffusion_text.sampler.remask import Remasking
 from diffusion_text.sampler.routed import Routed
-from diffusion_text.schedules import Cosine, Linear, VPCosine
+from diffusion_text.schedules.discrete import Cosine, Linear
+from diffusion_text.schedules.gaussian import VPCosine
+from diffusion_text.testing.oracle import Enumerable, MarkovChain, exact_prediction, masked_evidence
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch
 from tests.process.conformance_test import TOY
@@ -48,7 +49,11 @@ def draw(policy, rows, process=PROCESS, language=TOY, seed=0, batch=None, denois
   length = language.sequences.shape[1] if isinstance(language, Enumerable) else language.length
   batch = Batch(jnp.zeros((rows, length), jnp.int32)) if batch is None else batch
   jit = quick if rows <= 500 else jax.jit
-  run = jit(lambda keys: sample(policy, process, {}, denoise or exact(language), token_keys(keys, length), batch))
+  run = jit(
+    lambda keys: sample(
+      policy, process, {}, denoise or exact(language), token_keys(keys, length), batch
+    )
+  )
   return jax.tree.map(np.asarray, run(row_keys(seed, rows)))
 
 
@@ -66,12 +71,16 @@ def test_grid_samplers_have_the_law_of_their_grid(kind, steps):
   assert 0.5 * np.abs(got - law).sum() < noise_floor(law, rows)
 
 
-@pytest.mark.parametrize("process,timing", [(PROCESS, SHARED), (Masked(3, Cosine()), Slanted(2.0))], ids=repr)
+@pytest.mark.parametrize(
+  "process,timing", [(PROCESS, SHARED), (Masked(3, Cosine()), Slanted(2.0))], ids=repr
+)
 @pytest.mark.parametrize("kind", [Ancestral, EventDriven])
 def test_many_steps_reproduce_the_language(kind, process, timing):
   rows = 20_000
   got = TOY.histogram(draw(kind(timing, 64), rows, process=process).ids)
-  assert TOY.total_variation(got) < noise_floor(TOY.probabilities, rows) + 0.015  # 64 steps: 0.00996 for the linear grid
+  assert (
+    TOY.total_variation(got) < noise_floor(TOY.probabilities, rows) + 0.015
+  )  # 64 steps: 0.00996 for the linear grid
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -91,7 +100,10 @@ def test_drawn_token_order_is_biased_and_would_be_noticed():
     def _score(self, canvas, prediction, waiting):
       logp = jax.nn.log_softmax(prediction.logits)
       token = PROCESS.draw(
-        {}, jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, canvas.call)))(canvas.keys), canvas.state, logp
+        {},
+        jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, canvas.call)))(canvas.keys),
+        canvas.state,
+        logp,
       )
       return jnp.take_along_axis(logp, jnp.minimum(token, 2)[..., None], axis=-1)[..., 0]
 
@@ -100,7 +112,9 @@ def test_drawn_token_order_is_biased_and_would_be_noticed():
       waiting = self._waiting(process, params, canvas)
       score = jnp.where(waiting, self._score(canvas, prediction, waiting), -jnp.inf)
       best = jnp.argsort(jnp.argsort(-score, axis=1), axis=1) == 0
-      return jnp.where(waiting & best, process.draw(params, keys, canvas.state, prediction.logits), canvas.state)
+      return jnp.where(
+        waiting & best, process.draw(params, keys, canvas.state, prediction.logits), canvas.state
+      )
 
   result = draw(ScoresTheDraw(SHARED, 4, "max_prob"), 20_000)
   assert TOY.total_variation(TOY.histogram(result.ids)) > 0.3
@@ -130,21 +144,27 @@ def compiled(policy):
 
   mixed = isinstance(policy, SelfCorrecting)
   every = TestEverySampler
-  process, network = (Mixed(5, Linear(), "gidd", 0.3), follows) if mixed else (every.FIVE, exact(every.CHAIN))
+  process, network = (
+    (Mixed(5, Linear(), "gidd", 0.3), follows) if mixed else (every.FIVE, exact(every.CHAIN))
+  )
 
   def denoise(inputs, t):
     jax.debug.callback(lambda: made.append(1))
     return network(inputs, t)
 
   return quick(
-    lambda keys, *batch: sample(policy, process, {}, denoise, keys, Batch(batch[0], given=batch[1], weights=batch[2]))
+    lambda keys, *batch: sample(
+      policy, process, {}, denoise, keys, Batch(batch[0], given=batch[1], weights=batch[2])
+    )
   ), made
 
 
 STEERED = LogitControl(Ancestral(SHARED, 6), lambda soft: jnp.sum(soft[..., 0] ** 2, axis=1), 2.0)
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, STEERED], ids=lambda p: f"{type(p).__name__}-{getattr(p, 'order', '')}")
+@pytest.mark.parametrize(
+  "policy", [*POLICIES, STEERED], ids=lambda p: f"{type(p).__name__}-{getattr(p, 'order', '')}"
+)
 class TestEverySampler:
   CHAIN = MarkovChain.branchy(1, vocab_size=5, length=12)
   FIVE = Masked(5, Linear())
@@ -155,7 +175,9 @@ class TestEverySampler:
     made.clear()
     fill = lambda value, default: jnp.full((rows, 12), default) if value is None else value
     keys = token_keys(row_keys(seed, rows, first=first), 12)
-    result = jax.tree.map(np.asarray, run(keys, fill(ids, 0), fill(given, False), fill(weights, 1.0)))
+    result = jax.tree.map(
+      np.asarray, run(keys, fill(ids, 0), fill(given, False), fill(weights, 1.0))
+    )
     jax.effects_barrier()
     return result, len(made)
 
@@ -209,7 +231,12 @@ def believed(policy, process, logit, timings):
   def run(times):
     walk = dataclasses.replace(policy, timing=Walk(times=times))
     return sample(
-      walk, process, process.init(jax.random.key(0)), lambda inputs, t: likes, token_keys(row_keys(1, 2), 4), batch
+      walk,
+      process,
+      process.init(jax.random.key(0)),
+      lambda inputs, t: likes,
+      token_keys(row_keys(1, 2), 4),
+      batch,
     )  # this prior shows some already
 
   return [run(timing.grid(policy.steps, 4)) for timing in timings]
@@ -221,18 +248,31 @@ def check_certain(policy, process):
 
 
 CERTAIN = [
-  *((policy, Masked(4, Linear())) for policy in POLICIES if getattr(policy, "order", "margin") == "margin"),
+  *(
+    (policy, Masked(4, Linear()))
+    for policy in POLICIES
+    if getattr(policy, "order", "margin") == "margin"
+  ),
   *((policy, Uniform(4, Linear())) for policy in POLICIES),
   *((policy, Mixed(4, Linear(), "gidd", 0.3)) for policy in POLICIES),
 ]
-CERTAIN += [(Multistep(SHARED, 6), noise) for noise in (Masked(4, Linear()), Embedding(4, VPCosine(), width=4))]
+CERTAIN += [
+  (Multistep(SHARED, 6), noise)
+  for noise in (Masked(4, Linear()), Embedding(4, VPCosine(), width=4))
+]
 CERTAIN = [(dataclasses.replace(policy, steps=3), process) for policy, process in CERTAIN]
 
 
-@pytest.mark.parametrize("policy,process", CERTAIN, ids=lambda x: f"{type(x).__name__}-{getattr(x, 'order', '')}")
+@pytest.mark.parametrize(
+  "policy,process", CERTAIN, ids=lambda x: f"{type(x).__name__}-{getattr(x, 'order', '')}"
+)
 def test_a_certain_network_is_believed(policy, process):
   """Whatever the noise and the timing, its token is drawn everywhere; samplers that cannot work on a process say so."""
-  works = type(policy) in ANY_NOISE if isinstance(process, Mixed) else not isinstance(policy, SelfCorrecting)
+  works = (
+    type(policy) in ANY_NOISE
+    if isinstance(process, Mixed)
+    else not isinstance(policy, SelfCorrecting)
+  )
   works = isinstance(process, Gaussian) if isinstance(policy, Multistep) else works
   if works:
     return check_certain(policy, process)
@@ -252,7 +292,9 @@ def test_routing_by_the_times_of_the_timing_would_be_noticed():
 
 def test_guidance_of_uniform_noise():
   """One step from pure noise is the likeliest token wherever guidance leaves no other."""
-  one = lambda **options: (believed(Ancestral(SHARED, 1, **options), Uniform(4, Linear()), 1.0, [SHARED])[0].ids == LIKED).all()
+  one = lambda **options: (
+    believed(Ancestral(SHARED, 1, **options), Uniform(4, Linear()), 1.0, [SHARED])[0].ids == LIKED
+  ).all()
   assert not one()
   assert one(greedy_tail=True) and one(guidance=Guidance(top_p=1e-6))
 
@@ -260,12 +302,20 @@ def test_guidance_of_uniform_noise():
 @pytest.mark.parametrize("kind", ANY_NOISE, ids=lambda kind: kind.__name__)
 def test_scores_of_uniform_noise_are_not_guided(kind):
   """They are ratios to the token shown, whose own logit means nothing; those of masks are a law up to a factor."""
-  make = lambda **options: kind(SHARED, 2, **options, **({"kappa": 0.5} if kind is PredictorCorrector else {}))
+  make = lambda **options: kind(
+    SHARED, 2, **options, **({"kappa": 0.5} if kind is PredictorCorrector else {})
+  )
   canvas = Canvas(None, jnp.ones((1, 4), bool), None, jnp.int32(0), None)
   scores = Uniform(4, Linear(), prediction="score")
   make().plan(scores, {}, canvas)
-  for options in (dict(greedy_tail=True), dict(guidance=Guidance(temperature=0.5)), dict(guidance=Guidance(top_p=0.9))):
-    with pytest.raises(ValueError, match=r"Uniform with prediction='score'.*greedy_tail=.*temperature=.*top_p="):
+  for options in (
+    dict(greedy_tail=True),
+    dict(guidance=Guidance(temperature=0.5)),
+    dict(guidance=Guidance(top_p=0.9)),
+  ):
+    with pytest.raises(
+      ValueError, match=r"Uniform with prediction='score'.*greedy_tail=.*temperature=.*top_p="
+    ):
       make(**options).plan(scores, {}, canvas)
     make(**options).plan(Uniform(4, Linear()), {}, canvas)
     if kind is not SelfCorrecting:
@@ -278,11 +328,15 @@ def test_event_driven_calls_match_theory():
   batch = Batch(jnp.zeros((rows, chain_length), jnp.int32))
   denoise = lambda inputs, t: exact_prediction(jnp.zeros((*inputs.ids.shape, 3)))
   result = jax.jit(
-    lambda keys: sample(EventDriven(SHARED, steps), PROCESS, {}, denoise, token_keys(keys, chain_length), batch)
+    lambda keys: sample(
+      EventDriven(SHARED, steps), PROCESS, {}, denoise, token_keys(keys, chain_length), batch
+    )
   )(row_keys(0, rows))
   expected = steps * (1 - (1 - 1 / steps) ** chain_length)
   assert expected == pytest.approx(226.0, abs=0.1)
-  assert float(result.row_calls.mean()) == pytest.approx(expected, abs=2.5)  # standard error about 0.6
+  assert float(result.row_calls.mean()) == pytest.approx(
+    expected, abs=2.5
+  )  # standard error about 0.6
   assert int(result.calls) == int(result.row_calls.max())
 
 
@@ -323,7 +377,9 @@ def test_top_p_keeps_the_crossing_token():
   assert kept(1e-6) == [True, False, False, False]
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-1.0), dict(top_p=0.0), dict(top_p=1.5), dict(temperature=float("nan"))])
+@pytest.mark.parametrize(
+  "bad", [dict(temperature=-1.0), dict(top_p=0.0), dict(top_p=1.5), dict(temperature=float("nan"))]
+)
 def test_bad_guidance_is_refused(bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
     Guidance(**bad)
@@ -331,7 +387,7 @@ def test_bad_guidance_is_refused(bad):
 
 def test_rare_tokens_keep_their_share():
   """100 tokens of probability 1e-5 each are drawn 1e-3 of the time in all: 200 000 draws, within 4 standard errors."""
-  from diffusion_text.draws import draw_categorical
+  from diffusion_text.core.prng import draw_categorical
 
   logits = jnp.log(jnp.concatenate([jnp.array([1 - 1e-3]), jnp.full((100,), 1e-5)]))
   ids = jax.jit(lambda keys: draw_categorical(keys, jnp.broadcast_to(logits, (*keys.shape, 101))))(

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys, token_keys
-from diffusion_text.evaluate.oracle import Enumerable, exact_prediction, masked_evidence
-from diffusion_text.paths import PATHS
+from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
@@ -18,13 +16,17 @@ from diffusion_text.sampler.ancestral import Ancestral, EventDriven
 from diffusion_text.sampler.control import LatentControl, LogitControl
 from diffusion_text.sampler.loop import Canvas, sample
 from diffusion_text.sampler.order import Ordered
-from diffusion_text.schedules import Linear
+from diffusion_text.schedules.discrete import Linear
+from diffusion_text.schedules.gaussian import PATHS
+from diffusion_text.testing.oracle import Enumerable, exact_prediction, masked_evidence
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Prediction
 from tests.process.conformance_test import TOY
 
 V, LENGTH = 3, 3
-FREQUENT = jnp.log(jnp.array([0.5, 0.3, 0.2]))  # a language of independent tokens, whose exact prediction is always this
+FREQUENT = jnp.log(
+  jnp.array([0.5, 0.3, 0.2])
+)  # a language of independent tokens, whose exact prediction is always this
 TILT = jnp.array([-1.0, 0.0, 1.2])  # log p(c | x) = Σ_i TILT[x_i] + constant: linear in the tokens
 PATH = PATHS["log_snr"](log_snr_max=8.0, log_snr_min=-8.0)
 PROCESSES = {
@@ -51,7 +53,10 @@ def independent(kind, name, steps):
   bare = Ancestral(Shared(), steps)
   rows = 1000
   given = jnp.zeros((rows, LENGTH), bool).at[:, 0].set(True)
-  batch = Batch(jnp.tile(jnp.arange(V)[: rows % V + 1], rows)[:rows, None] * jnp.ones((1, LENGTH), jnp.int32), given=given)
+  batch = Batch(
+    jnp.tile(jnp.arange(V)[: rows % V + 1], rows)[:rows, None] * jnp.ones((1, LENGTH), jnp.int32),
+    given=given,
+  )
 
   def of_latents(z, t):
     logits = FREQUENT + process.evidence(params, z, t)
@@ -66,16 +71,25 @@ def independent(kind, name, steps):
 
   def controlled(strength, keys):
     if kind == "logits":
-      return run(LogitControl(bare, lambda soft: jnp.einsum("blv,v->b", soft, TILT), strength, 2), keys)
+      return run(
+        LogitControl(bare, lambda soft: jnp.einsum("blv,v->b", soft, TILT), strength, 2), keys
+      )
     return run(LatentControl(bare, of_latents, strength), keys)
 
   controlled, uncontrolled = jax.jit(controlled), jax.jit(functools.partial(run, bare))
   return lambda strength, seed=0: np.asarray(
-    uncontrolled(row_keys(seed, rows)) if strength is None else controlled(jnp.float32(strength), row_keys(seed, rows))
+    uncontrolled(row_keys(seed, rows))
+    if strength is None
+    else controlled(jnp.float32(strength), row_keys(seed, rows))
   ), np.asarray(batch.ids)
 
 
-CASES = [("logits", "masked", 3), ("logits", "uniform", 16), ("logits", "simplex", 32), ("latents", "embedding", 32)]
+CASES = [
+  ("logits", "masked", 3),
+  ("logits", "uniform", 16),
+  ("logits", "simplex", 32),
+  ("latents", "embedding", 32),
+]
 
 
 @pytest.mark.parametrize("kind,name,steps", CASES)
@@ -89,7 +103,9 @@ def test_bayes_rule_is_exact_for_independent_tokens(kind, name, steps):
   assert distance(unguided[:, 1:], FREQUENT) < 0.05
   if name in ("masked", "embedding"):
     np.testing.assert_array_equal(unguided, draw(None))
-  assert distance(draw(-1.0)[:, 1:], FREQUENT + TILT) > 0.5, "with its sign flipped the test must fail"
+  assert distance(draw(-1.0)[:, 1:], FREQUENT + TILT) > 0.5, (
+    "with its sign flipped the test must fail"
+  )
 
 
 def exact(inputs, t):
@@ -107,9 +123,14 @@ def test_a_classifier_of_dependent_tokens_moves_the_law_towards_the_conditional(
   @jax.jit
   def draw(strength):
     policy = LogitControl(Ordered(Shared(), 4, "random"), told, strength)
-    return sample(policy, Masked(3, Linear()), {}, exact, token_keys(row_keys(0, 8_000), 4), batch).ids
+    return sample(
+      policy, Masked(3, Linear()), {}, exact, token_keys(row_keys(0, 8_000), 4), batch
+    ).ids
 
-  away = {s: 0.5 * np.abs(TOY.histogram(draw(jnp.float32(s))) - conditional).sum() for s in (-1.0, 0.0, 1.0)}
+  away = {
+    s: 0.5 * np.abs(TOY.histogram(draw(jnp.float32(s))) - conditional).sum()
+    for s in (-1.0, 0.0, 1.0)
+  }
   assert away[1.0] < 0.5 * away[0.0] < away[0.0] < away[-1.0], away
 
 
@@ -128,7 +149,9 @@ def test_what_is_added_and_what_it_costs(steps, wrt):
 
   policy = LogitControl(Ancestral(Shared(), 5), told, 1.0, steps, wrt)
   batch = Batch(jnp.zeros((2, 4), jnp.int32))
-  result = jax.jit(lambda keys: sample(policy, Masked(3, Linear()), {}, denoise, keys, batch))(token_keys(row_keys(0, 2), 4))
+  result = jax.jit(lambda keys: sample(policy, Masked(3, Linear()), {}, denoise, keys, batch))(
+    token_keys(row_keys(0, 2), 4)
+  )
   jax.block_until_ready(result)
   jax.effects_barrier()
   assert int(result.calls) == len(made) == 5 and len(asked) == 5 * steps
@@ -138,8 +161,16 @@ def test_what_is_added_and_what_it_costs(steps, wrt):
       return prediction.logits
 
   logits = jnp.array([[[0.1, -0.5, 0.3], [0.0, 1.0, -1.0]]])
-  canvas = Canvas(jnp.array([[3, 1]]), jnp.array([[True, True]]), token_keys(row_keys(0, 1), 2), jnp.int32(0), jnp.ones((2, 2)))
-  one = LogitControl(Shows(Shared(), 1), lambda soft: 3.0 * soft[:, 0, 0] + soft[:, 1, 2], 0.7, 1, wrt)
+  canvas = Canvas(
+    jnp.array([[3, 1]]),
+    jnp.array([[True, True]]),
+    token_keys(row_keys(0, 1), 2),
+    jnp.int32(0),
+    jnp.ones((2, 2)),
+  )
+  one = LogitControl(
+    Shows(Shared(), 1), lambda soft: 3.0 * soft[:, 0, 0] + soft[:, 1, 2], 0.7, 1, wrt
+  )
   after = one.advance(Masked(3, Linear()), {}, canvas, Prediction(logits, lambda rows: rows))
   p, g = np.asarray(jax.nn.softmax(logits[0, 0])), np.array([3.0, 0.0, 0.0])
   added = g if wrt == "probabilities" else p * (g - p @ g)
@@ -151,13 +182,20 @@ def test_a_given_end_is_length_control():
   """Words of tokens 2 and 3, then one END (0), then padding (1): to give END its place is to give the length, and nothing new is needed."""
   language = Enumerable.dirichlet(0, 0.5, 4, 4)
   ends = np.argmax(language.sequences == 0, axis=1)
-  shaped = [(row[:k] >= 2).all() and (row[k] == 0) and (row[k + 1 :] == 1).all() for row, k in zip(language.sequences, ends)]
+  shaped = [
+    (row[:k] >= 2).all() and (row[k] == 0) and (row[k + 1 :] == 1).all()
+    for row, k in zip(language.sequences, ends)
+  ]
   probabilities = language.probabilities * shaped
   language = Enumerable(language.sequences, probabilities / probabilities.sum(), 4)
   ids = jnp.zeros((2000, 4), jnp.int32)
   batch = Batch(ids, given=jnp.zeros(ids.shape, bool).at[:, 2].set(True))
   denoise = lambda inputs, t: exact_prediction(language.posterior(masked_evidence(inputs.ids, 4)))
-  run = jax.jit(lambda keys: sample(Ordered(Shared(), 4, "random"), Masked(4, Linear()), {}, denoise, keys, batch).ids)
+  run = jax.jit(
+    lambda keys: (
+      sample(Ordered(Shared(), 4, "random"), Masked(4, Linear()), {}, denoise, keys, batch).ids
+    )
+  )
   got = np.asarray(run(token_keys(row_keys(0, 2000), 4)))
   assert (np.argmax(got == 0, axis=1) == 2).all() and (got[:, 3] == 1).all()
   asked = language.probabilities * (ends == 2)
@@ -175,7 +213,13 @@ def test_what_does_not_fit_is_refused():
     LogitControl(inner, told, 1.0, wrt="tokens")
   with pytest.raises(ValueError, match="EventDriven"):
     LatentControl(EventDriven(Shared(), 2), told, 1.0)
-  canvas = Canvas(jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool), token_keys(row_keys(0, 1), 2), jnp.int32(0), None)
+  canvas = Canvas(
+    jnp.zeros((1, 2), jnp.int32),
+    jnp.ones((1, 2), bool),
+    token_keys(row_keys(0, 1), 2),
+    jnp.int32(0),
+    None,
+  )
   with pytest.raises(ValueError, match="Masked has no vectors"):
     LatentControl(inner, told, 1.0).plan(Masked(3, Linear()), {}, canvas)
   with pytest.raises(ValueError, match="ratios"):

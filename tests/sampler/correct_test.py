@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys, token_keys
-from diffusion_text.evaluate.oracle import exact_prediction
+from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
@@ -20,7 +19,9 @@ from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
 from diffusion_text.sampler.loop import Canvas, sample
 from diffusion_text.sampler.remask import Remasking
 from diffusion_text.sampler.routed import Routed
-from diffusion_text.schedules import Cosine, Linear, VPCosine
+from diffusion_text.schedules.discrete import Cosine, Linear
+from diffusion_text.schedules.gaussian import VPCosine
+from diffusion_text.testing.oracle import exact_prediction
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch
 from tests.process.conformance_test import TOY, TOY_B, exact, law, meant, true_logits
@@ -53,7 +54,9 @@ def one_step(policy, process, rows=60_000):
     state = process.corrupt({}, jax.random.key(5), ids, t)
     canvas = Canvas(state, jnp.ones(ids.shape, bool), keys, jnp.int32(0), None)
     canvas = canvas._replace(plan=policy.plan(process, {}, canvas))
-    after = policy.advance(process, {}, canvas, exact_prediction(true_logits(process, ids, state, t)))
+    after = policy.advance(
+      process, {}, canvas, exact_prediction(true_logits(process, ids, state, t))
+    )
     return state, after.state if isinstance(after, Canvas) else after
 
   return np.asarray(ids[0]), *map(np.asarray, run(token_keys(row_keys(3, rows), 3)))
@@ -73,7 +76,10 @@ KEEPERS = [
   (Remasking(Pair(), 2, strategy="cap", eta=0.1), MASKED),
   (Remasking(Pair(), 2, strategy="rescale", eta=0.8), MASKED),
   *((PredictorCorrector(Pair(), 2, kappa=0.0), process) for process in (MASKED, UNIFORM)),
-  *((PredictorCorrector(Pair(), 2, kappa=0.6), process) for process in (MASKED, UNIFORM, GIDD, GAMMA)),
+  *(
+    (PredictorCorrector(Pair(), 2, kappa=0.6), process)
+    for process in (MASKED, UNIFORM, GIDD, GAMMA)
+  ),
 ]
 
 
@@ -133,7 +139,9 @@ def test_kappa_one_is_ancestral(process):
 @pytest.mark.parametrize(
   "process,most", [(UNIFORM, 0.045), (GIDD, 0.065)], ids=repr
 )  # GIDD, ancestral: 0.026 at 96, 0.013 at 384
-@pytest.mark.parametrize("policy", [TauLeaping(SHARED, 96), PredictorCorrector(SHARED, 96, kappa=0.95)], ids=repr)
+@pytest.mark.parametrize(
+  "policy", [TauLeaping(SHARED, 96), PredictorCorrector(SHARED, 96, kappa=0.95)], ids=repr
+)
 def test_many_steps_reproduce_the_language(policy, process, most):
   result = on_toy_b(policy, process, 2_000, quick)
   assert (result.ids < V).all() and result.calls == 96
@@ -152,7 +160,9 @@ def test_routing_is_biased():
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 64])
 def test_routing_keeps_what_it_says(rate, steps):
   total = jnp.arange(1, 300)
-  kept = np.stack([Routed(SHARED, steps, rate=rate).kept(jnp.int32(call), total)[0] for call in range(steps)])
+  kept = np.stack(
+    [Routed(SHARED, steps, rate=rate).kept(jnp.int32(call), total)[0] for call in range(steps)]
+  )
   assert (np.diff(kept, axis=0) >= 0).all() and (kept[-1] == total).all()
   share = np.arange(1, steps + 1) / steps
   share = share if rate == "linear" else 1 - np.cos(np.pi / 2 * share)
@@ -182,7 +192,9 @@ def test_routing_masks_the_rest_and_breaks_ties_to_the_left(process):
 
   given = jnp.arange(9)[None] == 1
   batch = Batch(jnp.zeros((2, 9), jnp.int32), given=given & jnp.ones((2, 1), bool))
-  run = quick(lambda keys: sample(Routed(SHARED, 5), process, {}, denoise, token_keys(keys, 9), batch))
+  run = quick(
+    lambda keys: sample(Routed(SHARED, 5), process, {}, denoise, token_keys(keys, 9), batch)
+  )
   result = run(row_keys(0, 2))
   jax.effects_barrier()
   assert result.calls == 5 and (result.ids < V).all() and (result.ids[:, 1] == 0).all()
@@ -233,7 +245,9 @@ def test_corrections_one_by_one():
 def test_correcting_all_at_once_fails():
   class AllAtOnce(SelfCorrecting):
     def correct(self, process, params, canvas, prediction):
-      return canvas._replace(state=jnp.where(canvas.open, jnp.argmax(prediction.logits, axis=-1), canvas.state))
+      return canvas._replace(
+        state=jnp.where(canvas.open, jnp.argmax(prediction.logits, axis=-1), canvas.state)
+      )
 
   with pytest.raises(AssertionError):
     check_corrections(AllAtOnce(SHARED, 3, corrections=20, correction_temperature=0.0))
@@ -252,7 +266,9 @@ def one_call(policy, prediction, call):
     now = canvas._replace(state=state, keys=token_keys(keys, 6))
     now = now._replace(plan=policy.plan(process, {}, now))
     t = jnp.broadcast_to(policy.times(process, {}, now), (6, 6))
-    logits = meant(process, jax.nn.log_softmax(opinion(process.inputs({}, state, t), t).logits), state, t)
+    logits = meant(
+      process, jax.nn.log_softmax(opinion(process.inputs({}, state, t), t).logits), state, t
+    )
     act = policy.correct if isinstance(policy, SelfCorrecting) else policy.advance
     after = act(process, {}, now, exact_prediction(logits))
     return after.state if isinstance(after, Canvas) else after
@@ -266,7 +282,14 @@ def test_routing_is_refused_for_vectors():
   params = process.init(jax.random.key(0))
   denoise = lambda inputs, t: exact_prediction(jnp.zeros((2, 6, V)))
   with pytest.raises(ValueError, match="Embedding keeps no tokens whole"):
-    sample(Routed(SHARED, 3), process, params, denoise, token_keys(row_keys(0, 2), 6), Batch(jnp.zeros((2, 6), jnp.int32)))
+    sample(
+      Routed(SHARED, 3),
+      process,
+      params,
+      denoise,
+      token_keys(row_keys(0, 2), 6),
+      Batch(jnp.zeros((2, 6), jnp.int32)),
+    )
 
 
 CALLS = [(GREEDY, 3, correct), (Routed(SHARED, 3), 1, routed)]
@@ -278,7 +301,9 @@ def test_the_meaning_of_logits_does_not_matter(policy, call, module, monkeypatch
   want = one_call(policy, "leave_one_out", call)
   for prediction in ("posterior", "score"):
     np.testing.assert_array_equal(one_call(policy, prediction, call), want)
-  monkeypatch.setattr(module, "leave_one_out", lambda process, state, t, logits: jax.nn.log_softmax(logits))
+  monkeypatch.setattr(
+    module, "leave_one_out", lambda process, state, t, logits: jax.nn.log_softmax(logits)
+  )
   assert (one_call(policy, "posterior", call) != want).any(), "the test does not see raw logits"
 
 
@@ -300,7 +325,9 @@ def test_corrections_read_the_text_at_their_time():
     return opinion(inputs, t)
 
   batch = Batch(jnp.zeros((1, 6), jnp.int32))
-  result = quick(lambda keys: sample(GREEDY, UNIFORM, {}, denoise, token_keys(keys, 6), batch))(row_keys(0, 1))
+  result = quick(lambda keys: sample(GREEDY, UNIFORM, {}, denoise, token_keys(keys, 6), batch))(
+    row_keys(0, 1)
+  )
   jax.effects_barrier()
   np.testing.assert_allclose(seen, [1, 2 / 3, 1 / 3] + [0.01] * (int(result.calls) - 3), rtol=1e-6)
 
@@ -344,6 +371,11 @@ def test_a_process_that_cannot_noise_again_is_told_so():
         raise AttributeError(name)
       return getattr(Masked(3, Linear()), name)
 
-  for policy in (PredictorCorrector(SHARED, 4, kappa=0.5), SelfCorrecting(SHARED, 4), Routed(SHARED, 4), TauLeaping(SHARED, 4)):
+  for policy in (
+    PredictorCorrector(SHARED, 4, kappa=0.5),
+    SelfCorrecting(SHARED, 4),
+    Routed(SHARED, 4),
+    TauLeaping(SHARED, 4),
+  ):
     with pytest.raises(ValueError, match=r"Plain .* ancestral"):
       draw(policy, 2, process=Plain(), denoise=exact_masked(TOY))

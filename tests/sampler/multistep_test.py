@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys, token_keys
-from diffusion_text.evaluate.oracle import exact_prediction
+from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.sampler import multistep
 from diffusion_text.sampler.ancestral import Ancestral
 from diffusion_text.sampler.loop import Canvas, sample
 from diffusion_text.sampler.multistep import Multistep
-from diffusion_text.schedules import LogSNR, VPCosine
+from diffusion_text.schedules.gaussian import LogSNR, VPCosine
+from diffusion_text.testing.oracle import exact_prediction
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch
 
@@ -40,8 +40,15 @@ def errors(order):
     start = jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.zeros(1)
     return jax.lax.scan(step, start, jnp.stack([grid[:-1], grid[1:]], axis=1))[0][0][0, 0]
 
-  ends = [float(path(jnp.float32(t)).alpha ** 2 * data + path(jnp.float32(t)).sigma ** 2) for t in (1, 0)]
-  return np.array([abs(float(run(jnp.linspace(1, 0, n + 1))) - (ends[1] / ends[0]) ** 0.5) for n in (10, 20, 40, 80)])
+  ends = [
+    float(path(jnp.float32(t)).alpha ** 2 * data + path(jnp.float32(t)).sigma ** 2) for t in (1, 0)
+  ]
+  return np.array(
+    [
+      abs(float(run(jnp.linspace(1, 0, n + 1))) - (ends[1] / ends[0]) ** 0.5)
+      for n in (10, 20, 40, 80)
+    ]
+  )
 
 
 def check_order():
@@ -57,23 +64,39 @@ def test_order():
 
 def test_extrapolating_a_whole_step_would_be_noticed(monkeypatch):
   right = multistep.extrapolated
-  monkeypatch.setattr(multistep, "extrapolated", lambda path, x, *rest: 2 * right(path, x, *rest) - x)
+  monkeypatch.setattr(
+    multistep, "extrapolated", lambda path, x, *rest: 2 * right(path, x, *rest) - x
+  )
   with pytest.raises(AssertionError):
     check_order()
 
 
 def check_start():
   """Tokens without a history step as DDIM does, bit by bit; those with one do not."""
-  policy, ddim, has = Multistep(Shared(), 4), Ancestral(Shared(), 4), jnp.broadcast_to(jnp.arange(L) % 2 == 1, (B, L))
+  policy, ddim, has = (
+    Multistep(Shared(), 4),
+    Ancestral(Shared(), 4),
+    jnp.broadcast_to(jnp.arange(L) % 2 == 1, (B, L)),
+  )
   prediction = exact_prediction(jax.random.normal(jax.random.key(3), (B, L, V)))
-  canvas = Canvas(PROCESS.prior(PARAMS, jax.random.key(1), (B, L)), jnp.ones((B, L), bool), KEYS, jnp.int32(1), None)
+  canvas = Canvas(
+    PROCESS.prior(PARAMS, jax.random.key(1), (B, L)),
+    jnp.ones((B, L), bool),
+    KEYS,
+    jnp.int32(1),
+    None,
+  )
 
   @jax.jit
   def run():
     times, last, before = policy.plan(PROCESS, PARAMS, canvas)
     plan = times, last + 1, jnp.where(has, 1.0, before)
     after = policy.advance(PROCESS, PARAMS, canvas._replace(plan=plan), prediction)
-    return after.state, after.plan[2], ddim.advance(PROCESS, PARAMS, canvas._replace(plan=times), prediction)
+    return (
+      after.state,
+      after.plan[2],
+      ddim.advance(PROCESS, PARAMS, canvas._replace(plan=times), prediction),
+    )
 
   ours, before, theirs = run()
   np.testing.assert_array_equal(ours[~has], theirs[~has])
@@ -86,7 +109,11 @@ def test_start():
 
 def test_a_false_history_would_be_noticed(monkeypatch):
   right = multistep.extrapolated
-  monkeypatch.setattr(multistep, "extrapolated", lambda path, x, last, before, t, s: right(path, x, last, before + 2, t, s))
+  monkeypatch.setattr(
+    multistep,
+    "extrapolated",
+    lambda path, x, last, before, t, s: right(path, x, last, before + 2, t, s),
+  )
   with pytest.raises(AssertionError):
     check_start()
 
@@ -99,7 +126,9 @@ def check_end(kind):
     likes = jnp.where(jnp.max(t) > 0.4, 1, 2)
     return exact_prediction(jnp.broadcast_to(30 * jax.nn.one_hot(likes, V), (B, L, V)))
 
-  run = jax.jit(lambda: sample(kind(Shared(), 3), PROCESS, PARAMS, denoise, KEYS, Batch(ids, given=given)))
+  run = jax.jit(
+    lambda: sample(kind(Shared(), 3), PROCESS, PARAMS, denoise, KEYS, Batch(ids, given=given))
+  )
   result = run()
   np.testing.assert_array_equal(result.ids, jnp.where(given, 4, 2))
   assert int(result.calls) == 3

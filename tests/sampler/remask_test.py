@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.draws import row_keys, token_keys
-from diffusion_text.evaluate.oracle import masked_evidence
+from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler import remask
@@ -16,7 +15,8 @@ from diffusion_text.sampler.ancestral import Ancestral, TauLeaping
 from diffusion_text.sampler.correct import PredictorCorrector
 from diffusion_text.sampler.loop import Canvas
 from diffusion_text.sampler.remask import Remasking
-from diffusion_text.schedules import Cosine, Linear, reveal_probability, time_of, weight
+from diffusion_text.schedules.discrete import Cosine, Linear, reveal_probability, time_of, weight
+from diffusion_text.testing.oracle import masked_evidence
 from diffusion_text.timing import Shared, Slanted
 from tests.process.conformance_test import SCHEDULES, TOY
 from tests.sampler.conformance_test import draw, exact, noise_floor, quick
@@ -36,7 +36,9 @@ def exact_law(steps) -> np.ndarray:
   for reveal, sigma in steps:
     kept = (1 - sigma) * np.eye(4)[STATES] + sigma * np.eye(4)[3]
     token = np.concatenate([reveal * PREDICTED, np.full((256, 4, 1), 1 - reveal)], axis=-1)
-    law = law @ np.einsum("na,nb,nc,nd->nabcd", *np.where(masked, token, kept).transpose(1, 0, 2)).reshape(256, 256)
+    law = law @ np.einsum(
+      "na,nb,nc,nd->nabcd", *np.where(masked, token, kept).transpose(1, 0, 2)
+    ).reshape(256, 256)
   return law.reshape((4,) * 4)[:3, :3, :3, :3].reshape(-1)
 
 
@@ -76,7 +78,9 @@ def check_marginals(limit, unmask):
     now, after = schedule(jnp.asarray(t)), schedule(jnp.asarray(s))
     for sigma in (share * limit(now, after), jnp.minimum(share, limit(now, after))):
       p = unmask(now, after, sigma)
-      assert (p > -1e-5).all() and (p < 1 + 1e-6).all() and (sigma >= 0).all() and (sigma <= 1).all()
+      assert (
+        (p > -1e-5).all() and (p < 1 + 1e-6).all() and (sigma >= 0).all() and (sigma <= 1).all()
+      )
       np.testing.assert_allclose(now.noise * (1 - p) + now.alpha * sigma, after.noise, atol=2e-6)
       assert (np.asarray(sigma)[s == 0] == 0).all() and (np.asarray(p)[s == 0] == 1).all()
 
@@ -89,7 +93,10 @@ def test_every_sigma_keeps_the_marginals():
   "limit,unmask",
   [
     (remask.limit, lambda now, after, sigma: 1 - after.noise / jnp.maximum(now.noise, 1e-30)),
-    (lambda now, after: jnp.minimum(1.0, now.noise / jnp.maximum(now.alpha, 1e-30)), remask.unmask_probability),
+    (
+      lambda now, after: jnp.minimum(1.0, now.noise / jnp.maximum(now.alpha, 1e-30)),
+      remask.unmask_probability,
+    ),
     (lambda now, after: jnp.ones_like(now.alpha), remask.unmask_probability),
   ],
   ids=["unmasks as if nothing were remasked", "the limit of the step before", "no limit"],
@@ -124,11 +131,18 @@ def test_law_is_the_exact_one(case):
 def test_law_with_a_loop():
   """The clock is spent as the paper says: up to alpha_on, there, and on to 1; tokens are remasked in between only."""
   clock, (on, off, held) = grid(12), LOOP
-  alpha = np.where(clock > on, (1 - clock) * held / (1 - on), np.where(clock < off, 1 - (1 - held) * clock / off, held))
+  alpha = np.where(
+    clock > on,
+    (1 - clock) * held / (1 - on),
+    np.where(clock < off, 1 - (1 - held) * clock / off, held),
+  )
   inside = (clock[:-1] <= on) & (clock[1:] >= off)
   assert inside.sum() == 5
   sigmas = np.where(inside, 0.1, 0.0)
-  steps = [((b - (1 - sigma) * a) / (1 - a), sigma) for (a, b), sigma in zip(itertools.pairwise(alpha), sigmas, strict=True)]
+  steps = [
+    ((b - (1 - sigma) * a) / (1 - a), sigma)
+    for (a, b), sigma in zip(itertools.pairwise(alpha), sigmas, strict=True)
+  ]
   assert distance(Remasking(SHARED, 12, eta=0.1, loop=LOOP), exact_law(steps)) < 1
 
 
@@ -182,10 +196,14 @@ def test_confidence_takes_back_what_was_unlikely():
   canvas = Canvas(jnp.full((64, 4), 3), jnp.ones((64, 4), bool), keys, jnp.int32(1), None)
   canvas = canvas._replace(plan=policy.plan(PROCESS, {}, canvas))
   prediction = exact(TOY)(PROCESS.inputs({}, canvas.state, None), None)
-  then = quick(lambda keys: policy.advance(PROCESS, {}, canvas._replace(keys=keys), prediction))(keys)
+  then = quick(lambda keys: policy.advance(PROCESS, {}, canvas._replace(keys=keys), prediction))(
+    keys
+  )
   clean = np.asarray(then.state) < 3
   assert 0 < clean.sum() < 256
-  chance = np.take_along_axis(np.asarray(prediction.logits), np.minimum(then.state, 2)[..., None], -1)[..., 0]
+  chance = np.take_along_axis(
+    np.asarray(prediction.logits), np.minimum(then.state, 2)[..., None], -1
+  )[..., 0]
   np.testing.assert_allclose(then.plan[2], np.where(clean, np.exp(chance), 0.0), rtol=1e-5)
 
 
@@ -198,7 +216,9 @@ def test_what_cannot_be_remasked_is_told_so():
   "bad",
   [
     *(dict(strategy="capped"), dict(eta=1.5)),
-    *(dict(loop=loop) for loop in ((0.05, 0.55, 0.9), (0.5, 0.1, 1.0), (0.5,), ("a", "b", "c"), 0.5)),
+    *(
+      dict(loop=loop) for loop in ((0.05, 0.55, 0.9), (0.5, 0.1, 1.0), (0.5,), ("a", "b", "c"), 0.5)
+    ),
   ],
 )
 def test_bad_choices_are_refused(bad):
@@ -220,7 +240,9 @@ def test_psi_of_masks_is_remasking(kappa):
   """sigma = (1 - kappa)(1 - alpha_s), within the limit: the same two probabilities at every step."""
   times = np.linspace(1, 0, 50)
   within = lambda a, b, limit: min((1 - kappa) * (1 - b), limit + 1e-12)
-  np.testing.assert_allclose(list(psi_steps(times, kappa)), list(remasking_steps(times, within)), atol=1e-12)
+  np.testing.assert_allclose(
+    list(psi_steps(times, kappa)), list(remasking_steps(times, within)), atol=1e-12
+  )
 
 
 def test_psi_has_its_law():
@@ -231,13 +253,17 @@ def leap_steps(times, schedule):
   pairs = list(itertools.pairwise(times))
   leaps = [(t - s) * float(weight(schedule, jnp.float32(t))) for t, s in pairs[:-1]]
   t, s = pairs[-1]
-  return [(p, 0.0) for p in (*leaps, float(reveal_probability(schedule, jnp.float32(t), jnp.float32(s))))]
+  return [
+    (p, 0.0) for p in (*leaps, float(reveal_probability(schedule, jnp.float32(t), jnp.float32(s))))
+  ]
 
 
 def test_tau_leaping_has_its_law():
   law, process = exact_law(leap_steps(grid(4), Cosine())), Masked(3, Cosine())
   assert distance(TauLeaping(SHARED, 4), law, process=process) < 1
-  assert distance(Ancestral(SHARED, 4), law, process=process) > 1.5, "the test does not see the leap"
+  assert distance(Ancestral(SHARED, 4), law, process=process) > 1.5, (
+    "the test does not see the leap"
+  )
 
   class LeapsToTheEnd(TauLeaping):
     def step(self, process, params, keys, state, logits, t, s):
@@ -247,7 +273,9 @@ def test_tau_leaping_has_its_law():
 
 
 def test_tau_leaping_tends_to_the_language():
-  got = [TOY.total_variation(exact_law(leap_steps(grid(steps), Cosine()))) for steps in (16, 64, 256)]
+  got = [
+    TOY.total_variation(exact_law(leap_steps(grid(steps), Cosine()))) for steps in (16, 64, 256)
+  ]
   assert got == pytest.approx([0.05639, 0.01382, 0.00344], abs=2e-5)
 
 

@@ -31,7 +31,9 @@ def _save(directory, steps, *, metrics=None, ema=True, **options):
   with tr.Checkpointer(directory, **options) as checkpointer:
     for step in steps:
       scores = None if metrics is None else metrics.get(step)
-      checkpointer.save(step, _state(step, ema), data=b"%d" % step, clock=_clock(step), metrics=scores)
+      checkpointer.save(
+        step, _state(step, ema), data=b"%d" % step, clock=_clock(step), metrics=scores
+      )
 
 
 def _clock(seconds=0.0):
@@ -58,7 +60,11 @@ def _equal(a, b):
 
 def _largest_file(directory):
   # orbax merges what each process wrote (ocdbt.process_N) into `d`, and reads that.
-  files = [p for p in pathlib.Path(directory).rglob("*") if p.parent.name == "d" and "ocdbt.process" not in str(p)]
+  files = [
+    p
+    for p in pathlib.Path(directory).rglob("*")
+    if p.parent.name == "d" and "ocdbt.process" not in str(p)
+  ]
   return max(files, key=os.path.getsize)
 
 
@@ -66,7 +72,12 @@ def _largest_file(directory):
 def saved(tmp_path_factory):
   """A directory with checkpoints 3 and 6; tests work on copies."""
   directory = tmp_path_factory.mktemp("saved") / "checkpoints"
-  _save(directory, [3, 6], metrics={6: {"bpc": 1.0}}, assets={"tokenizer": b"\x00\xffabc", "config.json": b"{}"})
+  _save(
+    directory,
+    [3, 6],
+    metrics={6: {"bpc": 1.0}},
+    assets={"tokenizer": b"\x00\xffabc", "config.json": b"{}"},
+  )
   return directory
 
 
@@ -100,17 +111,26 @@ def test_without_an_average(tmp_path):
 def test_precedence(copy, tmp_path):
   never = None
   marked = {"pretrained": lambda: _state(70), "fresh": lambda: _state(80)}
-  restored, _ = _restore(copy, restore_from=str(tmp_path / "absent"), pretrained=never, fresh=never)  # 1.
+  restored, _ = _restore(
+    copy, restore_from=str(tmp_path / "absent"), pretrained=never, fresh=never
+  )  # 1.
   assert (restored.step, restored.source) == (6, "workdir")
   new = tmp_path / "new"
   restored, data = _restore(new, restore_from=copy, pretrained=never, fresh=never)  # 2.
   assert (restored.step, restored.source, data.n) == (6, "restore_from", 6)
   assert not restored.evaluated and restored.resume_step is None
   restored, data = _restore(new, **marked)  # 3.
-  assert (int(restored.state.step), restored.step, restored.source, data.n) == (70, 0, "pretrained", 0)
+  assert (int(restored.state.step), restored.step, restored.source, data.n) == (
+    70,
+    0,
+    "pretrained",
+    0,
+  )
   restored, _ = _restore(new, fresh=marked["fresh"])  # 4.
   assert (int(restored.state.step), restored.source) == (80, "fresh")
-  with pytest.raises(CheckpointError, match=r"there is no checkpoint in .*absent; is the path right"):
+  with pytest.raises(
+    CheckpointError, match=r"there is no checkpoint in .*absent; is the path right"
+  ):
     _restore(new, restore_from=tmp_path / "absent")
 
 
@@ -138,7 +158,9 @@ def test_a_damaged_newest_falls_back_and_says_so(copy, caplog, how):
 def test_a_checksum_catches_what_the_files_do_not_show(copy, monkeypatch):
   """Mutant: without the comparison the wrong numbers would be accepted."""
   real = checkpoint.checksums
-  monkeypatch.setattr(checkpoint, "checksums", lambda items: real(jax.tree.map(lambda x: x + 1, items)))
+  monkeypatch.setattr(
+    checkpoint, "checksums", lambda items: real(jax.tree.map(lambda x: x + 1, items))
+  )
   with pytest.raises(CheckpointError, match="does not match its checksum"):
     _restore(copy)
 
@@ -146,7 +168,10 @@ def test_a_checksum_catches_what_the_files_do_not_show(copy, monkeypatch):
 def test_nothing_good_is_an_error_and_not_a_fresh_start(copy):
   for step in (3, 6):
     os.truncate(_largest_file(copy / str(step)), 1)
-  with pytest.raises(CheckpointError, match=r"none of the checkpoints .* can be read, and a run does not start afresh"):
+  with pytest.raises(
+    CheckpointError,
+    match=r"none of the checkpoints .* can be read, and a run does not start afresh",
+  ):
     _restore(copy, pretrained=_state)
   assert checkpoint.steps_in(copy) == [3, 6]  # and nothing is moved
 
@@ -154,9 +179,13 @@ def test_nothing_good_is_an_error_and_not_a_fresh_start(copy):
 def test_another_model_is_refused(copy):
   def bigger():
     state = _state()
-    return dataclasses.replace(state, params=state.params | {"head": {"kernel": jnp.zeros((8, 12)), "bias": jnp.zeros(12)}})
+    return dataclasses.replace(
+      state, params=state.params | {"head": {"kernel": jnp.zeros((8, 12)), "bias": jnp.zeros(12)}}
+    )
 
-  with pytest.raises(CheckpointError, match="If the model or the optimizer changed, use a new workdir"):
+  with pytest.raises(
+    CheckpointError, match="If the model or the optimizer changed, use a new workdir"
+  ):
     _restore(copy, abstract=jax.eval_shape(bigger))
 
 
@@ -169,15 +198,25 @@ def test_a_kill_during_the_first_save_leaves_nothing_to_resume(tmp_path):
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):
-  scores = {1: {"bpc": 3.0}, 2: {"bpc": 1.0}, 3: {"bpc": 2.0}, 5: {"bpc": float("nan")}, 6: {"bpc": 1.5}}
+  scores = {
+    1: {"bpc": 3.0},
+    2: {"bpc": 1.0},
+    3: {"bpc": 2.0},
+    5: {"bpc": float("nan")},
+    6: {"bpc": 1.5},
+  }
   _save(tmp_path, range(1, 7), metrics=scores, max_to_keep=2, keep_best="bpc")
   assert checkpoint.steps_in(tmp_path) == [2, 5, 6]
-  _save(tmp_path, [7], metrics={7: {"bpc": 0.5}}, max_to_keep=2, keep_best="bpc")  # remembered by another process
+  _save(
+    tmp_path, [7], metrics={7: {"bpc": 0.5}}, max_to_keep=2, keep_best="bpc"
+  )  # remembered by another process
   assert checkpoint.steps_in(tmp_path) == [6, 7]
 
 
 def test_keep_best_must_be_a_metric(tmp_path):
-  with pytest.raises(ValueError, match=r"keep_best='bpc' is not an evaluation metric; use one of \['loss'\]"):
+  with pytest.raises(
+    ValueError, match=r"keep_best='bpc' is not an evaluation metric; use one of \['loss'\]"
+  ):
     _save(tmp_path, [1], metrics={1: {"loss": 1.0}}, keep_best="bpc")
 
 
@@ -186,7 +225,9 @@ def test_errors_of_the_disk_are_raised(tmp_path):
   checkpointer = tr.Checkpointer(directory)
   shutil.rmtree(directory)
   directory.write_text("a file where the directory was")
-  with pytest.raises(CheckpointError, match=rf"could not save step 1 in {directory}: .*Is the disk full"):
+  with pytest.raises(
+    CheckpointError, match=rf"could not save step 1 in {directory}: .*Is the disk full"
+  ):
     checkpointer.save(1, _state(), data=b"", clock=tr.Clock())
 
 
@@ -210,7 +251,9 @@ def test_parameters_and_assets_for_sampling(saved):
   _equal(tr.restore_params(saved, abstract, ema=False), _state(6).params)
   _equal(tr.restore_params(saved, abstract, ema=False, step=3), _state(3).params)
   assert tr.read_asset(saved, "tokenizer") == b"\x00\xffabc"
-  with pytest.raises(CheckpointError, match=r"no asset 'vocab'; it has \['config.json', 'tokenizer'\]"):
+  with pytest.raises(
+    CheckpointError, match=r"no asset 'vocab'; it has \['config.json', 'tokenizer'\]"
+  ):
     tr.read_asset(saved, "vocab")
   with pytest.raises(CheckpointError, match=r"no checkpoint 4 in .*; it has \[3, 6\]"):
     tr.restore_params(saved, abstract, step=4)
@@ -246,12 +289,19 @@ def test_a_checkpoint_moves_between_meshes(tmp_path):
     assert {shard.data.size for shard in kernel.addressable_shards} == {
       kernel.size // (mesh.shape["fsdp"] * mesh.shape["tensor"])
     }
-    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), target.params)
+    half = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), target.params
+    )
     params = tr.restore_params(tmp_path, half, ema=False)
     _equal(params, jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), state.params))
     for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(half)):
-      assert leaf.dtype == jnp.bfloat16 and leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-    assert params["layers"]["mlp"]["kernel"].addressable_shards[0].data.size == kernel.addressable_shards[0].data.size
+      assert leaf.dtype == jnp.bfloat16 and leaf.sharding.is_equivalent_to(
+        wanted.sharding, leaf.ndim
+      )
+    assert (
+      params["layers"]["mlp"]["kernel"].addressable_shards[0].data.size
+      == kernel.addressable_shards[0].data.size
+    )
 
 
 def test_no_weight_is_whole_while_it_is_made():

@@ -27,7 +27,9 @@ ROOT = pathlib.Path(tr.__file__).parents[2]
 def _start(workdir, *options):
   env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
   command = [sys.executable, str(pathlib.Path(toy.__file__)), str(workdir), *map(str, options)]
-  return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return subprocess.Popen(
+    command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
 
 
 def _finish(process):
@@ -49,14 +51,31 @@ def test_ten_steps_equal_five_then_a_kill_then_five(tmp_path):
   assert "continuing from" in output
   code, output = _finish(straight)
   assert code == 0, output
-  with np.load(tmp_path / "straight" / "final.npz") as a, np.load(tmp_path / "killed" / "final.npz") as b:
+  with (
+    np.load(tmp_path / "straight" / "final.npz") as a,
+    np.load(tmp_path / "killed" / "final.npz") as b,
+  ):
     assert len(a.files) > 10 and a.files == b.files
     for name in a.files:
       np.testing.assert_array_equal(a[name], b[name])
   drawn = [int(line) for line in (tmp_path / "killed" / "drawn0.txt").read_text().split()]
   assert drawn == [0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]
   assert _curve(tmp_path / "killed") == _curve(tmp_path / "straight")
-  assert [row["step"] for row in _curve(tmp_path / "killed")] == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]
+  assert [row["step"] for row in _curve(tmp_path / "killed")] == [
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    10,
+  ]
 
 
 def _start_several(workdir, processes, *options, last=()):
@@ -65,7 +84,10 @@ def _start_several(workdir, processes, *options, last=()):
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   options = ("--processes", processes, "--port", port, *options)
-  return [_start(workdir, *options, "--process", i, *(last if i == processes - 1 else ())) for i in range(processes)]
+  return [
+    _start(workdir, *options, "--process", i, *(last if i == processes - 1 else ()))
+    for i in range(processes)
+  ]
 
 
 def _started(running, workdir):
@@ -82,13 +104,17 @@ def _started(running, workdir):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_exits_with_42(tmp_path, processes):
   """With several processes only one is told, and all end at one step."""
-  running = _start_several(tmp_path / "run", processes, "--steps", 100000, "--seconds_per_step", 0.05)
+  running = _start_several(
+    tmp_path / "run", processes, "--steps", 100000, "--seconds_per_step", 0.05
+  )
   _started(running, tmp_path / "run")
   running[-1].send_signal(signal.SIGTERM)
   for code, output in map(_finish, running):
     assert code == tr.EXIT_PREEMPTED == 42, output
   for i in range(processes):  # every batch drawn is in the checkpoint
-    assert tr.latest_step(tmp_path / "run" / "checkpoints") == len((tmp_path / "run" / f"drawn{i}.txt").read_text().split())
+    assert tr.latest_step(tmp_path / "run" / "checkpoints") == len(
+      (tmp_path / "run" / f"drawn{i}.txt").read_text().split()
+    )
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path):
@@ -99,7 +125,9 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
   began = time.monotonic()
   code, output = _finish(running[0])
   assert code in (tr.processes.EXIT_LOST, -signal.SIGABRT) and time.monotonic() - began < 60
-  assert re.search("error: process 0 of 2: .*one of them has ended|another task died", output), output
+  assert re.search("error: process 0 of 2: .*one of them has ended|another task died", output), (
+    output
+  )
   assert _finish(running[1])[0] == -signal.SIGKILL
 
 
@@ -112,7 +140,8 @@ def test_processes_that_differ_are_refused(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 3)
   monkeypatch.setattr(tr.processes, "gather", lambda content: [content, content, b"5"])
   with pytest.raises(
-    ValueError, match="the number of steps is '10' on process 0 and '5' on process 2; start all with the same"
+    ValueError,
+    match="the number of steps is '10' on process 0 and '5' on process 2; start all with the same",
   ):
     tr.processes.check_same({"the number of steps": "10"})
   with pytest.raises(ValueError, match="process 2 of 3: 5"):
@@ -124,8 +153,14 @@ def test_processes_that_differ_are_refused(monkeypatch):
   ("given", "says"),
   [
     ({"num_processes": 2}, "--coordinator, --process_id missing"),
-    ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "--process_id=2 must be 0 … 1"),
-    ({"coordinator": "host", "num_processes": 2, "process_id": 1}, "--coordinator=host has no port"),
+    (
+      {"coordinator": "host:1", "num_processes": 2, "process_id": 2},
+      "--process_id=2 must be 0 … 1",
+    ),
+    (
+      {"coordinator": "host", "num_processes": 2, "process_id": 1},
+      "--coordinator=host has no port",
+    ),
   ],
 )
 def test_how_processes_meet_is_checked(given, says):
@@ -152,7 +187,9 @@ def test_a_stuck_process_ends_itself(capfd):
     watch.alive(7)
     assert ended.wait(20)
   told = capfd.readouterr().err
-  assert codes == [1] and "no progress for 0.2 s after step 7" in told and "test_a_stuck_process" in told
+  assert (
+    codes == [1] and "no progress for 0.2 s after step 7" in told and "test_a_stuck_process" in told
+  )
   with tr.processes.Watchdog(None, give_up=give_up) as watch:
     watch.alive(8)
   with pytest.raises(ValueError, match="stall_seconds=0 must be above 0"):
@@ -162,7 +199,9 @@ def test_a_stuck_process_ends_itself(capfd):
 class Recorder:
   """A run of the toy in this process that writes down what happens, in order."""
 
-  def __init__(self, directory=None, *, loss_fn=toy.noisy_loss, settings=None, every=2, call=None, **options):
+  def __init__(
+    self, directory=None, *, loss_fn=toy.noisy_loss, settings=None, every=2, call=None, **options
+  ):
     self.events, self.rows = [], []
     fresh, _, step, _ = toy.build(loss_fn)
     outer = self
@@ -189,7 +228,12 @@ class Recorder:
       self.rows.append((at, dict(row)))
 
     self.data = Watched()
-    self.args = (fresh(), self.data, watched, settings or tr.LoopSettings(steps=4, log_every=1, save_every=2))
+    self.args = (
+      fresh(),
+      self.data,
+      watched,
+      settings or tr.LoopSettings(steps=4, log_every=1, save_every=2),
+    )
     self.options = {"hooks": [tr.Hook(every, hook)], "write": write} | options
     self.directory = directory
 
@@ -203,10 +247,21 @@ class Recorder:
 def test_order_of_the_loop(tmp_path):
   recorder = Recorder(tmp_path)
   result = recorder.run()
-  assert (result.status, result.step, int(result.state.step), result.exit_code) == ("finished", 4, 4, 0)
+  assert (result.status, result.step, int(result.state.step), result.exit_code) == (
+    "finished",
+    4,
+    4,
+    0,
+  )
   assert recorder.events == [
     *("evaluate 0", "scores 0"),
-    *("draw 0", "step", "draw 1", "step", "log 1"),  # the first step's metrics are read after the second is on its way
+    *(
+      "draw 0",
+      "step",
+      "draw 1",
+      "step",
+      "log 1",
+    ),  # the first step's metrics are read after the second is on its way
     *("log 2", "evaluate 2", "scores 2", "save at draw 2"),
     *("draw 2", "step", "draw 3", "step", "log 3"),
     *("log 4", "evaluate 4", "scores 4", "save at draw 4"),
@@ -217,7 +272,9 @@ def test_order_of_the_loop(tmp_path):
 def test_a_resumed_run_repeats_neither_evaluation_nor_save(tmp_path):
   Recorder(tmp_path).run()
   again = Recorder(tmp_path)
-  restored = tr.restore(tmp_path, jax.eval_shape(lambda: again.args[0]), data=again.data, clock=tr.Clock(), fresh=None)
+  restored = tr.restore(
+    tmp_path, jax.eval_shape(lambda: again.args[0]), data=again.data, clock=tr.Clock(), fresh=None
+  )
   again.args = (restored.state, *again.args[1:])
   again.options["evaluated"] = restored.evaluated
   assert again.run().status == "finished"
@@ -236,9 +293,13 @@ def _poison_at(step):
 def test_nan_stops_before_anything_is_saved(tmp_path, step):
   """At step 3 the poisoned state is the one that the save at 4 would take; it must be looked at first."""
   recorder = Recorder(tmp_path, loss_fn=_poison_at(step))
-  with pytest.raises(tr.TrainingDiverged, match=rf"diverged at update {step + 1}: loss=nan") as error:
+  with pytest.raises(
+    tr.TrainingDiverged, match=rf"diverged at update {step + 1}: loss=nan"
+  ) as error:
     recorder.run()
-  assert f"The last good checkpoint is {tmp_path}/2" in str(error.value) and "lower learning_rate" in str(error.value)
+  assert f"The last good checkpoint is {tmp_path}/2" in str(
+    error.value
+  ) and "lower learning_rate" in str(error.value)
   assert checkpoint.steps_in(tmp_path) == [2]
   assert "evaluate 4" not in recorder.events
   params = tr.restore_params(tmp_path, jax.eval_shape(toy.init_params))
@@ -248,13 +309,20 @@ def test_nan_stops_before_anything_is_saved(tmp_path, step):
 def test_a_gradient_that_is_not_finite_stops_too():
   def loss_fn(params, key, batch, progress):
     loss = toy.plain_loss(params, key, batch, progress)
-    return loss._replace(total=loss.total + jnp.sqrt(0 * params["head"]["bias"][0]))  # value 0, derivative nan
+    return loss._replace(
+      total=loss.total + jnp.sqrt(0 * params["head"]["bias"][0])
+    )  # value 0, derivative nan
 
-  with pytest.raises(tr.TrainingDiverged, match=r"update 1: grad_norm=nan, param_norm=nan .*There is no checkpoint"):
+  with pytest.raises(
+    tr.TrainingDiverged, match=r"update 1: grad_norm=nan, param_norm=nan .*There is no checkpoint"
+  ):
     Recorder(loss_fn=loss_fn).run()
 
 
-@pytest.mark.parametrize(("number", "status", "code"), [(signal.SIGTERM, "preempted", 42), (signal.SIGINT, "interrupted", 130)])
+@pytest.mark.parametrize(
+  ("number", "status", "code"),
+  [(signal.SIGTERM, "preempted", 42), (signal.SIGINT, "interrupted", 130)],
+)
 def test_signals_finish_the_step_and_save(tmp_path, number, status, code):
   before = signal.getsignal(number)
 
@@ -262,7 +330,9 @@ def test_signals_finish_the_step_and_save(tmp_path, number, status, code):
     if at == 1 and "loss" in row:  # read while step 2 is on its way
       os.kill(os.getpid(), number)
 
-  result = Recorder(tmp_path, write=write, settings=tr.LoopSettings(steps=50, log_every=1, save_every=7)).run()
+  result = Recorder(
+    tmp_path, write=write, settings=tr.LoopSettings(steps=50, log_every=1, save_every=7)
+  ).run()
   assert (result.status, result.step, result.exit_code) == (status, 2, code)
   assert checkpoint.steps_in(tmp_path) == [2]
   assert signal.getsignal(number) is before
@@ -275,7 +345,9 @@ def test_the_time_budget_counts_training_only_and_ends_with_evaluation_and_save(
     now[0] += 1000.0
     return {"score": 0.0}
 
-  recorder = Recorder(tmp_path, call=call, every=100, settings=tr.LoopSettings(steps=50, log_every=1, max_seconds=9.5))
+  recorder = Recorder(
+    tmp_path, call=call, every=100, settings=tr.LoopSettings(steps=50, log_every=1, max_seconds=9.5)
+  )
   recorder.options["clock"] = tr.Clock(now=lambda: now[0])
   step = recorder.args[2]
 

@@ -6,7 +6,7 @@ import pytest
 from etils.epath import register_path_cls
 
 from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
-from diffusion_text.train.paths import as_path, is_remote
+from diffusion_text.train.storage import as_path, is_remote
 from diffusion_text.train.workdir import check_shared, check_workdir
 
 
@@ -77,7 +77,11 @@ def test_a_directory_on_a_network_gets_copies(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="not the same directory on every host"):
     check_shared("teststore://elsewhere")
   assert {path.name for path in tmp_path.iterdir()} == {"run"}
-  assert as_path(f"file://{tmp_path}/run") == as_path("run") and is_remote("gs://bucket") and not is_remote("file:///a")
+  assert (
+    as_path(f"file://{tmp_path}/run") == as_path("run")
+    and is_remote("gs://bucket")
+    and not is_remote("file:///a")
+  )
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
@@ -88,8 +92,13 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 
 def test_use_of_the_hardware():
   assert peak_flops("cpu") is None and mfu(6e9, 1e4, None) is None
-  assert peak_flops("TPU v5 lite") == 197e12 and peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
+  assert (
+    peak_flops("TPU v5 lite") == 197e12 and peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
+  )
   assert peak_flops("TPU v4") == 275e12 and peak_flops("TPU v6 lite") == 918e12
-  assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
+  assert (
+    peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
+    and peak_flops("NVIDIA H100 PCIe") == 756e12
+  )
   assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
   assert mfu(6e9, 1e4, 4 * 197e12) == pytest.approx(6e13 / 7.88e14)

@@ -20,9 +20,13 @@ GOLDEN = {
 @pytest.mark.parametrize(("name", "warmup"), GOLDEN)
 def test_schedule_values(name, warmup):
   decay = 20 if name == "wsd" else None
-  rate = make_schedule(learning_rate=2.0, steps=100, schedule=name, warmup_steps=warmup, decay_steps=decay)
+  rate = make_schedule(
+    learning_rate=2.0, steps=100, schedule=name, warmup_steps=warmup, decay_steps=decay
+  )
   for step, fraction in GOLDEN[name, warmup].items():
-    np.testing.assert_allclose(rate(jnp.int32(step)), 2 * fraction, rtol=1e-6, atol=1e-7, err_msg=f"step {step}")
+    np.testing.assert_allclose(
+      rate(jnp.int32(step)), 2 * fraction, rtol=1e-6, atol=1e-7, err_msg=f"step {step}"
+    )
 
 
 def test_wsd_decays_over_the_last_tenth_by_default():
@@ -36,7 +40,10 @@ def test_wsd_decays_over_the_last_tenth_by_default():
     ({"schedule": "linear"}, "schedule='linear' is unknown; use one of"),
     ({"warmup_steps": 101}, "warmup_steps=101 must lie between 0 and steps=100"),
     ({"decay_steps": 5}, "decay_steps=5 is read by schedule='wsd' only"),
-    ({"schedule": "wsd", "warmup_steps": 60, "decay_steps": 50}, "decay_steps=50 must be at least 1 and fit"),
+    (
+      {"schedule": "wsd", "warmup_steps": 60, "decay_steps": 50},
+      "decay_steps=50 must be at least 1 and fit",
+    ),
     ({"final_fraction": 1.5}, "final_fraction=1.5"),
     ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
     ({"steps": 0}, "steps=0 must be at least 1"),
@@ -60,23 +67,35 @@ def test_only_kernels_decay_even_when_scales_are_stacked():
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = optimizer.update(zeros, optimizer.init(params), params)
   np.testing.assert_allclose(updates["layers"]["kernel"], -0.05, rtol=1e-6)
-  for still in (updates["layers"]["scale"], updates["layers"]["bias"], updates["embedding"]["embedding"]):
+  for still in (
+    updates["layers"]["scale"],
+    updates["layers"]["bias"],
+    updates["embedding"]["embedding"],
+  ):
     np.testing.assert_array_equal(still, 0)
 
 
 def test_first_update_is_adam_by_hand_and_clipping_bounds_its_moments():
   params, gradient = {"w": {"bias": jnp.zeros(2)}}, {"w": {"bias": jnp.array([30.0, -40.0])}}
-  optimizer = make_optimizer(learning_rate=0.1, steps=10, schedule="constant", clip_norm=5.0, eps=1e-30)
+  optimizer = make_optimizer(
+    learning_rate=0.1, steps=10, schedule="constant", clip_norm=5.0, eps=1e-30
+  )
   updates, state = optimizer.update(gradient, optimizer.init(params), params)
-  np.testing.assert_allclose(updates["w"]["bias"], [-0.1, 0.1], rtol=1e-5)  # m / sqrt(v) is the sign at the first step
+  np.testing.assert_allclose(
+    updates["w"]["bias"], [-0.1, 0.1], rtol=1e-5
+  )  # m / sqrt(v) is the sign at the first step
   moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
-  np.testing.assert_allclose(moments[0], [0.1 * 3.0, 0.1 * -4.0], rtol=1e-5)  # clipped from norm 50 to 5
+  np.testing.assert_allclose(
+    moments[0], [0.1 * 3.0, 0.1 * -4.0], rtol=1e-5
+  )  # clipped from norm 50 to 5
 
 
 def test_what_is_not_clipped_has_no_part_in_the_norm():
   """However large its gradient is, the moments of the rest are the same; and its own is not scaled down."""
   params = {"network": {"bias": jnp.zeros(2)}, "timing": {"levels": jnp.zeros(3)}}
-  optimizer = make_optimizer(learning_rate=0.1, steps=10, clip_norm=5.0, clips=lambda path: path[0] != "timing")
+  optimizer = make_optimizer(
+    learning_rate=0.1, steps=10, clip_norm=5.0, clips=lambda path: path[0] != "timing"
+  )
 
   def moments(size):
     gradient = {"network": {"bias": jnp.array([3.0, 0.0])}, "timing": {"levels": jnp.full(3, size)}}

@@ -11,9 +11,18 @@ from diffusion_text.train.progress import describe, duration, reporter
 
 
 def test_describe():
-  row = {"step": 10, "loss": 1.25, "tokens_per_second": 12345.6, "mfu": 0.412, "seconds_left": 3725.0}
+  row = {
+    "step": 10,
+    "loss": 1.25,
+    "tokens_per_second": 12345.6,
+    "mfu": 0.412,
+    "seconds_left": 3725.0,
+  }
   assert describe(row) == "step 10  loss 1.2500  12,346 tokens/s  MFU 41.2%  1:02:05 left"
-  assert describe({"step": 1, "loss": 1.25, "bits_per_character": 2.0}) == "step 1  bits per character 2.0000"
+  assert (
+    describe({"step": 1, "loss": 1.25, "bits_per_character": 2.0})
+    == "step 1  bits per character 2.0000"
+  )
   assert duration(65.4) == "1:05"
 
 
@@ -32,5 +41,7 @@ def test_live_line_on_a_terminal(capsys):
 def test_importing_is_light():
   code = "import sys, diffusion_text.train; print({'orbax', 'rich', 'tensorboardX', 'tensorflow'} & sys.modules.keys())"
   env = os.environ | {"PYTHONPATH": str(pathlib.Path(progress.__file__).parents[2])}
-  out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+  out = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+  )
   assert out.stdout.strip() == "set()"

@@ -34,7 +34,9 @@ def _run(name, accumulation):
   return state, losses
 
 
-@pytest.mark.parametrize(("name", "accumulation"), [("fsdp", 1), ("replica", 2), ("both", 2), ("tensor", 1)])
+@pytest.mark.parametrize(
+  ("name", "accumulation"), [("fsdp", 1), ("replica", 2), ("both", 2), ("tensor", 1)]
+)
 def test_every_mesh_trains_alike(name, accumulation):
   alone, alone_losses = _run("one device", accumulation)
   state, losses = _run(name, accumulation)
@@ -65,9 +67,13 @@ def test_a_moment_is_not_mistaken_for_a_parameter_with_the_same_last_name():
   params = {"a": {"kernel": jnp.zeros((8, 8))}, "b": {"a": {"kernel": jnp.zeros((8, 8))}}}
   abstract = jax.eval_shape(lambda: tr.create_state(lambda: params, toy.optimizer()))
   mesh = tr.make_mesh()
-  placed = tr.state_shardings(abstract, lambda path, _: P("fsdp") if path[0] == "b" else P(None, "fsdp"), mesh)
+  placed = tr.state_shardings(
+    abstract, lambda path, _: P("fsdp") if path[0] == "b" else P(None, "fsdp"), mesh
+  )
   moments = placed.opt_state[1].mu
-  assert moments["a"]["kernel"].spec == P(None, "fsdp") and moments["b"]["a"]["kernel"].spec == P("fsdp")
+  assert moments["a"]["kernel"].spec == P(None, "fsdp") and moments["b"]["a"]["kernel"].spec == P(
+    "fsdp"
+  )
 
 
 def test_accumulation_moves_no_rows():
@@ -81,15 +87,26 @@ def test_accumulation_moves_no_rows():
 
   assert not moves.search(text(lambda b: tr.step.split_rows(b, 4, mesh).ids + 1))
   spread = jax.NamedSharding(mesh, P(None, sharding.ROWS))
-  assert moves.search(text(lambda b: jax.lax.with_sharding_constraint(b.ids.reshape(4, 8, 4), spread) + 1))
+  assert moves.search(
+    text(lambda b: jax.lax.with_sharding_constraint(b.ids.reshape(4, 8, 4), spread) + 1)
+  )
 
 
 def test_mesh_fills_and_complains():
-  assert dict(tr.make_mesh(tensor=2).shape) == {"replica": 1, "fsdp": 4, "tensor": 2, "sequence": 1, "expert": 1}
+  assert dict(tr.make_mesh(tensor=2).shape) == {
+    "replica": 1,
+    "fsdp": 4,
+    "tensor": 2,
+    "sequence": 1,
+    "expert": 1,
+  }
   assert dict(tr.make_mesh(replica=-1, fsdp=2).shape)["replica"] == 4
   for sizes, says in [
     ({"tensor": 3}, "needs a multiple of 3 devices but there are 8; make the fixed axes divide 8"),
-    ({"fsdp": 4}, "needs a multiple of 4 devices but there are 8; set one axis, usually fsdp, to -1"),
+    (
+      {"fsdp": 4},
+      "needs a multiple of 4 devices but there are 8; set one axis, usually fsdp, to -1",
+    ),
     ({"tensor": -1}, "at most one of them -1"),
     ({"tensor": 0}, "tensor=0"),
   ]:
@@ -100,10 +117,15 @@ def test_mesh_fills_and_complains():
 def test_errors_name_the_parameter_and_the_batch():
   mesh = tr.make_mesh()
   abstract = jax.eval_shape(lambda: tr.create_state(toy.init_params, toy.optimizer()))
-  with pytest.raises(ValueError, match=r"head/bias of shape \(11,\): 11 does not divide over fsdp = 8 devices; use a mesh"):
+  with pytest.raises(
+    ValueError,
+    match=r"head/bias of shape \(11,\): 11 does not divide over fsdp = 8 devices; use a mesh",
+  ):
     tr.state_shardings(abstract, lambda path, shape: P("fsdp") if path[-1] == "bias" else P(), mesh)
   with pytest.raises(ValueError, match=r"head/bias has shape \(11,\) but its spec .* names 2 axes"):
-    tr.state_shardings(abstract, lambda path, shape: P(None, "fsdp") if path[-1] == "bias" else P(), mesh)
+    tr.state_shardings(
+      abstract, lambda path, shape: P(None, "fsdp") if path[-1] == "bias" else P(), mesh
+    )
   with pytest.raises(ValueError, match=r"12 rows does not divide over 8 devices .*; use 16"):
     tr.global_batch(Batch(ids=np.zeros((12, 4), np.int32)), mesh)
 
@@ -112,8 +134,18 @@ def test_rows_are_shared_out_by_process():
   share = lambda owners, process: sharding.places_of_process(np.array(owners), process, 8).tolist()
   own = [[0], [0], [1], [1]]  # [row shards, devices of each]
   assert share(own, 0) == [0, 1, 2, 3] and share(own, 1) == [4, 5, 6, 7]
-  across = [[0, 1], [0, 1], [2, 3], [2, 3]]  # tensor parallel over two processes: they read the same rows
-  assert [share(across, p) for p in range(4)] == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
+  across = [
+    [0, 1],
+    [0, 1],
+    [2, 3],
+    [2, 3],
+  ]  # tensor parallel over two processes: they read the same rows
+  assert [share(across, p) for p in range(4)] == [
+    [0, 1, 2, 3],
+    [0, 1, 2, 3],
+    [4, 5, 6, 7],
+    [4, 5, 6, 7],
+  ]
   assert share([[0], [1], [1], [0]], 0) == [0, 1, 6, 7]  # a mesh that follows the wires of a TPU
   assert share([[0, 1], [1, 1]], 0) == [0, 1, 2, 3] and share([[0, 1], [1, 1]], 1) == list(range(8))
   assert tr.row_places(tr.make_mesh(), 16).tolist() == list(range(16))

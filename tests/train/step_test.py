@@ -53,23 +53,36 @@ def test_every_microbatch_draws_its_own_noise_from_a_common_key():
   seen = []
 
   def loss_fn(params, key, batch, progress):
-    jax.debug.callback(lambda k, part: seen.append((tuple(k.tolist()), int(part))), jax.random.key_data(key), progress.part)
+    jax.debug.callback(
+      lambda k, part: seen.append((tuple(k.tolist()), int(part))),
+      jax.random.key_data(key),
+      progress.part,
+    )
     return toy.noisy_loss(params, key, batch, progress)
 
   params, key, batch = toy.init_params(), tr.named_key(0, "loss", 0), next(toy.Rows())
-  _, loss = jax.jit(functools.partial(summed_gradients, loss_fn, parts=4))(params, key, batch, jnp.int32(0))
+  _, loss = jax.jit(functools.partial(summed_gradients, loss_fn, parts=4))(
+    params, key, batch, jnp.int32(0)
+  )
   jax.effects_barrier()
   assert sorted(seen) == [(tuple(jax.random.key_data(key).tolist()), part) for part in range(4)]
-  apart = [toy.noisy_loss(params, key, _piece(batch, i, 4), Progress(step=0, part=i, parts=4)) for i in range(4)]
+  apart = [
+    toy.noisy_loss(params, key, _piece(batch, i, 4), Progress(step=0, part=i, parts=4))
+    for i in range(4)
+  ]
   np.testing.assert_allclose(loss.count, sum(l.count for l in apart))
   np.testing.assert_allclose(loss.total, sum(l.total for l in apart), rtol=1e-5)
 
 
 def test_split_rows_interleaves():
   batch = Batch(ids=jnp.arange(12)[:, None])
-  np.testing.assert_array_equal(split_rows(batch, 3).ids[:, :, 0], [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
+  np.testing.assert_array_equal(
+    split_rows(batch, 3).ids[:, :, 0], [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+  )
   assert split_rows(batch, 3).weights is None
-  with pytest.raises(ValueError, match=r"12 rows does not divide into accumulation=5 .* use a multiple of 5"):
+  with pytest.raises(
+    ValueError, match=r"12 rows does not divide into accumulation=5 .* use a multiple of 5"
+  ):
     split_rows(batch, 5)
 
 
@@ -90,7 +103,9 @@ def test_step_averages_the_updated_parameters():
   state, _ = step(fresh(), next(toy.Rows()))
   state, _ = step(state, next(toy.Rows()))  # the first update has a learning rate of 0
   d = 2 / 11
-  for p0, p2, e in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), jax.tree.leaves(state.ema)):
+  for p0, p2, e in zip(
+    jax.tree.leaves(before), jax.tree.leaves(state.params), jax.tree.leaves(state.ema)
+  ):
     np.testing.assert_allclose(e, d * p0 + (1 - d) * p2, rtol=1e-4, atol=1e-6)
   assert state.eval_params is state.ema
 
@@ -104,7 +119,9 @@ def test_no_average():
 def test_average_and_decay_must_agree():
   state = tr.create_state(toy.init_params, toy.optimizer(), ema=False)
   step = tr.make_train_step(toy.noisy_loss, toy.optimizer(), seed=0, ema_decay=0.9)
-  with pytest.raises(ValueError, match=r"ema_decay=0.9 but the state has no average; create it with ema=True"):
+  with pytest.raises(
+    ValueError, match=r"ema_decay=0.9 but the state has no average; create it with ema=True"
+  ):
     step(state, next(toy.Rows()))
 
 
@@ -134,7 +151,9 @@ def test_metrics_are_sums_over_count():
   np.testing.assert_allclose(metrics["loss"], loss.total / loss.count, rtol=1e-6)
   np.testing.assert_allclose(metrics["squares"], loss.sums["squares"] / loss.count, rtol=1e-6)
   np.testing.assert_allclose(metrics["learning_rate"], 0.0)
-  gradient = jax.jit(jax.grad(lambda p: toy.plain_loss(p, None, batch, None).total / loss.count))(params)
+  gradient = jax.jit(jax.grad(lambda p: toy.plain_loss(p, None, batch, None).total / loss.count))(
+    params
+  )
   norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradient)))
   np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
 
@@ -168,7 +187,9 @@ def test_loss_falls():
 
 def test_named_keys_are_fixed_and_independent():
   data = jax.random.key_data
-  expected = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 0xDE211109), 5)  # zlib.crc32(b"loss")
+  expected = jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(7), 0xDE211109), 5
+  )  # zlib.crc32(b"loss")
   np.testing.assert_array_equal(data(tr.named_key(7, "loss", 5)), data(expected))
   others = [tr.named_key(7, "corrupt", 5), tr.named_key(7, "loss", 6), tr.named_key(8, "loss", 5)]
   assert len({tuple(data(k).tolist()) for k in [expected, *others]}) == 4
@@ -182,7 +203,9 @@ def test_evaluation_sums_over_batches_and_repeats_its_noise():
   assert first == again
   a, b = step(params, batches[0], 0, 10), step(params, batches[1], 1, 10)
   np.testing.assert_allclose(first["loss"], (a.total + b.total) / (a.count + b.count), rtol=1e-6)
-  assert float(step(params, batches[0], 0, 10).total) != float(step(params, batches[0], 1, 10).total)
+  assert float(step(params, batches[0], 0, 10).total) != float(
+    step(params, batches[0], 1, 10).total
+  )
   with pytest.raises(ValueError, match="no batch to evaluate"):
     tr.evaluate(step, params, [], 10)
 

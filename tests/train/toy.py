@@ -101,9 +101,16 @@ def build(loss_fn=noisy_loss, *, accumulation=1, ema_decay=0.9, mesh=None, opt=N
 
   abstract = jax.eval_shape(create)
   shardings = tr.state_shardings(abstract, spec, mesh)
-  step = tr.make_train_step(loss_fn, opt, seed=SEED, accumulation=accumulation, ema_decay=ema_decay, mesh=mesh)
+  step = tr.make_train_step(
+    loss_fn, opt, seed=SEED, accumulation=accumulation, ema_decay=ema_decay, mesh=mesh
+  )
   fresh = jax.jit(create, out_shardings=shardings)
-  return fresh, tr.with_shardings(abstract, shardings), tr.jit_train_step(step, shardings, mesh), mesh
+  return (
+    fresh,
+    tr.with_shardings(abstract, shardings),
+    tr.jit_train_step(step, shardings, mesh),
+    mesh,
+  )
 
 
 def main():
@@ -121,7 +128,9 @@ def main():
   logging.basicConfig(level=logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells much
   if args.processes > 1:
-    tr.processes.connect(f"localhost:{args.port}", args.processes, args.process, heartbeat_timeout=10)
+    tr.processes.connect(
+      f"localhost:{args.port}", args.processes, args.process, heartbeat_timeout=10
+    )
   try:
     _main(args)
   except Exception as error:
@@ -170,7 +179,9 @@ def _main(args):
       step,
       tr.LoopSettings(steps=args.steps, log_every=1, save_every=5),
       checkpointer=checkpointer,
-      hooks=[tr.Hook(5, lambda step, params: {"norm": float(jnp.abs(params["head"]["kernel"]).sum())})],
+      hooks=[
+        tr.Hook(5, lambda step, params: {"norm": float(jnp.abs(params["head"]["kernel"]).sum())})
+      ],
       clock=clock,
       place=lambda batch: tr.global_batch(batch, mesh, ROWS),
       write=writer,

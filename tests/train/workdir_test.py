@@ -6,7 +6,11 @@ import pytest
 
 from diffusion_text.train.workdir import check_workdir, flatten
 
-CONFIG = {"train": {"steps": 10, "rate": 0.1}, "model": {"width": 8, "names": ["a"]}, "logging": {"every": 5}}
+CONFIG = {
+  "train": {"steps": 10, "rate": 0.1},
+  "model": {"width": 8, "names": ["a"]},
+  "logging": {"every": 5},
+}
 
 
 def _changed(**changes):
@@ -30,7 +34,9 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path):
   check_workdir(tmp_path, _changed())
   before = (tmp_path / "config.json").read_text()
   with pytest.raises(ValueError) as error:
-    changed = _changed(model__width=16, model__names=["a", "b"], train__extra=False, train__steps=20)
+    changed = _changed(
+      model__width=16, model__names=["a", "b"], train__extra=False, train__steps=20
+    )
     check_workdir(tmp_path, changed, ["train.steps"])
   text = str(error.value)
   assert "model.width: 8 → 16" in text and 'model.names: ["a"] → ["a", "b"]' in text
@@ -60,7 +66,10 @@ def test_a_key_that_did_not_exist_yet_is_one_that_is_none(tmp_path):
   check_workdir(tmp_path / "newer", _changed())  # and back, with the older code's config
 
 
-@pytest.mark.parametrize("key,old,new,other", [("time_conditioning", False, "none", "adaln"), ("anchor_layers", 0, None, 1)])
+@pytest.mark.parametrize(
+  "key,old,new,other",
+  [("time_conditioning", False, "none", "adaln"), ("anchor_layers", 0, None, 1)],
+)
 def test_older_spellings_are_the_same(tmp_path, key, old, new, other):
   check_workdir(tmp_path, _changed(**{f"model__{key}": old}))
   check_workdir(tmp_path, _changed(**{f"model__{key}": new}))

@@ -1,0 +1,69 @@
+"""What TPU chips can do, by their makers' figures, and what a collective costs on their torus at best. Peaks: nothing here is measured.
+
+Sources: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e: bf16 FLOP/s, memory and its bandwidth, and "bidirectional ICI bandwidth per
+chip" (400, 1200, 800 GB/s over 4, 6, 4 ports), which is twice ports × `link`. Rings close (wrap) along a whole pod's 16 on the 2D
+tori and along multiples of 4 on the 3D torus; elsewhere an axis is a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """flops: bf16 FLOP/s. memory: bytes of HBM. bandwidth: bytes/s of HBM. link: bytes/s of one ICI link in one direction.
+  ring: an axis of the slice closes to a ring if its length is a multiple of this."""
+
+  flops: float
+  memory: float
+  bandwidth: float
+  link: float
+  ring: int
+
+
+CHIPS = {
+  "v5e": Chip(197e12, 16 * GIB, 819e9, 50e9, 16),
+  "v5p": Chip(459e12, 95 * GIB, 2765e9, 100e9, 4),
+  "v6e": Chip(918e12, 32 * GIB, 1638e9, 100e9, 16),
+}
+
+
+def chip_of(topology: str) -> Chip:
+  """The chip of a topology such as "v5e:16x16". Raises ValueError for a name that is not in the table or has no size."""
+  name, _, sizes = topology.partition(":")
+  if name not in CHIPS or not sizes:
+    raise ValueError(
+      f"topology={topology!r} must be one of {', '.join(CHIPS)} and a size, as in v5e:16x16, v5p:8x8x8, v6e:16x16"
+    )
+  return CHIPS[name]
+
+
+def collective_seconds(
+  chip: Chip, kind: str, payload: float, group: Sequence[Sequence[int]], slice_shape: Sequence[int]
+) -> float:
+  """The least time of one collective on an otherwise idle torus, without latency.
+
+  payload: bytes per chip of the whole array (see `hlo.Collective`). group: coordinates of the chips that take part. The bytes that each
+  chip must receive go over the links along the axes in which those coordinates differ: two links for a ring, one for a line.
+  """
+  count = len(group)
+  if count < 2:
+    return 0.0
+  spread = [axis for axis in range(len(slice_shape)) if len({place[axis] for place in group}) > 1]
+  if kind == "collective-permute":  # to the neighbour, one way
+    return payload / chip.link
+  extents = [len({place[axis] for place in group}) for axis in spread]
+  rings = [
+    extent == slice_shape[axis] and extent % chip.ring == 0 for axis, extent in zip(spread, extents)
+  ]
+  bandwidth = chip.link * sum(1 + ring for ring in rings)
+  if (
+    kind == "all-to-all"
+  ):  # every byte travels a quarter of a ring (half of a line) on average, both ways
+    return payload * max(extents) / (4 * bandwidth)
+  passes = 2 if kind == "all-reduce" else 1
+  return passes * payload * (count - 1) / count / max(bandwidth, chip.link)

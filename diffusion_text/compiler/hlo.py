@@ -1,0 +1,455 @@
+"""Reading a compiled program: how often each instruction runs, what it moves between chips, what it moves to and from memory.
+
+XLA's own cost analysis counts the body of a loop once, however often it runs, so a scanned network looks as cheap as one layer.
+Here the loops are walked with their trip counts. What comes out is arithmetic on the text of the program, not a measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+BYTES = {
+  "pred": 1,
+  "s4": 0.5,
+  "u4": 0.5,
+  "bf16": 2,
+  "f16": 2,
+  "s16": 2,
+  "u16": 2,
+  "s64": 8,
+  "u64": 8,
+  "f64": 8,
+  "token": 0,
+}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+# Instructions that touch no memory themselves, or whose work is counted where it is: loops in their bodies.
+FREE = {
+  *(
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "iota",
+  ),
+  *(
+    "partition-id",
+    "replica-id",
+    "async-start",
+    "async-update",
+    "async-done",
+    "copy-done",
+    "slice-done",
+    "opt-barrier",
+    "domain",
+  ),
+  *(name + end for name in COLLECTIVES for end in ("", "-start", "-done")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a program. shape is HLO text, as in `bf16[8,128]{1,0:T(8,128)S(1)}` or a tuple of such."""
+
+  name: str
+  shape: str
+  opcode: str
+  operands: tuple[str, ...]
+  attributes: str
+  is_root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """An instruction, the computation that it stands in, how often it runs, and whether it is part of a fusion."""
+
+  instruction: Instruction
+  computation: str
+  times: float
+  fused: bool
+  asynchronous: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One kind of traffic. payload: bytes per chip and run of the whole array (what an all-gather makes, what an all-reduce sums).
+  group: the partitions of the first group. asynchronous: the program goes on while it runs."""
+
+  kind: str
+  payload: float
+  times: float
+  group: tuple[int, ...]
+  asynchronous: bool
+  name: str
+
+
+class Program:
+  """The text of a compiled program (`compiled.as_text()`), read.
+
+  unknown_trips: what a loop counts whose number of turns the compiler does not know (here: the loop over chunks of the vocabulary,
+  which depends on how many tokens are scored). Raises ValueError if the text has no entry.
+  """
+
+  def __init__(self, text: str, unknown_trips: float = 1.0):
+    self.unknown_trips = unknown_trips
+    self.computations: dict[str, list[Instruction]] = {}
+    self.entry, current = "", None
+    for line in text.splitlines():
+      head = re.match(
+        r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$|(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line
+      )
+      if head and not line.startswith(" "):
+        current = head.group(2) or head.group(4)
+        self.computations[current] = []
+        self.entry = current if line.startswith("ENTRY") else self.entry
+      elif (
+        line.startswith("  ")
+        and current is not None
+        and (instruction := _instruction(line)) is not None
+      ):
+        self.computations[current].append(instruction)
+    if not self.entry:
+      raise ValueError(
+        f"no ENTRY in the program, which begins {text[:60]!r}; give the text of a compiled module"
+      )
+
+  @functools.cached_property
+  def shapes(self) -> dict[tuple[str, str], str]:
+    """(computation, instruction) -> shape."""
+    return {(name, i.name): i.shape for name, body in self.computations.items() for i in body}
+
+  def steps(self) -> Iterator[Step]:
+    """Every instruction that runs, from the entry on, with how often; fusions are entered too."""
+    yield from self._walk(self.entry, 1.0, False, False)
+
+  def _walk(
+    self, computation: str, times: float, fused: bool, asynchronous: bool
+  ) -> Iterator[Step]:
+    for instruction in self.computations[computation]:
+      yield Step(
+        instruction,
+        computation,
+        times,
+        fused,
+        asynchronous or instruction.opcode.endswith("-start"),
+      )
+      opcode, attributes = instruction.opcode, instruction.attributes
+      if opcode == "while":
+        yield from self._walk(
+          _called(attributes, "body")[0], times * self.trips(instruction), fused, asynchronous
+        )
+      elif opcode == "conditional":
+        for branch in _called(attributes, "branch_computations") or _called(
+          attributes, "(?:true|false)_computation"
+        ):
+          yield from self._walk(branch, times, fused, asynchronous)
+      elif opcode in ("call", "async-start"):
+        for callee in _called(attributes, "calls|to_apply"):
+          yield from self._walk(callee, times, fused, asynchronous or opcode == "async-start")
+      elif opcode == "fusion":
+        overlapped = "async_collective" in attributes or "async-collective" in attributes
+        for callee in _called(attributes, "calls"):
+          yield from self._walk(callee, times, True, asynchronous or overlapped)
+
+  def trips(self, loop: Instruction) -> float:
+    """The turns of a while loop: what the compiler notes, or a count from 0 to a constant, or `unknown_trips`."""
+    if known := re.search(r'"?known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', loop.attributes):
+      return float(known.group(1))
+    condition = {i.name: i for i in self.computations[_called(loop.attributes, "condition")[0]]}
+    root = next(i for i in condition.values() if i.is_root)
+    counter, bound = (
+      (_constant(condition.get(name)) for name in root.operands)
+      if len(root.operands) == 2
+      else (None, None)
+    )
+    if (
+      root.opcode != "compare"
+      or "direction=LT" not in root.attributes
+      or bound is None
+      or counter is not None
+    ):
+      return self.unknown_trips
+    place = int(re.search(r"index=(\d+)", condition[root.operands[0]].attributes).group(1))
+    body = {i.name: i for i in self.computations[_called(loop.attributes, "body")[0]]}
+    updated = body.get(next(i for i in body.values() if i.is_root).operands[place])
+    steps = (
+      []
+      if updated is None or updated.opcode != "add"
+      else [_constant(body.get(name)) for name in updated.operands]
+    )
+    step = next(
+      (step for step in steps if step is not None), 1
+    )  # windowed products are unrolled: two a turn
+    return math.ceil(bound / step)
+
+  def collectives(self) -> list[Collective]:
+    """Every collective that runs, in the order of the program.
+
+    One that the TPU compiler spreads over several fusions, to run beside their matmuls, stands in each of them under one channel
+    and is counted once, as often as the rarest of them runs.
+    """
+    found, spread = [], {}
+    for step in self.steps():
+      kind = step.instruction.opcode.removesuffix("-start")
+      if kind not in COLLECTIVES:
+        continue
+      group = replica_group(step.instruction.attributes)
+      payload = sum(size(self.shapes[step.computation, name]) for name in step.instruction.operands)
+      if kind == "all-gather":
+        payload *= max(len(group), 1)
+      if kind == "all-reduce" and "all-reduce-scatter" in step.computation:
+        kind = "reduce-scatter"  # the TPU compiler's fusion of an all-reduce with the slice that each chip keeps
+      this = Collective(kind, payload, step.times, group, step.asynchronous, step.instruction.name)
+      channel = re.search(r"channel_id=(\d+).*chain_id=", step.instruction.attributes)
+      if channel is None:
+        found.append(this)
+      else:
+        before = spread.get(channel.group(1), this)
+        spread[channel.group(1)] = dataclasses.replace(
+          this, times=min(this.times, before.times), asynchronous=True
+        )
+    return [*found, *spread.values()]
+
+  def matmul_flops(self) -> float:
+    """Multiply-adds × 2 of every matrix product that the compiler sees: recomputation and repeated work included, what is inside of
+    Pallas kernels not."""
+    return sum(step.times * self._flops(step) for step in self.steps())
+
+  def costs(self) -> list[tuple[float, float, float]]:
+    """(times, FLOPs, bytes) of each instruction outside of fusions; a fusion has the FLOPs of what is in it."""
+    rows = []
+    for step in self.steps():
+      if not step.fused:
+        rows.append([step.times, 0.0, self._touched(step)])
+      rows[-1][1] += self._flops(step)
+    return [tuple(row) for row in rows]
+
+  def _flops(self, step: Step) -> float:
+    instruction = step.instruction
+    if instruction.opcode not in ("dot", "convolution"):
+      return 0.0
+    left, right = (_dims(self.shapes[step.computation, name]) for name in instruction.operands[:2])
+    if instruction.opcode == "dot":
+      axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes).group(1)
+      return (
+        2
+        * math.prod(_dims(instruction.shape))
+        * math.prod(left[int(axis)] for axis in axes.split(",") if axis)
+      )
+    lhs, rhs, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
+    result, flops = _dims(instruction.shape), 2.0 * right[rhs.index("i")]
+    for label, count in zip(out, result):
+      if not label.isdigit():
+        flops *= count
+      else:
+        flops *= _pairs(
+          instruction.attributes, int(label), left[lhs.index(label)], right[rhs.index(label)], count
+        )
+    return flops
+
+  def memory_bytes(self) -> float:
+    """Bytes that all instructions read from and write to a chip's main memory, each array once per instruction that uses it.
+
+    Arrays that the compiler keeps in the fast memory of the chip (memory space S(1)) are free; a slice counts what it takes, an
+    update in place what it puts. What a Pallas kernel fetches more than once is not known here.
+    """
+    return sum(step.times * self._touched(step) for step in self.steps() if not step.fused)
+
+  def _touched(self, step: Step) -> float:
+    instruction, shape_of = step.instruction, lambda name: self.shapes[step.computation, name]
+    opcode = instruction.opcode
+    if opcode in FREE or (
+      opcode == "custom-call" and "tpu_custom_call" not in instruction.attributes
+    ):
+      return 0.0  # custom calls other than Pallas kernels are the compiler's own notes
+    if opcode in ("dynamic-slice", "slice", "gather"):
+      return 2 * size(instruction.shape, in_memory=True)
+    if opcode == "dynamic-update-slice":
+      return 2 * size(shape_of(instruction.operands[1]), in_memory=True)
+    if opcode == "slice-start":
+      result = _parts(instruction.shape)[1]
+      return size(result, in_memory=True) + size(result)
+    if opcode == "copy-start":
+      result = _parts(instruction.shape)[0]
+      return size(result, in_memory=True) + size(shape_of(instruction.operands[0]), in_memory=True)
+    reads = [size(shape_of(name), in_memory=True) for name in instruction.operands]
+    writes = size(instruction.shape, in_memory=True)
+    if opcode == "fusion":
+      callee = _called(instruction.attributes, "calls")[0]
+      reads = [min(read, self._read(callee, number)) for number, read in enumerate(reads)]
+      writes = min(writes, self._written(callee))
+    return sum(reads) + writes
+
+  def _read(self, fusion: str, number: int) -> float:
+    """Bytes that a fusion reads of its parameter `number`."""
+    body = self.computations[fusion]
+    parameter = next(
+      (i for i in body if i.opcode == "parameter" and i.attributes.startswith(f"{number})")), None
+    )
+    users = [] if parameter is None else [i for i in body if parameter.name in i.operands]
+    total = 0.0
+    for user in users:
+      if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
+        total += size(user.shape)
+      elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
+        continue  # updated in place
+      else:
+        return math.inf
+    return total if users else 0.0
+
+  def _written(self, fusion: str) -> float:
+    """Bytes that a fusion writes, if it updates arrays in place; else infinity."""
+    body = {i.name: i for i in self.computations[fusion]}
+    root = next(i for i in body.values() if i.is_root)
+    results = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if all(i.opcode != "dynamic-update-slice" for i in results):
+      return math.inf
+    of = lambda i: size(
+      body[i.operands[1]].shape if i.opcode == "dynamic-update-slice" else i.shape
+    )
+    return sum(map(of, results))
+
+
+def size(shape: str, in_memory: bool = False) -> float:
+  """Bytes of an HLO shape, of all parts of a tuple; with `in_memory`, of those parts only that are in a chip's main memory."""
+  total = 0.0
+  for part in _parts(shape):
+    match = re.match(r"(\w+)\[([\d,<=]*)\]", part)
+    if match is None or (in_memory and re.search(r"S\([1-9]\d*\)", part)):
+      continue
+    dtype, dims = match.groups()
+    item = (
+      BYTES.get(dtype)
+      if dtype in BYTES
+      else 1
+      if dtype.startswith("f8") or dtype in ("s8", "u8")
+      else 4
+    )
+    total += item * math.prod(int(d.lstrip("<=")) for d in dims.split(",") if d)
+  return total
+
+
+def _constant(instruction: Instruction | None) -> int | None:
+  """The value of a scalar integer constant; None for anything else."""
+  found = (
+    re.match(r"(-?\d+)\)", instruction.attributes)
+    if instruction is not None and instruction.opcode == "constant"
+    else None
+  )
+  return None if found is None else int(found.group(1))
+
+
+def _pairs(attributes: str, axis: int, inputs: int, window: int, outputs: int) -> int:
+  """How many (output, window) places of one axis of a convolution meet an input that is not padding. The TPU compiler writes
+  batched products as convolutions most of whose window is padding."""
+  text = re.search(r"window=\{([^}]*)\}", attributes)
+  found = dict(re.findall(r"(\w+)=([\w\-]+)", text.group(1) if text else ""))
+  of = lambda key, default: (
+    int(found[key].split("x")[axis].split("_")[0]) if key in found else default
+  )
+  stride, low, spread, step = (
+    of("stride", 1),
+    of("pad", 0),
+    of("lhs_dilate", 1),
+    of("rhs_dilate", 1),
+  )
+  place = np.arange(outputs)[:, None] * stride + np.arange(window) * step - low
+  return int(((place >= 0) & (place <= (inputs - 1) * spread) & (place % spread == 0)).sum())
+
+
+def _dims(shape: str) -> list[int]:
+  return [int(d.lstrip("<=")) for d in re.search(r"\[([\d,<=]*)\]", shape).group(1).split(",") if d]
+
+
+def replica_group(attributes: str) -> tuple[int, ...]:
+  """The first group of partitions of a collective, in whichever way it is written: `replica_groups={{0,1},…}`, `[4,2]<=[2,4]T(1,0)`,
+  `mesh['a'=4,'b'=2] {'a'}`, or source_target_pairs."""
+  if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
+    return tuple(map(int, pairs.groups()))
+  if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+    return tuple(int(n) for n in listed.group(1).split(",") if n)
+  if named := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", attributes):
+    return _mesh_group(*named.groups())
+  if iota := re.search(
+    r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+  ):
+    groups, each, dims, order = iota.groups()
+    numbers = np.arange(int(groups) * int(each)).reshape([int(d) for d in dims.split(",")])
+    numbers = (
+      numbers if order is None else numbers.transpose([int(axis) for axis in order.split(",")])
+    )
+    return tuple(numbers.reshape(int(groups), int(each))[0].tolist())
+  return ()
+
+
+def _mesh_group(mesh: str, axes: str) -> tuple[int, ...]:
+  """Partitions that differ in `axes` ('a', or 'a':(2)4 for the 4 of a's size after the first 2) and are 0 in all others."""
+  sizes = {name: int(size) for name, size in re.findall(r"'([\w.]+)'=(\d+)", mesh)}
+  numbers = np.arange(math.prod(sizes.values()), dtype=int).reshape(list(sizes.values()))
+  chosen = []
+  parts = {
+    name: (int(before or 1), int(part or sizes[name]))
+    for name, before, part in re.findall(r"'([\w.]+)'(?::\((\d+)\)(\d+))?", axes)
+  }
+  for name, size in sizes.items():
+    before, part = parts.get(name, (1, 1))
+    after = size // (before * part)
+    chosen.append([number * after for number in range(part)])
+  return tuple(numbers[np.ix_(*chosen)].ravel().tolist())
+
+
+def _parts(shape: str) -> list[str]:
+  """The leaves of a shape."""
+  return re.findall(r"\w+\[[\d,<=]*\](?:\{[^}]*\})?", shape)
+
+
+def _called(attributes: str, key: str) -> list[str]:
+  """Names of the computations that an instruction calls under this attribute."""
+  found = re.findall(rf"(?:^|[ ,])(?:{key})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", attributes)
+  return [
+    name.strip().lstrip("%") for many, one in found for name in (many.split(",") if many else [one])
+  ]
+
+
+def _close(text: str, start: int) -> int:
+  """The place of the parenthesis that closes the one at `start`."""
+  depth = 0
+  for place in range(start, len(text)):
+    depth += (text[place] == "(") - (text[place] == ")")
+    if depth == 0:
+      return place
+  return len(text) - 1
+
+
+def _instruction(line: str) -> Instruction | None:
+  match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+  if match is None:
+    return None
+  rest = line[match.end() :]
+  end = _close(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+  shape, rest = rest[:end], rest[end:].lstrip()
+  opening = rest.find("(")
+  closing = _close(rest, opening)
+  operands, opcode = rest[opening + 1 : closing], rest[:opening]
+  # Constants and parameters have no operands; what stands in their parentheses is kept with the attributes.
+  leaf = opcode in ("constant", "parameter")
+  names = () if leaf else tuple(re.findall(r"%([\w.\-]+)", operands))
+  return Instruction(
+    match.group(2),
+    shape,
+    opcode,
+    names,
+    (operands + ")" if leaf else "") + rest[closing + 1 :],
+    bool(match.group(1)),
+  )

@@ -1,0 +1,258 @@
+"""A config compiled for a TPU slice that is not there: memory per chip, collectives, and a roofline. Needs libtpu, and no TPU.
+
+The compiler is the real one, so that what it refuses (memory, a kernel) is refused here; the times are arithmetic on the program that
+it made (`hlo`) with the chips' peaks (`chips`), hence a bound on speed that no run will reach.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_text.compiler.chips import GIB, Chip, chip_of, collective_seconds
+from diffusion_text.compiler.hlo import Program
+from diffusion_text.experiment.build import Experiment, make_policy
+from diffusion_text.kernels.block_sizes import compile_for
+from diffusion_text.model.flops import attention_flops
+from diffusion_text.train.sharding import batch_sharding, replicated
+from diffusion_text.types import Batch
+
+
+def topology_devices(topology: str) -> list[Any]:
+  """The devices of a TPU slice, described and not present. Raises ValueError for an unknown name, or if libtpu is not installed."""
+  chip_of(topology)
+  from jax.experimental import topologies
+
+  # libtpu looks for a machine and its neighbours; these answer for them.
+  for key, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+  }.items():
+    os.environ.setdefault(key, value)
+  os.environ.setdefault(
+    "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+  )  # nothing is opened: it may be loaded in several processes
+  try:
+    return topologies.get_topology_desc(topology, "tpu").devices
+  except (
+    Exception
+  ) as error:  # jax raises different kinds for a missing library and an impossible shape
+    raise ValueError(
+      f"topology={topology!r} cannot be described: {error}; is libtpu installed (pip install -e '.[tpu]')?"
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """One compiled program on one topology. Bytes are per chip. tokens and model_flops: of one run of the program, over all chips.
+
+  unknown_trips: turns assumed of loops whose number is known at run time only: those over chunks of the vocabulary, as if every token
+  were scored. attention: FLOPs of one run, over all chips, inside of the attention kernels, which the text does not show.
+  """
+
+  topology: str
+  text: str
+  arguments: float
+  temporaries: float
+  peak: float
+  coordinates: Sequence[tuple[int, ...]]
+  tokens: float
+  model_flops: float
+  attention: float
+  unknown_trips: float
+  seconds: float
+
+
+def compile_step(experiment: Experiment, topology: str) -> Compiled:
+  """The whole train step of an experiment built on `topology_devices(topology)`. Raises what the compiler raises."""
+  settings, data, model = experiment.train, experiment.data, experiment.network.config
+  batch = Batch(_rows(experiment, settings.batch_size, jnp.int32))
+  tokens = settings.batch_size * data.length
+  loss = experiment.loss_fn(1.0)
+  lower = lambda: experiment.jitted_step(loss).lower(experiment.abstract_state(), batch)
+  blocks = experiment.timing.sampled_in_blocks
+  read = 2 if blocks is not None and not experiment.timing.shifted else 1  # noisy ‖ clean
+  # Forward; again where it is not kept; backward, whose kernels make the scores anew for dq and for dk, dv: 7 products to 2.
+  passes = 1 + (model.remat != "none") + 3.5
+  attention = (
+    passes
+    * read
+    * getattr(experiment.objective, "reads", 1)
+    * tokens
+    * attention_flops(model, read * data.length)
+  )
+  per_shard = tokens / settings.accumulation / experiment.bound.chunks.shards
+  turns = -(-per_shard // experiment.bound.chunks.size)
+  return _compiled(
+    experiment, topology, lower, tokens, experiment.flops_per_token * tokens, attention, turns
+  )
+
+
+def compile_sampler(experiment: Experiment, topology: str) -> Compiled:
+  """The sampler of the config, on as many rows as the evaluation scores at a time, parameters placed as in training.
+
+  For `memory` only: how often its loops turn depends on the text, so that there is nothing to make a roofline of.
+  """
+  rows = experiment.evaluate.batch_size
+  policy = make_policy(experiment.config.sampler.to_dict(), experiment.timing)
+  params = experiment.abstract_state().params
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+  keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=replicated(experiment.mesh))
+  batch = Batch(_rows(experiment, rows, jnp.int32))
+  lower = lambda: experiment.sample_fn(policy).lower(params, keys, batch)
+  return _compiled(experiment, topology, lower, rows * experiment.data.length, 0.0, 0.0, 1)
+
+
+def _rows(experiment: Experiment, rows: int, dtype: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(
+    (rows, experiment.data.length), dtype, sharding=batch_sharding(experiment.mesh)
+  )
+
+
+def _compiled(experiment, topology, lower, tokens, flops, attention, turns) -> Compiled:
+  devices = experiment.mesh.devices.flat
+  with jax.set_mesh(experiment.mesh), compile_for("tpu", devices[0].device_kind):
+    lowered = lower()
+  start = time.perf_counter()
+  with tempfile.TemporaryDirectory() as directory:
+    # The compiler writes its program down itself: `compiled.as_text()` cannot read back what it makes for chips with sparse cores.
+    compiled = lowered.compile(
+      compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+    )
+    programs = list(pathlib.Path(directory).glob("*.after_optimizations.txt"))
+    # None: compiled before, by a cache. The step is by far the largest, should there be others.
+    text = max((path.read_text() for path in programs), key=len) if programs else compiled.as_text()
+  memory = compiled.memory_analysis()
+  return Compiled(
+    topology,
+    text,
+    memory.argument_size_in_bytes,
+    memory.temp_size_in_bytes,
+    getattr(memory, "peak_memory_in_bytes", 0),
+    [tuple(device.coords) for device in devices],
+    tokens,
+    flops,
+    attention,
+    turns,
+    time.perf_counter() - start,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+  """Least seconds of one run of a program on one chip, by resource; all chips do the same.
+
+  compute: all FLOPs at the peak. memory: all bytes at the peak. chip: instructions one after the other, each as slow as the slower
+  of its compute and its memory. network: all collectives; hidden: those of them that the program starts before it waits for them.
+  """
+
+  compute: float
+  memory: float
+  chip: float
+  network: float
+  hidden: float
+  tokens_per_chip: float
+  model_seconds: float  # FLOPs of the model at the peak: what a perfect program would take
+
+  @property
+  def step(self) -> float:
+    """Asynchronous collectives run beside the chip's work, the others stop it."""
+    return max(self.chip, self.hidden) + self.network - self.hidden
+
+  @property
+  def mfu(self) -> float:
+    """Model FLOPs (no recomputation) over what the chip could do in `step`."""
+    return self.model_seconds / self.step
+
+  @property
+  def binds(self) -> str:
+    """The resource that would be slowest alone."""
+    return max((self.compute, "compute"), (self.memory, "memory"), (self.network, "network"))[1]
+
+
+def roofline(compiled: Compiled) -> Roofline:
+  """The roofline of a program by the peaks of its chip."""
+  chip, program = chip_of(compiled.topology), Program(compiled.text, compiled.unknown_trips)
+  chips = len(compiled.coordinates)
+  per_instruction = [
+    (times, flops / chip.flops, moved / chip.bandwidth) for times, flops, moved in program.costs()
+  ]
+  attention = compiled.attention / chips / chip.flops
+  network = [(c, c.times * _seconds(c, compiled, chip)) for c in program.collectives()]
+  return Roofline(
+    compute=sum(times * compute for times, compute, _ in per_instruction) + attention,
+    memory=sum(times * memory for times, _, memory in per_instruction),
+    chip=sum(times * max(compute, memory) for times, compute, memory in per_instruction)
+    + attention,
+    network=sum(seconds for _, seconds in network),
+    hidden=sum(seconds for c, seconds in network if c.asynchronous),
+    tokens_per_chip=compiled.tokens / chips,
+    model_seconds=compiled.model_flops / chips / chip.flops,
+  )
+
+
+def _seconds(collective, compiled: Compiled, chip: Chip) -> float:
+  places = compiled.coordinates
+  group = [places[number] for number in collective.group] if collective.group else places
+  return collective_seconds(
+    chip, collective.kind, collective.payload, group, np.max(places, axis=0) + 1
+  )
+
+
+def memory(name: str, compiled: Compiled) -> str:
+  """What a compiled program needs of a chip's memory, in two lines."""
+  return (
+    f"{name} on {compiled.topology}, {len(compiled.coordinates)} chips (compiled in {compiled.seconds:.0f} s)\n"
+    f"memory       {verdict(compiled)}: arguments {compiled.arguments / GIB:.2f}, temporaries {compiled.temporaries / GIB:.2f},"
+    f" peak by the compiler {compiled.peak / GIB:.2f} GiB per chip"
+  )
+
+
+def report(name: str, compiled: Compiled) -> str:
+  """What is known of a compiled program, in lines: memory and verdict, collectives by kind, roofline."""
+  chip, line = chip_of(compiled.topology), roofline(compiled)
+  program = Program(compiled.text, compiled.unknown_trips)
+  total = collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+  for c in program.collectives():
+    row = total[c.kind, len(c.group) or len(compiled.coordinates)]
+    seconds = c.times * _seconds(c, compiled, chip)
+    row[:] = (
+      row[0] + c.times,
+      row[1] + c.times * c.payload,
+      row[2] + seconds,
+      row[3] + seconds * c.asynchronous,
+    )
+  ms = lambda seconds: f"{seconds * 1e3:,.1f} ms"
+  lines = [memory(name, compiled)]
+  for (kind, size), (times, payload, seconds, hidden) in sorted(
+    total.items(), key=lambda item: -item[1][2]
+  ):
+    lines.append(
+      f"collective   {kind} over {size}: {times:,.0f} runs, {payload / 1e9:,.3f} GB of arrays per chip, {ms(seconds)},"
+      f" {ms(hidden)} of it asynchronous"
+    )
+  lines += [
+    f"roofline     compute {ms(line.compute)} ({line.model_seconds / line.compute:.0%} of it the model's own FLOPs), memory"
+    f" {ms(line.memory)}, both per instruction {ms(line.chip)}, network {ms(line.network)}, {ms(line.hidden)} of it beside other work",
+    f"             at best {ms(line.step)} per run, {line.tokens_per_chip / line.step:,.0f} tokens/s per chip, MFU {line.mfu:.0%};"
+    f" {line.binds} binds; with no overlap at all {ms(line.chip + line.network)}, MFU"
+    f" {line.model_seconds / (line.chip + line.network):.0%}",
+  ]
+  return "\n".join(lines)
+
+
+def verdict(compiled: Compiled) -> str:
+  """Whether arguments and temporaries fit the memory of the chip, as in "fits: 11.2 of 16 GiB"."""
+  chip, need = chip_of(compiled.topology), compiled.arguments + compiled.temporaries
+  return f"{'fits' if need <= chip.memory else 'does not fit'}: {need / GIB:.1f} of {chip.memory / GIB:.0f} GiB"

@@ -1,0 +1,405 @@
+"""What the command lines do, over files: train a config in a workdir, load a workdir, score it, sample from it.
+
+A workdir holds config.json, checkpoints/ (state, data position, clock, tokenizer, config), metrics.jsonl and TensorBoard files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from diffusion_text import train
+from diffusion_text.core.prng import row_keys
+from diffusion_text.data.packing import pair_rows
+from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
+from diffusion_text.data.prompts import infill_rows, prompt_rows
+from diffusion_text.data.token_arrays import TokenArrays, token_arrays
+from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
+from diffusion_text.evaluate.likelihood import Likelihood, evaluate
+from diffusion_text.experiment.build import (
+  SECTIONS,
+  Experiment,
+  build,
+  config_from_json,
+  config_json,
+  make_policy,
+)
+from diffusion_text.sampler.loop import Sample
+from diffusion_text.train.storage import as_path
+from diffusion_text.types import Batch, Params
+
+log = logging.getLogger(__name__)
+
+# Keys that a run may change when it is continued in the same workdir.
+MAY_DIFFER = (
+  *(
+    "train.steps",
+    "train.max_seconds",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.save_every",
+    "train.keep",
+  ),
+  *(
+    "train.profile_steps",
+    "evaluate",
+    "sampler",
+    "mesh",
+    "data.cache_dir",
+    "model.scan_layers",
+    "model.attention",
+  ),
+)
+
+
+def checkpoints(workdir: str) -> str:
+  """Where a workdir keeps its checkpoints."""
+  return os.path.join(workdir, "checkpoints")
+
+
+def arrays(experiment: Experiment, split: str) -> TokenArrays:
+  """The tokens of a split, from the cache if they are there."""
+  data = experiment.data
+  return token_arrays(data.make_corpus(), experiment.tokenizer, split, data.cache)
+
+
+def held_out(
+  experiment: Experiment, split: str, max_rows: int | None = None
+) -> Iterator[tuple[Batch, int]]:
+  """(global batch, characters scored in it) over a split, in order; at most `max_rows` rows, rounded up to whole batches."""
+  settings, data = experiment.evaluate, experiment.data
+  places = train.row_places(experiment.mesh, settings.batch_size)
+  batches = evaluation_batches(
+    arrays(experiment, split),
+    length=data.length,
+    batch_size=settings.batch_size,
+    packing_kind=data.packing,
+  )
+  count = (
+    len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
+  )
+  for batch in itertools.islice(batches, count):
+    counted = characters(
+      experiment.tokenizer, batch.ids, np.asarray(experiment.text_weights(batch))
+    )
+    local = jax.tree.map(lambda leaf: leaf[places], batch)
+    yield train.global_batch(local, experiment.mesh, settings.batch_size), counted
+
+
+def score(
+  experiment: Experiment,
+  params: Params,
+  *,
+  split: str,
+  num_draws: int,
+  max_rows: int | None = None,
+  nats_fn=None,
+) -> Likelihood:
+  """The bound of a split. `nats_fn`: a compiled `experiment.nats_fn()` to be used again."""
+  with jax.set_mesh(experiment.mesh):
+    key = train.named_key(experiment.config.seed, "evaluate", 0)
+    return evaluate(
+      nats_fn or experiment.nats_fn(), params, held_out(experiment, split, max_rows), key, num_draws
+    )
+
+
+def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
+  """The training tokens, and this process's endless batches of them. Raises ValueError for sizes that do not fit the corpus."""
+  data = experiment.data
+  corpus = arrays(experiment, "train")
+  iterator = train_iterator(
+    corpus,
+    length=data.length,
+    batch_size=experiment.train.batch_size,
+    seed=experiment.config.seed,
+    packing_kind=data.packing,
+    random_offset=data.random_offset and data.packing == "stream",
+    places=train.row_places(experiment.mesh, experiment.train.batch_size),
+  )
+  return corpus, iterator
+
+
+def tokens_per_character(experiment: Experiment, corpus: TokenArrays) -> float:
+  """Tokens that a training row scores for each character of text in it; of pairs, padding is scored and is no text."""
+  if experiment.data.packing != "pairs":
+    return len(corpus.tokens) / corpus.characters
+  rows = pair_rows(corpus.tokens, corpus.offsets, experiment.data.length, corpus.separator)
+  batch = rows.rows(np.arange(rows.count))
+  real = np.asarray(experiment.text_weights(batch))
+  return float((~batch.given).sum()) / characters(experiment.tokenizer, batch.ids, real)
+
+
+def check_tokenizer(experiment: Experiment, directory: str) -> None:
+  """Raises ValueError if the checkpoints in `directory`, if any, were trained with another tokenizer than the experiment's."""
+  if train.latest_step(directory) is None:
+    return
+  saved = tokenizer_from_bytes(train.read_asset(directory, "tokenizer"))
+  if saved.fingerprint != experiment.tokenizer.fingerprint:
+    raise ValueError(
+      f"{directory} was trained with the {saved.name} tokenizer {saved.fingerprint} (V = {saved.vocab_size}), but the config gives"
+      f" {experiment.tokenizer.name} {experiment.tokenizer.fingerprint} (V = {experiment.tokenizer.vocab_size}): its ids would mean"
+      " other text. Restore the old tokenizer file or corpus, or use a new workdir"
+    )
+
+
+def check_sampler(experiment: Experiment) -> None:
+  """Raises ValueError if the config's sampler does not fit its process: one row is sampled in the abstract, nothing is computed."""
+  policy = make_policy(experiment.config.sampler.to_dict(), experiment.timing)
+  params = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), experiment.abstract_state().params
+  )
+  row = Batch(jax.ShapeDtypeStruct((1, experiment.data.length), jnp.int32))
+  jax.eval_shape(experiment.sample_fn(policy), params, jax.eval_shape(lambda: row_keys(0, 1)), row)
+
+
+def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIterator]:
+  """The corpus and this process's batches, once what can be checked without the other processes is in order; claims the workdir."""
+
+  def check() -> tuple[TokenArrays, TrainIterator]:
+    check_sampler(experiment)
+    train.check_workdir(workdir, config, may_differ, write=False)
+    return training_data(experiment)
+
+  config, together = config_json(experiment.config), train.processes.together
+  # A workdir without a checkpoint holds nothing that another config could spoil.
+  may_differ = (
+    MAY_DIFFER if train.latest_step(checkpoints(workdir)) is not None else ("seed", *SECTIONS)
+  )
+  corpus, iterator = together(check)
+  tokens = {
+    "the tokenizer": experiment.tokenizer.fingerprint,
+    "the number of training tokens": str(len(corpus.tokens)),
+  }
+  train.processes.check_same({"the config": config, **tokens})
+  restore_from = experiment.train.restore_from
+  for directory in (
+    checkpoints(workdir),
+    *(() if restore_from is None else (_checkpoint_directory(restore_from),)),
+  ):
+    check_tokenizer(experiment, directory)
+  together(
+    lambda: train.check_workdir(workdir, config, may_differ)
+  )  # written once nothing can be refused any more
+  together(lambda: train.check_shared(workdir))
+  return corpus, iterator
+
+
+def train_workdir(
+  experiment: Experiment,
+  workdir: str,
+  *,
+  terminal: bool | None = None,
+  stall_seconds: float | None = None,
+) -> train.Result:
+  """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one.
+
+  Raises ValueError, before anything is trained or written, for a sampler that does not fit, a workdir of another config or tokenizer,
+  and sizes that do not fit the corpus; if that happens to one of several processes, on all of them. stall_seconds: of several processes,
+  see `train.LoopSettings`.
+  """
+  corpus, iterator = prepare(experiment, workdir)
+  config, settings, mesh = experiment.config, experiment.train, experiment.mesh
+  with jax.set_mesh(mesh):
+    clock = train.Clock(devices=jax.device_count())
+    restored = train.restore(
+      checkpoints(workdir),
+      experiment.abstract_state(),
+      data=iterator,
+      clock=clock,
+      fresh=experiment.fresh_state,
+      restore_from=None
+      if settings.restore_from is None
+      else _checkpoint_directory(settings.restore_from),
+    )
+    loss_fn = experiment.loss_fn(tokens_per_character(experiment, corpus))
+    assets = {"tokenizer": experiment.tokenizer.to_bytes(), "config": config_json(config).encode()}
+    with (
+      train.Checkpointer(
+        checkpoints(workdir), max_to_keep=settings.keep, keep_best="validation_bound", assets=assets
+      ) as saver,
+      train.MetricsWriter(workdir, resume_step=restored.resume_step) as writer,
+      train.reporter(settings.steps, terminal=terminal) as report,
+    ):
+      return train.train(
+        restored.state,
+        iterator,
+        experiment.jitted_step(loss_fn),
+        loop_settings(experiment, workdir, stall_seconds if jax.process_count() > 1 else None),
+        checkpointer=saver,
+        hooks=[train.Hook(settings.evaluate_every, _evaluation_hook(experiment))],
+        clock=clock,
+        place=lambda batch: train.global_batch(batch, mesh, settings.batch_size),
+        write=writer,
+        report=report,
+        evaluated=restored.evaluated,
+      )
+
+
+def loop_settings(
+  experiment: Experiment, workdir: str, stall_seconds: float | None = None
+) -> train.LoopSettings:
+  """The loop's settings: how long, how often, and what the MFU is measured against."""
+  settings = experiment.train
+  first, last = settings.profile_steps
+  peak = train.peak_flops(jax.devices()[0].device_kind)
+  return train.LoopSettings(
+    steps=settings.steps,
+    log_every=settings.log_every,
+    save_every=settings.save_every,
+    max_seconds=settings.max_seconds,
+    profile_steps=(first, last) if last > first else None,
+    profile_dir=os.path.join(workdir, "profile") if last > first else None,
+    flops_per_token=experiment.flops_per_token,
+    peak_flops=None if peak is None else peak * jax.device_count(),
+    stall_seconds=stall_seconds,
+  )
+
+
+def _evaluation_hook(experiment: Experiment):
+  nats_fn, settings = experiment.nats_fn(), experiment.evaluate
+
+  def hook(step: int, params: Params) -> dict[str, float]:
+    result = score(
+      experiment,
+      params,
+      split=settings.split,
+      num_draws=settings.num_draws,
+      max_rows=settings.max_rows,
+      nats_fn=nats_fn,
+    )
+    log.info("step %d %s: %s", step, settings.split, result)
+    return {
+      "validation_bound": result.nats_per_token,
+      "validation_bits_per_character": result.bits_per_char,
+      "validation_bits_per_character_error": result.bits_per_char_error,
+    }
+
+  return hook
+
+
+def _checkpoint_directory(path: str) -> str:
+  """A workdir or a directory of checkpoints -> the directory of checkpoints."""
+  inner = checkpoints(path)
+  chosen = inner if train.latest_step(inner) is not None else path
+  if train.latest_step(chosen) is None:
+    raise ValueError(
+      f"train.restore_from={path!r} has no checkpoint; give a workdir that experiments.train has written"
+    )
+  return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A workdir, loaded: the experiment and its parameters (the average, if one was kept)."""
+
+  experiment: Experiment
+  params: Params
+  step: int
+
+
+def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
+  """Sets (dotted key, value) pairs in place. Raises ValueError, quoting them, for a value that its key cannot have."""
+  for key, value in overrides:
+    try:
+      config.update_from_flattened_dict({key: value})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      reason = " ".join(str(error.args[0] if error.args else error).split())
+      raise ValueError(
+        f"{key}={value!r} cannot be set: {reason}; every key is in configs/base.py"
+      ) from error
+
+
+def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Experiment:
+  """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on one device or on all of this run's.
+
+  overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16). Raises ValueError for a workdir without a
+  checkpoint and for a value that its key cannot have.
+  """
+  directory = checkpoints(workdir)
+  if train.latest_step(directory) is None:
+    raise ValueError(
+      f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m experiments.train"
+    )
+  config = config_from_json(train.read_asset(directory, "config"))
+  config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=1, sequence=1, expert=1))
+  override(config, overrides)
+  if all_devices:  # nothing trains here: a batch of training need not divide over these devices
+    config.train.update({"accumulation": 1, "batch_size": config.evaluate.batch_size})
+  devices = jax.devices() if all_devices else jax.devices()[:1]
+  return build(
+    config,
+    tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")),
+    devices=devices,
+  )
+
+
+def load(
+  workdir: str, overrides: Any = (), *, all_devices: bool = False, dtype: str = "float32"
+) -> Trained:
+  """Loads the newest readable checkpoint of a workdir. Raises ValueError or CheckpointError with what is wrong and where.
+
+  dtype: that the network's parameters are held in; "bfloat16" halves their memory. Those of the process stay float32.
+  """
+  experiment = load_experiment(workdir, overrides, all_devices=all_devices)
+  directory, wanted = checkpoints(workdir), experiment.abstract_state().params
+  network = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), wanted["network"]
+  )
+  params = train.restore_params(directory, {**wanted, "network": network})
+  return Trained(experiment, params, train.latest_step(directory))
+
+
+def open_rows(
+  tokenizer: Any,
+  num: int,
+  length: int | None,
+  prompts: Sequence[str] = (),
+  infills: Sequence[str] = (),
+) -> Batch:
+  """`num` rows for each prompt or infill text (or of nothing at all), as a batch on the host.
+
+  length: tokens of a row; None, for infill texts only, is that of the longest text.
+  """
+  if prompts and infills:
+    raise ValueError(
+      "give prompts or infill texts, not both: a prompt is an infill text with its hole at the end"
+    )
+  if num < 1:
+    raise ValueError(f"num={num} must be at least 1 sample")
+  repeated = lambda texts: [text for text in texts for _ in range(num)]
+  if infills:
+    return infill_rows(tokenizer, repeated(infills), length or None)
+  return prompt_rows(tokenizer, repeated(prompts or [""]), length)
+
+
+def generate(
+  trained: Trained, batch: Batch, *, num: int, seed: int, policy=None
+) -> tuple[list[str], Sample]:
+  """Texts of the rows, padding left out, and the sample itself. Sample s of every text has the key of row s alone."""
+  experiment = trained.experiment
+  policy = policy or make_policy(
+    experiment.config.sampler.to_dict(), experiment.timing
+  )  # steps: of one block, where there are blocks
+  keys = row_keys(seed, num)
+  keys = jax.random.wrap_key_data(
+    np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1))
+  )
+  result = jax.tree.map(np.asarray, experiment.sample_fn(policy)(trained.params, keys, batch))
+  real = np.ones(batch.ids.shape, bool) if batch.weights is None else np.asarray(batch.weights) > 0
+  return [experiment.tokenizer.decode(row[keep]) for row, keep in zip(result.ids, real)], result
+
+
+def read_run_config(workdir: str) -> ml_collections.ConfigDict | None:
+  """The config that a workdir belongs to; None for a new workdir."""
+  path = as_path(workdir) / "config.json"
+  return ml_collections.ConfigDict(json.loads(path.read_text())) if path.exists() else None

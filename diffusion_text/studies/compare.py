@@ -1,0 +1,514 @@
+"""Many systems under one roof: the same corpus, tokenizer, network, batches, optimizer and seed; one table, one plot.
+
+Each system runs in a process of its own, which leaves `results.json` (or `failed.json`) in a directory of its own. So nothing of
+one run, neither memory nor compiled code nor CPU time, is counted in another, and a comparison that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_text import train
+from diffusion_text.data.pipeline import evaluation_batches
+from diffusion_text.data.token_arrays import token_arrays
+from diffusion_text.data.tokenizers import tokenizer_from_bytes
+from diffusion_text.experiment import summary as plan
+from diffusion_text.experiment.build import (
+  DataSettings,
+  Experiment,
+  build,
+  config_json,
+  make_policy,
+  make_tokenizer,
+  present,
+  strict,
+)
+from diffusion_text.experiment.run import (
+  Trained,
+  checkpoints,
+  generate,
+  load,
+  open_rows,
+  read_run_config,
+  score,
+  train_workdir,
+)
+from diffusion_text.studies.benchmark import hardware
+from diffusion_text.studies.bound_variance import chosen_decoding
+from diffusion_text.studies.comparison import caption, notes, plot, quality, table
+from diffusion_text.train.workdir import flatten
+from diffusion_text.types import Batch, LossFn
+
+OWN_SECTIONS = (
+  "process",
+  "schedule",
+  "timing",
+  "objective",
+  "sampler",
+)  # what a system is; all else comes from the base
+# Parts of the network that a system's definition asks for.
+OWN_MODEL_KEYS = ("time_conditioning", "anchor_layers", "self_conditioning", "absent")
+SHARED_KEYS = (
+  "objective.chunk",
+)  # of an own section, and yet no part of the system: it changes speed only
+FEWEST_STEPS = 20  # below this a budget trains nothing
+
+
+def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pathlib.Path]:
+  """name -> file, for names of files in `directory` or paths of any. Raises ValueError for an unknown, double or missing one."""
+  known = {
+    path.stem: path
+    for path in sorted(directory.glob("*.py"))
+    if path.stem not in ("__init__", "base")
+  }
+  files: dict[str, pathlib.Path] = {}
+  for name in names:
+    path = known.get(name, pathlib.Path(name))
+    if name not in known and not (path.suffix == ".py" and path.is_file()):
+      raise ValueError(
+        f"--configs: {name!r} is unknown; use some of {', '.join(known)}, or the path of a config file"
+      )
+    if path.stem in files:
+      raise ValueError(f"--configs has {path.stem!r} twice; each needs a name of its own")
+    files[path.stem] = path
+  if not files:
+    raise ValueError(f"--configs is empty; use some of {', '.join(known)}")
+  return files
+
+
+def merge(base: ConfigDict, system: ConfigDict) -> ConfigDict:
+  """The base with the sections and model keys of the system that make it what it is (OWN_SECTIONS, OWN_MODEL_KEYS)."""
+  merged, own = base.to_dict(), system.to_dict()
+  chunk = merged["objective"]["chunk"]
+  merged |= {section: own[section] for section in OWN_SECTIONS}
+  merged["objective"]["chunk"] = chunk
+  merged["model"] |= {key: own["model"][key] for key in OWN_MODEL_KEYS if key in own["model"]}
+  return ConfigDict(merged)
+
+
+def is_own(key: str) -> bool:
+  """Whether a dotted config key comes from the system rather than from the base."""
+  section, _, rest = key.partition(".")
+  return (section in OWN_SECTIONS and key not in SHARED_KEYS) or (
+    section == "model" and rest in OWN_MODEL_KEYS
+  )
+
+
+def set_aside(system: ConfigDict, defaults: ConfigDict, merged: ConfigDict) -> dict[str, Any]:
+  """dotted key -> value that the system's file sets and the comparison does not follow, so that it can be said."""
+  theirs, usual, ours = (
+    flatten(json.loads(config_json(config))) for config in (system, defaults, merged)
+  )
+  return {
+    k: v for k, v in theirs.items() if not is_own(k) and v != usual.get(k) and v != ours.get(k)
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What is compared, and how. budget: CPU-seconds of training of each system; or steps of each; one of the two is None.
+
+  files: name -> config file. calls: network calls at which samples are drawn, num_samples rows each. num_draws, max_rows: of the
+  likelihood on the test split (None: all rows). Raises ValueError for values that make no comparison.
+  """
+
+  workdir: pathlib.Path
+  base: ConfigDict
+  files: Mapping[str, pathlib.Path]
+  budget: float | None = None
+  steps: int | None = None
+  calls: tuple[int, ...] = (8, 32, 128)
+  num_samples: int = 16
+  num_draws: int = 2
+  max_rows: int | None = None
+
+  def __post_init__(self):
+    if (self.budget is None) == (self.steps is None):
+      raise ValueError(
+        f"budget={self.budget} and steps={self.steps}: give one, CPU-seconds or training steps of each system"
+      )
+    for name in ("budget", "steps", "num_samples", "num_draws", "max_rows"):
+      if (value := getattr(self, name)) is not None and not value > 0:
+        raise ValueError(f"{name}={value} must be above 0")
+    for name in ("max_seconds", "restore_from"):
+      if (value := self.base.train.get(name)) is not None:
+        raise ValueError(
+          f"base.train.{name}={value!r} would make the training of the systems unequal; leave it None"
+        )
+    if not self.calls or min(self.calls) < 1:
+      raise ValueError(
+        f"calls={self.calls} must be network calls, each at least 1, such as 8,32,128"
+      )
+
+  @property
+  def amount(self) -> str:
+    """How much each system is trained, for people."""
+    return (
+      f"about {self.budget:g} CPU-seconds of training each"
+      if self.steps is None
+      else f"{self.steps} training steps each"
+    )
+
+  def system(self, name: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """(merged config, what of the system's file is set aside). Raises ValueError for a file that gives no config."""
+    path = self.files[name]
+    try:
+      module = runpy.run_path(str(path))
+      system = module["get_config"]()
+      merged = merge(self.base, system)
+    except Exception as error:
+      raise ValueError(
+        f"{path} gives no config ({type(error).__name__}: {error}); see configs/mdlm.py for what one is"
+      ) from error
+    return merged, set_aside(
+      system, module["base"].config() if "base" in module else self.base, merged
+    )
+
+  def claim(self, *, write: bool = True) -> None:
+    """Raises ValueError if the workdir holds another comparison, or results of a system whose config has changed since."""
+    choices = {
+      key: getattr(self, key)
+      for key in ("budget", "steps", "calls", "num_samples", "num_draws", "max_rows")
+    }
+    for name in self.files:
+      merged, _ = self.system(name)  # every file is read now, before any compute
+      if (self.workdir / name / "results.json").exists():
+        train.check_workdir(str(self.workdir / name), config_json(merged), ("train",), write=False)
+    everything = json.dumps({**choices, "base": json.loads(config_json(self.base))})
+    train.check_workdir(str(self.workdir), everything, write=write)
+
+  def data(self) -> DataSettings:
+    """The data that all systems share."""
+    return strict(DataSettings, present(self.base.data.to_dict()), "data")
+
+  def tokenizer(self) -> Any:
+    """The one tokenizer of all systems; made on the first call, kept in the workdir under a name that changes with `base.data`."""
+    path = self.workdir / f"tokenizer-{zlib.crc32(config_json(self.base.data).encode()):08x}"
+    if not path.exists():
+      self.workdir.mkdir(parents=True, exist_ok=True)
+      write(path, make_tokenizer(self.data()).to_bytes())
+    return tokenizer_from_bytes(path.read_bytes())
+
+
+def write(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file whole or not at all."""
+  draft = path.with_name(path.name + ".tmp")
+  draft.write_bytes(content.encode() if isinstance(content, str) else content)
+  draft.replace(path)
+
+
+def metered(step: Any, cpu: float = 0.0, wall: float = 0.0) -> train.TrainStep:
+  """A train step that compiles off the clock, waits for its result, and reports the seconds used by all steps so far.
+
+  Its metrics gain "cpu_seconds", the process time over all threads, and "wall_seconds". cpu, wall: where to count from.
+  """
+  compiled = None
+
+  def call(state, batch):
+    nonlocal compiled, cpu, wall
+    compiled = compiled or step.lower(state, batch).compile()
+    began_cpu, began_wall = time.process_time(), time.monotonic()
+    state, metrics = jax.block_until_ready(compiled(state, batch))
+    cpu, wall = cpu + time.process_time() - began_cpu, wall + time.monotonic() - began_wall
+    return state, {**metrics, "cpu_seconds": cpu, "wall_seconds": wall}
+
+  return call
+
+
+@dataclasses.dataclass(frozen=True)
+class Metered(Experiment):
+  """An experiment whose train step is `metered`, counting on from the last checkpoint of `workdir`."""
+
+  workdir: str = dataclasses.field(kw_only=True)
+
+  def jitted_step(self, loss_fn: LossFn) -> train.TrainStep:
+    step = train.latest_step(checkpoints(self.workdir))
+    if step is None:
+      return metered(super().jitted_step(loss_fn))
+    return metered(super().jitted_step(loss_fn), *used(self.workdir, step))
+
+
+def used(workdir: str, step: int) -> tuple[float, float]:
+  """(CPU, wall) seconds of the first `step` training steps, by the last row of metrics up to there."""
+  rows = [
+    row for row in train.read_metrics(workdir) if "cpu_seconds" in row and row["step"] <= step
+  ]
+  return (
+    tuple(rows[-1][name] * step / rows[-1]["step"] for name in ("cpu_seconds", "wall_seconds"))
+    if rows
+    else (0.0, 0.0)
+  )
+
+
+def steps_within(experiment: Experiment, budget: float, trial: int = 24) -> int:
+  """How many training steps `budget` CPU-seconds are, by the median of `trial` steps of random tokens, compilation left out.
+
+  Raises ValueError where that is too few to train, or where CPU time says nothing because the work is done elsewhere.
+  """
+  if jax.default_backend() != "cpu":
+    raise ValueError(
+      f"--budget counts CPU time, which says nothing about {jax.devices()[0].device_kind}; use --steps"
+    )
+  settings, rng = experiment.train, np.random.default_rng(0)
+  with jax.set_mesh(experiment.mesh):
+    state, step = experiment.fresh_state(), metered(experiment.jitted_step(experiment.loss_fn(1.0)))
+    ids = rng.integers(
+      0, experiment.process.vocab_size, (settings.batch_size, experiment.data.length)
+    ).astype(np.int32)
+    batch, spent = train.global_batch(Batch(ids), experiment.mesh), []
+    for _ in range(trial + 1):
+      state, metrics = step(state, batch)
+      spent.append(metrics["cpu_seconds"])
+  each = float(np.median(np.diff(spent)))
+  if budget < FEWEST_STEPS * each:
+    least = math.ceil(FEWEST_STEPS * each)
+    raise ValueError(
+      f"budget={budget:g} is {int(budget / each)} steps of {each:.3g} CPU-seconds; use at least {least}"
+    )
+  return int(budget / each)
+
+
+def reference_text(data: DataSettings) -> str:
+  """The test split, each document followed by a newline."""
+  return "".join(document + "\n" for document in data.make_corpus().documents("test"))
+
+
+def corpus_quality(comparison: Comparison) -> dict[str, float]:
+  """`quality` of as many rows of real text: spread over the validation split, which is neither trained on nor the reference.
+
+  It also writes the token cache of every split, so that the systems find it. Raises ValueError if the split has too few rows.
+  """
+  data, tokenizer, num = comparison.data(), comparison.tokenizer(), comparison.num_samples
+  splits = {
+    name: token_arrays(data.make_corpus(), tokenizer, name, data.cache)
+    for name in ("train", "validation", "test")
+  }
+  batches = evaluation_batches(
+    splits["validation"], length=data.length, batch_size=1, packing_kind=data.packing
+  )
+  rows = [
+    batch.ids[0] for batch in batches if batch.weights is None or batch.weights.all()
+  ]  # as long as samples
+  if len(rows) < num:
+    raise ValueError(
+      f"num_samples={num}: the validation split has only {len(rows)} full rows to compare with; use that many"
+    )
+  chosen = [rows[i * len(rows) // num] for i in range(num)]
+  return quality(chosen, [tokenizer.decode(row) for row in chosen], reference_text(data))
+
+
+def sampled(
+  trained: Trained, comparison: Comparison, directory: pathlib.Path
+) -> list[dict[str, Any]]:
+  """Samples at each number of network calls: their quality, and their texts in a file. Calls are shared out over blocks, if any.
+
+  A system that makes the same number of steps for two entries of `calls` (one token per block) is sampled once.
+  """
+  experiment, data = trained.experiment, trained.experiment.data
+  section, size, rows = experiment.config.sampler.to_dict(), experiment.timing.sampled_in_blocks, []
+  blocks = 1 if size is None else -(-data.length // size)
+  reference = reference_text(data)
+  batch = open_rows(experiment.tokenizer, comparison.num_samples, data.length)
+  for steps in dict.fromkeys(max(1, calls // blocks) for calls in comparison.calls):
+    policy = make_policy({**section, "steps": steps}, experiment.timing)
+    texts, result = generate(
+      trained, batch, num=comparison.num_samples, seed=experiment.config.seed, policy=policy
+    )
+    calls = int(result.calls)
+    write(
+      directory / f"samples_{calls}_calls.txt",
+      "".join(f"--- sample {i}\n{text}\n" for i, text in enumerate(texts)),
+    )
+    rows.append({"steps": steps, "calls": calls, **quality(list(result.ids), texts, reference)})
+  return rows
+
+
+def measure(comparison: Comparison, name: str) -> dict[str, Any]:
+  """Trains one system in its directory (or goes on with it), scores it (a Gaussian one decoded where validation text says) and samples it.
+
+  Raises SystemExit with the loop's exit code if training was stopped, and whatever training raises.
+  """
+  directory = comparison.workdir / name
+  (config, aside), saved = comparison.system(name), read_run_config(str(directory))
+  config.train.keep = 1
+  tokenizer = comparison.tokenizer()
+  steps = comparison.steps if saved is None else saved.train.steps
+  steps = steps or steps_within(build(config, tokenizer=tokenizer), comparison.budget)
+  config.train.steps, config.train.save_every = (
+    steps,
+    max(config.train.save_every, steps // 5),
+  )  # saving is CPU time too
+  experiment = build(config, tokenizer=tokenizer)
+  print(plan.summary(experiment), flush=True)
+  fields = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
+  result = train_workdir(Metered(**fields, workdir=str(directory)), str(directory), terminal=False)
+  if result.status != "finished":
+    raise SystemExit(result.exit_code)
+  how = {"num_draws": comparison.num_draws, "max_rows": comparison.max_rows}
+  trained, decode_at = chosen_decoding(load(str(directory)), **how)
+  bound = score(trained.experiment, trained.params, split="test", **how)
+  if not math.isfinite(bound.nats_per_token):
+    raise ValueError(f"the bound on the test split is {bound.nats_per_token} nats per token")
+  cpu, wall = used(str(directory), steps)
+  tokens = steps * experiment.train.batch_size * experiment.data.length
+  return {
+    "name": name,
+    "bits_per_char": bound.bits_per_char,
+    "bits_per_char_error": bound.bits_per_char_error,
+    "likelihood": dataclasses.asdict(bound),
+    "decode_at": decode_at,
+    "steps": steps,
+    "train_tokens": tokens,
+    "train_cpu_seconds": cpu,
+    "train_wall_seconds": wall,
+    "train_tokens_per_cpu_second": tokens / cpu,
+    "parameters": plan.count_parameters(experiment),
+    "samples": sampled(trained, comparison, directory),
+    "set_aside": aside,
+    "hardware": {**hardware(), "cores_used": len(core_groups(1)[0])},
+  }
+
+
+def run_one(comparison: Comparison, name: str) -> None:
+  """`measure`, on disk: results.json, or failed.json with the reason."""
+  directory = comparison.workdir / name
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / "failed.json").unlink(missing_ok=True)
+  try:
+    write(directory / "results.json", json.dumps(measure(comparison, name), indent=2))
+  except Exception as error:
+    write(directory / "failed.json", json.dumps({"error": f"{type(error).__name__}: {error}"}))
+    raise
+
+
+def core_groups(jobs: int) -> list[list[int]]:
+  """The cores of this process, shared out. Raises ValueError if there are fewer cores than jobs."""
+  cores = (
+    sorted(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else list(range(os.cpu_count() or 1))
+  )
+  if not 1 <= jobs <= len(cores):
+    raise ValueError(
+      f"jobs={jobs} must be from 1 to {len(cores)}, the cores of this process: CPU time is to be compared"
+    )
+  return [group.tolist() for group in np.array_split(cores, jobs)]
+
+
+def _start(
+  command: Sequence[str], directory: pathlib.Path, cores: Sequence[int]
+) -> subprocess.Popen:
+  directory.mkdir(parents=True, exist_ok=True)
+  with (directory / "log.txt").open("a") as log:
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(process.pid, cores)  # long before XLA counts its cores; threads inherit it
+  return process
+
+
+def run_all(
+  comparison: Comparison, command: Callable[[str], Sequence[str]], jobs: int
+) -> dict[str, str]:
+  """Runs `command(name)` for every system without results, `jobs` at a time, each on cores of its own. name -> why it failed.
+
+  If this process is told to stop, so are they, and their training is saved.
+  """
+  free, running, failed = core_groups(jobs), {}, {}
+  waiting = [
+    name for name in comparison.files if not (comparison.workdir / name / "results.json").exists()
+  ]
+  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(train.EXIT_PREEMPTED))
+  try:
+    while waiting or running:
+      while waiting and free:
+        name, cores = waiting.pop(0), free.pop(0)
+        directory = comparison.workdir / name
+        running[name] = _start(command(name), directory, cores), cores
+        print(
+          f"{name}: started on core{'s' * (len(cores) > 1)} {cores}, log in {directory / 'log.txt'}",
+          flush=True,
+        )
+      time.sleep(0.2)
+      for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+        process, cores = running.pop(name)
+        free.append(cores)
+        if process.returncode:
+          failed[name] = reason(comparison.workdir / name, process.returncode)
+        print(f"{name}: " + (f"failed: {failed[name]}" if name in failed else "done"), flush=True)
+  finally:
+    for process, _ in running.values():
+      process.terminate()
+    for process, _ in running.values():
+      process.wait()
+    signal.signal(signal.SIGTERM, before)
+  return failed
+
+
+def reason(directory: pathlib.Path, code: int) -> str:
+  """Why a system has no results: its own word, or the exit code of its process and the last line of its log."""
+  path = directory / "failed.json"
+  if path.exists():
+    return json.loads(path.read_text())["error"]
+  if code == train.EXIT_PREEMPTED:
+    return "stopped, and saved; run the same command again to go on"
+  last = (directory / "log.txt").read_text().strip().splitlines()[-1:]
+  return (f"killed by signal {-code}" if code < 0 else f"exit code {code}") + "".join(
+    f": {line}" for line in last
+  )
+
+
+def report(
+  comparison: Comparison, failed: Mapping[str, str], corpus: Mapping[str, float], command: str
+) -> str:
+  """Writes comparison.md, comparison.json and comparison.png in the workdir; returns the markdown.
+
+  failed: name -> reason; corpus: `corpus_quality`; command: how it was run.
+  """
+  finished = [
+    comparison.workdir / name / "results.json" for name in comparison.files if name not in failed
+  ]
+  rows = [json.loads(path.read_text()) for path in finished]
+  places = {
+    f"{row['hardware']['cores_used']} of {row['hardware']['cores']} cores of {row['hardware']['cpu']}"
+    f" ({row['hardware']['device']}), jax {row['hardware']['jax']}"
+    for row in rows
+  }
+  where = "; ".join(sorted(places)) or "nothing finished"
+  how = {"num_draws": comparison.num_draws, "num_samples": comparison.num_samples}
+  vocab_size = comparison.tokenizer().vocab_size
+  above = caption(
+    comparison.amount, where, command, base=comparison.base, vocab_size=vocab_size, **how
+  )
+  text = "\n\n".join(filter(None, (table(rows, corpus, failed), above, notes(rows))))
+  summary = {
+    "command": command,
+    "caption": above,
+    "corpus": dict(corpus),
+    "results": rows,
+    "failed": dict(failed),
+  }
+  write(comparison.workdir / "comparison.json", json.dumps(summary, indent=2))
+  write(comparison.workdir / "comparison.md", text + "\n")
+  plot(
+    comparison.workdir / "comparison.png",
+    rows,
+    corpus,
+    f"{comparison.amount}, seed {comparison.base.seed}\n{where}",
+  )
+  return text

@@ -1,0 +1,151 @@
+"""The control experiment on two made-up novels: labels, classifiers, and the whole demonstration with networks that know nothing."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from diffusion_text.data.corpora import AUSTEN_NOVELS, CORPORA, Austen
+from diffusion_text.data.labels import LabelledRows, labelled_rows
+from diffusion_text.data.token_arrays import TokenArrays
+from diffusion_text.experiment.build import build
+from diffusion_text.experiment.run import Trained
+from diffusion_text.model.classifier import Classifier
+from diffusion_text.process.embedding import Embedding
+from diffusion_text.schedules.gaussian import PATHS
+from diffusion_text.studies import control
+from diffusion_text.types import Inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoNovels:
+  """One of a's and b's, one of c's and d's, in turns."""
+
+  def documents(self, split):
+    rng = np.random.default_rng(0)
+    return iter(["".join(rng.choice(list("ab" if i % 2 == 0 else "cd"), 60)) for i in range(40)])
+
+  def sources(self, split):
+    return ("first", "second"), [i % 2 for i in range(40)]
+
+  def identity(self):
+    return "two novels"
+
+
+def test_austen_tells_its_novels():
+  documents = list(Austen().documents("train"))
+  names, labels = Austen().sources("train")
+  assert len(labels) == len(documents) and names == tuple(AUSTEN_NOVELS)
+  first = {names[label]: documents[labels.index(label)] for label in set(labels)}
+  assert {name: title.lower().replace(" ", "_") for name, title in first.items()} == {
+    name: name for name in names
+  }
+  _, test = Austen().sources("test")
+  assert set(test) == {names.index("persuasion")}
+
+
+def test_rows_are_of_one_source_and_parts_are_disjoint():
+  tokens = np.arange(400, dtype=np.uint16)  # every token is its own document's
+  offsets = np.arange(0, 401, 10)
+  rows = labelled_rows(TokenArrays(tokens, offsets, 400, 0), [i % 2 for i in range(40)], 4, 3)
+  assert (rows.ids // 10 % 2 == rows.label[:, None]).all()
+  parts = [set(rows.of_part(part).ids.reshape(-1).tolist()) for part in range(3)]
+  assert sum(map(len, parts)) == len(set.union(*parts)) == 400 and min(map(len, parts)) > 0
+  with pytest.raises(ValueError, match="39 labels for 40 documents"):
+    labelled_rows(TokenArrays(tokens, offsets, 400, 0), [0] * 39, 4, 3)
+  with pytest.raises(ValueError, match="too few for 99 parts"):
+    labelled_rows(TokenArrays(tokens, offsets, 400, 0), [0] * 40, 4, 99)
+
+
+def test_a_classifier_reads_soft_tokens_as_it_reads_tokens_and_knows_its_window():
+  ids = jnp.array([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]])
+  for options in ({"window": 3, "pool": "max"}, {}):
+    classifier = Classifier(2, 6, 8, **options)
+    params = classifier.init(jax.random.key(0)) | {
+      "out": {"kernel": jnp.ones((8, 2)), "bias": jnp.zeros(2)}
+    }
+    apply = jax.jit(classifier.apply)
+    hard, soft = (
+      apply(params, Inputs(ids=ids)),
+      apply(params, Inputs(vectors=jax.nn.one_hot(ids, 6))),
+    )
+    np.testing.assert_allclose(hard, soft, atol=1e-5)
+    same = np.allclose(hard[0], hard[1], atol=1e-5)
+    assert same == (classifier.window == 1), "a bag knows no order, a window does"
+  with pytest.raises(ValueError, match="vectors of 5 numbers"):
+    classifier.apply(params, Inputs(vectors=jnp.ones((1, 2, 5))))
+  with pytest.raises(ValueError, match="window=2 must be odd"):
+    Classifier(2, 6, window=2)
+  with pytest.raises(ValueError, match="pool='sum'"):
+    Classifier(2, 6, pool="sum")
+
+
+def test_a_classifier_of_noised_vectors_is_surer_of_clearer_ones():
+  process = Embedding(4, PATHS["log_snr"](log_snr_max=6.0, log_snr_min=-6.0), width=8)
+  generator = types.SimpleNamespace(
+    experiment=types.SimpleNamespace(process=process),
+    params={"process": process.init(jax.random.key(0))},
+  )
+  label = np.arange(64) % 2
+  ids = np.random.default_rng(0).integers(0, 2, (64, 6)) + 2 * label[:, None]
+  rows = LabelledRows(ids.astype(np.int32), label.astype(np.int32), label.astype(np.int32))
+  judged = control.train_classifier(
+    Classifier(2, 8, 16, timed=True),
+    rows,
+    read=control.noised(generator),
+    seed=0,
+    steps=150,
+    batch_size=32,
+  )
+  right = []
+  for time in (0.1, 0.95):
+    t = jnp.full(ids.shape, time)
+    state = process.corrupt(generator.params["process"], jax.random.key(1), ids, t)
+    logp = judged.log_prob(process.inputs(generator.params["process"], state, t), t)
+    right.append(float(jnp.mean(logp[jnp.arange(64), label])))
+  assert right[0] > -0.1 and right[1] < right[0] - 0.1 and right[1] > -1.2, right
+
+
+def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monkeypatch):
+  """An untrained generator draws any letters, an untrained judge finds all equally likely: only the classifier knows the novels."""
+  monkeypatch.setitem(CORPORA, "austen", TwoNovels)
+  monkeypatch.setattr(control, "BATCH", 16)
+  config = base.config("micro")
+  config.model.update({"width": 16, "mlp_width": 32, "layers": 1})
+  config.data.update({"length": 8, "cache_dir": str(tmp_path)})
+  config.sampler.steps = 8
+  experiment = build(config)
+  config.timing.name, config.sampler.steps = "left_to_right", 1
+  exact = build(config, tokenizer=experiment.tokenizer)
+  generator, judge = (Trained(e, e.init_params(jax.random.key(0)), 0) for e in (experiment, exact))
+  settings = control.Settings(target="first", strengths=[16.0], num=32, classifier_steps=80)
+  report = control.report(control.steer(generator, settings), judge, settings)
+  lines = [line.split("|") for line in report.splitlines() if line.startswith("|")][2:]
+  by_evaluator, by_guide = (
+    [float(line[column].split("±")[0].split("%")[0]) for line in lines] for column in (2, 3)
+  )
+  # The evaluator has only seen rows of one novel; where the guide is content with most of the letters, it need not be.
+  assert (
+    by_guide[1] >= by_guide[0] + 20 and by_evaluator[1] > by_evaluator[0] and by_evaluator[2] > 90
+  ), report
+  assert "strength 16 raises success" in report and all("+0 %" in line[5] for line in lines)
+  with pytest.raises(ValueError, match="target='third' is no source"):
+    control.steer(generator, dataclasses.replace(settings, target="third"))
+  with pytest.raises(ValueError, match="not Masked"):
+    control.steer(generator, dataclasses.replace(settings, guidance="latents"))
+
+
+def test_the_verdict_asks_for_both_and_settings_are_checked():
+  row = control.Row("0", 0.2, 0, 0, 5.0, 0, 4.0, 0.9, 8)
+  better = lambda success, nats: dataclasses.replace(row, name="2", success=success, nats=nats)
+  assert control.verdict([row, better(0.51, 5.9)]).startswith("control shown")
+  assert control.verdict([row, better(0.45, 5.9)]).startswith("control not shown")
+  assert control.verdict([row, better(0.9, 6.1)]).startswith("no strength")
+  with pytest.raises(ValueError, match="num=33 must be a multiple of 32 rows; use 64"):
+    control.Settings("emma", [1.0], num=33)
+  with pytest.raises(ValueError, match="guidance='both'"):
+    control.Settings("emma", [1.0], guidance="both")
