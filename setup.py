@@ -9,7 +9,7 @@ EXTRAS = {
   "cuda": ["jax[cuda13]"],
   "pretrained": ["safetensors", "tokenizers"],
   "metrics": ["sacrebleu", "rouge-score"],
-  "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"],
+  "test": ["beartype", "pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"],
 }
 
 setup(
@@ -28,11 +28,13 @@ setup(
     "grain>=0.2.10",
     "importlib_resources",  # tensorflow-datasets needs it and does not declare it on Python >= 3.9
     "jax>=0.10",
+    "jaxtyping>=0.2.36",
     "matplotlib>=3.8",
     "ml-collections>=1.0",
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11",
+    "pydantic>=2.10",
     "rich>=13",
     "sentencepiece>=0.2",
     "tensorboardX>=2.6",

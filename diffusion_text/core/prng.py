@@ -1,52 +1,103 @@
-"""Randomness that belongs to a token: one key per position, so that no token's draw depends on its batch mates.
+"""Randomness by name and by token: streams of a key, and one key per position, so that no token's draw depends on its batch.
 
-`keys` is an array of typed keys of any shape; every function maps over it and draws once per key.
+A stream is named by a string, a row by its number in the global batch, a position by its place. Draws therefore depend neither on
+the devices nor on the microbatches of a run, and adding a stream changes no other.
+
+`keys` is an array of typed keys of any shape; every `draw_` function maps over it and draws once per key.
 """
 
 from __future__ import annotations
 
+import zlib
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from diffusion_text.types import Array, Key
-
-
-def _map_keys(draw, keys: Key, *rows: Array):
-  for _ in range(keys.ndim):
-    draw = jax.vmap(draw)
-  return draw(keys, *rows)
+from diffusion_text.types import Key, Keys, Progress
 
 
-def fold(keys: Key, number: Array | int) -> Key:
-  """Another, independent stream of every key, named by a number: keys [...] -> keys [...]."""
-  return _map_keys(lambda key: jax.random.fold_in(key, number), keys)
+def stream(key: Key, name: str) -> Key:
+  """An independent key for what is called `name`."""
+  # crc32 because Python's own `hash` of a string differs from one process to the next.
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def row_keys(seed: int, rows: int, first: int = 0) -> Key:
+def streams(keys: Keys, name: str) -> Keys:
+  """The stream called `name` of every key: keys [...] -> keys [...]."""
+  return fold(keys, zlib.crc32(name.encode()))
+
+
+def fold(keys: Keys, number: Int[Array, "..."] | int) -> Keys:
+  """Another, independent stream of every key, named by a number, or by numbers that broadcast to the keys' shape."""
+  if jnp.ndim(number) == 0:
+    return _map_keys(lambda key: jax.random.fold_in(key, number), keys)
+  return _map_keys(jax.random.fold_in, keys, jnp.broadcast_to(number, keys.shape))
+
+
+def global_rows(rows: int, progress: Progress) -> Int[Array, " rows"]:
+  """The number of each row of this microbatch in the step's global batch (the trainer interleaves rows)."""
+  group, parts = progress.units, progress.parts
+  row = jnp.arange(rows)
+  return ((row // group) * parts + jnp.asarray(progress.part)) * group + row % group
+
+
+def position_keys(key: Key, rows: int, length: int, progress: Progress | None = None) -> Keys:
+  """One key per position, named by the row's number in the global batch and the place in it: keys [rows, length]."""
+  numbers = global_rows(rows, Progress() if progress is None else progress)
+  return token_keys(jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers), length)
+
+
+def row_keys(seed: int, rows: int, first: int = 0) -> Keys:
   """One key per row of text, named by the row's number: keys [rows]. Row r of any batch has the key of row r alone."""
   return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(
     first + jnp.arange(rows)
   )
 
 
-def token_keys(keys_B: Key, length: int) -> Key:
-  """One key per position of each row, named by the position: keys [B] -> keys [B, L]."""
-  return jax.vmap(
-    lambda key: jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(length))
-  )(keys_B)
+def token_keys(keys: Keys, length: int) -> Keys:
+  """One key per position of each row, named by the position: keys [B] -> keys [B, length]."""
+  places = jnp.arange(length)
+  return jax.vmap(lambda key: jax.vmap(lambda place: jax.random.fold_in(key, place))(places))(keys)
 
 
-def draw_uniform(keys: Key) -> Array:
+def row_coins(key: Key, rows: int, progress: Progress, probability: float) -> Array:
+  """bool [rows]: a coin per row of the global batch, whatever the devices and microbatches."""
+  numbers = global_rows(rows, progress)
+  return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), probability))(
+    numbers
+  )
+
+
+def draw_uniform(keys: Keys) -> Float[Array, "..."]:
   """One float32 uniform in [0, 1) per key: keys [...] -> [...]."""
   return _map_keys(jax.random.uniform, keys)
 
 
-def draw_categorical(keys: Key, logits: Array) -> Array:
+def draw_normal(keys: Keys, width: int) -> Float[Array, "... {width}"]:
+  """`width` standard normals per key: keys [...] -> float32 [..., width]."""
+  return _map_keys(lambda key: jax.random.normal(key, (width,)), keys)
+
+
+def draw_integer(keys: Keys, below: int) -> Int[Array, "..."]:
+  """One int32 in 0 … below - 1 per key: keys [...] -> [...]."""
+  return _map_keys(lambda key: jax.random.randint(key, (), 0, below), keys)
+
+
+def draw_categorical(keys: Keys, logits: Float[Array, "... V"]) -> Int[Array, "..."]:
   """One id per key from softmax(logits): keys [...], logits [..., V] -> int32 [...].
 
   Gumbel-max with the high-resolution Gumbel: plain float32 uniforms cut the tail at 15.9 and so never draw rare tokens
   (arXiv 2409.02908 measured what that does to published samples: lower entropy, flattering generative perplexity).
   """
-  return _map_keys(
-    lambda key, row: jax.random.categorical(key, row, mode="high"), keys, logits
-  ).astype(jnp.int32)
+
+  def draw(key, row):
+    return jax.random.categorical(key, row, mode="high")
+
+  return _map_keys(draw, keys, logits).astype(jnp.int32)
+
+
+def _map_keys(draw, keys: Keys, *rows: Array):
+  for _ in range(keys.ndim):
+    draw = jax.vmap(draw)
+  return draw(keys, *rows)

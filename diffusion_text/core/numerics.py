@@ -1,0 +1,74 @@
+"""Small numerics that several rooms share: log-probabilities of tokens, per-token choice, flat lists of positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+TINY = 1e-7  # the smallest time at which a weight is formed: 1/t stays finite in float32
+NEVER = -1e30  # log of zero that survives subtraction
+LEAST = float(jnp.finfo(jnp.float32).tiny)
+
+
+def cross_entropy(logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
+  """-log softmax(logits)[ids] in nats, by a gather and a log-sum-exp (no one-hot)."""
+  return jax.nn.logsumexp(logits, axis=-1) - at_ids(logits, ids)
+
+
+def log_prob_of(logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
+  """log softmax(logits)[ids] in nats."""
+  return -cross_entropy(logits, ids)
+
+
+def at_ids(values: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
+  """values[..., ids]."""
+  return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
+
+
+def smoothed_cross_entropy(
+  logits: Float[Array, "*n V"], ids: Int[Array, "*n"], smoothing: float
+) -> Float[Array, "*n"]:
+  """(1 - smoothing) · -log p(ids) + smoothing · the mean over v of -log p(v), in nats."""
+  cost = cross_entropy(logits, ids)
+  if not smoothing:
+    return cost
+  spread = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+  return (1 - smoothing) * cost + smoothing * spread
+
+
+def entropy(logits: Float[Array, "*n V"]) -> Float[Array, "*n"]:
+  """The entropy of softmax(logits) in nats."""
+  log_p = jax.nn.log_softmax(logits, axis=-1)
+  return -jnp.sum(jnp.where(log_p > NEVER, jnp.exp(log_p) * log_p, 0.0), axis=-1)
+
+
+def select(where: Bool[Array, "*n"], yes: Any, no: Any) -> Any:
+  """Per token: yes where true, else no, for trees of arrays with trailing axes too."""
+
+  def one(a, b):
+    widened = where.reshape(*where.shape, *(1,) * (max(jnp.ndim(a), jnp.ndim(b)) - where.ndim))
+    return jnp.where(widened, a, b)
+
+  return jax.tree.map(one, yes, no)
+
+
+def flatten_tokens(tree: Any) -> Any:
+  """Every leaf [B, N, …] as a flat list of positions [B · N, …]."""
+  return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+
+
+def unflatten_tokens(tree: Any, shape: tuple[int, int]) -> Any:
+  """Every leaf [B · N, …] as [B, N, …]."""
+  return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), tree)
+
+
+def differs(a: Any, b: Any, dims: int = 2) -> Bool[Array, "..."]:
+  """Per token (the first `dims` axes): True where any number of any leaf differs."""
+
+  def one(x, y):
+    return jnp.any((x != y).reshape(*x.shape[:dims], -1), axis=-1)
+
+  return jax.tree.reduce(jnp.logical_or, jax.tree.map(one, a, b))
