@@ -17,72 +17,98 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from diffusion_text.core.mesh_axes import TOKENS
 
-TOKENS = (
-  "replica",
-  "fsdp",
-  "sequence",
-)  # mesh axes over which callers share out the tokens of a batch
-CHUNK = 256  # rows whose logits exist at once; more keeps an accelerator busier, fewer wastes less of the last chunk
+CHUNK = 256  # rows whose logits exist at once; more keeps an accelerator busier, fewer wastes less
 
 
 def map_rows(
-  fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1
+  fn: Callable[[Any, Any], Any],
+  consts: Any,
+  count: Bool[Array, " n"],
+  rows: Any,
+  *,
+  chunk: int = CHUNK,
+  shards: int = 1,
 ) -> Any:
-  """`fn` on the rows where `count_N` (bool) holds, zeros elsewhere; memory O(chunk) in what `fn` makes, forward and backward.
+  """`fn(consts, rows)` at the rows where `count` holds and zeros elsewhere, a tree of arrays [n, …].
 
-  rows: a pytree of arrays [N, ...]. `fn` takes the same tree of arrays [chunk, ...] and returns a tree of arrays [chunk, ...],
-  row i of which depends on row i only. It may close over parameters (the unembedding): gradients reach those and `rows`;
-  integers and keys are allowed in both. Reverse mode only, and only once.
+  Memory is O(chunk) in what `fn` makes, forward and backward. Gradients reach `consts` and `rows` (reverse mode only, and only
+  once); integers and keys are allowed in both.
 
-  shards: over how many devices the N rows are sharded, as one run of N / shards rows each (the product of the mesh axes that
-  shard the batch). Each run then gathers its own rows, `chunk` at a time, so no row moves between devices, and the parameters'
-  gradients are summed over devices once, after the loop. Raises ValueError if the sizes do not fit.
+  Args:
+    fn: (consts, rows [chunk, …]) -> a tree of arrays [chunk, …], row i of which depends on row i only. It must not close over
+      traced arrays: heads and parameters are `consts`.
+    consts: a pytree of arrays that every row reads.
+    count: the rows that count.
+    rows: a pytree of arrays [n, …].
+    chunk: rows that `fn` sees at a time, per shard.
+    shards: over how many devices the n rows are sharded, as one run of n / shards rows each (the product of the mesh axes that
+      shard the batch). Each run then gathers its own rows, `chunk` at a time, so no row moves between devices, and the gradients
+      of `consts` are summed over devices once, after the loop.
+
+  Raises:
+    ValueError: if the sizes do not fit.
   """
-  plan, leaves, count, out_shape = _prepare(fn, count_N, rows, chunk, shards)
-  outs = _map(plan, plan.jaxpr.consts, leaves, count)
-  return jax.tree.unflatten(
-    jax.tree.structure(out_shape), [x.reshape(count_N.shape[0], *x.shape[2:]) for x in outs]
-  )
+  plan, flat_consts, leaves, split_count = _prepare(fn, consts, count, rows, chunk, shards)
+  outs = _map(plan, flat_consts, leaves, split_count)
+  flat = [x.reshape(count.shape[0], *x.shape[2:]) for x in outs]
+  return jax.tree.unflatten(plan.out_tree, flat)
 
 
 def sum_rows(
-  fn: Callable[[Any], Any], count_N: Array, rows: Any, *, chunk: int = CHUNK, shards: int = 1
-) -> tuple[Array, Any]:
-  """Sums over the rows that count, where `map_rows` would give the rows: `fn` returns (loss [chunk], aux: tree of [chunk]).
+  fn: Callable[[Any, Any], tuple[Any, Any]],
+  consts: Any,
+  count: Bool[Array, " n"],
+  rows: Any,
+  *,
+  chunk: int = CHUNK,
+  shards: int = 1,
+) -> tuple[Float[Array, ""], Any]:
+  """(the sum of the losses of the rows that count, aux): `fn(consts, rows)` returns (loss [chunk], aux: a tree of [chunk, …]).
 
-  The gradient of the loss is made in the forward pass, while a chunk's logits are at hand, and only scaled in the backward: no
-  logits are computed twice. For that it keeps the gradients of the parameters and rows (never of logits) from forward to backward.
-  The sums of aux have no gradient. All else as in `map_rows`.
+  aux is a tree of arrays [n, …], zeros where `count` does not hold, and has no gradient. The gradient of the loss is made in the
+  forward pass, while a chunk's logits are at hand, and only scaled in the backward pass: no logits are computed twice. For that the
+  gradients of consts and rows (never of logits) are kept from forward to backward. All else is as in `map_rows`.
   """
-  plan, leaves, count, out_shape = _prepare(fn, count_N, rows, chunk, shards)
-  return jax.tree.unflatten(
-    jax.tree.structure(out_shape), _sum(plan, plan.jaxpr.consts, leaves, count)
-  )
+  plan, flat_consts, leaves, split_count = _prepare(fn, consts, count, rows, chunk, shards)
+  total, outs = _sum(plan, flat_consts, leaves, split_count)
+  flat = [x.reshape(count.shape[0], *x.shape[2:]) for x in outs]
+  _, aux_tree = jax.tree.unflatten(plan.out_tree, [None, *flat])
+  return total, jax.lax.stop_gradient(aux_tree)
 
 
-def _prepare(fn, count_N, rows, chunk, shards):
-  """(plan, leaves [shards, n, ...], count [shards, n], what `fn` returns), after checking the sizes."""
+def _prepare(fn, consts, count, rows, chunk, shards):
+  """(plan, leaves of consts, leaves of rows [shards, n, …], count [shards, n]), after checking the sizes."""
   leaves, tree = jax.tree.flatten(rows)
-  N = count_N.shape[0]
-  if chunk < 1 or count_N.ndim != 1 or any(x.shape[:1] != (N,) for x in leaves):
+  const_leaves, const_tree = jax.tree.flatten(consts)
+  total = count.shape[0]
+  if chunk < 1 or count.ndim != 1 or any(x.shape[:1] != (total,) for x in leaves):
     shapes = [x.shape for x in leaves]
     raise ValueError(
-      f"chunk={chunk} must be at least 1; rows {shapes} must begin with N, as count {count_N.shape} does"
+      f"chunk={chunk} must be at least 1; rows {shapes} must begin with n, as count {count.shape} does"
     )
-  if shards < 1 or N % shards:
+  if shards < 1 or total % shards:
     raise ValueError(
-      f"shards={shards} must divide N={N} rows; pad the batch, or pass shards=1 where rows are not sharded"
+      f"shards={shards} must divide n={total} rows; pad the batch, or pass shards=1 where rows are"
+      " not sharded"
     )
-  chunk = min(chunk, N // shards)
+  chunk = min(chunk, total // shards)
   sample = [jax.ShapeDtypeStruct((chunk, *x.shape[1:]), x.dtype) for x in leaves]
-  flat_fn = lambda *chunk_leaves: fn(jax.tree.unflatten(tree, chunk_leaves))
-  # Traced here, so that whatever `fn` closes over is an argument below: `consts`.
-  jaxpr, out_shape = jax.make_jaxpr(flat_fn, return_shape=True)(*sample)
-  split = lambda x: _one_per_shard(x.reshape(shards, N // shards, *x.shape[1:]))
-  return _Plan(jaxpr, chunk), [split(x) for x in leaves], split(count_N), out_shape
+  shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in const_leaves]
+
+  def flat_fn(const_leaves, row_leaves):
+    return fn(jax.tree.unflatten(const_tree, const_leaves), jax.tree.unflatten(tree, row_leaves))
+
+  out_shapes, out_tree = jax.tree.flatten(jax.eval_shape(flat_fn, shapes, sample))
+
+  def split(x):
+    return _one_per_shard(x.reshape(shards, total // shards, *x.shape[1:]))
+
+  plan = _Plan(flat_fn, chunk, out_shapes, out_tree)
+  return plan, [jnp.asarray(x) for x in const_leaves], [split(x) for x in leaves], split(count)
 
 
 def _one_per_shard(x):
@@ -94,13 +120,13 @@ def _one_per_shard(x):
 
 
 class _Plan:
-  """What is static in one call of `map_rows`; hashed by identity, as custom_vjp asks of a static argument."""
+  """What is static in one call; hashed by identity, as custom_vjp asks of a static argument."""
 
-  def __init__(self, jaxpr, chunk):
-    self.jaxpr, self.chunk = jaxpr, chunk
+  def __init__(self, flat_fn, chunk, out_shapes, out_tree):
+    self.flat_fn, self.chunk, self.out_shapes, self.out_tree = flat_fn, chunk, out_shapes, out_tree
 
   def fn(self, consts, leaves):
-    return jaxpr_as_fun(ClosedJaxpr(self.jaxpr.jaxpr, consts))(*leaves)
+    return jax.tree.leaves(self.flat_fn(consts, leaves))
 
   def turns(self, count):
     """(number of turns, index): of the shards, `index(i)` tells where in its rows turn i reads and writes; n means nowhere."""
@@ -126,7 +152,7 @@ def _map(plan, consts, leaves, count):
     new = _per_shard(lambda rows: plan.fn(consts, rows), [_take(x, read) for x in leaves])
     return [_put(out, write, x) for out, x in zip(outs, new)]
 
-  outs = [jnp.zeros((*count.shape, *x.shape[1:]), x.dtype) for x in plan.jaxpr.out_avals]
+  outs = [jnp.zeros((*count.shape, *x.shape[1:]), x.dtype) for x in plan.out_shapes]
   return jax.lax.fori_loop(0, turns, turn, outs)
 
 
@@ -136,7 +162,7 @@ def _map_forward(plan, consts, leaves, count):
 
 def _map_backward(plan, saved, cotangents):
   consts, leaves, count = saved
-  real = [_is_real(x) for x in plan.jaxpr.out_avals]
+  real = [_is_real(x) for x in plan.out_shapes]
   cotangents = [c for c, r in zip(cotangents, real) if r]
   turns, index = plan.turns(count)
   (some_consts, merge_consts), (some_leaves, _) = _split(consts), _split(leaves)
@@ -162,10 +188,8 @@ def _map_backward(plan, saved, cotangents):
   d_consts, d_leaves = jax.lax.fori_loop(
     0, turns, turn, (zeros, [jnp.zeros_like(x) for x in some_leaves])
   )
-  # A shard without any row that counts has worked on one that does not, whose gradient need not be finite.
-  of_some = lambda x: jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
   return (
-    _cotangents(consts, [of_some(x).sum(axis=0) for x in d_consts]),
+    _cotangents(consts, [_of_some(x, count).sum(axis=0) for x in d_consts]),
     _cotangents(leaves, d_leaves),
     None,
   )
@@ -180,47 +204,50 @@ def _sum(plan, consts, leaves, count):
 
 
 def _sum_loop(plan, consts, leaves, count, differentiate):
-  """(sums, gradients of the first sum for the real consts and leaves)."""
+  """((sum, aux [shards, n, …]), (gradients of the sum for the real consts, and for the real leaves))."""
   turns, index = plan.turns(count)
   (some_consts, merge_consts), (some_leaves, _) = _split(consts), _split(leaves)
 
   def of_shard(consts, leaves, valid):
     some_leaves, merge_leaves = _split(leaves)
-    fn = lambda consts, leaves: [
-      jnp.sum(jnp.where(valid, x, 0)) for x in plan.fn(merge_consts(consts), merge_leaves(leaves))
-    ]
+
+    def loss(consts, some_leaves):
+      value, *aux = plan.fn(merge_consts(consts), merge_leaves(some_leaves))
+      return jnp.sum(jnp.where(valid, value, 0)), aux
+
     if not differentiate:
-      return fn(consts, some_leaves), ([], [])
-    sums, pull = jax.vjp(fn, consts, some_leaves)
-    return sums, pull([jnp.ones_like(sums[0]), *map(jnp.zeros_like, sums[1:])])
+      return *loss(consts, some_leaves), ([], [])
+    (total, aux), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+      consts, some_leaves
+    )
+    return total, aux, grads
 
   def turn(i, carry):
-    sums, d_consts, d_leaves = carry
+    total, aux, d_consts, d_leaves = carry
     read, write = index(i)
-    new, (new_consts, new_leaves) = _per_shard(
-      of_shard, copies, [_take(x, read) for x in leaves], write < count.shape[1]
+    rows = [_take(x, read) for x in leaves]
+    value, new_aux, (new_consts, new_leaves) = _per_shard(
+      of_shard, copies, rows, write < count.shape[1]
     )
-    d_consts = [total + x.astype(total.dtype) for total, x in zip(d_consts, new_consts)]
-    return (
-      [a + b for a, b in zip(sums, new)],
-      d_consts,
-      [_put(total, write, x) for total, x in zip(d_leaves, new_leaves)],
-    )
+    d_consts = [sum_ + x.astype(sum_.dtype) for sum_, x in zip(d_consts, new_consts)]
+    d_leaves = [_put(sum_, write, x) for sum_, x in zip(d_leaves, new_leaves)]
+    return total + value, [_put(a, write, x) for a, x in zip(aux, new_aux)], d_consts, d_leaves
 
   copies = [jnp.broadcast_to(x, (count.shape[0], *x.shape)) for x in some_consts]
-  zeros = (
-    [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in copies]
-    if differentiate
-    else []
-  )
-  row_zeros = [jnp.zeros_like(x) for x in some_leaves] if differentiate else []
-  start = [jnp.zeros((count.shape[0],), x.dtype) for x in plan.jaxpr.out_avals], zeros, row_zeros
-  sums, d_consts, d_leaves = jax.lax.fori_loop(0, turns, turn, start)
-  of_some = lambda x: jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
-  return [of_some(x).sum(axis=0) for x in sums], (
-    [of_some(x).sum(axis=0) for x in d_consts],
-    d_leaves,
-  )
+  zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in copies]
+  d_consts = zeros if differentiate else []
+  d_leaves = [jnp.zeros_like(x) for x in some_leaves] if differentiate else []
+  aux = [jnp.zeros((*count.shape, *x.shape[1:]), x.dtype) for x in plan.out_shapes[1:]]
+  total = jnp.zeros((count.shape[0],), plan.out_shapes[0].dtype)
+  start = total, aux, d_consts, d_leaves
+  total, aux, d_consts, d_leaves = jax.lax.fori_loop(0, turns, turn, start)
+  d_consts = [_of_some(x, count).sum(axis=0) for x in d_consts]
+  return (_of_some(total, count).sum(), aux), (d_consts, d_leaves)
+
+
+def _of_some(x, count):
+  """x [shards, …], zeros for a shard without any row that counts: it has worked on one that does not."""
+  return jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
 
 def _sum_forward(plan, consts, leaves, count):
@@ -230,7 +257,11 @@ def _sum_forward(plan, consts, leaves, count):
 
 def _sum_backward(plan, saved, cotangents):
   (d_consts, d_leaves), consts, leaves = saved
-  scale = lambda grads: [x * cotangents[0].astype(x.dtype) for x in grads]
+  of_total, _ = cotangents
+
+  def scale(grads):
+    return [x * of_total.astype(x.dtype) for x in grads]
+
   return _cotangents(consts, scale(d_consts)), _cotangents(leaves, scale(d_leaves)), None
 
 
@@ -277,5 +308,3 @@ def _cotangents(values, grads):
   """One cotangent per value: the gradient in the value's dtype, or None for integers and keys."""
   grads = iter(grads)
   return [next(grads).astype(x.dtype) if _is_real(x) else None for x in values]
-
-

@@ -26,13 +26,15 @@ def cut_cross_entropy(
   rows at a time; gradients reach features, kernel and bias. `chunk` and `shards` as in `map_rows`.
   """
 
-  def nats(rows):
-    features, labels = rows
-    logits = jnp.dot(features, kernel_DxV, preferred_element_type=jnp.float32)
+  def nats(consts, rows):
+    (kernel, bias), (features, labels) = consts, rows
+    logits = jnp.dot(features, kernel, preferred_element_type=jnp.float32)
     logits = logits if bias is None else logits + bias
     logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
     # A sum over the vocabulary, not a gather, whose gradient is a scatter: this one fuses with the softmax.
     of_label = jnp.where(jnp.arange(logits.shape[-1]) == labels[:, None], logits, 0).sum(axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - of_label
 
-  return map_rows(nats, count_N, (features_NxD, labels_N), chunk=chunk, shards=shards)
+  return map_rows(
+    nats, (kernel_DxV, bias), count_N, (features_NxD, labels_N), chunk=chunk, shards=shards
+  )
