@@ -40,3 +40,14 @@ def option(default: Any = ..., meaning: str = "", **limits: Any) -> Any:
 def internal(default: Any = ...) -> Any:
   """A field that build fills in (sizes that follow from other members), which no config sets."""
   return pydantic.Field(default, json_schema_extra={"internal": True})
+
+
+def part(table: Any, default: Any, meaning: str = "") -> Any:
+  """A field that holds another member, a combinator's part, which a config chooses by name from `table`.
+
+  Args:
+    table: name -> class, or a function without arguments that returns such a table (for tables that do not exist yet).
+    default: the part that is used if the option is not set; `...` if there is none.
+    meaning: in words.
+  """
+  return pydantic.Field(default, description=meaning, json_schema_extra={"table": table})

@@ -1,66 +1,90 @@
-"""From the options of a config section to the object that they choose; what nobody reads is an error."""
+"""From a section of a config to the member that it chooses. What nobody reads is an error.
+
+A section is {"name": …} and the options of the class with that name; a part of a combinator (the schedule of a process, the reader
+inside another reader) is a section again. A name is one of the room's table, one of `contrib.CONTRIB`, or `package.module:Class`.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pydantic
 
-def construct(
-  table: Mapping[str, Any], section: Mapping[str, Any], where: str, /, **given: Any
-) -> Any:
-  """`table[section["name"]]` with the section's options that are not None, and `given`.
+from diffusion_text.context import CONTEXTS
+from diffusion_text.contrib import CONTRIB
+from diffusion_text.model import MODELS
+from diffusion_text.objective import OBJECTIVES
+from diffusion_text.process import PROCESSES
+from diffusion_text.reader import READERS
+from diffusion_text.sampler import SAMPLERS
+from diffusion_text.timing import TIMINGS
 
-  Raises ValueError, quoting the key and what the choice takes, for an unknown name, an option that is missing, of a wrong kind or not
-  taken; those in `given` are not taken.
+TABLES = {
+  "process": PROCESSES,
+  "timing": TIMINGS,
+  "context": CONTEXTS,
+  "objective": OBJECTIVES,
+  "model": MODELS,
+  "reader": READERS,
+  "sampler": SAMPLERS,
+}
+
+
+def construct(kind: str, section: Mapping[str, Any], **sizes: Any) -> Any:
+  """The member that `config.<kind>` chooses.
+
+  Args:
+    kind: the section: a key of `TABLES`.
+    section: {"name": …} and options; those that are None are not set.
+    **sizes: what build adds; a config must not set these.
+
+  Raises:
+    ValueError: in one line that quotes the key, the value and the fix, for an unknown name, an option that is unknown, missing, of a
+      wrong type or out of range, and options that do not fit together.
   """
-  name = section["name"]
-  if name not in table:
-    raise ValueError(f"config.{where}={name!r} is unknown; use one of {', '.join(sorted(table))}")
-  options = {key: value for key, value in section.items() if key != "name" and value is not None}
-  return strict(table[name], options, where, what=f"{where}={name!r}", **given)
+  table = {**TABLES[kind], **CONTRIB.get(kind, {})}
+  return _member(table, section, f"config.{kind}", sizes)
 
 
-def strict(
-  cls: Any, options: Mapping[str, Any], where: str, /, what: str | None = None, **given: Any
-) -> Any:
-  """cls(**options, **given) for a dataclass, after checking the keys; tuples from config files become tuples again."""
-  fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-  what = what or f"config.{where}"
-  for key, value in {**given, **options}.items():
-    if key not in fields or (key in options and key in given):
-      takes = sorted(fields.keys() - given.keys()) or "no option"
-      raise ValueError(
-        f"config.{where} has {key}={value!r}, which {what} does not read; it takes {takes}"
-      )
-  needed = [
-    n
-    for n, f in fields.items()
-    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-  ]
-  if missing := [name for name in needed if name not in options and name not in given]:
-    raise ValueError(
-      f"{what} needs {', '.join(missing)}; set it with --config.{where.split('.')[0]}.{missing[0]}=…"
-    )
-  options = {
-    key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
-  }
-  try:
-    return cls(**options, **given)
-  except TypeError as error:  # a string that is compared with a number, say
-    raise ValueError(
-      f"{what} cannot use {', '.join(f'{k}={v!r}' for k, v in options.items())}: {error}"
-    ) from error
+def settings(cls: type, section: Mapping[str, Any], where: str) -> Any:
+  """`cls` made of a section without a name (`config.data`, `config.train` …). Raises ValueError as `construct` does."""
+  return _make(cls, dict(section), where, {}, where)
+
+
+def find(kind: str, name: str) -> type:
+  """The class called `name` in a room. Raises ValueError, with the nearest name, for one that is unknown."""
+  return _class({**TABLES[kind], **CONTRIB.get(kind, {})}, name, f"config.{kind}.name")
+
+
+def describe(cls: type) -> list[tuple[str, str, str, str]]:
+  """(option, type and range, default, meaning) of every option of a class that a config may set."""
+  rows = []
+  for name, info in cls.__pydantic_fields__.items():
+    if not _internal(info):
+      limits = ", ".join(str(limit) for limit in info.metadata)
+      default = "required" if info.is_required() else repr(info.default)
+      kind = str(info.annotation).replace("typing.", "")
+      kind = info.annotation.__name__ if isinstance(info.annotation, type) else kind
+      rows.append((name, f"{kind} {limits}".strip(), default, info.description or ""))
+  return rows
 
 
 def named_value(text: str, section: str) -> tuple[str, Any]:
-  """ "eta=0.02" -> ("sampler.eta", 0.02) for section "sampler"; what is no Python literal is a string. ValueError without a value."""
+  """("sampler.eta", 0.02) of the text "eta=0.02" and the section "sampler"; what is no Python literal is a string.
+
+  Raises:
+    ValueError: for a text without a value.
+  """
   key, given, value = text.partition("=")
   if not (key and given):
     raise ValueError(
-      f"--{section}={text} has no value; use a key of config.{section} and its value, as in --{section}=eta=0.02"
+      f"--{section}={text} has no value; use a key of config.{section} and its value, as in"
+      f" --{section}=eta=0.02"
     )
   try:
     return f"{section}.{key}", ast.literal_eval(value)
@@ -68,6 +92,92 @@ def named_value(text: str, section: str) -> tuple[str, Any]:
     return f"{section}.{key}", value
 
 
-def present(section: Mapping[str, Any]) -> dict[str, Any]:
-  """The options of a section that are not None."""
-  return {key: value for key, value in section.items() if value is not None}
+def nearest(word: str, words: Iterable[str]) -> str:
+  """ "; did you mean 'x'?" for the nearest of the words, or an empty string if none is near."""
+  close = difflib.get_close_matches(str(word), list(words), n=1)
+  return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _class(table: Mapping[str, Any], name: Any, where: str) -> type:
+  """The class behind a name: a class of the table, or one that is imported now."""
+  chosen = table.get(name) if isinstance(name, str) else None
+  if chosen is None and isinstance(name, str) and ":" in name:
+    chosen = name
+  if chosen is None:
+    known = ", ".join(sorted(table))
+    raise ValueError(
+      f"{where}={name!r} is unknown{nearest(name, table)}; use one of {known}, or package.module:Class"
+    )
+  if not isinstance(chosen, str):
+    return chosen
+  module, _, attribute = chosen.partition(":")
+  try:
+    return getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f"{where}={name!r} cannot be imported: {error}") from error
+
+
+def _member(table: Any, section: Any, where: str, sizes: Mapping[str, Any]) -> Any:
+  table = table() if callable(table) else table
+  if not isinstance(section, Mapping) or "name" not in section:
+    raise ValueError(f"{where}={section!r} must be a section with a name, as in {where}.name=…")
+  options = {key: value for key, value in section.items() if key != "name"}
+  name = section["name"]
+  cls = _class(table, name, f"{where}.name")
+  return _make(cls, options, where, sizes, f"{where}.name={name!r}")
+
+
+def _make(cls: type, options: Mapping[str, Any], where: str, sizes: Mapping[str, Any], what: str):
+  fields = cls.__pydantic_fields__
+  options = {key: value for key, value in options.items() if value is not None}
+  takes = sorted(name for name, info in fields.items() if not _internal(info) and name not in sizes)
+  for key, value in options.items():
+    if key not in takes:
+      listed = ", ".join(takes) or "no option"
+      raise ValueError(
+        f"{where}.{key}={value!r} is not read by {what}{nearest(key, takes)}; it takes {listed}"
+      )
+  # A size that a class does not have is one that it has no use for.
+  sizes = {key: value for key, value in sizes.items() if key in fields}
+  missing = [key for key in takes if fields[key].is_required() and key not in options]
+  if missing:
+    raise ValueError(f"{what} needs {', '.join(missing)}; set it with --{where}.{missing[0]}=…")
+  made = {key: _value(fields[key], value, f"{where}.{key}") for key, value in options.items()}
+  try:
+    return cls(**made, **sizes)
+  except pydantic.ValidationError as error:
+    raise ValueError(_one_line(error, fields, where)) from None
+
+
+def _value(info: Any, value: Any, where: str) -> Any:
+  """An option's value: the member that a section stands for, and tuples for the lists that config files hold."""
+  table = (info.json_schema_extra or {}).get("table")
+  if table is None:
+    return _tuples(value)
+  if isinstance(value, Mapping):
+    return _member(table, value, where, {})
+  if isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
+    return tuple(_member(table, one, f"{where}[{i}]", {}) for i, one in enumerate(value))
+  if isinstance(value, str):  # a part without options of its own may be given by its name alone
+    return _member(table, {"name": value}, where, {})
+  return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+  return tuple(_tuples(one) for one in value) if isinstance(value, list | tuple) else value
+
+
+def _internal(info: Any) -> bool:
+  return bool((info.json_schema_extra or {}).get("internal"))
+
+
+def _one_line(error: pydantic.ValidationError, fields: Mapping[str, Any], where: str) -> str:
+  """The first complaint of a checker in one line: key, value, what is wrong, what is usual."""
+  first = error.errors()[0]
+  if not first["loc"]:  # of several options together: the class has said all that there is to say
+    return f"{where}: {str(first['msg']).removeprefix('Value error, ')}"
+  name = str(first["loc"][0])
+  usual = fields[name].description if name in fields else None
+  text = str(first["msg"]).removeprefix("Value error, ")
+  value = first["input"] if dataclasses.is_dataclass(first["input"]) else repr(first["input"])
+  return f"{where}.{name}={value} is not valid: {text}" + (f" ({usual})" if usual else "")
