@@ -1,122 +1,154 @@
-"""How fast tokens are lost: schedules alpha(t), the probability that a token is still clean at time t.
+"""How fast tokens are lost: schedules alpha(t), the probability that a token is still clean at t.
 
-A schedule is a pure function of t with alpha(0) = 1 and alpha(1) = 0 **exactly**, so that no process needs a hidden t-range,
-a reconstruction term or a prior term to be a true bound (published code truncates at 1e-3 … 1e-4 and drops those terms, which
-moves the bound of masked diffusion by some 1e-4 nats/token in either direction and lowers that of GIDD by 1e-2). Each one returns
-alpha *and* 1 - alpha, both to full relative float32 precision: forming `1 - alpha` near t = 0 loses it. Derivatives come from
-`jax.jvp`, never by hand.
+A schedule is a pure function of t with alpha(0) = 1 and alpha(1) = 0 **exactly**, so that no process
+needs a hidden range of t, a reconstruction term or a prior term to have a true bound. (Published
+code truncates at 1e-3 … 1e-4 and drops those terms, which moves the bound of masked diffusion by
+some 1e-4 nats per token in either direction and lowers that of GIDD by 1e-2.) Each schedule returns
+alpha *and* 1 - alpha, both to full relative float32 precision: forming `1 - alpha` near t = 0 loses
+it. Derivatives come from `jax.jvp`, never by hand.
 
 t is a float32 array in [0, 1] of any shape; results have its shape.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from diffusion_text.types import Array, Time
-
-TINY = 1e-7  # the smallest time at which a weight is formed: 1/t stays finite in float32
+from diffusion_text.core.numerics import LEAST, TINY
+from diffusion_text.core.options import member, option
 
 
 class Level(NamedTuple):
   """alpha = P(still clean) and noise = 1 - alpha, each accurate where it is small."""
 
-  alpha: Array
-  noise: Array
+  alpha: Float[Array, "*n"]
+  noise: Float[Array, "*n"]
 
 
-Schedule = Callable[[Time], Level]
+class Schedule:
+  """What schedules share. A schedule of one's own derives from this class.
+
+  Attributes:
+    is_linear: True if alpha = 1 - t, so that the hazard at t = 1 is 1.
+  """
+
+  @property
+  def is_linear(self) -> bool:
+    """False, unless a schedule says otherwise."""
+    return False
+
+  def __call__(self, t: Float[Array, "*n"]) -> Level:
+    """alpha and 1 - alpha at time t."""
+    raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True)
-class Linear:
-  """alpha = 1 - t; the weight is 1/t. Log-linear sigma of MDLM (arXiv 2406.07524) and SEDD without their epsilon."""
+@member
+class Linear(Schedule):
+  """alpha = 1 - t; the hazard is 1/t.
 
-  def __call__(self, t: Time) -> Level:
+  Log-linear sigma of MDLM (arXiv 2406.07524) and SEDD (arXiv 2310.16834) without their epsilon.
+  """
+
+  @property
+  def is_linear(self) -> bool:
+    """True."""
+    return True
+
+  def __call__(self, t: Float[Array, "*n"]) -> Level:
+    """1 - t and t."""
     return Level(1 - t, t)
 
 
-@dataclasses.dataclass(frozen=True)
-class Cosine:
-  """alpha = 1 - cos(pi/2 (1 - t)), the cosine schedule of MD4 (arXiv 2406.04329, table 4)."""
+@member
+class Cosine(Schedule):
+  """alpha = 1 - cos(π/2 (1 - t)), the cosine schedule of MD4 (arXiv 2406.04329, table 4)."""
 
-  def __call__(self, t: Time) -> Level:
-    # 1 - cos(x) = 2 sin^2(x / 2) and cos(pi/2 (1 - t)) = sin(pi/2 t): no cancellation at either end.
+  def __call__(self, t: Float[Array, "*n"]) -> Level:
+    """alpha and 1 - alpha, without cancellation at either end."""
+    # 1 - cos(x) = 2 sin²(x / 2), and cos(π/2 (1 - t)) = sin(π/2 t).
     return Level(2 * jnp.sin(jnp.pi / 4 * (1 - t)) ** 2, jnp.sin(jnp.pi / 2 * t))
 
 
-@dataclasses.dataclass(frozen=True)
-class Polynomial:
-  """alpha = 1 - t^power, the polynomial schedule of MD4 (arXiv 2406.04329, table 4); the weight is power / t."""
+@member
+class Polynomial(Schedule):
+  """alpha = 1 - t^power (MD4, arXiv 2406.04329, table 4); the hazard is power / t."""
 
-  power: float = 2.0
+  # t^power of a small time underflows float32 beyond 3.
+  power: float = option(2.0, "the exponent; 1 is the linear schedule, 2 is common", gt=0, le=3)
 
-  def __post_init__(self):
-    if not 0 < self.power <= 3:  # t^power of a small time underflows float32 beyond
-      raise ValueError(
-        f"polynomial power={self.power} must be in (0, 3]; 1 is the linear schedule, 2 is common"
-      )
+  @property
+  def is_linear(self) -> bool:
+    """True for power 1."""
+    return self.power == 1
 
-  def __call__(self, t: Time) -> Level:
-    safe = jnp.maximum(t, TINY**2)  # log t below: gradients stay finite at t = 0
+  def __call__(self, t: Float[Array, "*n"]) -> Level:
+    """alpha and 1 - alpha, with finite gradients at t = 0."""
+    safe = jnp.maximum(t, TINY**2)  # the logarithm below needs a positive time
     return Level(-jnp.expm1(self.power * jnp.log(safe)), jnp.where(t > 0, safe**self.power, 0.0))
 
 
-@dataclasses.dataclass(frozen=True)
-class Geometric:
-  """exp(-sigma) with sigma = sigma_min^(1-t) sigma_max^t (SEDD, arXiv 2310.16834), rescaled to reach 1 and 0 exactly."""
+@member
+class Geometric(Schedule):
+  """exp(-sigma) with sigma = sigma_min^(1-t) sigma_max^t, rescaled to reach 1 and 0 exactly.
 
-  sigma_min: float = 1e-3
-  sigma_max: float = 20.0
+  SEDD (arXiv 2310.16834), its geometric noise schedule.
+  """
+
+  sigma_min: float = option(1e-3, "sigma at t = 0", gt=0)
+  sigma_max: float = option(20.0, "sigma at t = 1", gt=0)
 
   def __post_init__(self):
-    if not 0 < self.sigma_min < self.sigma_max:
+    if not self.sigma_min < self.sigma_max:
       raise ValueError(
-        f"geometric schedule needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
+        f"schedule.sigma_min={self.sigma_min} must be below schedule.sigma_max={self.sigma_max};"
+        " 1e-3 and 20 are the published values"
       )
 
-  def __call__(self, t: Time) -> Level:
+  def __call__(self, t: Float[Array, "*n"]) -> Level:
+    """alpha and 1 - alpha, without cancellation at either end."""
     log_ratio = jnp.log(self.sigma_max / self.sigma_min)
     total = -jnp.expm1(self.sigma_min - self.sigma_max)  # 1 - exp(-(sigma(1) - sigma(0)))
     rise = self.sigma_min * jnp.expm1(t * log_ratio)  # sigma(t) - sigma(0), accurate near t = 0
-    rest = -self.sigma_max * jnp.expm1(
-      (t - 1) * log_ratio
-    )  # sigma(1) - sigma(t), accurate near t = 1
+    rest = -self.sigma_max * jnp.expm1((t - 1) * log_ratio)  # sigma(1) - sigma(t), near t = 1
     # exp(-rise) - exp(-(rise + rest)) as a product: no cancellation, and nothing can overflow.
     alpha = -jnp.exp(-rise) * jnp.expm1(-rest) / total
-    return Level(
-      jnp.minimum(alpha, 1.0), jnp.where(t >= 1, 1.0, jnp.minimum(-jnp.expm1(-rise) / total, 1.0))
-    )
+    noise = jnp.minimum(-jnp.expm1(-rise) / total, 1.0)
+    return Level(jnp.minimum(alpha, 1.0), jnp.where(t >= 1, 1.0, noise))
 
 
-def weight(schedule: Schedule, t: Time) -> Array:
-  """-alpha'(t) / (1 - alpha(t)): the rate at which a masked token is revealed, per unit time (1/t when linear).
+def weight(schedule: Schedule, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """-alpha'(t) / (1 - alpha(t)): the hazard, reveals of a masked token per unit of time.
 
-  The masked-diffusion bound is E_t[weight(t) · CE over masked tokens] (MDLM eq. 10, MD4 eq. 4). Finite for every t > 0;
-  t is clamped to TINY, where no token is masked in practice.
+  The masked-diffusion bound is E_t[weight(t) · cross-entropy of the masked tokens] (MDLM eq. 10,
+  MD4 eq. 4). Finite for every t: below TINY, where no token is masked in practice, it stays that
+  of TINY.
   """
   t = jnp.maximum(t, TINY)
   level, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
   return slope.noise / level.noise
 
 
-def reveal_probability(schedule: Schedule, t: Time, s: Time) -> Array:
-  """(alpha_s - alpha_t) / (1 - alpha_t), s <= t: the chance that a token masked at t is clean at s. 1 at s = 0."""
-  return 1 - schedule(s).noise / jnp.maximum(schedule(t).noise, jnp.finfo(jnp.float32).tiny)
+def reveal_probability(
+  schedule: Schedule, t: Float[Array, "*n"], s: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+  """(alpha_s - alpha_t) / (1 - alpha_t), s <= t: the chance that a token masked at t is clean at s.
+
+  It is 1 at s = 0.
+  """
+  return 1 - schedule(s).noise / jnp.maximum(schedule(t).noise, LEAST)
 
 
-def on_grid(t: Time, steps: int | None) -> Array:
-  """t rounded up to the next of the times k / steps, k = 0 … steps; t itself if steps is None. 0 stays 0."""
+def on_grid(t: Float[Array, "*n"], steps: int | None) -> Float[Array, "*n"]:
+  """t rounded up to the next of the times k / steps, k = 0 … steps; t itself if steps is None."""
   return t if steps is None else jnp.ceil(t * steps) / steps
 
 
-def time_of(schedule: Schedule, alpha: Array | float) -> Array:
-  """The time at which a schedule has this alpha, by bisection: float32 of the shape of alpha, right to 2^-24 or so."""
+def time_of(schedule: Schedule, alpha: Float[Array, "*n"] | float) -> Float[Array, "*n"]:
+  """The time at which a schedule has this alpha, by bisection, to within 2^-24 or so."""
   alpha = jnp.asarray(alpha, jnp.float32)
 
   def halve(_, ends):
@@ -128,4 +160,9 @@ def time_of(schedule: Schedule, alpha: Array | float) -> Array:
   return jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(alpha), jnp.ones_like(alpha)))[1]
 
 
-SCHEDULES = {"linear": Linear, "cosine": Cosine, "polynomial": Polynomial, "geometric": Geometric}
+SCHEDULES = {
+  "cosine": Cosine,
+  "geometric": Geometric,
+  "linear": Linear,
+  "polynomial": Polynomial,
+}

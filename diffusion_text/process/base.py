@@ -1,0 +1,68 @@
+"""What processes share whose state has one part per token: positions are tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Array, Float
+
+from diffusion_text.types import Batch, DataFacts, Key, Params
+
+
+class PerToken:
+  """The parts of `types.Process` that hold for every process with one position per token.
+
+  Attributes:
+    vocab_size: V.
+    mask_id: None, unless a process has a mask.
+    has_bound: True; every process here bounds -log p(x).
+    rate_at_noise_is_nll: False, unless a process says otherwise.
+    noise_is_learned: False, unless a process says otherwise.
+  """
+
+  vocab_size: int
+  has_bound: ClassVar[bool] = True
+
+  @property
+  def mask_id(self) -> int | None:
+    """None: there is no mask."""
+    return None
+
+  @property
+  def output_size(self) -> int:
+    """V: the network answers with logits of clean tokens."""
+    return self.vocab_size
+
+  @property
+  def rate_at_noise_is_nll(self) -> bool:
+    """False: at t = 1 the rate is not the cross-entropy of the clean token."""
+    return False
+
+  @property
+  def noise_is_learned(self) -> bool:
+    """False: no discrete draw of `corrupt` depends on trained parameters."""
+    return False
+
+  def init(self, key: Key, facts: DataFacts) -> Params:
+    """{}: nothing is learned or counted."""
+    del key, facts
+    return {}
+
+  def positions(self, length: int) -> int:
+    """One position per token."""
+    return length
+
+  def in_positions(self, batch: Batch) -> Batch:
+    """The batch as it is."""
+    return batch
+
+  def round_time(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """t itself: time is continuous."""
+    return t
+
+  def time_of(self, log_snr: float) -> Float[Array, ""]:
+    """Raises ValueError: a state of ids has no signal-to-noise ratio."""
+    raise ValueError(
+      f"decode_at={log_snr} is a log signal-to-noise ratio, which {type(self).__name__} has none of;"
+      " leave it None, or use a Gaussian process"
+    )
