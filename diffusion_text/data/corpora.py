@@ -8,7 +8,6 @@ model sees.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import json
 import lzma
@@ -19,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
+from diffusion_text.core.options import member
 from diffusion_text.data import pair_files, tfds_corpus
 
 SPLITS = ("train", "validation", "test")
@@ -69,7 +69,7 @@ def check_split(split: str) -> None:
     raise ValueError(f"split={split!r} is not a split; use one of {', '.join(SPLITS)}")
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class Austen:
   """Jane Austen's six novels (public domain, shipped with the package), one document per paragraph.
 
@@ -99,7 +99,7 @@ class Austen:
     return f"austen:{AUSTEN_SHA256}"
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class Text8:
   """A file that is one long string, such as text8, in three contiguous parts: 90 %, 5 %, 5 % of its characters.
 
@@ -123,7 +123,7 @@ class Text8:
     return f"text8:{_file_identity(_existing_text8(self.path))}"
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class Folder:
   """A local folder of `.txt` (a document per non-empty line), `.jsonl` and `.parquet` files (a document per row, in `field`).
 
@@ -162,38 +162,38 @@ class Folder:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class Tfds:
   """A tensorflow-datasets set that is prepared on disk, such as `lm1b`, `wikipedia/20230601.en` or `tiny_shakespeare:1.0.0`.
 
-  name: `set[/config][:version]`; the newest version on disk if none is given. data_dir: where sets are prepared; None means
+  dataset: `set[/config][:version]`; the newest version on disk if none is given. data_dir: where sets are prepared; None means
   $TFDS_DATA_DIR, else ~/tensorflow_datasets. field: the text feature. A set without a test split gives the last 5 % of its
   training records for it, and one without validation the 2 % before those (or the last 2 %); they are left out of train.
   Needs no TensorFlow and no network: a set that is not prepared as array_record fails at once, with the command that prepares
   it.
   """
 
-  name: str
+  dataset: str
   data_dir: str | None = None
   field: str = "text"
 
   def documents(self, split: str) -> Iterator[str]:
     """Raises FileNotFoundError if the set is not prepared, ValueError for a wrong field, file format or an empty split."""
     check_split(split)
-    directory = tfds_corpus.prepared_directory(self.name, self.data_dir)
+    directory = tfds_corpus.prepared_directory(self.dataset, self.data_dir)
     documents = tfds_corpus.documents(directory, split, self.field, SPLIT_NAMES)
     return _not_empty(
       documents,
-      f"{self.name} has no records for split={split!r}; it is too small to carve one from. Use a larger set",
+      f"{self.dataset} has no records for split={split!r}; it is too small to carve one from. Use a larger set",
     )
 
   def identity(self) -> str:
     """Prepared directory, time of preparation and field."""
-    directory = tfds_corpus.prepared_directory(self.name, self.data_dir)
+    directory = tfds_corpus.prepared_directory(self.dataset, self.data_dir)
     return f"tfds:{self.field}:{_file_identity(directory / 'dataset_info.json')}"
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class Pairs:
   """Pairs of a source and a target, such as sentences and their translations: a document is the two, with a newline between.
 

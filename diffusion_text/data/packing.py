@@ -2,7 +2,7 @@
 
   stream      the documents as one stream, cut every `length` tokens; a row is one segment and may hold many documents
   documents   whole documents, as many as fit, one segment each; a document longer than a row is cut
-  pairs       one document of a source and a target per row: the source is given, the target ends where the model says
+  pairs       one document of a source and a target per row: the source is observed, the target ends where the model says
 
 A packing is a frozen object that knows how many rows there are and cuts any of them: `packed.rows(numbers)` gives ids [n,
 length] and, unless they are the same for every row of the split, weights and segments.
@@ -121,7 +121,7 @@ class Ranges:
 class PairRows:
   """Rows of one pair each: source ‖ end ‖ target ‖ end end end …, where "end" is the tokenizer's separator, the newline.
 
-  The source and the first end are given. All that follows is open and has weight 1, padding included: a model that is asked for a row
+  The source and the first end are observed. All that follows is open and has weight 1, padding included: a model that is asked for a row
   of fixed length has to learn where the text stops, and that nothing follows (as DiffuSeq does, arXiv 2210.08933, and LLaDA in
   fine-tuning). So the row costs at least what the target with its end costs: -log p(row | source) >= -log p(target | source);
   `without_padding` tells how many tokens that is to be divided by. A row is one segment, as whoever writes the padding must see the text.
@@ -143,7 +143,7 @@ class PairRows:
     return len(self.begins)
 
   def rows(self, numbers: np.ndarray) -> types.Batch:
-    """ids int32, given bool [n, length]; and weights, only if there is a number < 0: a row of padding, where they are 0."""
+    """ids int32, observed bool [n, length]; and weights, only if there is a number < 0: a row of padding, where they are 0."""
     absent = numbers < 0
     numbers = np.where(absent, 0, numbers % self.count)
     places = self.begins[numbers][:, None] + np.arange(self.length)
@@ -151,11 +151,11 @@ class PairRows:
     ids = np.where(real, self.tokens[np.minimum(places, len(self.tokens) - 1)], self.end).astype(
       np.int32
     )
-    given = (places <= self.turns[numbers][:, None]) | absent[:, None]
+    observed = (places <= self.turns[numbers][:, None]) | absent[:, None]
     weights = (
       np.broadcast_to(~absent[:, None], ids.shape).astype(np.float32) if absent.any() else None
     )
-    return types.Batch(ids=ids, given=given, weights=weights)
+    return types.Batch(ids=ids, observed=observed, weights=weights)
 
 
 def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | None) -> PairRows:

@@ -21,7 +21,7 @@ _MARK = re.compile(r"\[\[|\[(\d+)\]")
 def infill_rows(tokenizer: Any, texts: Sequence[str], length: int | None = None) -> types.Batch:
   """One row for each text with holes, as numpy arrays [B, L]; L = length, or that of the longest text.
 
-  ids int32: 0 in holes and padding. given bool: True but in holes. weights float32: 0 in padding. segment int32: 1, and 0 in
+  ids int32: 0 in holes and padding. observed bool: True but in holes. weights float32: 0 in padding. segment int32: 1, and 0 in
   padding. If no row has padding, weights and segment are None. Raises ValueError for no texts, an empty text, a hole of no
   tokens, a text longer than `length`, or a character that the tokenizer does not know.
   """
@@ -30,9 +30,9 @@ def infill_rows(tokenizer: Any, texts: Sequence[str], length: int | None = None)
 
 
 def prompt_rows(tokenizer: Any, prompts: Sequence[str], length: int) -> types.Batch:
-  """One row for each prompt, which is given at its start; all else is open.
+  """One row for each prompt, which is observed at its start; all else is open.
 
-  Numpy arrays: ids int32 (0 where open) and given bool, [B, length].
+  Numpy arrays: ids int32 (0 where open) and observed bool, [B, length].
 
   A prompt may be empty. Raises ValueError for no prompts, a prompt that leaves nothing open, or a character that the
   tokenizer does not know.
@@ -51,7 +51,7 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[str], length: int) -> types.Ba
 
 
 def _parse(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
-  """ids int32 and given bool [tokens] of one infill text."""
+  """ids int32 and observed bool [tokens] of one infill text."""
   parts: list[str | int] = [""]  # known text and sizes of holes
   end = 0
   for mark in _MARK.finditer(text):
@@ -70,10 +70,10 @@ def _parse(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
     _encode(tokenizer, part) if isinstance(part, str) else np.zeros(part, np.int32)
     for part in parts
   ]
-  given = [np.full(len(row), isinstance(part, str)) for row, part in zip(ids, parts)]
+  observed = [np.full(len(row), isinstance(part, str)) for row, part in zip(ids, parts)]
   if not sum(map(len, ids)):
     raise ValueError(f"text {text!r} is empty; use some text or a hole such as [16]")
-  return np.concatenate(ids), np.concatenate(given)
+  return np.concatenate(ids), np.concatenate(observed)
 
 
 def _batch(
@@ -86,15 +86,18 @@ def _batch(
       raise ValueError(
         f"text {text!r} is {len(ids)} tokens long, more than length={length}; use length >= {longest} or a shorter text"
       )
-  ids_BxL, given_BxL = np.zeros((len(rows), length), np.int32), np.ones((len(rows), length), bool)
-  for row, (ids, given) in enumerate(rows):
-    ids_BxL[row, : len(ids)], given_BxL[row, : len(ids)] = ids, given
+  ids_BxL, observed_BxL = (
+    np.zeros((len(rows), length), np.int32),
+    np.ones((len(rows), length), bool),
+  )
+  for row, (ids, observed) in enumerate(rows):
+    ids_BxL[row, : len(ids)], observed_BxL[row, : len(ids)] = ids, observed
   real_BxL = np.arange(length) < np.array([[len(ids)] for ids, _ in rows])
   if real_BxL.all():
-    return types.Batch(ids=ids_BxL, given=given_BxL)
+    return types.Batch(ids=ids_BxL, observed=observed_BxL)
   segment = np.where(real_BxL, 1, PADDING_SEGMENT).astype(np.int32)
   return types.Batch(
-    ids=ids_BxL, given=given_BxL, weights=real_BxL.astype(np.float32), segment=segment
+    ids=ids_BxL, observed=observed_BxL, weights=real_BxL.astype(np.float32), segment=segment
   )
 
 

@@ -59,7 +59,7 @@ def estimate(nats_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float]:
   total = float(weight_B.sum())
   if total == 0:
     raise ValueError(
-      "no token was scored: every position is given or padding; check the batch's `given` and `weights`"
+      "no token was scored: every position is observed or padding; check the batch's `observed` and `weights`"
     )
   ratio = float(nats_B.sum()) / total
   rows = int((weight_B > 0).sum())

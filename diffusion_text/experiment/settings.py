@@ -1,58 +1,255 @@
-"""`config.data` as an object: which text, cut how. A companion of `build`."""
+"""The sections of a config that choose no member: data, training, evaluation, optimizer, mesh; every option declared once."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
 
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_text import train
+from diffusion_text.core.options import member, option
+from diffusion_text.core.trees import Path
 from diffusion_text.data.corpora import CORPORA, Corpus
-from diffusion_text.experiment.registry import construct
+from diffusion_text.data.token_arrays import token_arrays
+from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
+from diffusion_text.experiment import registry
+from diffusion_text.train.sharding import row_shards
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class DataSettings:
-  """`config.data`, checked; what each key means is said in configs/base.py."""
+  """`config.data`: which text, in which tokens, cut how."""
 
-  corpus: str
-  tokenizer: str
-  length: int
-  packing: str
-  random_offset: bool = False
-  path: str | None = None
-  dataset: str | None = None
-  data_dir: str | None = None
-  field: str | None = None
-  source: str | None = None
-  target: str | None = None
-  max_characters: int | None = None
-  vocab_size: int | None = None
-  tokenizer_path: str | None = None
-  cache_dir: str = "~/.cache/diffusion_text"
+  corpus: Literal["austen", "text8", "folder", "tfds", "pairs"] = option(
+    "austen", "austen is bundled; the others need a path or a dataset"
+  )
+  path: str | None = option(None, "text8: the file; folder: the directory; pairs: either")
+  dataset: str | None = option(None, "tfds: the name, as in lm1b")
+  data_dir: str | None = option(None, "tfds: where prepared data sets are; unset: TFDS's default")
+  field: str | None = option(None, "folder, tfds: the field that holds the text; unset: text")
+  source: str | None = option(None, "pairs: field or column number (from 0) of what is observed")
+  target: str | None = option(None, "pairs: field or column number of what is to be written")
+  max_characters: int | None = option(
+    None, "pairs: those with a longer source or target are left out", ge=1
+  )
+  tokenizer: Literal["characters", "bytes", "sentencepiece"] = option(
+    "characters", "learned from the training split if need be"
+  )
+  vocab_size: int | None = option(None, "sentencepiece: the number of pieces", ge=2)
+  tokenizer_path: str | None = option(
+    None, "a tokenizer saved by experiments.tokenize, used instead of learning one"
+  )
+  length: int = option(256, "tokens per row", ge=2, le=2**24)
+  packing: Literal["stream", "documents", "pairs"] = option(
+    "stream",
+    "stream: rows cut from one long text; documents: whole documents, each its own segment; pairs:"
+    " one pair per row, the source observed",
+  )
+  random_offset: bool = option(True, "stream: cut the rows at another place each epoch")
+  cache_dir: str = option("~/.cache/diffusion_text", "where token arrays are kept")
 
   def __post_init__(self):
     if (self.corpus == "pairs") != (self.packing == "pairs"):
       raise ValueError(
-        f"data.corpus={self.corpus!r} with data.packing={self.packing!r}: 'pairs' is a corpus and the packing of its rows; set both, or"
-        " none"
+        f"data.corpus={self.corpus!r} with data.packing={self.packing!r}: 'pairs' is a corpus and the"
+        " packing of its rows; set both, or none"
       )
 
   def make_corpus(self) -> Corpus:
-    """The corpus, without reading it."""
+    """The corpus, without reading it. Raises ValueError for an option that the corpus does not read."""
     options = {
       "path": self.path,
-      "name": self.dataset,
+      "dataset": self.dataset,
       "data_dir": self.data_dir,
       "field": self.field,
+      "source": self.source,
+      "target": self.target,
+      "max_characters": self.max_characters,
     }
-    options |= {"source": self.source, "target": self.target, "max_characters": self.max_characters}
-    return construct(
-      CORPORA,
-      {"name": self.corpus},
-      "data.corpus",
-      **{k: v for k, v in options.items() if v is not None},
-    )
+    return registry.settings(CORPORA[self.corpus], options, "data")
+
+  def make_tokenizer(self) -> Any:
+    """The tokenizer of `tokenizer_path`, or one learned from the training split."""
+    if self.tokenizer_path is None:
+      corpus = self.make_corpus()
+      return build_tokenizer(self.tokenizer, self.vocab_size, corpus.documents("train"))
+    path = pathlib.Path(self.tokenizer_path).expanduser()
+    if not path.exists():
+      raise ValueError(
+        f"data.tokenizer_path={self.tokenizer_path!r} is not there; make it with"
+        " python -m experiments.tokenize"
+      )
+    return tokenizer_from_bytes(path.read_bytes())
+
+  def token_counts(self, tokenizer: Any) -> np.ndarray:
+    """int64 [V]: how often each token occurs in the training split."""
+    corpus = token_arrays(self.make_corpus(), tokenizer, "train", self.cache)
+    return np.bincount(corpus.tokens, minlength=tokenizer.vocab_size)
+
+  def document_counts(self, tokenizer: Any) -> np.ndarray:
+    """int64 [V]: in how many documents of the training split each token occurs."""
+    corpus = token_arrays(self.make_corpus(), tokenizer, "train", self.cache)
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for start, stop in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
+      counts[np.unique(corpus.tokens[start:stop])] += 1
+    return counts
 
   @property
   def cache(self) -> pathlib.Path:
+    """`cache_dir` as a path."""
     return pathlib.Path(os.path.expanduser(self.cache_dir))
+
+
+@member
+class TrainSettings:
+  """`config.train`: how long, how many rows, what is saved, and what the network is shown besides the noisy tokens."""
+
+  steps: int = option(10_000, "optimizer updates", ge=1, le=10**9)
+  batch_size: int = option(32, "rows per step, over all devices and microbatches", ge=1)
+  accumulation: int = option(1, "microbatches per step", ge=1)
+  ema_decay: float = option(0.999, "of the average of parameters; 0 keeps none", ge=0, lt=1)
+  self_conditioning: float | None = option(
+    None,
+    "probability, per row, that the network is shown its own first answer; for networks with"
+    " model.self_conditioning, 0.5 is usual",
+    ge=0,
+    le=1,
+  )
+  prompt_dropout: float = option(
+    0.0,
+    "probability, per row, that observed tokens are hidden from the network, which prepares it for"
+    " classifier-free guidance; 0.1 is usual",
+    ge=0,
+    le=1,
+  )
+  frozen: tuple[str, ...] = option(
+    (), "parameters that do not move: prefixes of their paths, as in network/embedding"
+  )
+  log_every: int = option(10, "steps between lines of metrics", ge=1)
+  evaluate_every: int = option(1_000, "steps between scores of held-out text", ge=1)
+  save_every: int = option(500, "steps between checkpoints", ge=1)
+  keep: int = option(3, "newest checkpoints that are kept, beside the best", ge=1)
+  max_seconds: float | None = option(
+    None, "of training time; the run stops there even if steps are left", gt=0
+  )
+  restore_from: str | None = option(None, "a workdir or checkpoint directory to start from")
+  profile_steps: tuple[int, int] = option((0, 0), "[first, last) step to trace with jax.profiler")
+
+  def trainable(self, path: Path) -> bool:
+    """True if the parameter at this path moves."""
+    joined = "/".join(path)
+    return not any(joined == name or joined.startswith(f"{name}/") for name in self.frozen)
+
+
+@member
+class EvaluateSettings:
+  """`config.evaluate`: which text is scored, and how the bound is drawn."""
+
+  split: Literal["train", "validation", "test"] = "validation"
+  batch_size: int = option(32, "rows", ge=1)
+  num_draws: int = option(1, "draws of time and noise per row", ge=1, le=10**6)
+  max_rows: int = option(
+    512, "rows scored while training; experiments.evaluate scores them all", ge=1
+  )
+  timing: dict[str, Any] | None = option(
+    None,
+    "the timing, a section with a name, under which the bound is drawn; unset: that of training if"
+    " it gives a bound, else shared",
+  )
+  self_conditioning: float | None = option(
+    None,
+    "probability that a row is read twice; unset: 1 for a network that conditions on itself",
+    ge=0,
+    le=1,
+  )
+  decode_at: float | None = option(
+    None,
+    "log-SNR at which the bound decodes each token out of its own vector; unset: the clearest that"
+    " the path has. experiments.evaluate --decoding finds the best",
+  )
+
+
+@member
+class OptimizerSettings:
+  """`config.optimizer`: AdamW and its learning rate."""
+
+  learning_rate: float = option(1e-3, "the peak", gt=0)
+  schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+  warmup_steps: int | None = option(None, "unset: 5 % of the steps, at most 2500", ge=0)
+  decay_steps: int | None = option(None, "wsd: length of the final decay", ge=1)
+  final_fraction: float = option(0.1, "learning rate at the end / peak", ge=0, le=1)
+  b1: float = option(0.9, "", ge=0, lt=1)
+  b2: float = option(0.98, "", ge=0, lt=1)
+  eps: float = option(1e-8, "", gt=0)
+  weight_decay: float = option(0.03, "times the learning rate", ge=0)
+  clip_norm: float | None = option(1.0, "of the global gradient; unset: never", gt=0)
+
+  def make(self, steps: int, *, decays: Callable, clips: Callable) -> train.Optimizer:
+    """The optimizer of a run of `steps` updates. decays, clips: path -> bool, see `train.make_optimizer`."""
+    warmup = min(steps // 20, 2500) if self.warmup_steps is None else self.warmup_steps
+    return train.make_optimizer(
+      steps=steps,
+      learning_rate=self.learning_rate,
+      schedule=self.schedule,
+      warmup_steps=warmup,
+      decay_steps=self.decay_steps,
+      final_fraction=self.final_fraction,
+      b1=self.b1,
+      b2=self.b2,
+      eps=self.eps,
+      weight_decay=self.weight_decay,
+      clip_norm=self.clip_norm,
+      decays=decays,
+      clips=clips,
+    )
+
+
+@member
+class MeshSettings:
+  """`config.mesh`: devices per axis; -1 takes what is left."""
+
+  replica: int = option(1, "copies of all parameters", ge=-1)
+  fsdp: int = option(-1, "rows, with the parameters split over the same devices", ge=-1)
+  tensor: int = option(1, "heads and hidden units", ge=-1)
+  sequence: int = option(1, "positions of a row", ge=-1)
+  expert: int = option(1, "experts of a mixture", ge=-1)
+
+  def make(self, devices: Any = None) -> Mesh:
+    """The mesh over these devices, or all. Raises ValueError if the axes do not multiply to their number."""
+    return train.make_mesh(
+      replica=self.replica,
+      fsdp=self.fsdp,
+      tensor=self.tensor,
+      sequence=self.sequence,
+      expert=self.expert,
+      devices=devices,
+    )
+
+
+def check_sizes(
+  data: DataSettings, settings: TrainSettings, evaluate: EvaluateSettings, mesh: Mesh
+) -> None:
+  """Raises ValueError for sizes that must divide one another, here rather than deep in a compiled step."""
+  shards = row_shards(mesh)
+  unit = shards * settings.accumulation
+  if settings.batch_size % unit:
+    raise ValueError(
+      f"train.batch_size={settings.batch_size} does not divide into"
+      f" train.accumulation={settings.accumulation} microbatches over {shards} devices (replica ×"
+      f" fsdp); use {-(-settings.batch_size // unit) * unit}"
+    )
+  if evaluate.batch_size % shards:
+    raise ValueError(
+      f"evaluate.batch_size={evaluate.batch_size} does not divide over {shards} devices (replica ×"
+      f" fsdp); use {-(-evaluate.batch_size // shards) * shards}"
+    )
+  positions = mesh.shape["sequence"]
+  if data.length % positions:
+    raise ValueError(
+      f"data.length={data.length} does not divide over mesh.sequence={positions}; use"
+      f" {-(-data.length // positions) * positions}"
+    )

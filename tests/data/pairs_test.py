@@ -133,17 +133,17 @@ def test_a_row_is_source_end_target_end_and_padding(tmp_path):
   tokenizer = tokenizers.Bytes()
   rows = rows_of(tmp_path, ["ab\tcde", "a much longer source\twhat it means", "ü\tf"], 8)
   batch = rows.rows(np.array([0, 1, 2, -1]))  # number 2 is row 0 of the next epoch
-  found = {tokenizer.decode(row): given.sum() for row, given in zip(batch.ids[:2], batch.given)}
+  found = {tokenizer.decode(row): given.sum() for row, given in zip(batch.ids[:2], batch.observed)}
   assert rows.count == 2 and found == {"ab\ncde\n\n": 3, "ü\nf\n\n\n\n": 3}
   np.testing.assert_array_equal(batch.ids[2], batch.ids[0])
   assert (
-    batch.given[3].all()
+    batch.observed[3].all()
     and not batch.weights[3].any()
     and batch.weights[:3].all()
     and batch.segment is None
   )
   text = packing.without_padding(
-    np.where(batch.given, 0.0, batch.weights), batch.ids, tokenizer.separator
+    np.where(batch.observed, 0.0, batch.weights), batch.ids, tokenizer.separator
   )
   assert {tokenizer.decode(row[kept > 0]) for row, kept in zip(batch.ids[:2], text)} == {
     "cde\n",
@@ -181,7 +181,8 @@ def test_batches_are_the_same_for_any_process_count_and_after_a_restart(tmp_path
   for batch in expected[:3]:
     parts = [next(half) for half in halves]
     _assert_same(
-      Batch(np.concatenate([p.ids for p in parts]), np.concatenate([p.given for p in parts])), batch
+      Batch(np.concatenate([p.ids for p in parts]), np.concatenate([p.observed for p in parts])),
+      batch,
     )
   again = pipeline.train_iterator(found, **choices)
   again.set_state(halves[0].get_state())
@@ -196,11 +197,11 @@ def test_evaluation_scores_every_character_of_the_targets_once(tmp_path, kind):
   tokenizer = tokenizers.build_tokenizer(kind, None, corpus.documents("train"))
   found = arrays(tmp_path, lines, tokenizer=tokenizer)
   batches = list(pipeline.evaluation_batches(found, length=32, batch_size=8, packing_kind="pairs"))
-  assert all(batch.given is not None and batch.weights is not None for batch in batches)
+  assert all(batch.observed is not None and batch.weights is not None for batch in batches)
   count = 0
   for batch in batches:
     text = packing.without_padding(
-      np.where(batch.given, 0.0, batch.weights), batch.ids, tokenizer.separator
+      np.where(batch.observed, 0.0, batch.weights), batch.ids, tokenizer.separator
     )
     count += tokenizers.characters(tokenizer, batch.ids, text)
   assert count == sum(len(target) + 1 for _, target in corpus.pairs("train"))

@@ -263,14 +263,16 @@ def test_training_batches_have_the_same_fields_and_types_always():
   stream, documents = _iterator(arrays), _iterator(arrays, packing_kind="documents")
   for _ in range(12):
     batch = next(stream)
-    assert (batch.given, batch.weights, batch.segment) == (
+    assert (batch.observed, batch.weights, batch.segment) == (
       None,
       None,
       None,
     ) and batch.ids.dtype == np.int32
     batch = next(documents)
     assert (
-      batch.given is None and batch.weights.dtype == np.float32 and batch.segment.dtype == np.int32
+      batch.observed is None
+      and batch.weights.dtype == np.float32
+      and batch.segment.dtype == np.int32
     )
     assert batch.ids.shape == batch.weights.shape == batch.segment.shape == (4, 10)
 

@@ -11,7 +11,7 @@ _BYTES = tokenizers.Bytes()
 def _known(batch, row=0, tokenizer=_BYTES):
   """Text of a row with `_` for each open token, padding left out."""
   real = slice(None) if batch.weights is None else batch.weights[row] > 0
-  ids, given = batch.ids[row][real], batch.given[row][real]
+  ids, given = batch.ids[row][real], batch.observed[row][real]
   return "".join(
     piece if known else "_" for piece, known in zip(tokenizers.pieces(tokenizer, ids), given)
   )
@@ -34,12 +34,12 @@ def test_infill_texts(text, expected):
   batch = prompts.infill_rows(_BYTES, [text])
   assert _known(batch) == expected
   assert batch.weights is None and batch.segment is None
-  assert (batch.ids.dtype, batch.given.dtype, batch.ids.shape) == (
+  assert (batch.ids.dtype, batch.observed.dtype, batch.ids.shape) == (
     np.int32,
     bool,
     (1, len(expected)),
   )
-  assert not batch.ids[~batch.given].any()
+  assert not batch.ids[~batch.observed].any()
 
 
 @pytest.mark.parametrize("length, expected", [(None, 9), (12, 12)])
@@ -50,7 +50,7 @@ def test_ragged_rows_are_padded_in_a_segment_of_their_own(length, expected):
   np.testing.assert_array_equal(batch.weights[0], [1] * 5 + [0] * (expected - 5))
   np.testing.assert_array_equal(batch.segment, batch.weights.astype(int))
   assert (
-    batch.given[0, 5:].all()
+    batch.observed[0, 5:].all()
     and batch.weights.dtype == np.float32
     and batch.segment.dtype == np.int32
   )
