@@ -199,7 +199,9 @@ class MixedHead:
     if self.space == "log_probabilities":
       logits = [jax.nn.log_softmax(one, axis=-1) for one in logits]
     if self.space == "probabilities":
-      total = sum(w * jax.nn.softmax(one, axis=-1) for w, one in zip(self.weights, logits, strict=True))
+      total = sum(
+        w * jax.nn.softmax(one, axis=-1) for w, one in zip(self.weights, logits, strict=True)
+      )
       return jax.nn.log_softmax(jnp.log(jnp.maximum(total, 0.0)), axis=-1)
     return sum(w * one for w, one in zip(self.weights, logits, strict=True))
 
@@ -298,6 +300,37 @@ class LossFn(Protocol):
     self, params: Params, frozen: Params, key: Key, batch: Batch, progress: Progress
   ) -> Loss:
     """The loss of a batch, differentiable in params; `frozen` holds what is read and never moved."""
+
+
+class DataIterator(Protocol):
+  """Endless batches, with a position that can be saved."""
+
+  def __next__(self) -> Batch:
+    """The next batch."""
+
+  def get_state(self) -> bytes:
+    """The position, before the next batch is drawn."""
+
+  def set_state(self, state: bytes) -> None:
+    """Goes to a position that `get_state` gave."""
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back, without loss for text that it knows."""
+
+  name: str
+  vocab_size: int
+  separator: int
+  fingerprint: str
+
+  def encode(self, text: str) -> Any:
+    """int32 [L]. Raises ValueError, with the character and its place, for text that it cannot hold."""
+
+  def decode(self, ids: Any) -> str:
+    """The text of ids [L]."""
+
+  def to_bytes(self) -> bytes:
+    """All that is needed to build it again; saved beside every checkpoint."""
 
 
 class DataFacts(NamedTuple):

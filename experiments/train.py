@@ -29,8 +29,8 @@ def main(_):
     training_data,
   )
 
-  experiment = train.processes.together(lambda: build(CONFIG.value))
-  show = print if train.processes.is_first() else lambda text: None
+  experiment = train.multihost.together(lambda: build(CONFIG.value))
+  show = print if train.multihost.is_first() else lambda text: None
   show(plan.summary(experiment))
   if DRY_RUN.value:
     check_sampler(experiment)

@@ -119,14 +119,14 @@ def _fork(work: Callable[[], int], log: pathlib.Path) -> int:
     traceback.print_exc()
   finally:
     try:
-      train.processes.leave(code)
+      train.multihost.leave(code)
     finally:
       os._exit(code)
 
 
 def _train(config: Any, workdir: pathlib.Path, number: int, processes: int, port: int) -> int:
   if processes > 1:
-    train.processes.connect(f"localhost:{port}", processes, number, heartbeat_timeout=10)
+    train.multihost.connect(f"localhost:{port}", processes, number, heartbeat_timeout=10)
   logging.basicConfig(format="%(message)s", force=True)
   logging.getLogger("diffusion_text").setLevel(logging.INFO)
   return run.train_workdir(

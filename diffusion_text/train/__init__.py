@@ -4,12 +4,12 @@ state, step          what moves, and the update that moves it
 optimizer            AdamW and learning-rate schedules
 sharding             the mesh, who holds what, batches across hosts
 loop, stop           the order of things, and how it ends
-processes            several of them: how they meet, agree and end
+multihost            several of them: how they meet, agree and end
 checkpoint, workdir  all that moves on disk, and whose directory it is
 clock, metrics, progress
 """
 
-from diffusion_text.train import multihost as processes
+from diffusion_text.train import multihost
 from diffusion_text.train.checkpoint import (
   Checkpointer,
   CheckpointError,
@@ -34,9 +34,7 @@ from diffusion_text.train.sharding import (
 from diffusion_text.train.state import TrainState, create_state, named_key
 from diffusion_text.train.step import (
   TrainStep,
-  evaluate,
   jit_train_step,
-  make_eval_step,
   make_train_step,
 )
 from diffusion_text.train.stop import EXIT_INTERRUPTED, EXIT_PREEMPTED
@@ -60,20 +58,18 @@ __all__ = [
   "check_shared",
   "check_workdir",
   "create_state",
-  "evaluate",
   "global_batch",
   "is_kernel",
   "jit_train_step",
   "latest_step",
-  "make_eval_step",
   "make_mesh",
   "make_optimizer",
   "make_schedule",
   "make_train_step",
   "mfu",
+  "multihost",
   "named_key",
   "peak_flops",
-  "processes",
   "read_asset",
   "read_metrics",
   "reporter",

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_text.core.trees import merge
 from diffusion_text.train.clock import Clock
 from diffusion_text.train.multihost import check_same, everywhere
 from diffusion_text.train.state import TrainState
@@ -169,7 +170,11 @@ class _Told:
 
 def _items(state: TrainState) -> dict[str, Any]:
   items = {"params": state.params, "optimizer": {"step": state.step, "opt_state": state.opt_state}}
-  return items if state.ema is None else items | {"ema": state.ema}
+  if state.ema is not None:
+    items["ema"] = state.ema
+  if state.frozen:
+    items["frozen"] = state.frozen
+  return items
 
 
 def _text(content: bytes) -> str:
@@ -286,7 +291,7 @@ def load_newest(
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """Where a run begins. source: "workdir", "restore_from", "pretrained" or "fresh". evaluated: the hooks have run at `step`."""
+  """Where a run begins. source: "workdir", "restore_from" or "fresh". evaluated: the hooks have run at `step`."""
 
   state: TrainState
   step: int
@@ -307,20 +312,18 @@ def restore(
   clock: Clock,
   fresh: Callable[[], TrainState],
   restore_from: str | None = None,
-  pretrained: Callable[[], TrainState] | None = None,
 ) -> Restored:
   """The one place that decides where a run begins. The first that applies:
 
   1. `directory` has checkpoints: this run was preempted, go on (state, data, clock).
   2. `restore_from` is given: continue another run here (state, data; the clock starts at 0).
-  3. `pretrained` is given: its weights, a new optimizer, step 0.
-  4. Otherwise afresh.
+  3. Otherwise afresh.
 
   Args:
     directory: of this run's checkpoints.
     abstract_state: `jax.ShapeDtypeStruct`s with shardings, see `sharding.with_shardings`.
     data, clock: are set to the position in the checkpoint.
-    fresh, pretrained: () -> the state to begin with, already placed.
+    fresh: () -> the state to begin with, already placed.
     restore_from: directory of another run's checkpoints.
 
   Raises:
@@ -333,9 +336,7 @@ def restore(
     return restored
   if restore_from is not None:  # 2.
     return _resume(restore_from, abstract_state, data, "restore_from")[0]
-  if pretrained is not None:  # 3.
-    return Restored(pretrained(), 0, "pretrained")
-  return Restored(fresh(), 0, "fresh")  # 4.
+  return Restored(fresh(), 0, "fresh")  # 3.
 
 
 def _resume(
@@ -346,7 +347,11 @@ def _resume(
     base64.b64decode(extra["data"][0])
   )  # a list, from when each process had its own: all said the same
   state = TrainState(
-    items["optimizer"]["step"], items["params"], items.get("ema"), items["optimizer"]["opt_state"]
+    items["optimizer"]["step"],
+    items["params"],
+    items.get("ema"),
+    items["optimizer"]["opt_state"],
+    items.get("frozen", {}),
   )
   log.info("continuing from %s/%d", directory, step)
   return Restored(state, step, source, extra["evaluated"] and source == "workdir"), extra
@@ -375,14 +380,20 @@ def _set_aside_after(directory: str, step: int) -> None:
 
 
 def restore_params(
-  directory: str, abstract_params: Params, *, ema: bool = True, step: int | None = None
+  directory: str,
+  abstract_params: Params,
+  abstract_frozen: Params | None = None,
+  *,
+  ema: bool = True,
+  step: int | None = None,
 ) -> Params:
-  """Parameters alone, for sampling and evaluation.
+  """Parameters alone, for sampling and evaluation: those that moved and those that are frozen, merged.
 
   Args:
     directory: of checkpoints.
     abstract_params: `jax.ShapeDtypeStruct`s, with shardings if there is more than one device. They are saved as float32; another
       dtype, as bfloat16, is converted to after the check, each device its own part.
+    abstract_frozen: the same of the frozen parameters; None or empty if there are none.
     ema: the average, if one was kept; False: the last parameters.
     step: which checkpoint; None: the newest that can be read.
 
@@ -400,15 +411,13 @@ def restore_params(
     dtype = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=getattr(x, "sharding", None))
 
-  items = {item: jax.tree.map(saved, abstract_params)}
-  found = (load_newest(directory, items)[1] if step is None else load(directory, step, items)[0])[
-    item
-  ]
-  return jax.tree.map(
-    lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype),
-    found,
-    abstract_params,
+  wanted = {item: abstract_params} | ({"frozen": abstract_frozen} if abstract_frozen else {})
+  items = jax.tree.map(saved, wanted)
+  found = load_newest(directory, items)[1] if step is None else load(directory, step, items)[0]
+  found = jax.tree.map(
+    lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype), found, wanted
   )
+  return merge(found[item], found.get("frozen", {}))
 
 
 def read_asset(directory: str, name: str) -> bytes:

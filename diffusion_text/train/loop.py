@@ -112,12 +112,13 @@ def train(
   write: Callable[[int, Mapping[str, float]], None] = lambda step, row: None,
   report: Report = lambda row: None,
   evaluated: bool = False,
+  prepare: Callable[[TrainState, Batch], Batch] | None = None,
 ) -> Result:
   """Trains from `state.step` to the end. The order of one round is part of the contract:
 
   1. Evaluate with the current (averaged) parameters, if due.
   2. Save, if due. Comes after 1, so that a checkpoint knows its score, and before 3, so that its data position is exact.
-  3. Draw the batch. From here to the next round the data iterator is ahead of the state.
+  3. Draw the batch, place it, prepare it. From here to the next round the data iterator is ahead of the state.
   4. Step: dispatched, not waited for.
   5. Check and log the metrics of the PREVIOUS step, so that the device always has the next one queued.
 
@@ -136,6 +137,9 @@ def train(
     write: (step, row) to disk, e.g. a `MetricsWriter`. A row of the training loss at step n is of the n-th update.
     report: for people, see `progress.reporter`.
     evaluated: the hooks have already run at `state.step`, see `checkpoint.Restored`.
+    prepare: (state, batch) -> batch, what an objective needs of a batch that has been drawn (the answers of a teacher, samples
+      with their rewards), in `Batch.extras`. Its keys must come from `named_key` with a name and `state.step`, so that a run that
+      is continued prepares the same.
 
   Raises:
     TrainingDiverged: if the loss is not finite.
@@ -195,6 +199,8 @@ def train(
 
       # 3. Draw the batch.
       batch = place(next(data))
+      if prepare is not None:
+        batch = prepare(state, batch)
 
       # 4. Step.
       profiler.before(step, state)

@@ -27,17 +27,12 @@ class Optimizer(NamedTuple):
   norm: Callable[[Params], Array] = optax.tree.norm
 
 
-EXPERTS = tuple(
-  ("mlp", name) for name in ("router", "up", "gate", "down")
-)  # of a mixture, whose matrices are arrays of their own
-
-
 def is_kernel(path: Path) -> bool:
   """Whether a parameter decays by default: matrices do; norm scales, biases and embedding tables do not.
 
   Goes by name, not by rank: layers are stacked for `lax.scan`, so the scale of a norm is a matrix [layers, D] too.
   """
-  return path[-1] == "kernel" or tuple(path[-2:]) in EXPERTS
+  return path[-1] == "kernel"
 
 
 def by_path(test: Callable[[Path], bool]) -> Callable[[Params], Params]:

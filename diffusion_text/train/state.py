@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffusion_text.core.prng import stream
+from diffusion_text.core.trees import merge
 from diffusion_text.types import Array, Key, Params
 
 
@@ -19,37 +20,44 @@ from diffusion_text.types import Array, Key, Params
 class TrainState:
   """All that an update changes. It holds no random key: keys come from `named_key`.
 
-  step: int32 scalar, the updates done so far. params: nested dict of arrays. ema: like params, or None when no average is
-  kept. opt_state: whatever the optimizer keeps.
+  Attributes:
+    step: int32 scalar, the updates done so far.
+    params: nested dict of arrays, the parameters that move.
+    ema: like params, or None when no average is kept.
+    opt_state: whatever the optimizer keeps.
+    frozen: nested dict of arrays, the parameters that do not move (a teacher, the trunk under an adapter); saved and sharded
+      like the others. A group may be split between params and frozen, leaf by leaf.
   """
 
   step: Array
   params: Params
   ema: Params | None
   opt_state: Any
+  frozen: Params = dataclasses.field(default_factory=dict)
 
   @property
   def eval_params(self) -> Params:
-    """The parameters to evaluate and sample with: the average if there is one."""
-    return self.params if self.ema is None else self.ema
+    """The parameters to evaluate and sample with, as one tree: the average if there is one, and what is frozen."""
+    return merge(self.params if self.ema is None else self.ema, self.frozen)
 
 
 def create_state(
-  init_params: Callable[[], Params], optimizer: optax.GradientTransformation, *, ema: bool = True
+  init: Callable[[], tuple[Params, Params]],
+  optimizer: optax.GradientTransformation,
+  *,
+  ema: bool = True,
 ) -> TrainState:
   """The state at step 0. Pure, so that `jax.eval_shape` gives its shapes and `jax.jit(…, out_shardings=…)` builds it sharded.
 
   Args:
-    init_params: () -> params.
+    init: () -> (params, frozen), see `core.trees.split`.
     optimizer: anything with `init(params)`; see `optimizer.make_optimizer`.
     ema: keep an average of the parameters, which starts at the parameters.
   """
-  params = init_params()
+  params, frozen = init()
   # A copy: the train step donates its state, and one buffer cannot be donated twice.
   average = jax.tree.map(jnp.copy, params) if ema else None
-  return TrainState(
-    step=jnp.zeros((), jnp.int32), params=params, ema=average, opt_state=optimizer.init(params)
-  )
+  return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), frozen)
 
 
 def named_key(seed: int, name: str, step: Array | int) -> Key:
@@ -60,7 +68,4 @@ def named_key(seed: int, name: str, step: Array | int) -> Key:
     name: of the stream, such as "loss"; streams of different names are independent.
     step: int32 scalar, may be traced.
   """
-  # crc32 because Python's own `hash` of a string differs from one process to the next.
-  return jax.random.fold_in(
-    jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), step
-  )
+  return jax.random.fold_in(stream(jax.random.key(seed), name), step)

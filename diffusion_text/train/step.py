@@ -1,9 +1,8 @@
-"""The one train step and the one evaluation step. They know a `LossFn` and nothing of diffusion."""
+"""The one train step. It knows a `LossFn` and nothing of diffusion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from diffusion_text.types import Array, Batch, Loss, LossFn, Params, Progress
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Params, Batch, Any, Any], Loss]
 
 
 def loss_metrics(loss: Loss) -> Metrics:
@@ -32,11 +30,6 @@ def loss_metrics(loss: Loss) -> Metrics:
     )
   count = _at_least_something(loss.count)
   return {"loss": loss.total / count} | {name: value / count for name, value in loss.sums.items()}
-
-
-def add_losses(a: Loss, b: Loss) -> Loss:
-  """The loss of two batches together."""
-  return jax.tree.map(jnp.add, a, b)
 
 
 def _at_least_something(count: Array) -> Array:
@@ -76,6 +69,7 @@ def split_rows(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
 def summed_gradients(
   loss_fn: LossFn,
   params: Params,
+  frozen: Params,
   key: Array,
   batch: Batch,
   step: Array,
@@ -91,7 +85,7 @@ def summed_gradients(
 
   def microbatch(part, rows):
     def total(p):
-      loss = loss_fn(p, key, rows, Progress(step=step, part=part, parts=parts))
+      loss = loss_fn(p, frozen, key, rows, Progress(step=step, part=part, parts=parts))
       return loss.total, loss
 
     (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(params)
@@ -162,7 +156,7 @@ def make_train_step(
       )
     key = named_key(seed, "loss", state.step)
     gradient, loss = summed_gradients(
-      loss_fn, state.params, key, batch, state.step, parts=accumulation, mesh=mesh
+      loss_fn, state.params, state.frozen, key, batch, state.step, parts=accumulation, mesh=mesh
     )
     gradient = jax.tree.map(lambda g: g / _at_least_something(loss.count).astype(g.dtype), gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -177,7 +171,8 @@ def make_train_step(
       raise ValueError(
         f"Loss.sums has entries {sorted(clash)}, names that the trainer uses; rename them"
       )
-    return TrainState(state.step + 1, params, ema, opt_state), loss_metrics(loss) | own
+    after = TrainState(state.step + 1, params, ema, opt_state, state.frozen)
+    return after, loss_metrics(loss) | own
 
   return train_step
 
@@ -196,31 +191,3 @@ def jit_train_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> 
     out_shardings=(shardings, replicated(mesh)),
     donate_argnums=0,
   )
-
-
-def make_eval_step(loss_fn: LossFn, *, seed: int) -> EvalStep:
-  """The pure evaluation step `(params, batch, index, step) -> Loss`, sums that `add_losses` adds up; wrap it in `jax.jit`.
-
-  index: int, the number of the batch. Its key depends on seed and index only, so that every evaluation of a run draws the same
-  noise and curves show the model, not the draw. step: int, the update, for losses that change during training.
-  """
-
-  def eval_step(params: Params, batch: Batch, index: Array | int, step: Array | int) -> Loss:
-    return loss_fn(params, named_key(seed, "evaluate", index), batch, Progress(step=step))
-
-  return eval_step
-
-
-def evaluate(eval_step: EvalStep, params: Params, batches, step: int) -> dict[str, float]:
-  """The metrics of `loss_metrics` over an iterable of batches, as floats.
-
-  Raises:
-    ValueError: if there is no batch.
-  """
-  total = None
-  for index, batch in enumerate(batches):
-    loss = eval_step(params, batch, index, step)
-    total = loss if total is None else add_losses(total, loss)
-  if total is None:
-    raise ValueError("there was no batch to evaluate; give at least one")
-  return {name: float(value) for name, value in jax.device_get(loss_metrics(total)).items()}

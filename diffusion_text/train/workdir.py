@@ -13,12 +13,6 @@ from diffusion_text.train.storage import as_path
 FILE = "config.json"
 _ABSENT = "(absent)"
 
-# Values that older configs spell in another way: dotted key, or the end of one -> {old: new}.
-OLD_SPELLINGS = {
-  "model.time_conditioning": {False: "none", True: "adaln"},
-  "model.anchor_layers": {0: None},
-}
-
 
 def check_workdir(
   workdir: str, config_json: str | bytes, allowed: Sequence[str] = (), *, write: bool = True
@@ -40,7 +34,7 @@ def check_workdir(
   config = json.loads(config_json)
   if path.exists():
     old, new = flatten(json.loads(path.read_text())), flatten(config)
-    changed = sorted(key for key in old.keys() | new.keys() if _value(old, key) != _value(new, key))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     refused = [
       key
       for key in changed
@@ -79,14 +73,6 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
   for key, value in tree.items():
     flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
   return flat
-
-
-def _value(flat: dict[str, Any], key: str) -> Any:
-  value, end = (
-    flat.get(key),
-    ".".join(key.split(".")[-2:]),
-  )  # in a comparison the config is below "base"
-  return OLD_SPELLINGS[end].get(value, value) if end in OLD_SPELLINGS else value
 
 
 def _show(flat: dict[str, Any], key: str) -> str:

@@ -124,7 +124,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
   running[1].kill()
   began = time.monotonic()
   code, output = _finish(running[0])
-  assert code in (tr.processes.EXIT_LOST, -signal.SIGABRT) and time.monotonic() - began < 60
+  assert code in (tr.multihost.EXIT_LOST, -signal.SIGABRT) and time.monotonic() - began < 60
   assert re.search("error: process 0 of 2: .*one of them has ended|another task died", output), (
     output
   )
@@ -138,15 +138,15 @@ def test_a_mistake_on_one_host_is_told_by_all(tmp_path):
 
 def test_processes_that_differ_are_refused(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 3)
-  monkeypatch.setattr(tr.processes, "gather", lambda content: [content, content, b"5"])
+  monkeypatch.setattr(tr.multihost, "gather", lambda content: [content, content, b"5"])
   with pytest.raises(
     ValueError,
     match="the number of steps is '10' on process 0 and '5' on process 2; start all with the same",
   ):
-    tr.processes.check_same({"the number of steps": "10"})
+    tr.multihost.check_same({"the number of steps": "10"})
   with pytest.raises(ValueError, match="process 2 of 3: 5"):
-    monkeypatch.setattr(tr.processes, "gather", lambda content: [b"", b"", b"5"])
-    tr.processes.together(lambda: None)
+    monkeypatch.setattr(tr.multihost, "gather", lambda content: [b"", b"", b"5"])
+    tr.multihost.together(lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_processes_that_differ_are_refused(monkeypatch):
 )
 def test_how_processes_meet_is_checked(given, says):
   with pytest.raises(ValueError, match=says):
-    tr.processes.connect(**given)
+    tr.multihost.connect(**given)
 
 
 def test_a_command_of_one_process_refuses_several(monkeypatch):
-  tr.processes.check_alone()
+  tr.multihost.check_alone()
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
   with pytest.raises(ValueError, match="is one process, but SLURM_STEP_NUM_TASKS=4"):
-    tr.processes.check_alone()
+    tr.multihost.check_alone()
 
 
 def test_a_stuck_process_ends_itself(capfd):
@@ -183,17 +183,17 @@ def test_a_stuck_process_ends_itself(capfd):
     codes.append(code)
     ended.set()
 
-  with tr.processes.Watchdog(0.2, give_up=give_up) as watch:
+  with tr.multihost.Watchdog(0.2, give_up=give_up) as watch:
     watch.alive(7)
     assert ended.wait(20)
   told = capfd.readouterr().err
   assert (
     codes == [1] and "no progress for 0.2 s after step 7" in told and "test_a_stuck_process" in told
   )
-  with tr.processes.Watchdog(None, give_up=give_up) as watch:
+  with tr.multihost.Watchdog(None, give_up=give_up) as watch:
     watch.alive(8)
   with pytest.raises(ValueError, match="stall_seconds=0 must be above 0"):
-    tr.processes.Watchdog(0)
+    tr.multihost.Watchdog(0)
 
 
 class Recorder:
@@ -282,7 +282,7 @@ def test_a_resumed_run_repeats_neither_evaluation_nor_save(tmp_path):
 
 
 def _poison_at(step):
-  def loss_fn(params, key, batch, progress):
+  def loss_fn(params, frozen, key, batch, progress):
     loss = toy.noisy_loss(params, key, batch, progress)
     return Loss(jnp.where(progress.step == step, jnp.nan, loss.total), loss.count, loss.sums)
 
@@ -307,7 +307,7 @@ def test_nan_stops_before_anything_is_saved(tmp_path, step):
 
 
 def test_a_gradient_that_is_not_finite_stops_too():
-  def loss_fn(params, key, batch, progress):
+  def loss_fn(params, frozen, key, batch, progress):
     loss = toy.plain_loss(params, key, batch, progress)
     return loss._replace(
       total=loss.total + jnp.sqrt(0 * params["head"]["bias"][0])

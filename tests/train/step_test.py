@@ -52,7 +52,7 @@ def test_the_mean_of_microbatch_means_would_not_pass():
 def test_every_microbatch_draws_its_own_noise_from_a_common_key():
   seen = []
 
-  def loss_fn(params, key, batch, progress):
+  def loss_fn(params, frozen, key, batch, progress):
     jax.debug.callback(
       lambda k, part: seen.append((tuple(k.tolist()), int(part))),
       jax.random.key_data(key),
@@ -134,7 +134,7 @@ def test_bad_arguments(bad):
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_names_of_sums_may_not_clash(name):
-  def loss_fn(params, key, batch, progress):
+  def loss_fn(params, frozen, key, batch, progress):
     loss = toy.plain_loss(params, key, batch, progress)
     return loss._replace(sums={name: loss.total})
 

@@ -41,7 +41,7 @@ def _nll(params, inputs_BxL, ids_BxL):
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), ids_BxL[..., None], -1)[..., 0]
 
 
-def noisy_loss(params, key, batch, progress):
+def noisy_loss(params, frozen, key, batch, progress):
   """Masked-token loss; its noise depends on the key and the microbatch."""
   a, b = jax.random.split(jax.random.fold_in(key, progress.part))
   t = jax.random.uniform(a, (batch.ids.shape[0], 1))
@@ -51,9 +51,9 @@ def noisy_loss(params, key, batch, progress):
   return Loss(nll.sum(), weight.sum(), {"masked_fraction": (masked * batch.weights).sum()})
 
 
-def plain_loss(params, key, batch, progress):
+def plain_loss(params, frozen, key, batch, progress):
   """Deterministic: predicts each token from the one before."""
-  del key, progress
+  del frozen, key, progress
   nll = _nll(params, jnp.roll(batch.ids, 1, axis=1), batch.ids) * batch.weights
   return Loss(nll.sum(), batch.weights.sum(), {"squares": (nll**2).sum()})
 
@@ -97,7 +97,7 @@ def build(loss_fn=noisy_loss, *, accumulation=1, ema_decay=0.9, mesh=None, opt=N
   mesh = tr.make_mesh(fsdp=1, devices=jax.devices()[:1]) if mesh is None else mesh
 
   def create():
-    return tr.create_state(init_params, opt, ema=ema_decay is not None)
+    return tr.create_state(lambda: (init_params(), {}), opt, ema=ema_decay is not None)
 
   abstract = jax.eval_shape(create)
   shardings = tr.state_shardings(abstract, spec, mesh)
@@ -128,15 +128,15 @@ def main():
   logging.basicConfig(level=logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells much
   if args.processes > 1:
-    tr.processes.connect(
+    tr.multihost.connect(
       f"localhost:{args.port}", args.processes, args.process, heartbeat_timeout=10
     )
   try:
     _main(args)
   except Exception as error:
-    message, code = tr.processes.verdict(error, isinstance(error, ValueError))
+    message, code = tr.multihost.verdict(error, isinstance(error, ValueError))
     print(f"error: {message}", flush=True)
-    tr.processes.leave(code)
+    tr.multihost.leave(code)
 
 
 def _find_data(missing):
@@ -145,8 +145,8 @@ def _find_data(missing):
 
 
 def _main(args):
-  tr.processes.check_same({"the number of steps": str(args.steps)})
-  tr.processes.together(lambda: _find_data(args.no_data))
+  tr.multihost.check_same({"the number of steps": str(args.steps)})
+  tr.multihost.together(lambda: _find_data(args.no_data))
   directory = str(args.workdir / "checkpoints")
   args.workdir.mkdir(exist_ok=True)
   mesh = tr.make_mesh()
