@@ -1,0 +1,186 @@
+"""Contexts that read a row once, as it is: every token sees the whole row, or what stands on its left, or first one and then the other."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_text.context.rows import before, cut, joined, places, weights_or_ones
+from diffusion_text.core.options import member, option
+from diffusion_text.core.prng import draw_uniform, position_keys
+from diffusion_text.types import (
+  Batch,
+  Inputs,
+  Key,
+  Layout,
+  Model,
+  Progress,
+  Rows,
+  Span,
+  Times,
+)
+
+
+def plain_rows(
+  noisy: Inputs, t: Float[Array, "B N"], batch: Batch, block: Int[Array, "B1 N"] | None
+) -> Rows:
+  """Rows of the N noisy tokens, answered where they stand. `block` as in `Layout`."""
+  whole = Span(0, t.shape[1])
+  position = None if batch.segment is None else places(batch)
+  inputs = joined(noisy, position=position)
+  layout = Layout(segment=batch.segment, block=block)
+  return Rows(inputs, t, layout, batch.weights, 1, tokens=whole, answers=whole)
+
+
+def shifted_rows(noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch) -> Rows:
+  """Rows of N + 1 positions, a token of noise and then the N noisy tokens; token i is answered at the position before it."""
+  length = t.shape[1]
+  position = before(-1, places(batch))
+  inputs = joined(cut(noise, 0, 1), cut(noisy, 0, length), position=position)
+  segment = None
+  if batch.segment is not None:
+    segment = before(batch.segment[:, :1], batch.segment)
+  weights = before(0.0, weights_or_ones(batch))
+  tokens = Span(1, length + 1)
+  return Rows(
+    inputs, before(1.0, t), Layout(segment), weights, 1, tokens=tokens, answers=Span(0, length)
+  )
+
+
+@member
+class Full:
+  """Every token sees the whole document, noisy as it is. One bidirectional block.
+
+  answer_shift: 1 has token i answered at the position before it, as autoregressive weights have learned (DiffuLLaMA, arXiv
+  2410.17891; Dream, arXiv 2508.15487). A token of noise stands before the row and answers for the first token.
+  """
+
+  answer_shift: Literal[0, 1] = option(
+    0, "how many positions before a token its answer stands; 1 for weights of autoregressive models"
+  )
+
+  unit: ClassVar[None] = None
+  reads_noisy: ClassVar[bool] = True
+
+  def check(self, model: Model, data: Any) -> None:
+    """Refuses shifted answers where a row holds several documents."""
+    del model
+    if self.answer_shift and data.packing == "documents":
+      raise ValueError(
+        f"context.answer_shift={self.answer_shift} with data.packing='documents': the first token of a document would be"
+        " answered at the last position of another one; use data.packing='stream', or context.name='next_token', which"
+        " shifts what is read"
+      )
+
+  def training_rows(
+    self,
+    key: Key,
+    noisy: Inputs,
+    clean: Inputs,
+    noise: Inputs,
+    times: Times,
+    batch: Batch,
+    progress: Progress,
+  ) -> Rows:
+    """The noisy tokens as they are."""
+    del key, clean, progress
+    return self.sampling_rows(noisy, noise, times.network_time, batch)
+
+  def sampling_rows(
+    self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
+  ) -> Rows:
+    """The same rows; N + 1 positions if answers are shifted."""
+    if self.answer_shift:
+      return shifted_rows(noisy, noise, t, batch)
+    return plain_rows(noisy, t, batch, block=None)
+
+  def positions_read(self, length: int) -> int:
+    """The row, and the position before it if answers are shifted."""
+    return length + self.answer_shift
+
+
+@member
+class Causal:
+  """Every token sees itself and the tokens on its left in its document, noisy as they are.
+
+  For tokens that are generated one after the other nothing is missing; for others the bound is looser, not wrong.
+  """
+
+  unit: ClassVar[None] = None
+  reads_noisy: ClassVar[bool] = True
+
+  def check(self, model: Model, data: Any) -> None:
+    """Nothing is refused."""
+
+  def training_rows(
+    self,
+    key: Key,
+    noisy: Inputs,
+    clean: Inputs,
+    noise: Inputs,
+    times: Times,
+    batch: Batch,
+    progress: Progress,
+  ) -> Rows:
+    """The noisy tokens as they are."""
+    del key, clean, progress
+    return self.sampling_rows(noisy, noise, times.network_time, batch)
+
+  def sampling_rows(
+    self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
+  ) -> Rows:
+    """The same rows."""
+    del noise
+    return plain_rows(noisy, t, batch, block=places(batch))
+
+  def positions_read(self, length: int) -> int:
+    """The row."""
+    return length
+
+
+@member
+class Annealed:
+  """From an autoregressive context to a bidirectional one in the course of training: a coin per row says causal or full.
+
+  The share of full rows rises evenly from 0 to 1 over the first `steps` steps; texts are sampled with full rows. In DiffuLLaMA
+  (arXiv 2410.17891) the coin is tossed for each pair of positions, which no layout of three integers can hold.
+  """
+
+  steps: int = option(..., "optimizer steps until all rows are bidirectional; 10000 is usual", ge=1)
+
+  unit: ClassVar[None] = None
+  reads_noisy: ClassVar[bool] = True
+
+  def check(self, model: Model, data: Any) -> None:
+    """Nothing is refused."""
+
+  def training_rows(
+    self,
+    key: Key,
+    noisy: Inputs,
+    clean: Inputs,
+    noise: Inputs,
+    times: Times,
+    batch: Batch,
+    progress: Progress,
+  ) -> Rows:
+    """Rows of one block where the coin says so, causal ones elsewhere."""
+    del clean, noise
+    rows = batch.ids.shape[0]
+    share = jnp.asarray(progress.step, jnp.float32) / self.steps
+    full = draw_uniform(position_keys(key, rows, 1, progress)) < share
+    block = jnp.where(full, 0, places(batch))
+    return plain_rows(noisy, times.network_time, batch, block=block)
+
+  def sampling_rows(
+    self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
+  ) -> Rows:
+    """Bidirectional rows."""
+    del noise
+    return plain_rows(noisy, t, batch, block=None)
+
+  def positions_read(self, length: int) -> int:
+    """The row."""
+    return length
