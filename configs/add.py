@@ -12,14 +12,9 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "simplex"
-  c.process.k = 1.0
-  c.process.encoding = "one_hot"
-  c.process.reading = "raw"
-  c.process.projection = "argmax"
-  c.process.rho = 1.0
-  c.schedule.name = "cosine"
+  c.process = {"name": "simplex", "k": 1.0, "encoding": "one_hot", "reading": "raw"}
+  c.process.schedule = {"name": "cosine"}
   c.objective.name = "cross_entropy"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 100
+  c.sampler = {"name": "gaussian", "steps": 100, "projection": "argmax", "rho": 1.0}
+  base.told_time(c)
   return c

@@ -16,4 +16,5 @@ def get_config(size: str = "tiny"):
   c.objective.name = "anchored"
   c.model.anchor_layers = 2 * c.model.layers // 3
   c.optimizer.weight_decay = 0.0
+  base.own(c, "model.anchor_layers", "optimizer.weight_decay")
   return c

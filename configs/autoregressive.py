@@ -10,6 +10,8 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.timing.name = "left_to_right"
+  c.timing.name = "at_noise"
+  c.context.name = "next_token"
+  c.reader.name = "cached"
   c.sampler.steps = 1
   return c

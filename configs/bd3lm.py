@@ -11,7 +11,7 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.timing.name = "per_block"
-  c.timing.block_size = 16
+  c.context = {"name": "blocks", "size": 16}
+  c.reader.name = "cached"
   c.sampler.steps = 16
   return c

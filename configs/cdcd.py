@@ -14,17 +14,11 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 64
-  c.process.norm = "sqrt_d"
-  c.process.rho = 0.0
-  c.schedule.name = "learned"
-  c.schedule.power = 1.0
-  c.schedule.log_snr_max = 0.0
-  c.schedule.log_snr_min = -11.41
+  c.process = {"name": "embedding", "width": 64, "norm": "sqrt_d"}
+  c.process.schedule = {"name": "log_snr", "log_snr_max": 0.0, "log_snr_min": -11.41}
+  c.timing = {"name": "learned", "power": 1.0}
   c.objective.name = "cross_entropy"
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 200
+  c.sampler = {"name": "gaussian", "steps": 200, "rho": 0.0}
+  base.told_time(c)
+  base.self_conditioned(c, 0.5)
   return c

@@ -12,5 +12,5 @@ def get_config(size: str = "tiny"):
   c = base.config(size)
   c.process.grid = 1000
   c.objective.auxiliary = 0.01
-  c.model.time_conditioning = "adaln"
+  base.told_time(c)
   return c

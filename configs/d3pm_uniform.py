@@ -10,9 +10,8 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "uniform"
-  c.process.grid = 1000
-  c.process.prediction = "posterior"  # as the auxiliary cross-entropy teaches it
+  # prediction: as the auxiliary cross-entropy teaches it
+  c.process = {"name": "uniform", "grid": 1000, "prediction": "posterior"}
   c.objective.auxiliary = 0.01
-  c.model.time_conditioning = "adaln"
+  base.told_time(c)
   return c

@@ -12,19 +12,12 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 128
-  c.process.norm = "layernorm"
-  c.process.noise_factor = 4.0
-  c.schedule.name = "sqrt"
-  c.schedule.log_snr_max = 4.209
-  c.schedule.log_snr_min = -15.41
-  c.objective.name = "mse_rounding"
-  c.objective.anchor_weight = 1.0
-  c.objective.rounding_weight = 0.0
+  path = {"name": "sqrt", "log_snr_max": 4.209, "log_snr_min": -15.41}
+  c.process = {"name": "embedding", "width": 128, "norm": "layernorm", "schedule": path}
+  c.process.training_schedule = {"name": "noisier", "factor": 4.0, "base": path}
+  c.objective = {"name": "mse_rounding", "anchor_weight": 1.0, "rounding_weight": 0.0}
   c.objective.readout = "inner"
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 20
+  c.sampler = {"name": "gaussian", "steps": 20}
+  base.told_time(c)
+  base.self_conditioned(c, 0.5)
   return c

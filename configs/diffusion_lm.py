@@ -13,14 +13,10 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 16 if size in ("", "micro", "tiny") else 128
-  c.process.norm = "none"
-  c.process.projection = "nearest"
-  c.schedule.name = "sqrt"
-  c.schedule.log_snr_max = 4.209
-  c.schedule.log_snr_min = -15.41
+  width = 16 if size in ("", "micro", "tiny") else 128
+  c.process = {"name": "embedding", "width": width, "norm": "none"}
+  c.process.schedule = {"name": "sqrt", "log_snr_max": 4.209, "log_snr_min": -15.41}
   c.objective.name = "mse_rounding"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 200
+  c.sampler = {"name": "gaussian", "steps": 200, "projection": "nearest"}
+  base.told_time(c)
   return c

@@ -11,8 +11,6 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "token_masked"
-  c.process.loss_order = "spindle"
-  c.process.strength = 0.3
-  c.model.time_conditioning = "adaln"
+  c.process = {"name": "token_masked", "loss_order": "spindle", "strength": 0.3}
+  base.told_time(c)
   return c

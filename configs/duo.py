@@ -13,5 +13,5 @@ def get_config(size: str = "tiny"):
   c.process.name = "uniform"
   c.timing.power = 2.0
   c.objective.name = "gaussian_curriculum"
-  c.model.time_conditioning = "adaln"
+  base.told_time(c)
   return c

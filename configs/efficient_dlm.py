@@ -10,8 +10,8 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.timing.name = "per_block"
-  c.timing.block_size = 16
-  c.timing.spread = 1.0
+  c.timing = {"name": "slanted", "spread": 1.0}
+  c.context = {"name": "blocks", "size": 16}
+  c.reader.name = "cached"
   c.sampler.steps = 16
   return c

@@ -11,10 +11,7 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "token_masked"
-  c.process.loss_order = "frequency"
-  c.process.strength = 0.5
-  c.schedule.name = "polynomial"
-  c.schedule.power = 2.0
-  c.model.time_conditioning = "adaln"
+  c.process = {"name": "token_masked", "loss_order": "frequency", "strength": 0.5}
+  c.process.schedule = {"name": "polynomial", "power": 2.0}
+  base.told_time(c)
   return c

@@ -11,9 +11,8 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "token_masked"
-  c.process.loss_order = "learned"
-  c.objective.name = "reinforce"
-  c.model.time_conditioning = "adaln"
+  c.process = {"name": "token_masked", "loss_order": "learned"}
+  c.objective.name = "score_function"
   c.model.activation = "swiglu"
+  base.told_time(c)
   return c

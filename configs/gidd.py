@@ -11,10 +11,8 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "mixed"
-  c.process.mixing = "gidd"
-  c.process.share = 0.1  # published: 0.1 and 0.2
+  c.process = {"name": "mixed", "mixing": "gidd", "share": 0.1}  # published: 0.1 and 0.2
   c.timing.power = 2.0
   c.objective.name = "reweighted"
-  c.model.time_conditioning = "adaln"
+  base.told_time(c)
   return c

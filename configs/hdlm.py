@@ -10,12 +10,8 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "mixed"
-  c.process.mixing = "gamma"
-  c.process.share = 0.01
-  c.timing.name = "hyperschedule"
-  c.timing.kind = "wave"
-  c.timing.width = 128
-  c.model.time_conditioning = "adaln"
+  c.process = {"name": "mixed", "mixing": "gamma", "share": 0.01}
+  c.timing = {"name": "hyperschedule", "kind": "wave", "width": 128}
   c.sampler.steps = 128
+  base.told_time(c)
   return c

@@ -8,13 +8,11 @@ Ours: 2.909 ± 0.052 bits/char after 500 updates of the README's comparison at e
   python -m experiments.train --config=configs/infodiffusion.py:tiny --workdir=runs/infodiffusion
 """
 
-from configs import diffuseq
+from configs import base, diffuseq
 
 
 def get_config(size: str = "tiny"):
   c = diffuseq.get_config(size)
-  c.timing.name = "by_information"
-  c.timing.informative_first = True
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
+  c.timing = {"name": "by_information", "informative_first": True}
+  base.self_conditioned(c, 0.5)
   return c

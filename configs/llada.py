@@ -10,10 +10,10 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.objective.name = "cross_entropy"
-  c.objective.weighting = "inverse_time"
-  c.evaluate.timing = "counted"  # exact-count masking: the same bound at lower variance
+  c.objective = {"name": "cross_entropy", "weighting": "inverse_time"}
+  c.evaluate.timing = {"name": "exact_count"}  # the same bound at lower variance
   c.model.activation = "swiglu"
-  c.sampler.name = "ordered"
-  c.sampler.order = "max_prob"
+  c.sampler = {"name": "reveal", "score": {"name": "max_prob"}}
+  c.sampler.budget = {"name": "even_share", "steps": 64}
+  base.own(c, "evaluate.timing")
   return c

@@ -7,7 +7,7 @@ rotary base 10,000. Not yet run.
   python -m experiments.train --config=configs/llada_moe.py:tiny --workdir=runs/llada_moe
 """
 
-from configs import llada
+from configs import base, llada
 
 
 def get_config(size: str = "tiny"):
@@ -18,4 +18,6 @@ def get_config(size: str = "tiny"):
   c.model.balance_weight = 0.01
   c.model.router_z_weight = 0.001
   c.model.qk_norm = True
+  base.own(c, "model.experts", "model.experts_per_token", "model.expert_width")
+  base.own(c, "model.balance_weight", "model.router_z_weight")
   return c

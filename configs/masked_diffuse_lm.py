@@ -12,9 +12,7 @@ from configs import diffusion_lm
 
 def get_config(size: str = "tiny"):
   c = diffusion_lm.get_config(size)
-  c.schedule.log_snr_max = 3.282
-  c.schedule.log_snr_min = -13.86
-  c.timing.name = "by_information"
-  c.timing.informative_first = False
+  c.process.schedule = {"name": "sqrt", "log_snr_max": 3.282, "log_snr_min": -13.86}
+  c.timing = {"name": "by_information", "informative_first": False}
   c.objective.anchor_weight = 1.0
   return c

@@ -10,7 +10,7 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.schedule.name = "cosine"
-  c.model.time_conditioning = "adaln"
+  c.process.schedule = {"name": "cosine"}
   c.model.activation = "swiglu"
+  base.told_time(c)
   return c

@@ -9,8 +9,6 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.objective.name = "cross_entropy"
-  c.objective.weighting = "linear"
-  c.objective.focusing = 1.0
-  c.sampler.name = "routed"
+  c.objective = {"name": "cross_entropy", "weighting": "linear", "focusing": 1.0}
+  c.sampler = {"name": "routed", "steps": 64}
   return c

@@ -17,22 +17,15 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 16 if size in ("", "micro", "tiny") else 128
-  c.process.norm = "sqrt_d"
-  c.process.noise_factor = 6.5 * (c.process.width / 128) ** 0.5
-  c.process.rho = 1.0
-  c.schedule.name = "sqrt"
-  c.schedule.log_snr_max = 4.209
-  c.schedule.log_snr_min = -15.41
-  c.timing.name = "predicted"
-  c.objective.name = "mse_rounding"
-  c.objective.anchor_weight = 1.0
-  c.objective.rounding_weight = 0.0
+  width = 16 if size in ("", "micro", "tiny") else 128
+  path = {"name": "sqrt", "log_snr_max": 4.209, "log_snr_min": -15.41}
+  c.process = {"name": "embedding", "width": width, "norm": "sqrt_d", "schedule": path}
+  factor = 6.5 * (width / 128) ** 0.5
+  c.process.training_schedule = {"name": "noisier", "factor": factor, "base": path}
+  c.timing.name = "poisson"
+  c.objective = {"name": "predicted_times", "anchor_weight": 1.0, "rounding_weight": 0.0}
   c.objective.label_smoothing = 0.1
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
-  c.model.time_conditioning = "adaln"
-  c.sampler.name = "predicted_times"
-  c.sampler.steps = 20
+  c.sampler = {"name": "predicted_times", "steps": 20}
+  base.told_time(c)
+  base.self_conditioned(c, 0.5)
   return c

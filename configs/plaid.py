@@ -13,16 +13,10 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 16
-  c.process.norm = "unit"
-  c.process.prediction = "leave_one_out"
-  c.process.score_temperature = 0.9
-  c.schedule.name = "learned"
-  c.schedule.log_snr_max = 8.0
-  c.schedule.log_snr_min = -6.0
-  c.objective.self_conditioning = 0.25
-  c.model.self_conditioning = "add"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 256
+  c.process = {"name": "embedding", "width": 16, "norm": "unit", "prediction": "leave_one_out"}
+  c.process.schedule = {"name": "log_snr", "log_snr_max": 8.0, "log_snr_min": -6.0}
+  c.timing = {"name": "learned", "power": 2.0}
+  c.sampler = {"name": "gaussian", "steps": 256, "score_temperature": 0.9}
+  base.told_time(c)
+  base.self_conditioned(c, 0.25)
   return c

@@ -10,9 +10,6 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.objective.name = "cross_entropy"
-  c.objective.weighting = "linear"
-  c.objective.label_smoothing = 0.1
-  c.sampler.name = "routed"
-  c.sampler.rate = "cosine"
+  c.objective = {"name": "cross_entropy", "weighting": "linear", "label_smoothing": 0.1}
+  c.sampler = {"name": "routed", "steps": 64, "rate": "cosine"}
   return c

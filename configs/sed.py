@@ -14,16 +14,11 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "embedding"
-  c.process.width = 64
-  c.process.norm = "sqrt_d"
-  c.process.learned = False
-  c.schedule.name = "cosine"
-  c.objective.name = "mse_rounding"
-  c.objective.anchor_weight = 1.0
+  c.process = {"name": "embedding", "width": 64, "norm": "sqrt_d", "learned": False}
+  c.process.schedule = {"name": "cosine"}
+  c.objective = {"name": "mse_rounding", "anchor_weight": 1.0}
   c.objective.rounding_weight = 0.0  # it would teach the embeddings, which are frozen
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 1000
+  c.sampler = {"name": "gaussian", "steps": 1000}
+  base.told_time(c)
+  base.self_conditioned(c, 0.5)
   return c

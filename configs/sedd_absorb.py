@@ -12,5 +12,5 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   c.process.prediction = "score"
-  c.model.time_conditioning = "adaln"
+  base.told_time(c)
   return c

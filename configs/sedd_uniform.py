@@ -11,10 +11,7 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "uniform"
-  c.process.prediction = "score"
-  c.schedule.name = "geometric"
-  c.schedule.sigma_min = 1e-4
-  c.schedule.sigma_max = 20.0
-  c.model.time_conditioning = "adaln"
+  c.process = {"name": "uniform", "prediction": "score"}
+  c.process.schedule = {"name": "geometric", "sigma_min": 1e-4, "sigma_max": 20.0}
+  base.told_time(c)
   return c

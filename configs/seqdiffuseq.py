@@ -12,13 +12,12 @@ Ours: 2.746 ± 0.033 bits/char after 500 updates of the README's comparison at e
   python -m experiments.train --config=configs/seqdiffuseq.py:tiny --workdir=runs/seqdiffuseq
 """
 
-from configs import diffuseq
+from configs import base, diffuseq
 
 
 def get_config(size: str = "tiny"):
   c = diffuseq.get_config(size)
-  c.process.projection = "expectation"
-  c.timing.name = "by_position"
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
+  c.timing = {"name": "by_position", "by": "loss"}
+  c.sampler.projection = "expectation"
+  base.self_conditioned(c, 0.5)
   return c

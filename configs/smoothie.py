@@ -13,15 +13,10 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "distance"
-  c.process.width = 64
-  c.process.rho = 1.0
-  c.schedule.name = "arctangent"
-  c.schedule.log_snr_max = 5.0
-  c.schedule.log_snr_min = -19.5
+  c.process = {"name": "distance", "width": 64}
+  c.process.schedule = {"name": "arctangent", "log_snr_max": 5.0, "log_snr_min": -19.5}
   c.objective.name = "cross_entropy"
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "add"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 200
+  c.sampler = {"name": "gaussian", "steps": 200, "rho": 1.0}
+  base.told_time(c)
+  base.self_conditioned(c, 0.5)
   return c

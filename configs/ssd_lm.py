@@ -14,16 +14,12 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "simplex"
-  c.process.k = 5.0
-  c.process.projection = "multi_hot"
-  c.process.rho = 1.0
-  c.schedule.name = "cosine"
-  c.schedule.offset = 1e-4
-  c.timing.name = "per_block"
-  c.timing.block_size = 16
+  c.process = {"name": "simplex", "k": 5.0}
+  c.process.schedule = {"name": "cosine", "offset": 1e-4}
+  c.context = {"name": "blocks", "size": 16}
   c.objective.name = "cross_entropy"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 100
+  c.reader.name = "cached"
+  c.sampler = {"name": "gaussian", "steps": 100, "projection": "multi_hot", "rho": 1.0}
   c.sampler.top_p = 0.2
+  base.told_time(c)
   return c

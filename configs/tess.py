@@ -14,17 +14,13 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.name = "simplex"
-  c.process.k = 5.0
-  c.process.projection = "sample"
-  c.process.rho = 1.0
-  c.schedule.name = "cosine"
-  c.schedule.offset = 1e-4
+  c.process = {"name": "simplex", "k": 5.0}
+  c.process.schedule = {"name": "cosine", "offset": 1e-4}
   c.objective.name = "cross_entropy"
-  c.objective.self_conditioning = 0.5
-  c.model.self_conditioning = "mean"
-  c.model.absent = "uniform"
-  c.model.time_conditioning = "adaln"
-  c.sampler.steps = 100
+  c.sampler = {"name": "gaussian", "steps": 100, "projection": "sample", "rho": 1.0}
   c.sampler.top_p = 0.99
+  base.told_time(c)
+  base.self_conditioned(c, 0.5, how="mean")
+  c.model.absent = "uniform"
+  base.own(c, "model.absent")
   return c

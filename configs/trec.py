@@ -16,8 +16,9 @@ from configs import difformer
 
 def get_config(size: str = "tiny"):
   c = difformer.get_config(size)
-  c.process.noise_factor = 3.0
-  c.process.noise_growth = 1.5
+  path = c.process.schedule.to_dict()
+  noisier = {"name": "noisier", "factor": 3.0, "growth": 1.5, "base": path}
+  c.process.training_schedule = noisier
   c.objective.name = "reinforced_conditioning"
   c.objective.reward = "bleu"
   c.objective.reward_weight = 1.0

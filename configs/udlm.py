@@ -12,5 +12,5 @@ def get_config(size: str = "tiny"):
   c = base.config(size)
   c.process.name = "uniform"
   c.timing.power = 2.0
-  c.model.time_conditioning = "adaln"
+  base.told_time(c)
   return c

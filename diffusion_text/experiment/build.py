@@ -1,7 +1,7 @@
-"""From a config to the objects it names: the only place that knows all folders. Everything is checked here, before any compute.
+"""From a config to the objects that it names. Everything is checked here, before any compute.
 
-Each section of the config has a `name` that is looked up in its folder's table, and options that become keyword arguments. An option
-that is None is not passed; one that the choice does not take is an error.
+Each section of the config has a name that is looked up in its room's table, and options (`registry.construct`). Sections without a
+name are settings. See configs/base.py for the sections, and `python -m experiments.inspect --options=process` for options.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,276 +17,238 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from diffusion_text import train
-from diffusion_text.core.prng import token_keys
+from diffusion_text.core.prng import stream
+from diffusion_text.core.trees import merge, split
 from diffusion_text.data.packing import without_padding
-from diffusion_text.data.token_arrays import token_arrays
-from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
-from diffusion_text.experiment.registry import construct, present, strict
-from diffusion_text.experiment.settings import DataSettings
-from diffusion_text.experiment.validation import check_objective, check_times, scoring_times
-from diffusion_text.model.cache import CachedBlocks
-from diffusion_text.model.experts import counted_tokens
-from diffusion_text.model.flops import flops_per_token
+from diffusion_text.experiment import registry
+from diffusion_text.experiment.settings import (
+  DataSettings,
+  EvaluateSettings,
+  MeshSettings,
+  OptimizerSettings,
+  TrainSettings,
+  check_sizes,
+)
+from diffusion_text.experiment.validation import check_members, scoring_model
+from diffusion_text.model.flops import training_flops_per_token
 from diffusion_text.model.partition import partition_spec
-from diffusion_text.model.transformer import Network, TransformerConfig
-from diffusion_text.objective import OBJECTIVES, Bound
-from diffusion_text.objective.bound import Chunks, scored_weights
-from diffusion_text.objective.conditioning import Conditioning, conditionings
-from diffusion_text.process import PROCESSES
-from diffusion_text.process.gaussian import decoded_at
-from diffusion_text.sampler import SAMPLERS
-from diffusion_text.sampler.block import WholeRow, pad_rows, sample_blocks
-from diffusion_text.sampler.guidance import Guidance
-from diffusion_text.sampler.loop import Policy, Sample, sample
-from diffusion_text.schedules.discrete import SCHEDULES
-from diffusion_text.timing import TIMINGS, bind_times
-from diffusion_text.train.sharding import replicated, row_shards, token_shards
+from diffusion_text.objective import engine
+from diffusion_text.sampler.loop import Sample, sample
+from diffusion_text.train.sharding import replicated, token_shards
 from diffusion_text.types import (
   Batch,
+  DataFacts,
   Key,
-  LearnedTimes,
+  Keys,
   Loss,
   LossFn,
+  Model,
+  Objective,
   Params,
-  PredictsTimes,
-  Process,
   Progress,
-  Timing,
+  Reader,
+  Sampler,
+  Tokenizer,
 )
 
-SECTIONS = (
-  "data",
-  "process",
-  "schedule",
-  "timing",
-  "objective",
-  "model",
-  "optimizer",
-  "train",
-  "mesh",
-  "evaluate",
-  "sampler",
-)
+MEMBERS = ("process", "timing", "context", "objective", "model", "reader", "sampler")
+SETTINGS = {
+  "data": DataSettings,
+  "train": TrainSettings,
+  "evaluate": EvaluateSettings,
+  "optimizer": OptimizerSettings,
+  "mesh": MeshSettings,
+}
+SECTIONS = (*MEMBERS, *SETTINGS)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-  """`config.train`, checked; what each key means is said in configs/base.py."""
+def loss(
+  model: Model,
+  objective: Objective,
+  params: Params,
+  frozen: Params,
+  key: Key,
+  batch: Batch,
+  progress: Progress | None = None,
+  *,
+  prompt_dropout: float = 0.0,
+) -> Loss:
+  """The whole loss of a batch, differentiable in `params`.
 
-  steps: int
-  batch_size: int
-  accumulation: int
-  ema_decay: float
-  log_every: int
-  evaluate_every: int
-  save_every: int
-  keep: int
-  profile_steps: tuple[int, int]
-  max_seconds: float | None = None
-  restore_from: str | None = None
+  Args:
+    model, objective: what is trained, and how.
+    params, frozen: the parameters that move and those that do not (`core.trees.split`); {} if none are frozen.
+    key: of the optimizer step, the same for all microbatches.
+    batch: rows of tokens.
+    progress: where in training; None is the first step, in one batch.
+    prompt_dropout: probability, per row, that its observed tokens are hidden from the network.
+  """
+  progress = Progress() if progress is None else progress
+  params = merge(params, frozen)
+  batch = engine.drop_prompts(batch, stream(key, "prompt_dropout"), progress, prompt_dropout)
+  times = engine.draw_times(model, params, stream(key, "times"), batch, progress)
+  result, costs = objective(model, params, key, batch, times, progress)
+  return result.plus(engine.fit_times(model, params, times, costs))
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluateSettings:
-  """`config.evaluate`, checked; what each key means is said in configs/base.py."""
+def init(
+  model: Model,
+  key: Key,
+  facts: DataFacts,
+  objective: Objective | None = None,
+) -> Params:
+  """All parameters of a model (and of an objective that has some), one nested dict of float32 arrays.
 
-  split: str
-  batch_size: int
-  num_draws: int
-  max_rows: int
-  timing: str | None = None
-  self_conditioning: float | None = None
-  decode_at: float | None = None
+  Args:
+    model: whose members have parameters.
+    key: of the run.
+    facts: what members may know of the data.
+    objective: makes groups of its own; None: none.
+  """
+  unit = model.context.unit or model.process.positions(facts.length)
+  groups = {
+    "network": model.network.init(stream(key, "network")),
+    "process": model.process.init(stream(key, "process"), facts),
+    "timing": model.timing.init(stream(key, "timing"), facts._replace(length=unit)),
+  }
+  if objective is not None:
+    groups |= objective.init(model, stream(key, "objective"), facts)
+  return groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Everything that a config stands for, as objects. Building it computes nothing; only a missing tokenizer is trained."""
+  """Everything that a config stands for, as objects. Building it computes nothing; only a missing tokenizer is learned.
+
+  Attributes:
+    model, objective: what is trained.
+    scoring: the model under which the bound is reported: another timing if that of training gives none.
+    sampler, reader: how text is made.
+  """
 
   config: ml_collections.FrozenConfigDict
   data: DataSettings
   train: TrainSettings
   evaluate: EvaluateSettings
-  tokenizer: Any
-  process: Process
-  timing: Timing
-  objective: Callable[..., Loss]
-  bound: Bound
-  told: Conditioning  # in training
-  told_scored: Conditioning  # where the bound is reported
-  network: Network
-  optimizer: train.Optimizer
+  tokenizer: Tokenizer
+  facts: DataFacts
   mesh: Mesh
+  model: Model
+  scoring: Model
+  objective: Objective
+  sampler: Sampler
+  reader: Reader
+  optimizer: train.Optimizer
 
-  # --- pure functions ---------------------------------------------------------------------------------------------------------
+  # Pure functions.
 
-  def init_params(self, key: Key, process: Params | None = None) -> Params:
-    """{"network": …, "process": …}, and "timing" of a learned one, float32. process: those of the process, if made already."""
-    network_key, process_key = jax.random.split(key)
-    process = self.process.init(process_key) if process is None else process
-    params = {"network": self.network.init(network_key), "process": process}
-    timing = self.timing
-    return (
-      {**params, "timing": timing.init(jax.random.fold_in(key, 2))}
-      if isinstance(timing, LearnedTimes)
-      else params
-    )
+  def init(self, key: Key) -> tuple[Params, Params]:
+    """(params, frozen) at the start, float32."""
+    return split(init(self.model, key, self.facts, self.objective), self.train.trainable)
 
   def loss_fn(self, tokens_per_character: float) -> LossFn:
-    """The training loss; reports `bound` in nats/token and `bits_per_character` of the training batch, or `surrogate` under a
-    timing whose loss is no bound."""
-
-    def loss(params: Params, key: Key, batch: Batch, progress: Progress) -> Loss:
-      dropout_key = jax.random.fold_in(jax.random.fold_in(key, 3), progress.part)
-      dropout_key = dropout_key if self.network.config.dropout else None
-      weights = batch.weights
-      predict = lambda inputs, t, layout: self.network.apply(
-        params["network"], inputs, t, layout, dropout_key, counted_tokens(weights, inputs.shape)
-      )
-      batch, predict = (
-        self.told.batch(key, batch, progress),
-        self.told.predict(predict, key, batch, progress),
-      )
-      result = bind_times(self.objective, params)(params["process"], key, batch, progress, predict)
-      if "bound" not in result.sums:
-        return result
-      if (
-        self.timing.scoring() != self.timing
-      ):  # clipped times: what was summed is no bound, and is not called one
-        sums = {
-          "surrogate" if name == "bound" else name: value for name, value in result.sums.items()
-        }
-        return result._replace(sums=sums)
-      bits = result.sums["bound"] * (tokens_per_character / math.log(2))
-      return result._replace(sums={**result.sums, "bits_per_character": bits})
-
-    return loss
-
-  def text_weights(self, batch: Batch) -> jax.Array:
-    """float32 [B, L]: the weight of each scored token of the text itself. The padding of pairs costs nats and is no text."""
-    weights = scored_weights(batch)
-    return (
-      without_padding(weights, batch.ids, self.tokenizer.separator)
-      if self.data.packing == "pairs"
-      else weights
+    """The training loss. It reports `bound` in nats/token and `bits_per_character` of the training batch, or `surrogate` where what
+    is summed is no bound."""
+    own = functools.partial(
+      loss, self.model, self.objective, prompt_dropout=self.train.prompt_dropout
     )
+    bound = engine.is_bound(self.model, self.objective)
 
-  def nats_fn(self) -> Callable[..., Any]:
-    """Jitted (params, key, batch, progress) -> (nats [B], weight [B]): one draw of the bound and the text's tokens, summed over each
+    def reported(
+      params: Params, frozen: Params, key: Key, batch: Batch, progress: Progress
+    ) -> Loss:
+      result = own(params, frozen, key, batch, progress)
+      sums = dict(result.sums)
+      if "bound" in sums and not bound:  # it is not called what it is not
+        sums["surrogate"] = sums.pop("bound")
+      if "bound" in sums:
+        sums["bits_per_character"] = sums["bound"] * (tokens_per_character / math.log(2))
+      return result._replace(sums=sums)
+
+    return reported
+
+  def text_weights(self, batch: Batch) -> Float[Array, "B L"]:
+    """The weight of each scored token of the text itself. The padding of pairs costs nats and is no text."""
+    weights = engine.scored_weights(batch)
+    if self.data.packing != "pairs":
+      return weights
+    return without_padding(weights, batch.ids, self.tokenizer.separator)
+
+  @functools.cached_property
+  def nats_fn(self) -> Any:
+    """Jitted (params, key, batch, progress) -> (nats [B], weight [B]): one draw of the bound, and the text's tokens, summed over each
     row."""
 
     def nats(params: Params, key: Key, batch: Batch, progress: Progress):
-      predict = lambda inputs, t, layout: self.network.apply(
-        params["network"], inputs, t, layout, None
+      values = engine.nats(
+        self.scoring, params, key, batch, progress, decode_at=self.evaluate.decode_at
       )
-      predict = self.told_scored.predict(predict, key, batch, progress)
-      values = bind_times(self.bound, params).nats(params["process"], key, batch, progress, predict)
       return jnp.sum(values, axis=1), jnp.sum(self.text_weights(batch), axis=1)
 
     return jax.jit(nats, out_shardings=replicated(self.mesh))
 
-  def sample_fn(
-    self, policy: Policy, *, cached: bool = True
-  ) -> Callable[[Params, Key, Batch], Sample]:
-    """Jitted (params, keys [B], batch) -> Sample. Timings in blocks go block by block over a clean cache; cached=False reads the whole
-    row at every call instead, for the same tokens."""
-    timing, process = self.timing, self.process
-    size = timing.sampled_in_blocks
-    recalls = self.network.config.width if self.network.config.self_conditioning != "none" else 0
+  def sample(
+    self,
+    params: Params,
+    keys: Keys,
+    batch: Batch,
+    *,
+    sampler: Sampler | None = None,
+    reader: Reader | None = None,
+  ) -> Sample:
+    """The active tokens of a batch, generated. keys [B]: one per row; sampler, reader: in place of the config's."""
+    sampler = self.sampler if sampler is None else sampler
+    reader = self.reader if reader is None else reader
+    return sample(self.model, params, sampler, keys, batch=batch, reader=reader)
 
-    def run(params: Params, keys_B: Key, batch: Batch) -> Sample:
-      length = batch.ids.shape[1]
-      batch = batch if size is None else pad_rows(batch, -length % size)
-      keys = token_keys(keys_B, batch.ids.shape[1])
-      predict = lambda inputs, t, layout: self.network.apply(
-        params["network"], inputs, t, layout, None
-      )
-      prior = process.prior(params["process"], jax.random.key(0), (1, batch.ids.shape[1]))
-      noise = process.inputs(params["process"], prior, jnp.ones((1, 1)))
-      denoise, walked = timing.denoiser(predict, batch.segment, noise), bind_times(policy, params)
-      if size is None:
-        return sample(walked, process, params["process"], denoise, keys, batch, recalls=recalls)
-      reader = (
-        CachedBlocks(self.network, params["network"], noise, timing.shifted)
-        if cached
-        else WholeRow(denoise, noise)
-      )
-      result = sample_blocks(
-        walked, process, params["process"], reader, keys, batch, size, recalls=recalls
-      )
-      return result._replace(ids=result.ids[:, :length], committed=result.committed[:, :length])
+  # Shapes and placement.
 
-    return jax.jit(run)
-
-  # --- shapes and placement ---------------------------------------------------------------------------------------------------
-
-  def create_state(self, process: Params | None = None) -> train.TrainState:
-    """The state at step 0; process: parameters of the process that were made already."""
+  def create_state(self) -> train.TrainState:
+    """The state at step 0."""
     key = train.named_key(self.config.seed, "init", 0)
-    return train.create_state(
-      lambda: self.init_params(key, process), self.optimizer, ema=self.train.ema_decay > 0
-    )
+    return train.create_state(lambda: self.init(key), self.optimizer, ema=self.train.ema_decay > 0)
 
   def abstract_state(self) -> train.TrainState:
-    """Shapes, dtypes and shardings of the train state, with nothing allocated."""
-    process = self.process
-    if (
-      getattr(process, "counts", None) is not None
-    ):  # shapes need no corpus: a checkpoint can be loaded where there is none
-      process = dataclasses.replace(process, counts=lambda: np.zeros(process.vocab_size))
-    abstract = jax.eval_shape(
-      self.create_state, jax.eval_shape(lambda: process.init(jax.random.key(0)))
+    """Shapes, dtypes and shardings of the train state, with nothing allocated and no corpus read."""
+    size = self.facts.vocab_size
+    facts = self.facts._replace(
+      token_counts=lambda: np.zeros(size, np.int64),
+      document_counts=lambda: np.zeros(size, np.int64),
     )
-    spec = lambda path, shape: partition_spec(path, shape, dict(self.mesh.shape))
-    return train.with_shardings(abstract, train.state_shardings(abstract, spec, self.mesh))
+    abstract = jax.eval_shape(dataclasses.replace(self, facts=facts).create_state)
 
-  def jitted_step(self, loss_fn: LossFn) -> train.TrainStep:
-    """The train step of this config for a loss, compiled over the mesh on first use; it donates its state."""
-    settings = self.train
-    step = train.make_train_step(
-      loss_fn,
-      self.optimizer,
-      seed=self.config.seed,
-      accumulation=settings.accumulation,
-      ema_decay=settings.ema_decay or None,
-      mesh=self.mesh,
-    )
-    return train.jit_train_step(step, self.shardings(), self.mesh)
+    def spec(path, shape):
+      return partition_spec(path, shape, dict(self.mesh.shape))
+
+    return train.with_shardings(abstract, train.state_shardings(abstract, spec, self.mesh))
 
   def shardings(self) -> train.TrainState:
     """The placement of every array of the train state."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
 
   def fresh_state(self) -> train.TrainState:
-    """The state at step 0, made where it belongs: no array is ever whole on one device.
+    """The state at step 0, made where it belongs: no array is ever whole on one device."""
+    return jax.jit(self.create_state, out_shardings=self.shardings())()
 
-    Only the parameters of the process, which are small, are made on the host first: they may be counted from the corpus.
-    """
-    _, process_key = jax.random.split(train.named_key(self.config.seed, "init", 0))
-    process = jax.tree.map(np.asarray, self.process.init(process_key))
-    return jax.jit(self.create_state, out_shardings=self.shardings())(process)
+  def jitted_step(self, loss_fn: LossFn) -> train.TrainStep:
+    """The train step of this config for a loss, compiled over the mesh on first use; it donates its state."""
+    step = train.make_train_step(
+      loss_fn,
+      self.optimizer,
+      seed=self.config.seed,
+      accumulation=self.train.accumulation,
+      ema_decay=self.train.ema_decay or None,
+      mesh=self.mesh,
+    )
+    return train.jit_train_step(step, self.shardings(), self.mesh)
 
   @property
   def flops_per_token(self) -> float:
-    """Of a training step, forward and backward, about: rows of noisy ‖ clean tokens are read twice (their attention is counted
-    dense), an objective may read each row more than once (`reads`), there is one forward pass more if the network is told its own
-    answer, and half of the tokens are scored, which holds for the linear schedule (all, for one token per block)."""
-    blocks = self.timing.sampled_in_blocks
-    read = flops_per_token(self.network.config, self.data.length, scored_fraction=0.0)
-    doubled = 2 if blocks is not None and not self.timing.shifted else 1
-    scored = (
-      flops_per_token(
-        self.network.config, self.data.length, scored_fraction=1.0 if blocks == 1 else 0.5
-      )
-      - read
-    )
-    predicts = isinstance(self.timing, PredictsTimes)
-    of_times = 3 * flops_per_token(self.timing.reader.config, self.data.length) if predicts else 0.0
-    return of_times + (4 if self.told.self_conditioning else 3) * getattr(
-      self.objective, "reads", 1
-    ) * (doubled * read + scored)
+    """Of a training step, forward and backward, per token of text, about."""
+    return training_flops_per_token(self.model, self.objective, self.data.length)
 
 
 def config_json(config: Any) -> str:
@@ -297,188 +257,114 @@ def config_json(config: Any) -> str:
 
 
 def config_from_json(text: str | bytes) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(json.loads(text))
+  """The config that `config_json` wrote.
 
-
-def make_tokenizer(data: DataSettings) -> Any:
-  """The tokenizer of `data.tokenizer_path`, or one learned from the training split."""
-  if data.tokenizer_path is not None:
-    path = pathlib.Path(data.tokenizer_path)
-    if not path.exists():
-      raise ValueError(
-        f"data.tokenizer_path={data.tokenizer_path!r} is not there; make it with python -m experiments.tokenize"
-      )
-    return tokenizer_from_bytes(path.read_bytes())
-  return build_tokenizer(data.tokenizer, data.vocab_size, data.make_corpus().documents("train"))
-
-
-def token_counts(data: DataSettings, tokenizer: Any) -> np.ndarray:
-  """[V]: how often each token occurs in the training split."""
-  corpus = token_arrays(data.make_corpus(), tokenizer, "train", data.cache)
-  return np.bincount(corpus.tokens, minlength=tokenizer.vocab_size)
-
-
-def asked(choice: Any, **offers: Any) -> dict[str, Any]:
-  """Those of the offers that a choice has a field for: what the config does not say and only some choices need to know."""
-  return {
-    name: value
-    for name, value in offers.items()
-    if name in getattr(choice, "__dataclass_fields__", {})
-  }
-
-
-def make_process(
-  section: Mapping[str, Any], data: DataSettings, tokenizer: Any, schedule: Any
-) -> Process:
-  """The process of a `config.process` section."""
-  given = {"vocab_size": tokenizer.vocab_size, "schedule": schedule}
-  given |= asked(PROCESSES.get(section["name"]), counts=lambda: token_counts(data, tokenizer))
-  return construct(PROCESSES, section, "process.name", **given)
-
-
-def make_policy(section: Mapping[str, Any], timing: Timing) -> Policy:
-  """The sampler of a `config.sampler` section; for timings in blocks, that of one block, whose tokens share a time."""
-  timing = timing.within_block()
-  options = dict(section)
-  keys = ("temperature", "top_p", "guidance_scale", "guidance_space")
-  guidance = strict(Guidance, present({key: options.pop(key, None) for key in keys}), "sampler")
-  if options["steps"] is None or options["steps"] < 1:
-    raise ValueError(f"sampler.steps={options['steps']} must be at least 1; 64 is a good start")
-  return construct(SAMPLERS, options, "sampler.name", timing=timing, guidance=guidance)
-
-
-def build(config: Any, *, tokenizer: Any = None, devices: Any = None) -> Experiment:
-  """Checks the whole config and makes every object. `tokenizer`: the one of a checkpoint; None makes it from the config.
-
-  Raises ValueError for a section that is missing or unknown, an option that nobody reads, or values that do not fit together.
+  Raises:
+    ValueError: for a config that an earlier version wrote, with the commit that still reads it.
   """
-  c = ml_collections.FrozenConfigDict(config)
-  if unknown := set(c) ^ {"seed", *SECTIONS}:
+  config = ml_collections.ConfigDict(json.loads(text))
+  if "context" not in config:
     raise ValueError(
-      f"config sections {sorted(unknown)} are unknown or missing; start from configs/base.py, which has every key"
+      "this run was written by an earlier version, whose parameters and options had other places;"
+      " commit 3aad1fc is the last that reads it"
     )
-  sections = {name: c[name].to_dict() for name in SECTIONS}
-  data = strict(DataSettings, present(sections["data"]), "data")
-  settings = strict(TrainSettings, present(sections["train"]), "train")
-  evaluate = strict(EvaluateSettings, present(sections["evaluate"]), "evaluate")
-  mesh = train.make_mesh(**sections["mesh"], devices=devices)
-  offers = {
-    "length": data.length,
-    "counts": lambda: np.zeros(1),
-  }  # counts: until there is a tokenizer
-  timing = construct(
-    TIMINGS,
-    sections["timing"],
-    "timing.name",
-    **asked(TIMINGS.get(sections["timing"]["name"]), **offers),
-  )
-  schedules = getattr(
-    PROCESSES.get(sections["process"]["name"]), "schedules", SCHEDULES
-  )  # some processes choose from paths
-  schedule = construct(schedules, sections["schedule"], "schedule.name")
-  warmup = {"warmup_steps": min(settings.steps // 20, 2500)}
-  # A learned timing is fitted to a loss of its own, in other units, which must not shrink the steps of the network.
-  clips = lambda path: path[0] != "timing"
-  optimizer = train.make_optimizer(
-    **{**warmup, **present(sections["optimizer"])}, steps=settings.steps, clips=clips
-  )
-  make_policy(sections["sampler"], timing)
-  scoring = scoring_times(timing, evaluate.timing)
-  for drawn in (timing, scoring):
-    check_times(drawn, sections)
+  return config
+
+
+def sections(config: Any) -> dict[str, dict[str, Any]]:
+  """The sections of a config as plain dicts. Raises ValueError for a section that is missing or unknown."""
+  plain = ml_collections.ConfigDict(config).to_dict()
+  unknown = sorted(set(plain) - {"seed", "owns", *SECTIONS})
+  if unknown:
+    hint = registry.nearest(unknown[0], SECTIONS)
+    raise ValueError(
+      f"config section {unknown[0]!r} is unknown{hint}; the sections are {', '.join(SECTIONS)}"
+    )
+  missing = sorted({"seed", *SECTIONS} - set(plain))
+  if missing:
+    raise ValueError(f"config section {missing[0]!r} is missing; start from configs/base.py")
+  if not isinstance(plain["seed"], int) or isinstance(plain["seed"], bool):
+    raise ValueError(f"config.seed={plain['seed']!r} must be an integer in 0 … 2**32 - 1")
+  if not 0 <= plain["seed"] < 2**32:
+    raise ValueError(f"config.seed={plain['seed']} must be in 0 … 2**32 - 1")
+  return {name: plain[name] for name in SECTIONS}
+
+
+def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = None) -> Experiment:
+  """Checks the whole config and makes every object.
+
+  Args:
+    config: a ConfigDict with the sections of configs/base.py.
+    tokenizer: that of a checkpoint; None makes it from the config.
+    devices: for the mesh; None: all.
+
+  Raises:
+    ValueError: in one line, for a section that is missing or unknown, an option that nobody reads, and values that are out of range or
+      do not fit together.
+  """
+  parts = sections(config)
+  made = {
+    name: registry.settings(cls, parts[name], f"config.{name}") for name, cls in SETTINGS.items()
+  }
+  data, settings, evaluate = made["data"], made["train"], made["evaluate"]
+  mesh = made["mesh"].make(devices)
   check_sizes(data, settings, evaluate, mesh)
-  row = Batch(jax.ShapeDtypeStruct((1, data.length), jnp.int32))
-  jax.eval_shape(
-    lambda batch: timing.draw(jax.random.key(0), batch, Progress()).t, row
-  )  # sizes that the timing refuses
   data.make_corpus()
-
-  tokenizer = make_tokenizer(data) if tokenizer is None else tokenizer
-  if asked(timing, counts=None):
-    timing = dataclasses.replace(
-      timing, counts=functools.cache(lambda: token_counts(data, tokenizer))
-    )
-  process = make_process(sections["process"], data, tokenizer, schedule)
-  sizes = {name: getattr(process, name) for name in ("vocab_size", "input_size", "estimate_size")}
-  model = {"scan_layers": None, **present(sections["model"]), **sizes}
-  network = Network.create(strict(TransformerConfig, model, "model"))
-  if isinstance(timing, PredictsTimes):
-    timing = dataclasses.replace(
-      timing, reader=Network.create(reader_config(network.config, timing.layers))
-    )
-  options = sections["objective"]
-  if options["chunk"] < 1:
-    raise ValueError(
-      f"objective.chunk={options['chunk']} must be at least 1 position; 256 suits a CPU, 2048 an accelerator"
-    )
-  chunks = Chunks(options.pop("chunk"), token_shards(mesh))
-  told, told_scored = conditionings(
-    options, network.config.self_conditioning, evaluate.self_conditioning, timing, chunks
+  network_options = dict(parts["model"])
+  chunk = network_options.pop("chunk", None) or 256
+  members = {
+    kind: registry.construct(kind, parts[kind])
+    for kind in ("timing", "context", "objective", "reader", "sampler")
+  }
+  registry.construct(
+    "process", parts["process"], vocab_size=2
+  )  # options, before a tokenizer is learned
+  tokenizer = data.make_tokenizer() if tokenizer is None else tokenizer
+  facts = DataFacts(
+    length=data.length,
+    vocab_size=tokenizer.vocab_size,
+    token_counts=functools.cache(lambda: data.token_counts(tokenizer)),
+    document_counts=functools.cache(lambda: data.document_counts(tokenizer)),
+    steps=settings.steps,
   )
-  given = {"process": process, "timing": timing, "chunks": chunks}
-  given |= asked(OBJECTIVES.get(options["name"]), train_steps=settings.steps)
-  objective = construct(OBJECTIVES, options, "objective.name", **given)
-  check_objective(options["name"], objective, process, timing)
-  bound = Bound(
-    process if evaluate.decode_at is None else decoded_at(process, evaluate.decode_at),
-    scoring,
-    chunks,
+  process = registry.construct("process", parts["process"], vocab_size=facts.vocab_size)
+  network = registry.construct(
+    "model",
+    network_options,
+    vocab_size=facts.vocab_size,
+    input_sizes=process.input_sizes,
+    output_size=process.output_size,
+    estimate_size=process.estimate_size,
   )
-  objects = (
-    tokenizer,
-    process,
-    timing,
-    objective,
-    bound,
-    told,
-    told_scored,
+  model = Model(
     network,
-    optimizer,
-    mesh,
+    process,
+    members["timing"],
+    members["context"],
+    chunk=chunk,
+    shards=token_shards(mesh),
+    self_conditioning=settings.self_conditioning or 0.0,
   )
-  return Experiment(c, data, settings, evaluate, *objects)
-
-
-def reader_config(network: TransformerConfig, layers: int) -> TransformerConfig:
-  """The network that predicts times: as wide as the one that it serves, told the clock, one number per token."""
-  plain = {name: field.default for name, field in TransformerConfig.__dataclass_fields__.items()}
-  kept = {
-    name: getattr(network, name)
-    for name, default in plain.items()
-    if default is dataclasses.MISSING
-  }
-  one = {
-    "vocab_size": 1,
-    "layers": layers,
-    "time_conditioning": "adaln",
-    "tie_embeddings": False,
-    "dropout": 0.0,
-  }
-  return TransformerConfig(**{**kept, **one})
-
-
-def check_sizes(
-  data: DataSettings, settings: TrainSettings, evaluate: EvaluateSettings, mesh: Mesh
-) -> None:
-  """Sizes that must divide one another, refused here rather than deep in a compiled step."""
-  shards = row_shards(mesh)
-  unit = shards * settings.accumulation
-  if settings.accumulation < 1 or settings.batch_size % unit:
-    up = -(-settings.batch_size // unit) * unit if unit > 0 else shards
-    raise ValueError(
-      f"train.batch_size={settings.batch_size} does not divide into train.accumulation={settings.accumulation} microbatches over"
-      f" {shards} devices (replica × fsdp); use {up}"
-    )
-  if evaluate.batch_size % shards:
-    up = -(-evaluate.batch_size // shards) * shards
-    raise ValueError(
-      f"evaluate.batch_size={evaluate.batch_size} does not divide over {shards} devices (replica × fsdp); use {up}"
-    )
-  if data.length % (positions := mesh.shape["sequence"]):
-    raise ValueError(
-      f"data.length={data.length} does not divide over mesh.sequence={positions}; use {-(-data.length // positions) * positions}"
-    )
-  if data.length < 2:
-    raise ValueError(
-      f"data.length={data.length} must be at least 2 tokens; 256 is usual for characters"
-    )
+  scoring = scoring_model(model, evaluate)
+  check_members(model, scoring, members, data, settings, facts)
+  optimizer = made["optimizer"].make(
+    settings.steps,
+    decays=network.decays,
+    # A learned timing is fitted to a loss of its own, in other units, which must not shrink the steps of the network.
+    clips=lambda path: path[0] != "timing",
+  )
+  return Experiment(
+    config=ml_collections.FrozenConfigDict(config),
+    data=data,
+    train=settings,
+    evaluate=evaluate,
+    tokenizer=tokenizer,
+    facts=facts,
+    mesh=mesh,
+    model=model,
+    scoring=scoring,
+    objective=members["objective"],
+    sampler=members["sampler"],
+    reader=members["reader"],
+    optimizer=optimizer,
+  )

@@ -170,7 +170,7 @@ def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIte
     train.check_workdir(workdir, config, may_differ, write=False)
     return training_data(experiment)
 
-  config, together = config_json(experiment.config), train.processes.together
+  config, together = config_json(experiment.config), train.multihost.together
   # A workdir without a checkpoint holds nothing that another config could spoil.
   may_differ = (
     MAY_DIFFER if train.latest_step(checkpoints(workdir)) is not None else ("seed", *SECTIONS)
@@ -180,7 +180,7 @@ def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIte
     "the tokenizer": experiment.tokenizer.fingerprint,
     "the number of training tokens": str(len(corpus.tokens)),
   }
-  train.processes.check_same({"the config": config, **tokens})
+  train.multihost.check_same({"the config": config, **tokens})
   restore_from = experiment.train.restore_from
   for directory in (
     checkpoints(workdir),

@@ -1,73 +1,103 @@
-"""Whether the choices of a config fit one another, where no choice can tell by itself; asked by build, before any compute."""
+"""Whether the members of a config fit one another and the data; asked by build, before any compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from diffusion_text.process.embedding import Embedding
-from diffusion_text.timing import Counted, Shared
-from diffusion_text.types import LearnedNoise, Loss, PredictsTimes, Process, Timing
+import jax
+import jax.numpy as jnp
+
+from diffusion_text.experiment import registry
+from diffusion_text.experiment.settings import DataSettings, EvaluateSettings, TrainSettings
+from diffusion_text.objective import Bound, engine
+from diffusion_text.timing import Shared
+from diffusion_text.types import Batch, DataFacts, Model, Progress
 
 
-def scoring_times(timing: Timing, name: str | None) -> Timing:
-  """The timing under which the bound is reported: the timing's own, or the one of this name if it reads the same rows."""
-  alike = {"shared": Shared, "counted": Counted}
-  if name is None or alike.get(name) is type(timing.scoring()):
-    return timing.scoring()
-  if name not in alike or type(timing.scoring()) not in alike.values():
+def scoring_model(model: Model, evaluate: EvaluateSettings) -> Model:
+  """The model under which the bound is reported: that of training, if its times give a bound; otherwise with another timing.
+
+  Raises:
+    ValueError: for an `evaluate.timing` that gives no bound, and for self-conditioning of a network that has none.
+  """
+  remembers = model.network.remembers
+  always = 1.0 if remembers else 0.0
+  probability = evaluate.self_conditioning
+  if probability is not None and not remembers:
     raise ValueError(
-      f"evaluate.timing={name!r} would score another model than {timing} trains; only 'shared' and 'counted' stand for each other,"
-      " leave it unset for the others"
+      f"evaluate.self_conditioning={probability} needs a network that conditions on itself; set"
+      " model.self_conditioning, or leave it unset"
     )
-  return alike[name]()
+  scoring = model._replace(self_conditioning=always if probability is None else probability)
+  if evaluate.timing is not None:
+    scoring = scoring._replace(timing=registry.construct("timing", evaluate.timing))
+    if model.process.has_bound and not engine.is_bound(scoring, Bound()):
+      raise ValueError(
+        f"evaluate.timing={evaluate.timing} gives no bound for {model.process}; use"
+        " evaluate.timing={'name': 'shared'}, or leave it unset"
+      )
+    return scoring
+  if engine.is_bound(scoring, Bound()):
+    return scoring
+  return scoring._replace(timing=Shared())
 
 
-def check_times(timing: Timing, sections: Mapping[str, Any]) -> None:
-  """Refuses times that stand for all times, where that is not so, and one time for a row that has several."""
-  process, schedule = sections["process"]["name"], sections["schedule"]["name"]
-  if timing.clipped and (process, schedule) != ("masked", "linear"):
-    raise ValueError(
-      f"{timing} draws clipped times, whose cost is right for process.name='masked' with schedule.name='linear' only, not"
-      f" {process!r} with {schedule!r}; use these, or blocks of several tokens with low=0 and high=1"
-    )
-  blocks, packing = timing.sampled_in_blocks is not None, sections["data"]["packing"]
-  if sections["model"]["time_conditioning"] == "prefix" and (blocks or packing == "documents"):
-    several = (
-      f"rows in blocks ({timing})"
-      if blocks
-      else f"rows of several documents (data.packing={packing!r})"
-    )
-    raise ValueError(
-      f"model.time_conditioning='prefix' tells one time to one document and cannot serve {several}; use 'adaln' or 'layerwise'"
-    )
-  told = sections["model"]["time_conditioning"] not in (False, "none")
-  if isinstance(timing, Counted) and (told or sections["process"].get("grid") is not None):
-    raise ValueError(
-      f"{timing} has t = 1 or 0 for each token, which is the bound for a network that is told no time and a process in continuous"
-      " time; use model.time_conditioning='none' and no process.grid, or timing.name='shared'"
-    )
-
-
-def check_objective(
-  name: str, objective: Callable[..., Loss], process: Process, timing: Timing
+def check_members(
+  model: Model,
+  scoring: Model,
+  members: Mapping[str, Any],
+  data: DataSettings,
+  settings: TrainSettings,
+  facts: DataFacts,
 ) -> None:
-  """Refuses an objective that leaves parameters of the process or of the timing without a loss, or that costs more than they need."""
-  if (
-    isinstance(process, LearnedNoise)
-    and getattr(objective, "trains_noise", False) != process.learned
-  ):
+  """Raises ValueError, with the fix, for members that do not fit one another."""
+  network, objective = model.network, members["objective"]
+  if (settings.self_conditioning is None) == network.remembers:
     raise ValueError(
-      f"objective.name={name!r} with {process}: only 'reinforce' gives learned noise its gradient, and it costs twice the"
-      " network calls; use it where the noise is learned and nowhere else"
+      f"train.self_conditioning={settings.self_conditioning} with"
+      f" model.self_conditioning={network.self_conditioning!r}: a network that reads its own answer"
+      " needs the probability that it is shown one, and another takes none; 'add' with 0.5 is usual"
     )
-  if isinstance(timing, PredictsTimes) and not getattr(objective, "fits_next_times", False):
+  if network.remembers and not model.context.reads_noisy:
     raise ValueError(
-      f"objective.name={name!r} does not teach {timing} which times to predict; use objective.name='mse_rounding', or"
-      " timing.name='poisson'"
+      f"model.self_conditioning={network.self_conditioning!r} with {model.context}: a network that"
+      " reads clean tokens alone gives no answer on noisy ones to be shown; use another context"
     )
-  if isinstance(timing, PredictsTimes) and not isinstance(process, Embedding):
+  if settings.prompt_dropout and model.context.unit is not None:
     raise ValueError(
-      f"{timing} predicts times from means of the tokens' vectors, which {type(process).__name__} would read as tokens; use"
-      " process.name='embedding', or timing.name='poisson'"
+      f"train.prompt_dropout={settings.prompt_dropout} with {model.context}: observed tokens would"
+      " still be read in the clean copy beside the noisy blocks; use context.name=full"
+    )
+  if settings.prompt_dropout and data.packing != "pairs":
+    raise ValueError(
+      f"train.prompt_dropout={settings.prompt_dropout} hides observed tokens, and rows of"
+      f" data.packing={data.packing!r} have none; leave it unset, or use pairs"
+    )
+  network.check(model, data)
+  model.context.check(model, data)
+  for member in (objective, members["sampler"], members["reader"]):
+    member.check(model)
+  _check_teachers(model, objective, settings, facts)
+  row = Batch(jax.ShapeDtypeStruct((1, data.length), jnp.int32))
+  for drawn in (model, scoring):  # sizes that a timing or a context refuses
+    jax.eval_shape(lambda batch, drawn=drawn: _times(drawn, batch, facts), row)
+
+
+def _times(model: Model, batch: Batch, facts: DataFacts) -> Any:
+  key = jax.random.key(0)
+  unit = model.context.unit or model.process.positions(facts.length)
+  params = {"timing": model.timing.init(key, facts._replace(length=unit))}
+  return engine.draw_times(model, params, key, batch, Progress())
+
+
+def _check_teachers(
+  model: Model, objective: Any, settings: TrainSettings, facts: DataFacts
+) -> None:
+  """Raises ValueError if parameters that move get a gradient from nobody."""
+  if model.process.noise_is_learned != ("noise" in objective.trains):
+    raise ValueError(
+      f"{objective} with {model.process}: only objective.name=score_function gives learned noise its"
+      " gradient, and it costs twice the network calls; use it where the noise is learned and nowhere"
+      " else"
     )
