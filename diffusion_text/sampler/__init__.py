@@ -1,25 +1,13 @@
-"""Samplers: how to walk from noise back to text. One loop (`loop.sample`) for all; a policy decides who moves at each call.
+"""Samplers: which tokens change when, and to what. One loop (`sampler.loop`) for all of them; the contract is `types.Sampler`."""
 
-A policy is a frozen dataclass with `plan`, `unfinished`, `times` and `advance` (contract: `loop.Policy`).
-"""
-
-from diffusion_text.sampler.ancestral import Ancestral, EventDriven, TauLeaping
-from diffusion_text.sampler.correct import PredictorCorrector, SelfCorrecting
-from diffusion_text.sampler.multistep import Multistep
-from diffusion_text.sampler.order import Ordered
-from diffusion_text.sampler.predicted_times import PredictedTimes
-from diffusion_text.sampler.remask import Remasking
-from diffusion_text.sampler.routed import Routed
-
+# Imported when a config asks: one sampler needs none of the others.
 SAMPLERS = {
-  "ancestral": Ancestral,
-  "event_driven": EventDriven,
-  "multistep": Multistep,
-  "ordered": Ordered,
-  "predicted_times": PredictedTimes,
-  "tau_leaping": TauLeaping,
-  "remasking": Remasking,
-  "predictor_corrector": PredictorCorrector,
-  "routed": Routed,
-  "self_correcting": SelfCorrecting,
+  "grid": "diffusion_text.sampler.grid:Grid",
+  "gaussian": "diffusion_text.sampler.gaussian:GaussianGrid",
+  "multistep": "diffusion_text.sampler.multistep:Multistep",
+  "tau_leaping": "diffusion_text.sampler.tau_leaping:TauLeaping",
+  "reveal": "diffusion_text.sampler.reveal:Reveal",
+  "remasking": "diffusion_text.sampler.remasking:Remasking",
+  "routed": "diffusion_text.sampler.routed:Routed",
+  "self_correcting": "diffusion_text.sampler.self_correcting:SelfCorrecting",
 }

@@ -1,0 +1,12 @@
+"""Readers: how the network is asked while sampling. The contract is `types.Reader`; they compose, as optax's transforms do.
+
+`reader.other:Other` asks another model. It has no name here, as a config has no second model to give.
+"""
+
+READERS = {
+  "whole_row": "diffusion_text.reader.whole_row:WholeRow",
+  "cached": "diffusion_text.reader.cached:Cached",
+  "self_conditioned": "diffusion_text.reader.self_conditioned:SelfConditioned",
+  "classifier_free": "diffusion_text.reader.classifier_free:ClassifierFree",
+  "mixture": "diffusion_text.reader.mixture:Mixture",
+}
