@@ -16,12 +16,17 @@ USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
 
 def config_flag(default: str | None = None, name: str = "config"):
-  """--config=configs/mdlm.py:tiny, every key of which can be overridden: --config.train.steps=100."""
-  help_string = "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b, 8b); keys: configs/base.py"
-  try:
-    return config_flags.DEFINE_config_file(name, default, help_string=help_string)
+  """--config=configs/mdlm.py:tiny, any option of which can be set: --config.train.steps=100, --config.sampler.top_p=0.9."""
+  help_string = (
+    "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b, 8b);"
+    " options: python -m experiments.inspect --options=process"
+  )
+  try:  # unlocked: options that no file mentions can be set; build refuses those that nobody reads
+    return config_flags.DEFINE_config_file(
+      name, default, help_string=help_string, lock_config=False, accept_new_attributes=True
+    )
   except AttributeError as error:  # a mistyped override of a default file is read at once
-    fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")
+    fail(f"config override: {' '.join(str(error).split())}; sections are in configs/base.py")
 
 
 def workdir_flag(required: bool = True):
@@ -66,7 +71,7 @@ def run(main, connect=None):
   ) as error:  # ml_collections: an override of a key that the config does not have
     if parsed:
       raise
-    fail(f"config override: {' '.join(str(error).split())}; every key is in configs/base.py")
+    fail(f"config override: {' '.join(str(error).split())}; sections are in configs/base.py")
 
 
 def fail(message: str, code: int = 2):

@@ -23,6 +23,7 @@ def main(_):
   from diffusion_text.experiment.build import build, config_json
   from diffusion_text.experiment.run import (
     MAY_DIFFER,
+    check_loss,
     check_sampler,
     checkpoints,
     train_workdir,
@@ -34,6 +35,7 @@ def main(_):
   show(plan.summary(experiment))
   if DRY_RUN.value:
     check_sampler(experiment)
+    check_loss(experiment)
     train.check_workdir(WORKDIR.value, config_json(experiment.config), MAY_DIFFER, write=False)
     tokens, _ = training_data(experiment)
     show(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")

@@ -32,33 +32,30 @@ from diffusion_text.experiment.build import (
   build,
   config_from_json,
   config_json,
-  make_policy,
 )
 from diffusion_text.sampler.loop import Sample
 from diffusion_text.train.storage import as_path
-from diffusion_text.types import Batch, Params
+from diffusion_text.types import Batch, Params, Progress, Reader, Sampler
 
 log = logging.getLogger(__name__)
 
 # Keys that a run may change when it is continued in the same workdir.
 MAY_DIFFER = (
-  *(
-    "train.steps",
-    "train.max_seconds",
-    "train.log_every",
-    "train.evaluate_every",
-    "train.save_every",
-    "train.keep",
-  ),
-  *(
-    "train.profile_steps",
-    "evaluate",
-    "sampler",
-    "mesh",
-    "data.cache_dir",
-    "model.scan_layers",
-    "model.attention",
-  ),
+  "train.steps",
+  "train.max_seconds",
+  "train.log_every",
+  "train.evaluate_every",
+  "train.save_every",
+  "train.keep",
+  "train.profile_steps",
+  "evaluate",
+  "sampler",
+  "reader",
+  "owns",
+  "mesh",
+  "data.cache_dir",
+  "model.scan_layers",
+  "model.attention",
 )
 
 
@@ -105,11 +102,11 @@ def score(
   max_rows: int | None = None,
   nats_fn=None,
 ) -> Likelihood:
-  """The bound of a split. `nats_fn`: a compiled `experiment.nats_fn()` to be used again."""
+  """The bound of a split. `nats_fn`: in place of `experiment.nats_fn`."""
   with jax.set_mesh(experiment.mesh):
     key = train.named_key(experiment.config.seed, "evaluate", 0)
     return evaluate(
-      nats_fn or experiment.nats_fn(), params, held_out(experiment, split, max_rows), key, num_draws
+      nats_fn or experiment.nats_fn, params, held_out(experiment, split, max_rows), key, num_draws
     )
 
 
@@ -136,7 +133,7 @@ def tokens_per_character(experiment: Experiment, corpus: TokenArrays) -> float:
   rows = pair_rows(corpus.tokens, corpus.offsets, experiment.data.length, corpus.separator)
   batch = rows.rows(np.arange(rows.count))
   real = np.asarray(experiment.text_weights(batch))
-  return float((~batch.given).sum()) / characters(experiment.tokenizer, batch.ids, real)
+  return float((~batch.observed).sum()) / characters(experiment.tokenizer, batch.ids, real)
 
 
 def check_tokenizer(experiment: Experiment, directory: str) -> None:
@@ -152,14 +149,44 @@ def check_tokenizer(experiment: Experiment, directory: str) -> None:
     )
 
 
+def abstract_params(experiment: Experiment, dtype: str = "float32") -> tuple[Params, Params]:
+  """(params, frozen) of an experiment as shapes with shardings; the network's in `dtype`."""
+  state = experiment.abstract_state()
+
+  def network_in(tree: Params) -> Params:
+    if "network" not in tree:
+      return tree
+    network = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), tree["network"]
+    )
+    return {**tree, "network": network}
+
+  return network_in(state.params), network_in(state.frozen)
+
+
+def _without_shardings(tree: Params) -> Params:
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def check_sampler(experiment: Experiment) -> None:
-  """Raises ValueError if the config's sampler does not fit its process: one row is sampled in the abstract, nothing is computed."""
-  policy = make_policy(experiment.config.sampler.to_dict(), experiment.timing)
-  params = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), experiment.abstract_state().params
-  )
+  """Raises ValueError if the config's sampler cannot sample: one row is sampled in the abstract, and nothing is computed."""
+  state = _without_shardings(experiment.abstract_state())
   row = Batch(jax.ShapeDtypeStruct((1, experiment.data.length), jnp.int32))
-  jax.eval_shape(experiment.sample_fn(policy), params, jax.eval_shape(lambda: row_keys(0, 1)), row)
+  keys = jax.eval_shape(lambda: row_keys(0, 1))
+  jax.eval_shape(experiment.sample, state.eval_params, keys, row)
+
+
+def check_loss(experiment: Experiment) -> None:
+  """Raises ValueError if no training step or score can be made: one of each is traced in the abstract, and nothing is computed."""
+  state = experiment.abstract_state()
+  rows = experiment.train.batch_size
+  row = Batch(jax.ShapeDtypeStruct((rows, experiment.data.length), jnp.int32))
+  if experiment.data.packing == "pairs":
+    row = dataclasses.replace(row, observed=jax.ShapeDtypeStruct(row.ids.shape, bool))
+  with jax.set_mesh(experiment.mesh):
+    jax.eval_shape(experiment.jitted_step(experiment.loss_fn(1.0)), state, row)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(experiment.nats_fn, state.eval_params, key, row, Progress())
 
 
 def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIterator]:
@@ -266,7 +293,7 @@ def loop_settings(
 
 
 def _evaluation_hook(experiment: Experiment):
-  nats_fn, settings = experiment.nats_fn(), experiment.evaluate
+  nats_fn, settings = experiment.nats_fn, experiment.evaluate
 
   def hook(step: int, params: Params) -> dict[str, float]:
     result = score(
@@ -310,13 +337,19 @@ class Trained:
 def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
   """Sets (dotted key, value) pairs in place. Raises ValueError, quoting them, for a value that its key cannot have."""
   for key, value in overrides:
-    try:
-      config.update_from_flattened_dict({key: value})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      reason = " ".join(str(error.args[0] if error.args else error).split())
-      raise ValueError(
-        f"{key}={value!r} cannot be set: {reason}; every key is in configs/base.py"
-      ) from error
+    *parents, last = key.split(".")
+    section = config
+    for number, name in enumerate(parents):
+      if name not in section:
+        raise ValueError(
+          f"{key}={value!r} cannot be set: the config has no {'.'.join(parents[: number + 1])};"
+          f" its sections are {', '.join(sorted(section))}"
+        )
+      section = section[name]
+      if not isinstance(section, ml_collections.ConfigDict):
+        raise ValueError(f"{key}={value!r} cannot be set: {name}={section!r} is no section")
+    with section.unlocked(), section.ignore_type():
+      section[last] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
 
 
 def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Experiment:
@@ -331,7 +364,7 @@ def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = Fa
       f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m experiments.train"
     )
   config = config_from_json(train.read_asset(directory, "config"))
-  config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=1, sequence=1, expert=1))
+  config.mesh = ml_collections.ConfigDict({"fsdp": -1})
   override(config, overrides)
   if all_devices:  # nothing trains here: a batch of training need not divide over these devices
     config.train.update({"accumulation": 1, "batch_size": config.evaluate.batch_size})
@@ -351,11 +384,8 @@ def load(
   dtype: that the network's parameters are held in; "bfloat16" halves their memory. Those of the process stay float32.
   """
   experiment = load_experiment(workdir, overrides, all_devices=all_devices)
-  directory, wanted = checkpoints(workdir), experiment.abstract_state().params
-  network = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), wanted["network"]
-  )
-  params = train.restore_params(directory, {**wanted, "network": network})
+  directory = checkpoints(workdir)
+  params = train.restore_params(directory, *abstract_params(experiment, dtype))
   return Trained(experiment, params, train.latest_step(directory))
 
 
@@ -383,18 +413,22 @@ def open_rows(
 
 
 def generate(
-  trained: Trained, batch: Batch, *, num: int, seed: int, policy=None
+  trained: Trained,
+  batch: Batch,
+  *,
+  num: int,
+  seed: int,
+  sampler: Sampler | None = None,
+  reader: Reader | None = None,
 ) -> tuple[list[str], Sample]:
   """Texts of the rows, padding left out, and the sample itself. Sample s of every text has the key of row s alone."""
-  experiment = trained.experiment
-  policy = policy or make_policy(
-    experiment.config.sampler.to_dict(), experiment.timing
-  )  # steps: of one block, where there are blocks
   keys = row_keys(seed, num)
   keys = jax.random.wrap_key_data(
     np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1))
   )
-  result = jax.tree.map(np.asarray, experiment.sample_fn(policy)(trained.params, keys, batch))
+  experiment = trained.experiment
+  drawn = experiment.sample(trained.params, keys, batch, sampler=sampler, reader=reader)
+  result = jax.tree.map(np.asarray, drawn)
   real = np.ones(batch.ids.shape, bool) if batch.weights is None else np.asarray(batch.weights) > 0
   return [experiment.tokenizer.decode(row[keep]) for row, keep in zip(result.ids, real)], result
 

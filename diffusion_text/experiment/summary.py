@@ -64,31 +64,31 @@ def parameter_table(experiment: Experiment) -> str:
 def activation_bytes(experiment: Experiment) -> float:
   """Rough bytes per device that the backward pass of one microbatch keeps: per layer 1 (remat "full"), about 10 ("dots") or about
   16 widths (none) of each token, attention probabilities where the dense mask is used without remat, and one chunk of logits."""
-  model, settings = experiment.network.config, experiment.train
+  network, settings = experiment.model.network, experiment.train
   rows = settings.batch_size / settings.accumulation / row_shards(experiment.mesh)
-  itemsize = 2 if model.dtype == "bfloat16" else 4
+  itemsize = 2 if network.dtype == "bfloat16" else 4
   widths = {
     "full": 1,
-    "dots": 8 + model.mlp_width / model.width,
-    "none": 12 + 2 * model.mlp_width / model.width,
-  }[model.remat]
-  kept = rows * experiment.data.length * model.width * model.layers * widths * itemsize
+    "dots": 8 + network.mlp_width / network.width,
+    "none": 12 + 2 * network.mlp_width / network.width,
+  }[network.remat]
+  kept = rows * experiment.data.length * network.width * network.layers * widths * itemsize
   scores = (
     0
-    if model.remat != "none"
-    else rows * model.heads * experiment.data.length**2 * model.layers * itemsize
+    if network.remat != "none"
+    else rows * network.heads * experiment.data.length**2 * network.layers * itemsize
   )
-  return kept + scores + experiment.config.objective.chunk * model.vocab_size * 8
+  return kept + scores + experiment.model.chunk * network.output_size * 8
 
 
 def summary(experiment: Experiment) -> str:
   """The plan of a run in a few lines."""
-  model, settings, data = experiment.network.config, experiment.train, experiment.data
+  network, settings, data = experiment.model.network, experiment.train, experiment.data
   count = count_parameters(experiment)
   copies = 4 + (settings.ema_decay > 0)  # parameters, gradient, two moments, average
   state = copies * sum(weight.bytes_per_device for weight in weights(experiment))
   tokens = settings.batch_size * data.length
-  forward = flops_per_token(model, data.length)
+  forward = flops_per_token(network, data.length, data.length)
   mesh = (
     " × ".join(f"{axis} {size}" for axis, size in experiment.mesh.shape.items() if size > 1)
     or "1 device"
@@ -96,17 +96,18 @@ def summary(experiment: Experiment) -> str:
   config = experiment.config
   return "\n".join(
     (
-      f"process      {config.process.name}, {config.schedule.name} schedule, {config.timing.name} timing,"
-      f" {config.objective.name} objective",
-      f"data         {data.corpus}, {experiment.tokenizer.name} tokenizer with V = {model.vocab_size},"
+      f"system       {config.process.name} process, {config.timing.name} timing,"
+      f" {config.context.name} context, {config.objective.name} objective",
+      f"data         {data.corpus}, {experiment.tokenizer.name} tokenizer with V = {experiment.facts.vocab_size},"
       f" rows of {data.length} ({data.packing})",
-      f"network      {model.layers} layers × {model.width}, {model.heads} heads, {count:,} parameters, {model.dtype}",
+      f"network      {network.layers} layers × {network.width}, {network.heads} heads, {count:,} parameters, {network.dtype}",
       f"training     {settings.steps:,} steps × {settings.batch_size} rows = {settings.steps * tokens:,} tokens"
       + (f", at most {settings.max_seconds:.0f} s" if settings.max_seconds else ""),
       f"FLOPs        {forward:.3g} per token forward with all logits, {experiment.flops_per_token * tokens:.3g} per training step",
       f"devices      {experiment.mesh.devices.size} × {experiment.mesh.devices.flat[0].device_kind}: {mesh}",
       f"memory       per device: {state / 2**20:,.1f} MiB of parameters, gradient, optimizer and average;"
       f" about {activation_bytes(experiment) / 2**20:,.1f} MiB of activations",
-      f"sampler      {config.sampler.name}, {config.sampler.steps} steps",
+      f"sampler      {experiment.sampler}",
+      f"reader       {experiment.reader}",
     )
   )
