@@ -1,7 +1,7 @@
 """Contexts: which rows the network reads, and who sees whom in them.
 
-`whole`: rows that are read once, as they are. `blocks`: left to right, in blocks or token by token. `rows`: what these are made
-of.
+`whole`: rows that are read once, as they are. `blocks`: left to right, in blocks or token by token.
+`rows`: what these are made of.
 """
 
 from diffusion_text.context.blocks import Blocks, NextToken

@@ -32,11 +32,13 @@ from diffusion_text.types import (
 
 @member
 class Blocks:
-  """Tokens are finished block by block; a block sees itself, noisy, and the clean blocks before it (BD3-LM, arXiv 2503.09573).
+  """Tokens are finished block by block; a block sees itself, noisy, and the clean blocks before it
+  (BD3-LM, arXiv 2503.09573).
 
-  Training rows hold a noisy copy of the row and then a clean one (2 N positions). Sampling rows hold each token once: blocks that
-  are finished are the clean context, and all others are noisy. Blocks are counted from the start of the row, as their times are,
-  also where documents begin within one.
+  Training rows hold a noisy copy of the row and then a clean one (2 N positions). Sampling rows
+  hold each token once: blocks that are finished are the clean context, and all others are noisy.
+  Blocks are counted from the start of the row, as their times are, also where documents begin
+  within one.
   """
 
   size: int = option(..., "tokens of a block; 4, 8 and 16 are usual", ge=1)
@@ -76,7 +78,8 @@ class Blocks:
     batch: Batch,
     progress: Progress,
   ) -> Rows:
-    """A noisy copy and then a clean one, in which dropped tokens are noise; each token has one rotary position in both."""
+    """A noisy copy and then a clean one, in which dropped tokens are noise; each token has one
+    rotary position in both."""
     del key, progress
     length = batch.ids.shape[1]
     clean, clean_t = shown_clean(clean, noise, batch)
@@ -101,9 +104,9 @@ class Blocks:
   ) -> Rows:
     """Blocks with a token that is still to be generated are noisy, finished ones are clean.
 
-    A finished block sees what the clean copy saw in training, any other block what the noisy copy saw, so that a cache of finished
-    blocks holds what a read of the whole row computes. An observed token at t > 0 is hidden from this read: it is noise, and as
-    finished as the rest of its block.
+    A finished block sees what the clean copy saw in training, any other block what the noisy copy
+    saw, so that a cache of finished blocks holds what a read of the whole row computes. An observed
+    token at t > 0 is hidden from this read: it is noise, and as finished as the rest of its block.
     """
     del noise
     whole = Span(0, t.shape[1])
@@ -130,27 +133,30 @@ class Blocks:
 
 @member
 class NextToken:
-  """The autoregressive context: one causal pass, in which position i reads token i - 1 and answers for token i.
+  """The autoregressive context: one causal pass, in which position i reads token i - 1 and answers
+  for token i.
 
-  It is `Blocks` of one token at the cost of one copy: a token at t = 1 tells nothing, so no noisy token needs to be read. The
-  first position of a row, and of each document in it, reads noise.
+  It is `Blocks` of one token at the cost of one copy: a token at t = 1 tells nothing, so no noisy
+  token needs to be read. The first position of a row, and of each document in it, reads noise.
   """
 
   unit: ClassVar[int] = 1
   reads_noisy: ClassVar[bool] = False
 
   def check(self, model: Model, data: Any) -> None:
-    """Refuses times other than 0 and 1, of which the network would see nothing, and self-conditioning."""
+    """Refuses times other than 0 and 1, of which the network would see nothing, and
+    self-conditioning."""
     del data
     if model.timing.path != "jumps":
       raise ValueError(
-        f"context 'next_token' reads no noisy token, so each must be at t = 1, which {model.timing} does not"
-        " promise; use timing.name='at_noise'"
+        "context 'next_token' reads no noisy token, so each must be at t = 1, which"
+        f" {model.timing} does not promise; use timing.name='at_noise'"
       )
     if model.self_conditioning:
       raise ValueError(
-        f"train.self_conditioning={model.self_conditioning} with context 'next_token', whose network has no answer to be"
-        " shown again, as no token is read before it is known; use train.self_conditioning=0"
+        f"train.self_conditioning={model.self_conditioning} with context 'next_token', whose"
+        " network has no answer to be shown again, as no token is read before it is known; use"
+        " train.self_conditioning=0"
       )
 
   def training_rows(
@@ -171,7 +177,8 @@ class NextToken:
   def sampling_rows(
     self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
   ) -> Rows:
-    """The tokens so far, each one place to the right. Answers after the first unfinished token mean nothing."""
+    """The tokens so far, each one place to the right. Answers after the first unfinished token mean
+    nothing."""
     length = t.shape[1]
     place = places(batch)
     first = jnp.broadcast_to(place == 0, t.shape)

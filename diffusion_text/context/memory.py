@@ -1,4 +1,5 @@
-"""What a self-conditioned network remembers of its last answer: one function for training and for sampling."""
+"""What a self-conditioned network remembers of its last answer: one function for training and for
+sampling."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ def remembered(
   *,
   shards: int = 1,
 ) -> Float[Array, "B N D"]:
-  """The memory of each token: of the estimate that `prediction` gives of it, and `no_memory` where `where` does not hold.
+  """The memory of each token: of the estimate that `prediction` gives of it, and `no_memory` where
+  `where` does not hold.
 
-  Estimates exist for a chunk of positions at a time. Gradients reach the network's map from estimates to memories, and the
-  prediction, unless that is stopped.
+  Estimates exist for a chunk of positions at a time. Gradients reach the network's map from
+  estimates to memories, and the prediction, unless that is stopped.
 
   Args:
     model: says how many estimates exist at a time.

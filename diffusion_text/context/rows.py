@@ -1,4 +1,5 @@
-"""How contexts make rows out of tokens: joining, shifting and hiding `Inputs`, and the positions of tokens."""
+"""How contexts make rows out of tokens: joining, shifting and hiding `Inputs`, and the positions of
+tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from diffusion_text.types import Batch, Inputs
 
 
 def places(batch: Batch) -> Int[Array, "B1 N"]:
-  """int32 [B, N] (or [1, N] where a row is one document): the place of each token in its own document."""
+  """int32 [B, N] (or [1, N] where a row is one document): the place of each token in its own
+  document."""
   if batch.segment is None:
     return jnp.arange(batch.ids.shape[1], dtype=jnp.int32)[None]
   return packed_positions(batch.segment)
@@ -30,7 +32,8 @@ def weights_or_ones(batch: Batch) -> Float[Array, "B N"]:
 def joined(*parts: Inputs, position: Int[Array, "B1 L"] | None) -> Inputs:
   """The parts one after the other, as one row with the given positions.
 
-  Where one part holds soft tokens all of them do: hard ids become soft tokens with all of the weight on one candidate.
+  Where one part holds soft tokens all of them do: hard ids become soft tokens with all of the
+  weight on one candidate.
   """
   candidates = [part.ids.shape[2] for part in parts if part.weights is not None]
   if candidates:
@@ -41,7 +44,8 @@ def joined(*parts: Inputs, position: Int[Array, "B1 L"] | None) -> Inputs:
 
 
 def soft(inputs: Inputs, candidates: int) -> Inputs:
-  """The inputs with ids [B, N] as soft tokens [B, N, candidates], all of the weight on the first; soft tokens as they are."""
+  """The inputs with ids [B, N] as soft tokens [B, N, candidates], all of the weight on the first;
+  soft tokens as they are."""
   if inputs.ids is None or inputs.weights is not None:
     return inputs
   ids = jnp.broadcast_to(inputs.ids[..., None], (*inputs.ids.shape, candidates))
@@ -71,6 +75,7 @@ def shown_clean(clean: Inputs, noise: Inputs, batch: Batch) -> tuple[Inputs, Flo
 
 
 def before(extra: Array | float, values: Array) -> Array:
-  """[B, N + 1] of [B or 1, N]: `extra` and then the values. `extra`: a number, or an array [B or 1, 1]."""
+  """[B, N + 1] of [B or 1, N]: `extra` and then the values. `extra`: a number, or an array [B or 1,
+  1]."""
   extra = jnp.broadcast_to(jnp.asarray(extra, values.dtype), (values.shape[0], 1))
   return jnp.concatenate([extra, values], axis=1)

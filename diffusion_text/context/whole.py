@@ -1,4 +1,5 @@
-"""Contexts that read a row once, as it is: every token sees the whole row, or what stands on its left, or first one and then the other."""
+"""Contexts that read a row once, as it is: every token sees the whole row, or what stands on its
+left, or first one and then the other."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def plain_rows(
 
 
 def shifted_rows(noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch) -> Rows:
-  """Rows of N + 1 positions, a token of noise and then the N noisy tokens; token i is answered at the position before it."""
+  """Rows of N + 1 positions, a token of noise and then the N noisy tokens; token i is answered at
+  the position before it."""
   length = t.shape[1]
   position = before(-1, places(batch))
   inputs = joined(cut(noise, 0, 1), cut(noisy, 0, length), position=position)
@@ -53,8 +55,9 @@ def shifted_rows(noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Ba
 class Full:
   """Every token sees the whole document, noisy as it is. One bidirectional block.
 
-  answer_shift: 1 has token i answered at the position before it, as autoregressive weights have learned (DiffuLLaMA, arXiv
-  2410.17891; Dream, arXiv 2508.15487). A token of noise stands before the row and answers for the first token.
+  answer_shift: 1 has token i answered at the position before it, as autoregressive weights have
+  learned (DiffuLLaMA, arXiv 2410.17891; Dream, arXiv 2508.15487). A token of noise stands before
+  the row and answers for the first token.
   """
 
   answer_shift: Literal[0, 1] = option(
@@ -69,9 +72,9 @@ class Full:
     del model
     if self.answer_shift and data.packing == "documents":
       raise ValueError(
-        f"context.answer_shift={self.answer_shift} with data.packing='documents': the first token of a document would be"
-        " answered at the last position of another one; use data.packing='stream', or context.name='next_token', which"
-        " shifts what is read"
+        f"context.answer_shift={self.answer_shift} with data.packing='documents': the first token"
+        " of a document would be answered at the last position of another one; use"
+        " data.packing='stream', or context.name='next_token', which shifts what is read"
       )
 
   def training_rows(
@@ -105,7 +108,8 @@ class Full:
 class Causal:
   """Every token sees itself and the tokens on its left in its document, noisy as they are.
 
-  For tokens that are generated one after the other nothing is missing; for others the bound is looser, not wrong.
+  For tokens that are generated one after the other nothing is missing; for others the bound is
+  looser, not wrong.
   """
 
   unit: ClassVar[None] = None
@@ -142,10 +146,12 @@ class Causal:
 
 @member
 class Annealed:
-  """From an autoregressive context to a bidirectional one in the course of training: a coin per row says causal or full.
+  """From an autoregressive context to a bidirectional one in the course of training: a coin per row
+  says causal or full.
 
-  The share of full rows rises evenly from 0 to 1 over the first `steps` steps; texts are sampled with full rows. In DiffuLLaMA
-  (arXiv 2410.17891) the coin is tossed for each pair of positions, which no layout of three integers can hold.
+  The share of full rows rises evenly from 0 to 1 over the first `steps` steps; texts are sampled
+  with full rows. In DiffuLLaMA (arXiv 2410.17891) the coin is tossed for each pair of positions,
+  which no layout of three integers can hold.
   """
 
   steps: int = option(..., "optimizer steps until all rows are bidirectional; 10000 is usual", ge=1)

@@ -12,7 +12,8 @@ from diffusion_text.core.options import member, option
 from diffusion_text.timing.clock import Even, even_steps, low_discrepancy, text_lengths
 from diffusion_text.types import Batch, Key, Params, Progress, Times
 
-# The smallest time of `Shared` with a power; far below TINY, as reaching small times is what a power is for.
+# The smallest time of `Shared` with a power; far below TINY, as reaching small times is what a
+# power is for.
 _LEAST_TIME = 1e-30
 
 
@@ -20,11 +21,12 @@ _LEAST_TIME = 1e-30
 class Shared(Even):
   """All tokens of a row share one time: MDLM, MD4, LLaDA, SEDD, Diffusion-LM and most others.
 
-  power: importance sampling of the time, t = τ^power at speed power · τ^(power-1). The bound is the same for every power. Above
-  1 it draws small times more often and weighs them less, for rates whose tail is there; samplers' grids stay even.
+  power: importance sampling of the time, t = τ^power at speed power · τ^(power-1). The bound is the
+  same for every power. Above 1 it draws small times more often and weighs them less, for rates
+  whose tail is there; samplers' grids stay even.
 
-  low, high: times are drawn from [low, high] only, which lowers the variance of the gradient (BD3-LM, arXiv 2503.09573, section
-  5) and is no bound any more.
+  low, high: times are drawn from [low, high] only, which lowers the variance of the gradient
+  (BD3-LM, arXiv 2503.09573, section 5) and is no bound any more.
   """
 
   power: float = option(
@@ -60,14 +62,16 @@ class Shared(Even):
 
 @member
 class Independent(Even):
-  """Every token draws its own time (Diffusion Forcing, arXiv 2407.01392), evenly spread over the step's rows at each position.
+  """Every token draws its own time (Diffusion Forcing, arXiv 2407.01392), evenly spread over the
+  step's rows at each position.
 
-  E[Σ rate] is a surrogate. Rates are the slopes of one function of all times, and add up to the bound along a path from all
-  noise to all clean; independent times average the slopes over the whole cube instead. For masked diffusion token i then costs
-  CE given each other token with probability ∫ alpha dt, so the number of known tokens is binomial(L - 1, 1/2) for the linear
-  schedule, where the bound has it uniform on 0 … L - 1. The two agree if L <= 2 (linear schedule) or if the tokens are
-  independent. Else they may differ either way: four copies of a fair bit cost log 2 / 2 where the entropy is log 2, four bits of
-  even parity 3.5 log 2 where it is 3 log 2.
+  E[Σ rate] is a surrogate. Rates are the slopes of one function of all times, and add up to the
+  bound along a path from all noise to all clean; independent times average the slopes over the
+  whole cube instead. For masked diffusion token i then costs CE given each other token with
+  probability ∫ alpha dt, so the number of known tokens is binomial(L - 1, 1/2) for the linear
+  schedule, where the bound has it uniform on 0 … L - 1. The two agree if L <= 2 (linear schedule)
+  or if the tokens are independent. Else they may differ either way: four copies of a fair bit cost
+  log 2 / 2 where the entropy is log 2, four bits of even parity 3.5 log 2 where it is 3 log 2.
   """
 
   path: ClassVar[Literal["none"]] = "none"
@@ -77,7 +81,8 @@ class Independent(Even):
     del params
     rows, length = batch.ids.shape
 
-    # One stratified column per position: spread over the batch, and exactly independent within a row.
+    # One stratified column per position: spread over the batch, and exactly independent within a
+    # row.
     def column(key):
       return low_discrepancy(key, rows, progress)
 
@@ -86,9 +91,11 @@ class Independent(Even):
 
 
 class Paths(Even):
-  """Tokens that fall from 1 to 0 along lines of one slope, each with a delay of its own. Each token sweeps [0, 1] once.
+  """Tokens that fall from 1 to 0 along lines of one slope, each with a delay of its own. Each token
+  sweeps [0, 1] once.
 
-  A row's own length counts, in training and in sampling alike: padding on the right changes no schedule.
+  A row's own length counts, in training and in sampling alike: padding on the right changes no
+  schedule.
   """
 
   path: ClassVar[Literal["continuous"]] = "continuous"
@@ -96,7 +103,8 @@ class Paths(Even):
   def line(
     self, lengths: Int[Array, "B 1"], length: int
   ) -> tuple[Float[Array, "B 1"] | float, Float[Array, "B L"], float]:
-    """(total, last, span): while total · τ falls from `total` to 0, token i falls from 1 to 0 between last_i + span and last_i."""
+    """(total, last, span): while total · τ falls from `total` to 0, token i falls from 1 to 0
+    between last_i + span and last_i."""
     raise NotImplementedError
 
   def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
@@ -115,7 +123,8 @@ class Paths(Even):
     del params
     even_steps(steps)  # refuses what no grid can have
     total, last, span = self.line(jnp.maximum(lengths, 1)[:, None], length)
-    # Multiplied before it is divided: exact wherever the clock meets the start or end of a token's fall.
+    # Multiplied before it is divided: exact wherever the clock meets the start or end of a token's
+    # fall.
     left = total * jnp.arange(steps, -1, -1, dtype=jnp.float32) / steps
     left = jnp.broadcast_to(left, (lengths.shape[0], steps + 1))[:, :, None]
     t, _ = _on_line(left, 1.0, last[:, None, :], span)
@@ -153,12 +162,14 @@ class Slanted(Paths):
 
 @member
 class Hyperschedule(Paths):
-  """A matrix of times, one row per step of the sampler (hyperschedules, arXiv 2504.06416). Training draws points of that path.
+  """A matrix of times, one row per step of the sampler (hyperschedules, arXiv 2504.06416). Training
+  draws points of that path.
 
-  kind "wave": a slope of `width` tokens moves from left to right; a token falls from 1 to 0 while the slope passes. Width 1 is
-  one token after the other, a wide wave tends to `Shared`; it is `Slanted` with spread = (L - 1) / width. L - 1 + width steps
-  give the published integer levels. kind "blocks": blocks of `width` tokens fall one after the other, those on the left are
-  clean, those on the right all noise; the last block may be shorter.
+  kind "wave": a slope of `width` tokens moves from left to right; a token falls from 1 to 0 while
+  the slope passes. Width 1 is one token after the other, a wide wave tends to `Shared`; it is
+  `Slanted` with spread = (L - 1) / width. L - 1 + width steps give the published integer levels.
+  kind "blocks": blocks of `width` tokens fall one after the other, those on the left are clean,
+  those on the right all noise; the last block may be shorter.
   """
 
   kind: Literal["wave", "blocks"] = option(..., "a moving slope, or blocks one after the other")

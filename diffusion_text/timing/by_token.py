@@ -1,71 +1,118 @@
-"""Timings by token: each token has an intrinsic time, drawn about the row's clock or set by how much the token tells.
+"""Timings by token: each token has an intrinsic time, drawn about the row's clock or set by how
+much the token tells.
 
-Both are surrogates, and the likelihood is scored under `Shared`. A bound needs a law of times that can be known without the tokens, and
-times that sweep [0, 1] along one path; `Poisson` lacks the second, `ByInformation` the first.
+Both are surrogates. A bound needs a law of times that can be known without the tokens, and times
+that sweep [0, 1] along one path; `Poisson` lacks the second, `ByInformation` the first.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.timing.along_row import OneRow, Shared, low_discrepancy
-from diffusion_text.types import Array, Batch, Key, Progress, Times
+from diffusion_text.core.options import member, option
+from diffusion_text.core.prng import position_keys
+from diffusion_text.core.segments import run_lengths
+from diffusion_text.timing.clock import Even, low_discrepancy
+from diffusion_text.types import Batch, DataFacts, Key, Params, Progress, Times
 
 
-@dataclasses.dataclass(frozen=True)
-class Poisson(OneRow):
-  """Intrinsic times that count events: NeoDiff (arXiv 2505.22165), whose extrinsic time is the clock τ of the row.
+@member
+class Poisson(Even):
+  """Intrinsic times that count events (NeoDiff, arXiv 2505.22165, whose extrinsic time is the clock
+  τ of the row).
 
-  Of M = levels - 1 and λ = 2 M τ, each token draws its own k ~ Poisson(λ), and its level is λ + spread · λ (k - λ) / √λ, rounded and cut to
-  0 … M; t = level / M. Before the cut, the mean is λ and the standard deviation spread · λ; spread = 1 and 100 levels are what is
-  published. λ passes M at τ = 1/2, so that more than half of the draws are noise alone.
+  Of M = levels - 1 and λ = 2 M τ, each token draws its own k ~ Poisson(λ), and its level is λ +
+  spread · λ (k - λ) / √λ, rounded and cut to 0 … M; t = level / M. Before the cut, the mean is λ
+  and the standard deviation spread · λ. λ passes M at τ = 1/2, so that more than half of the draws
+  are noise alone.
 
-  A **surrogate** like `Independent`: times of a row are independent given τ and follow no path. Levels at 0 cost nothing. A sampler
-  walks even times, the same for all tokens; the published one walks times that a network predicts (`Predicted`).
+  A surrogate like `Independent`: times of a row are independent given τ and follow no path. Levels
+  at 0 cost nothing. The grid is even, the same for all tokens.
   """
 
-  levels: int = 100
-  spread: float = 1.0
+  levels: int = option(100, "how many intrinsic times there are; 100 is published", ge=2)
+  spread: float = option(1.0, "standard deviation of a level over its mean; 1 is published", ge=0)
 
-  def __post_init__(self):
-    if self.levels < 2:
-      raise ValueError(f"timing.levels={self.levels} must be at least 2; NeoDiff has 100")
-    if not self.spread >= 0:
-      raise ValueError(f"timing.spread={self.spread} must be at least 0; NeoDiff's is 1")
+  path: ClassVar[Literal["none"]] = "none"
 
-  def scoring(self):
-    """The timing under which the bound is reported: `Shared`."""
-    return Shared()
-
-  def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
+  def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
+    """A count of its own for each token, about the row's clock."""
+    del params
     rows, length = batch.ids.shape
     key_clock, key_count = jax.random.split(key)
-    clock = low_discrepancy(key_clock, rows, progress)[:, None]
-    count = jax.random.poisson(
-      jax.random.fold_in(key_count, progress.part), self._mean(clock), (rows, length)
-    )
-    t = self._time(clock, count.astype(jnp.float32))
-    return Times(t, (t > 0).astype(jnp.float32), self._layout(length, batch.segment), clock=clock)
+    tau = low_discrepancy(key_clock, rows, progress)[:, None]
+    keys = position_keys(key_count, rows, length, progress)
+    one_row = jax.vmap(jax.random.poisson, in_axes=(0, None))
+    count = jax.vmap(one_row)(keys, self._mean(tau)[:, 0])
+    t = self._time(tau, count.astype(jnp.float32))
+    return Times(t, (t > 0).astype(jnp.float32), tau, t)
 
-  def _mean(self, clock: Array) -> Array:
-    return 2 * (self.levels - 1) * clock
+  def labels(
+    self,
+    tau: Float[Array, "B 1"],
+    cost: Float[Array, "B N"],
+    counts: Bool[Array, "B N"],
+    segment: Int[Array, "B N"] | None,
+  ) -> Float[Array, "B N"]:
+    """[B, N] in [0, 1]: the time that a token's rank by cost gives it at clock τ, among those that
+    count in its document.
 
-  def _time(self, clock: Array, count: Array) -> Array:
-    """t of counts [B, L] at clock τ [B, 1]."""
-    most, mean = self.levels - 1, self._mean(clock)
-    return jnp.clip(jnp.round(mean + self.spread * jnp.sqrt(mean) * (count - mean)), 0, most) / most
+    The token of the r-th lowest of n costs has the time that the law of `draw` gives to the
+    quantile (r - 1/2) / n: tokens that are hard keep more noise.
+    """
+    rank, total = ranks(cost, counts, segment)
+    count = poisson_quantile((rank + 0.5) / total, self._mean(tau), 2 * (self.levels - 1))
+    return self._time(tau, count)
+
+  def _mean(self, tau: Array) -> Array:
+    return 2 * (self.levels - 1) * tau
+
+  def _time(self, tau: Array, count: Array) -> Array:
+    """t of counts [B, N] at clock τ [B, 1]."""
+    most, mean = self.levels - 1, self._mean(tau)
+    level = jnp.round(mean + self.spread * jnp.sqrt(mean) * (count - mean))
+    return jnp.clip(level, 0, most) / most
+
+
+def ranks(
+  cost: Float[Array, "B N"], counts: Bool[Array, "B N"], segment: Int[Array, "B N"] | None
+) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
+  """(rank from 0, how many there are), int32 [B, N] each: of cost, among the tokens of a document
+  that count.
+
+  The tokens that do not count are ranked among themselves.
+  """
+  segment = jnp.zeros(cost.shape, jnp.int32) if segment is None else segment
+  return run_lengths([jnp.asarray(counts).astype(jnp.int32), jnp.asarray(segment)], [cost])
+
+
+def poisson_quantile(
+  share: Float[Array, "B N"], mean: Float[Array, "B 1"], most: float
+) -> Float[Array, "B N"]:
+  """The smallest k with P(Poisson(mean) <= k) >= share, for shares in (0, 1) and means up to
+  `most`.
+
+  Counts end 10 standard deviations above `most`, where less than 1e-20 of the law is left.
+  """
+  counts = jnp.arange(int(most + 10 * most**0.5 + 20), dtype=jnp.float32)
+  below = jax.scipy.special.gammaincc(counts + 1, mean)  # P(count <= k), [B, K]
+  return jax.vmap(jnp.searchsorted)(below, share).astype(jnp.float32)
 
 
 def rarity(counts: np.ndarray) -> np.ndarray:
-  """How little is as rare: float32 [V] in [0, 1], the share of a corpus that is commoner than each token, equals counting half.
+  """float32 [V] in [0, 1]: the share of a corpus that is commoner than each token, equally common
+  ones counting half.
 
-  counts: how often each token occurs, [V]; tokens of one frequency have one rarity. Spread evenly over a corpus: its mean there is 1/2.
-  A token's place in the order of -log frequency, which is its information.
+  A token's place in the order of -log frequency, which is its information. Tokens of one frequency
+  have one rarity. Spread evenly over a corpus: the mean there is 1/2.
+
+  Args:
+    counts: how often each token occurs, [V].
   """
   counts = np.asarray(counts, np.float64)
   total = max(counts.sum(), 1.0)
@@ -76,51 +123,52 @@ def rarity(counts: np.ndarray) -> np.ndarray:
   return (1 - np.cumsum(mass) + mass / 2)[place].astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class ByInformation(OneRow):
-  """Tokens that tell more fall first, or last: InfoDiffusion (arXiv 2310.11976), Masked-Diffuse LM (arXiv 2304.04746).
+@member
+class ByInformation(Even):
+  """Tokens that tell more fall first, or last: InfoDiffusion (arXiv 2310.11976), Masked-Diffuse LM
+  (arXiv 2304.04746).
 
-  As `Slanted`, along rarity instead of place: while the clock falls, a token falls from 1 to 0 on a stretch 1 / (1 + spread) long, which is
-  the earlier the rarer it is among the training tokens (`rarity`). informative_first: what generation writes first is rare ("key
-  information first", InfoDiffusion); False: common ("easy first", Masked-Diffuse LM, which noises important words first). Published
-  information is of words, with tf-idf in the latter; ours is of tokens.
+  As `Slanted`, along rarity instead of place: while the clock falls, a token falls from 1 to 0 on a
+  stretch 1 / (1 + spread) long, which is the earlier the rarer the token is among the training
+  tokens (`rarity`). Published information is of words, with tf-idf in the latter; here it is of
+  tokens.
 
-  A **surrogate**: each token does sweep [0, 1] once, but its times depend on what it is. A network that is told them reads the token off
-  them, and what it costs then bounds nothing; so the network is told the clock (`Times.told`), as published ones are, which makes training
-  and sampling alike. A bound would have to pay for the order. Neither published sampler knows the tokens it is about to write: both
-  walk steps that all tokens share, and so does this grid.
-
-  counts: () -> [V], how often each token occurs in the training split; asked when times are drawn, and by no sampler.
+  A surrogate: each token does sweep [0, 1] once, but its times depend on what it is. A network that
+  is told them reads the token off them, and what the token costs then bounds nothing; so the
+  network is told the clock, as published ones are, which makes training and sampling alike. A bound
+  would have to pay for the order. Neither published sampler knows the tokens that it is about to
+  write: both walk steps that all tokens share, and so does this grid.
   """
 
-  spread: float = 1.0
-  informative_first: bool = True
-  counts: Callable[[], np.ndarray] | None = dataclasses.field(
-    default=None, repr=False, compare=False
+  spread: float = option(1.0, "how much earlier tokens lead; 0 is one time for all", ge=0)
+  informative_first: bool = option(
+    True, "True: generation writes rare tokens first (key information first); False: common ones"
   )
 
-  def __post_init__(self):
-    if not self.spread >= 0:
+  path: ClassVar[Literal["none"]] = "none"
+
+  def init(self, key: Key, facts: DataFacts) -> Params:
+    """{"rarity": float32 [V]}, fixed. Raises ValueError for data without token counts."""
+    del key
+    if facts.token_counts is None:
       raise ValueError(
-        f"timing.spread={self.spread} must be at least 0, which gives every token the same time; 1 is a good start"
+        "timing 'by_information' needs the token counts of the training split; pass"
+        " DataFacts.token_counts"
       )
+    return {"rarity": jnp.asarray(rarity(facts.token_counts()))}
 
-  def scoring(self):
-    """The timing under which the bound is reported: `Shared`."""
-    return Shared()
+  def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
+    """Times by rarity about the row's clock, and the clock for the network."""
+    tau = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
+    rare = jax.lax.stop_gradient(params["rarity"])[batch.ids]
+    t, speed = self.times(tau, rare)
+    return Times(t, speed, tau, jnp.broadcast_to(tau, t.shape))
 
-  def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
-    if self.counts is None:
-      raise ValueError(
-        "timing 'by_information' needs the token counts of the training split; pass counts="
-      )
-    clock = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
-    t, speed = self.times(clock, jnp.asarray(rarity(self.counts()))[batch.ids])
-    return Times(t, speed, self._layout(batch.ids.shape[1], batch.segment), told=clock)
-
-  def times(self, clock: Array, rarity: Array) -> tuple[Array, Array]:
-    """(t, dt/dτ), float32 [B, L], of tokens of this rarity [B, L] at clock τ [B, 1]."""
-    early = rarity if self.informative_first else 1 - rarity
-    line = (1 + self.spread) * clock - self.spread * early
+  def times(
+    self, tau: Float[Array, "B 1"], rare: Float[Array, "B N"]
+  ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    """(t, dt/dτ) of tokens of this rarity at clock τ."""
+    early = rare if self.informative_first else 1 - rare
+    line = (1 + self.spread) * tau - self.spread * early
     inside = (line > 0) & (line <= 1)
     return jnp.clip(line, 0.0, 1.0), jnp.where(inside, 1 + self.spread, 0.0)

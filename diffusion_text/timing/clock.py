@@ -1,7 +1,9 @@
-"""The shared clock τ: draws that are spread evenly over the global batch, and grids that fall evenly.
+"""The shared clock τ: draws that are spread evenly over the global batch, and grids that fall
+evenly.
 
-All times are driven by one clock τ, uniform on (0, 1]. `dt_dtau` per token makes E_τ[Σ_i dt_dtau_i · nelbo_rate_i] the bound:
-a token whose time sweeps [0, 1] once while the clock does pays ∫ rate dt = ∫ rate · (dt/dτ) dτ.
+All times are driven by one clock τ, uniform on (0, 1]. `dt_dtau` per token makes E_τ[Σ_i dt_dtau_i
+· nelbo_rate_i] the bound: a token whose time sweeps [0, 1] once while the clock does pays ∫ rate dt
+= ∫ rate · (dt/dτ) dτ.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from diffusion_text.types import Batch, DataFacts, Key, Params, Progress, Times,
 
 
 def low_discrepancy(key: Key, rows: int, progress: Progress) -> Float[Array, " rows"]:
-  """[rows] in (0, 1]: this microbatch's share of rows · parts points that are spread evenly over the step's global batch.
+  """[rows] in (0, 1]: this microbatch's share of rows · parts points that are spread evenly over
+  the step's global batch.
 
-  The n points are 1 - (u + i)/n with one u for all hosts, devices and microbatches (VDM, arXiv 2107.00630, appendix I.1). They
-  are handed out in a random order, so that no device gets all the noisy rows. Row r of the global batch has the same point
-  however the batch is split. Each point alone is uniform, so the estimate stays unbiased.
+  The n points are 1 - (u + i)/n with one u for all hosts, devices and microbatches (VDM, arXiv
+  2107.00630, appendix I.1). They are handed out in a random order, so that no device gets all the
+  noisy rows. Row r of the global batch has the same point however the batch is split. Each point
+  alone is uniform, so the estimate stays unbiased.
   """
   total = rows * progress.parts
   key_offset, key_order = jax.random.split(key)
@@ -33,7 +37,8 @@ def low_discrepancy(key: Key, rows: int, progress: Progress) -> Float[Array, " r
 
 
 def even_steps(steps: int) -> np.ndarray:
-  """float32 [steps + 1]: the clock at each step of a sampler, from 1 to 0 exactly. Raises ValueError for less than one step."""
+  """float32 [steps + 1]: the clock at each step of a sampler, from 1 to 0 exactly. Raises
+  ValueError for less than one step."""
   if steps < 1:
     raise ValueError(
       f"steps={steps} must be at least 1; 64 is a good start, and more than the length of the text"
@@ -51,7 +56,8 @@ def scored(batch: Batch) -> Bool[Array, "B N"]:
 
 
 def text_lengths(batch: Batch) -> Int[Array, " B"]:
-  """int32 [B]: the length of each row's text, up to its last token that is not padding; at least 1."""
+  """int32 [B]: the length of each row's text, up to its last token that is not padding; at least
+  1."""
   rows, length = batch.ids.shape
   if batch.weights is None:
     return jnp.full((rows,), length, jnp.int32)
@@ -59,7 +65,8 @@ def text_lengths(batch: Batch) -> Int[Array, " B"]:
 
 
 class Even:
-  """What timings share that learn nothing and whose samplers walk even times, the same for all tokens."""
+  """What timings share that learn nothing and whose samplers walk even times, the same for all
+  tokens."""
 
   def init(self, key: Key, facts: DataFacts) -> Params:
     """{}: nothing is learned."""

@@ -1,130 +1,174 @@
-"""A timing that is learned: each position of the row falls at a pace of its own.
+"""Timings whose pace is learned: stretches of time that cost more take a larger share of the clock.
 
-A learned timing has parameters (`types.LearnedTimes`), and is the timing of their start until `bind_times` gives it others. Objectives fit
-them, each by what it has: one that adds up rates, in nats per unit time, makes the shares of the clock as the rates are, so that each step
-of the clock costs the same; one that has the loss of a token at its time makes that loss rise evenly over the clock. For an exact network
-both are one thing: the loss is how little is known, and the rate its slope.
+Time is cut into `bins` even stretches, and the k-th takes the share floor / bins + (1 - floor) ·
+softmax(levels)_k of the clock. Each token falls from 1 to 0 once, so what is summed is a bound
+whatever the levels: what it costs to cross a stretch does not depend on its share, and the bound
+gives the levels no gradient (VDM, arXiv 2107.00630, section 5.1). They follow `fit` alone, which
+adds nothing to the loss but a gradient.
+
+by "nats": a token that costs c nats per unit of the clock in stretch k is worth -c^power · log
+share_k, so that shares become as E[cost^power]^(1 / power) of their stretch, the floor permitting:
+
+  power 1  the same expected cost in every stretch of the clock (time warping, CDCD, arXiv
+  2211.15089, section 3.3) power 2  the least second moment of what a token costs (Plaid, arXiv
+  2305.18619, trains its noise schedule for that)
+
+by "loss": exp(10 · size) · softmax(levels) is fitted, by squares, to what the objective's loss
+rises by in each stretch, so that the loss rises evenly over the clock. For an exact network both
+are one thing: the loss is how little is known, and the rate is its slope.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from diffusion_text.timing.along_row import OneRow, _grid, low_discrepancy
-from diffusion_text.types import Array, Batch, Key, LearnedTimes, Params, Progress, Time, Times
+from diffusion_text.core.options import member, option
+from diffusion_text.timing.clock import even_steps, low_discrepancy
+from diffusion_text.types import Batch, DataFacts, Key, Params, Progress, Times, TokenCosts
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Paced(OneRow):
-  """Positions at a pace each, fixed: position i passes the k-th of K even stretches of time in shares[i, k] of the clock.
-
-  shares: float32 [length, K], positive, each row summing to 1; a row of text that is shorter has the first positions. growth: float32
-  [length, K], what the loss of a token is expected to rise by in each stretch, from 0 at t = 0; None expects nothing.
-  """
-
-  shares: Array = dataclasses.field(repr=False)
-  growth: Array | None = dataclasses.field(default=None, repr=False)
-
-  def times(self, clock: Array, length: int) -> tuple[Array, Array]:
-    """(t, dt/dτ), float32 [..., L], at clock τ [..., 1]; only the speed is differentiable. Raises ValueError for rows that are longer."""
-    most, bins = self.shares.shape
-    if length > most:
-      raise ValueError(
-        f"timing 'by_position' has learned {most} positions, and the row has {length}; use rows of at most {most}"
-      )
-    held, place = jax.lax.stop_gradient(self.shares[:length]), jnp.arange(length)
-    ends = jnp.cumsum(
-      held[:, :-1], axis=1
-    )  # [L, K - 1], where on the clock stretches end; the last one ends at 1
-    stretch = jnp.sum(clock[..., None] > ends, axis=-1)  # half open, as τ is
-    begins = jnp.pad(ends, ((0, 0), (1, 0)))[place, stretch]
-    passed = jnp.clip((clock - begins) / held[place, stretch], 0.0, 1.0)
-    t = jnp.where(clock == 1, 1.0, (stretch + passed) / bins)
-    return t, 1 / (bins * self.shares[place, stretch])
-
-  def expected(self, t: Time) -> Array | None:
-    """The loss expected at times t [..., L]: float32 of that shape, differentiable in `growth`."""
-    if self.growth is None:
-      return None
-    bins, place = self.growth.shape[1], jnp.arange(t.shape[-1])
-    stretch = jnp.clip(jnp.ceil(t * bins).astype(jnp.int32) - 1, 0, bins - 1)
-    before = jnp.pad(jnp.cumsum(self.growth[:, :-1], axis=1), ((0, 0), (1, 0)))
-    return before[place, stretch] + (t * bins - stretch) * self.growth[place, stretch]
-
-  def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
-    rows, length = batch.ids.shape
-    t, speed = self.times(low_discrepancy(key, rows, progress)[:, None], length)
-    return Times(t, speed, self._layout(length, batch.segment), expected=self.expected(t))
-
-  def grid(self, steps: int, length: int) -> Array:
-    """The times of each position at an even clock."""
-    return self.times(_grid(steps), length)[0].at[-1].set(0.0)
+# Updates of Adam are of the size of its rate, and losses may be far from 1.
+_SIZE_GAIN = 10.0
 
 
-@dataclasses.dataclass(frozen=True)
-class ByPosition(OneRow):
-  """The adaptive schedule of SeqDiffuSeq (arXiv 2212.10325): one noise schedule per position, over whose steps the loss of that
-  position rises evenly.
+@member
+class Learned:
+  """One pace for all positions of a row: a learned noise schedule. The network is told the time of
+  each token, not the clock."""
 
-  All positions share a clock τ, and position i passes the k-th of `bins` even stretches of time in a share of the clock: floor / bins +
-  (1 - floor) softmax(levels_i). It falls from 1 to 0 once, so that what is summed is a bound whatever the levels; like that of any other
-  path it is the entropy for an exact network, and a number of its own for a trained one. Levels follow the fit alone, not the bound.
-  Published schedules are interpolated anew every 20,000 steps from averages of the loss (mse and cross-entropy) by step and position; ours
-  move with every update, as CDCD's warp does (arXiv 2211.15089 section 3.3). A position is a place in the row: of pairs, whose target
-  begins where the source ends, that is not the place in the target. The network is told the time of each token, not the clock.
+  bins: int = option(50, "even stretches of time whose shares of the clock are learned", ge=2)
+  floor: float = option(0.1, "the part of the clock that stays spread evenly", gt=0, le=1)
+  power: float = option(
+    1.0, "by 'nats': 1 evens out the cost, 2 has the least variance; between them too", ge=1, le=2
+  )
+  by: Literal["nats", "loss"] = option("nats", "what is fitted: nats of the bound, or the loss")
+  unit: float = option(
+    5.5,
+    "nats that a token may cost, log V say: with power > 1 it scales the gradient of the fit",
+    gt=0,
+  )
 
-  length: positions of a row. Raises ValueError for values out of range.
-  """
-
-  length: int
-  bins: int = 20
-  floor: float = 0.1
+  path: ClassVar[Literal["continuous"]] = "continuous"
 
   def __post_init__(self):
-    if self.bins < 2:
-      raise ValueError(f"timing.bins={self.bins} must be at least 2 stretches of time; 20 is usual")
-    if not 0 < self.floor <= 1:
+    if self.by == "loss" and self.power != 1:
       raise ValueError(
-        f"timing.floor={self.floor} must be in (0, 1]; 0.1 leaves a tenth of the clock spread evenly over times"
+        f"power={self.power} has a meaning for by='nats' only; use power=1.0 with by='loss'"
       )
 
-  def init(self, key: Key | None = None) -> Params:
-    """{"levels": float32 [length, bins], "size": [length]}, zeros: every position at the pace of the clock, and a loss of 1 at t = 1."""
+  def init(self, key: Key, facts: DataFacts) -> Params:
+    """{"levels": float32 [..., bins]}, and "size" [...] by loss, zeros: the pace of the clock, and
+    a loss of 1 at t = 1."""
     del key
-    return {
-      "levels": jnp.zeros((self.length, self.bins), jnp.float32),
-      "size": jnp.zeros(self.length, jnp.float32),
-    }
+    shape = self._positions(facts.length)
+    params = {"levels": jnp.zeros((*shape, self.bins), jnp.float32)}
+    return params if self.by == "nats" else {**params, "size": jnp.zeros(shape, jnp.float32)}
 
-  def bind(self, params: Params) -> Paced:
-    """The timing as it stands, differentiable in its parameters."""
-    inner = jax.nn.softmax(params["levels"], axis=-1)
-    size = jnp.exp(
-      10 * params["size"]
-    )  # 10: updates of Adam are of the size of its rate, and losses may be far from 1
-    return Paced(self.floor / self.bins + (1 - self.floor) * inner, size[:, None] * inner)
+  def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
+    """Times at the pace learned so far."""
+    rows, length = batch.ids.shape
+    tau = low_discrepancy(key, rows, progress)[:, None]
+    shares = jax.lax.stop_gradient(self.shares(params, length))
+    t, stretch = _passed(shares, tau)
+    speed = 1 / (self.bins * _pick(shares, stretch))
+    t, speed = (jnp.broadcast_to(x, batch.ids.shape) for x in (t, speed))
+    return Times(t, speed, tau, t)
 
-  def draw(self, key: Key, batch: Batch, progress: Progress) -> Times:
-    return self.bind(self.init()).draw(key, batch, progress)
+  def grid(
+    self, params: Params, steps: int, lengths: Int[Array, " B"], length: int
+  ) -> Float[Array, "B S1 {length}"]:
+    """The times of each position at an even clock: [B, steps + 1, length], the same for rows of
+    every length."""
+    t, _ = _passed(self.shares(params, length), jnp.asarray(even_steps(steps))[:, None])
+    return jnp.broadcast_to(t.at[-1].set(0.0), (lengths.shape[0], steps + 1, length))
 
-  def grid(self, steps: int, length: int) -> Array:
-    """The times at the start of training, the same for all positions."""
-    return self.bind(self.init()).grid(steps, length)
+  def fit(self, params: Params, times: Times, costs: TokenCosts) -> Float[Array, ""]:
+    """0, whose gradient moves the levels (and `size`) to what each token cost."""
+    each = self._by_nats if self.by == "nats" else self._by_loss
+    value = jnp.sum(each(params, times, costs))
+    return value - jax.lax.stop_gradient(value)
+
+  def shares(self, params: Params, length: int) -> Float[Array, "P bins"]:
+    """The stretches' shares of the clock, each row summing to 1; P is `length` or, if positions
+    share a pace, 1."""
+    return self.floor / self.bins + (1 - self.floor) * self._inner(params, length)
+
+  def expected(self, params: Params, t: Float[Array, "B N"]) -> Float[Array, "B N"]:
+    """The loss that is expected at times t, from 0 at t = 0; differentiable in params. By loss
+    only."""
+    inner = self._inner(params, t.shape[1])
+    size = jnp.exp(_SIZE_GAIN * params["size"])
+    growth = jnp.reshape(size, (-1, 1))[: inner.shape[0]] * inner
+    stretch = jnp.clip(jnp.ceil(t * self.bins).astype(jnp.int32) - 1, 0, self.bins - 1)
+    before = jnp.pad(jnp.cumsum(growth[:, :-1], axis=1), ((0, 0), (1, 0)))
+    return _pick(before, stretch) + (t * self.bins - stretch) * _pick(growth, stretch)
+
+  def _positions(self, length: int) -> tuple[int, ...]:
+    """The axes of the parameters before their own."""
+    del length
+    return ()
+
+  def _inner(self, params: Params, length: int) -> Array:
+    del length
+    return jax.nn.softmax(params["levels"], axis=-1)[None]
+
+  def _by_nats(self, params: Params, times: Times, costs: TokenCosts) -> Array:
+    shares = self.shares(params, times.t.shape[1])
+    _, stretch = _passed(jax.lax.stop_gradient(shares), times.tau)
+    # What is impossible costs infinity, and says nothing of the pace.
+    cost = jnp.where(jnp.isfinite(costs.nats), costs.nats, 0.0)
+    if self.power != 1:
+      cost = self.unit * (jnp.maximum(cost, 0.0) / self.unit) ** self.power
+    return -costs.weight * cost * jnp.log(_pick(shares, stretch))
+
+  def _by_loss(self, params: Params, times: Times, costs: TokenCosts) -> Array:
+    counted = costs.counted & jnp.isfinite(costs.loss)
+    miss = self.expected(params, times.t) - jnp.where(counted, costs.loss, 0.0)
+    return jnp.where(counted, costs.weight * miss**2 / 2, 0.0)
 
 
-def bind_times(thing: Any, params: Params) -> Any:
-  """The same object with every learned timing in it, at any depth of its dataclass fields, bound to `params["timing"]`."""
-  if isinstance(thing, LearnedTimes):
-    return thing.bind(params["timing"])
-  if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
-    return thing
-  before = {
-    field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init
-  }
-  after = {name: bind_times(value, params) for name, value in before.items()}
-  changes = {name: value for name, value in after.items() if value is not before[name]}
-  return dataclasses.replace(thing, **changes) if changes else thing
+@member
+class ByPosition(Learned):
+  """A pace for each position of a row: the adaptive schedule of SeqDiffuSeq (arXiv 2212.10325),
+  over whose steps the loss of each position rises evenly.
+
+  Published schedules are interpolated anew every 20,000 steps from averages of the loss by step and
+  position; ours move with every update. A position is a place in the row: of pairs, whose target
+  begins where the source ends, that is not the place in the target. A text that is shorter has the
+  first positions.
+  """
+
+  bins: int = option(20, "even stretches of time whose shares of the clock are learned", ge=2)
+
+  def _positions(self, length: int) -> tuple[int, ...]:
+    return (length,)
+
+  def _inner(self, params: Params, length: int) -> Array:
+    most = params["levels"].shape[0]
+    if length > most:
+      raise ValueError(
+        f"timing 'by_position' has learned {most} positions, and the row has {length}; use rows of"
+        f" at most {most}"
+      )
+    return jax.nn.softmax(params["levels"][:length], axis=-1)
+
+
+def _passed(shares: Float[Array, "P K"], tau: Float[Array, "*n 1"]) -> tuple[Array, Array]:
+  """(t [..., P], the stretch that it is in) at clock τ."""
+  bins = shares.shape[1]
+  ends = jnp.cumsum(
+    shares[:, :-1], axis=1
+  )  # where on the clock stretches end; the last one ends at 1
+  stretch = jnp.sum(tau[..., None] > ends, axis=-1)  # half open, as τ is
+  begins = jnp.pad(ends, ((0, 0), (1, 0)))
+  passed = jnp.clip((tau - _pick(begins, stretch)) / _pick(shares, stretch), 0.0, 1.0)
+  return jnp.where(tau == 1, 1.0, (stretch + passed) / bins), stretch
+
+
+def _pick(table: Float[Array, "P K"], stretch: Int[Array, "*n N"]) -> Float[Array, "*n N"]:
+  """table[place, stretch], where the table has one row per place, or one for all."""
+  place = jnp.arange(table.shape[0])
+  return table[place, stretch]
