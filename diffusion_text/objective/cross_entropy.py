@@ -1,130 +1,123 @@
-"""Weighted cross-entropy on the corrupted tokens: a surrogate, trained with freely, never reported as a likelihood.
+"""Weighted cross-entropy of the clean tokens: trained with freely, a bound only where times jump.
 
-  loss = Σ over scored tokens of w(t) · (1 - e^-CE)^focusing · ((1 - s) · CE + s · mean over v of -log p(v)) / Σ over all tokens
+  loss = Σ over tokens with a loss of w(t) · (1 - e^-CE)^focusing
+           · ((1 - s) · CE + s · mean over v of -log p(v)) / Σ over all tokens
 
-w is one factor for all tokens of a row under a shared time (what the MGDM paper calls sequence-level reweighting). weighting:
-"uniform" is the plain masked-LM loss (BERT; the unweighted loss of E2D2); "inverse_time" is 1/t, LLaDA's (arXiv 2502.09992 eq. 3)
-and MGDM's "original"; "linear" is 1 - t, of RDM (arXiv 2302.05737) and MGDM. `max_weight` clips it (clipped weights
-train with lower variance; then it is no bound). The divisor counts all tokens, not the masked ones: 1/t over the number of masked
-tokens would be a 1/t² weight in disguise.
+CE is that of the posterior p(x_i | z), own evidence included, whatever the network's output means:
+of a Gaussian process with x̂ = Σ_v p_v x_v that is the score interpolation of CDCD (arXiv
+2211.15089), and it trains logits that leave the evidence out too.
+
+w is one factor for all tokens of a row under a shared time (the MGDM paper calls it sequence-level
+reweighting): "uniform" is the plain masked-LM loss (BERT; E2D2); "inverse_time" is 1/t, LLaDA's
+(arXiv 2502.09992 eq. 3); "linear" is 1 - t, of RDM (arXiv 2302.05737) and MGDM. The divisor counts
+all tokens, not the masked ones: 1/t over the number of masked tokens would be a 1/t² weight in
+disguise.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Callable
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from diffusion_text.objective.bound import (
-  Chunks,
-  Rows,
-  check_posterior,
-  noised,
-  summed_loss,
-  weighted_ends,
-)
-from diffusion_text.process.gaussian import Gaussian
-from diffusion_text.process.masked import cross_entropy
-from diffusion_text.schedules.discrete import TINY
-from diffusion_text.timing import PerBlock
-from diffusion_text.types import (
-  Array,
-  Batch,
-  Key,
-  Loss,
-  Params,
-  Predict,
-  Process,
-  Progress,
-  Time,
-  Timing,
-)
+from diffusion_text.core.numerics import TINY, cross_entropy, smoothed_cross_entropy
+from diffusion_text.core.options import member, option
+from diffusion_text.objective import engine
+from diffusion_text.objective.base import OneReading
+from diffusion_text.types import Batch, Key, Loss, Model, Params, Progress, Times, TokenCosts
 
-WEIGHTINGS = {
+
+def inverse_time(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """1/t."""
+  return 1 / jnp.maximum(t, TINY)
+
+
+def linear(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """1 - t."""
+  return 1 - t
+
+
+WEIGHTINGS: dict[str, Callable[[Array], Array]] = {
   "uniform": jnp.ones_like,
-  "inverse_time": lambda t: 1 / jnp.maximum(t, TINY),
-  "linear": lambda t: 1 - t,
+  "inverse_time": inverse_time,
+  "linear": linear,
 }
 
 
-def smoothed_cross_entropy(logits: Array, ids: Array, smoothing: float) -> Array:
-  """(1 - s) · CE + s · mean over v of -log p(v), in nats: logits [..., V], ids [...] -> float32 [...]."""
-  cost = cross_entropy(logits, ids)
-  if not smoothing:
-    return cost
-  return (1 - smoothing) * cost + smoothing * (
-    jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-  )
+@member
+class CrossEntropy(OneReading):
+  """w(t) · CE at the tokens that have a loss; reports the bound of the same draw beside it.
 
-
-@dataclasses.dataclass(frozen=True)
-class CrossEntropy:
-  """w(t) · CE at the tokens that the process scores; reports the bound of the same draw beside it, at no extra network call.
-
-  Of Gaussian processes CE is that of the posterior, own evidence included: with x̂ = Σ_v p_v x_v in the steps, CDCD's score interpolation
-  (arXiv 2211.15089), and with it logits that leave the evidence out are trained too (Plaid's output prior).
-  label_smoothing: s, the share of the target that is spread evenly over the V tokens (RDM: 0.1 for translation).
-  focusing: γ of MGDM's token-level reweighting (arXiv 2410.14157; 1 for sudoku, 2 for countdown): tokens that are easy already
-    count less. As in their code the weight is part of the loss and is differentiated with it (the focal loss), not held constant:
-    d/dCE = (1 - e^-CE)^γ + γ · CE · e^-CE · (1 - e^-CE)^(γ - 1). Their constant factor α = 0.25 is left to the learning rate.
+  The focal weight is that of MGDM (arXiv 2410.14157; γ = 1 for sudoku, 2 for countdown): easy
+  tokens count less. As in their code the weight is differentiated with the loss, not held constant:
+  d/dCE = (1 - e^-CE)^γ + γ · CE · e^-CE · (1 - e^-CE)^(γ - 1). Their constant factor α = 0.25 is
+  left to the learning rate.
   """
 
-  process: Process
-  timing: Timing
-  weighting: str = "uniform"
-  max_weight: float = math.inf
-  chunks: Chunks = Chunks()
-  label_smoothing: float = 0.0
-  focusing: float = 0.0
+  weighting: Literal["uniform", "inverse_time", "linear"] = option(
+    "uniform", "w(t), the weight of a time: 1, 1/t or 1 - t"
+  )
+  max_weight: float = option(
+    math.inf,
+    "where w(t) is cut off: less variance, and no bound; inf does not cut",
+    gt=0,
+    allow_inf_nan=True,
+  )
+  label_smoothing: float = option(
+    0.0, "s, the share of the target that is spread over all tokens; 0.1 is usual", ge=0, lt=1
+  )
+  focusing: float = option(
+    0.0, "γ of the focal weight; 1 and 2 are usual, 0 is plain cross-entropy", ge=0
+  )
 
-  def __post_init__(self):
-    if not isinstance(self.process, Gaussian):
-      check_posterior(self.process, "objective.name='cross_entropy'")
-    if self.weighting not in WEIGHTINGS:
+  @property
+  def costs_nll(self) -> bool:
+    """True where a token at t = 1 costs -log p."""
+    plain = not self.label_smoothing and not self.focusing
+    return plain and self.weighting != "linear" and self.max_weight >= 1
+
+  def check(self, model: Model) -> None:
+    """Raises ValueError for learned noise, and for a weighting that is 0 wherever a loss is."""
+    super().check(model)
+    if model.timing.path == "jumps" and self.weighting == "linear":
       raise ValueError(
-        f"objective weighting={self.weighting!r} is unknown; use one of {sorted(WEIGHTINGS)}"
-      )
-    blocks = isinstance(self.timing, PerBlock) and self.timing.block_size > 1
-    if self.timing.clipped and not blocks and self.weighting != "inverse_time":
-      raise ValueError(
-        f"objective weighting={self.weighting!r} weighs times, and {self.timing} has t = 1 wherever it scores; use 'inverse_time', which"
-        " is 1 there, or timing.name='shared'"
-      )
-    if not self.max_weight > 0:
-      raise ValueError(
-        f"objective max_weight={self.max_weight} must be positive; inf does not clip"
-      )
-    if not 0 <= self.label_smoothing < 1:
-      raise ValueError(
-        f"objective label_smoothing={self.label_smoothing} must be in [0, 1); 0.1 is usual, 0 is none"
-      )
-    if not self.focusing >= 0:
-      raise ValueError(
-        f"objective focusing={self.focusing} must be at least 0; 1 and 2 are usual, 0 is plain cross-entropy"
+        f"objective.weighting='linear' is 0 at t = 1, the only time at which {model.timing} has a"
+        " loss; use 'uniform' or 'inverse_time', which are 1 there, or timing.name='shared'"
       )
 
-  def weight(self, t: Time) -> Array:
+  def weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """w(t)."""
     return jnp.minimum(WEIGHTINGS[self.weighting](t), self.max_weight)
 
-  def cost(self, logits: Array, ids: Array) -> Array:
-    """The loss of each token before the weighting by time: logits [..., V], ids [...] -> float32 [...]."""
+  def cost(self, logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    """The loss of each token before the weight of its time."""
     cost = smoothed_cross_entropy(logits, ids, self.label_smoothing)
     if self.focusing:  # never below TINY: a power below 1 has no slope at 0
-      cost = (-jnp.expm1(-jnp.maximum(cross_entropy(logits, ids), TINY))) ** self.focusing * cost
+      easy = jnp.maximum(cross_entropy(logits, ids), TINY)
+      cost = (-jnp.expm1(-easy)) ** self.focusing * cost
+    return cost
+
+  def token_cost(self, model: Model) -> engine.TokenFn:
+    """What `engine.token_loss` asks of each token."""
+    is_nll = model.timing.path == "jumps" and self.costs_nll
+
+    def cost(consts, process_params, row, output, nats):
+      del consts, nats
+      logits = engine.posterior_logits(model.process, process_params, row, output)
+      at_time = self.cost(logits, row.ids)
+      minimised = row.dt_dtau * self.weight(row.t) * at_time
+      return minimised, at_time, {"bound": minimised} if is_nll else {}
+
     return cost
 
   def __call__(
-    self, params: Params, key: Key, batch: Batch, progress: Progress, predict: Predict
-  ) -> Loss:
-    noise = noised(self.process, self.timing, params, key, batch, progress, predict)
-
-    def weighted(rows: Rows, logits: Array, rate: Array) -> Array:
-      if isinstance(self.process, Gaussian):
-        logits = self.process.posterior(params, rows.state, rows.t, logits)
-      return rows.speed * self.weight(rows.t) * self.cost(logits, rows.ids)
-
-    loss = summed_loss(noise, self.process, params, batch, self.chunks, weighted)
-    ends = jnp.sum(weighted_ends(self.process, self.timing, params, key, batch, progress, predict))
-    return loss._replace(sums={**loss.sums, "bound": loss.sums["bound"] + ends})
+    self, model: Model, params: Params, key: Key, batch: Batch, times: Times, progress: Progress
+  ) -> tuple[Loss, TokenCosts]:
+    """The loss of one draw, and what each token cost."""
+    noised = engine.read(model, params, key, batch, times, progress)
+    loss, costs = engine.token_loss(model, params, batch, noised, self.token_cost(model))
+    loss = engine.add_boundary(model, params, key, batch, progress, loss, minimised=False)
+    return loss, costs

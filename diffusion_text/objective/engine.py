@@ -45,6 +45,7 @@ from diffusion_text.types import (
   Objective,
   Params,
   Prediction,
+  Process,
   Progress,
   Rows,
   State,
@@ -104,17 +105,6 @@ def check_readings(model: Model) -> None:
     raise ValueError(
       f"train.self_conditioning={probability} with {model.context}: a network that reads clean"
       " tokens alone gives no answer on noisy ones to be shown; use another context, or 0"
-    )
-
-
-def check_noise_is_fixed(model: Model, name: str) -> None:
-  """Raises ValueError if the process learns its noise, of which the objective called `name` knows
-  no gradient.
-  """
-  if model.process.noise_is_learned:
-    raise ValueError(
-      f"objective.name={name!r} gives learned noise no gradient, and {model.process} learns it; use"
-      " objective.name='score_function'"
     )
 
 
@@ -270,15 +260,6 @@ def read(
   return Noised(clean, state, times, rows, ask(memory, hidden_layers), (first, told))
 
 
-def one_hot_inputs(ids: Array, count: int) -> Inputs:
-  """ids int32 [B, N] as soft tokens of `count` candidates each, all weight on the first: the
-  network reads the hard ids.
-  """
-  first = jnp.arange(count) == 0
-  soft = jnp.broadcast_to(ids[..., None], (*ids.shape, count))
-  return Inputs(soft, weights=jnp.broadcast_to(first.astype(jnp.float32), soft.shape))
-
-
 def _states(model, params, key, batch, times, progress, states):
   """The states that were handed over, or new ones."""
   if states is not None:
@@ -287,19 +268,15 @@ def _states(model, params, key, batch, times, progress, states):
 
 
 def _rows(model, params, key, batch, times, progress, clean, noisy) -> Rows:
-  """The rows of the context; clean tokens and noise are soft where the noisy tokens are."""
+  """The rows of the context."""
   process, own = model.process, params["process"]
   positions = process.in_positions(batch)
   keys = position_keys(stream(key, "prior"), *positions.ids.shape, progress)
   zeros = jnp.zeros(positions.ids.shape, jnp.float32)
-  beside = [
-    process.inputs(own, clean, zeros),
-    process.inputs(own, process.prior(own, keys), zeros + 1),
-  ]
-  if noisy.weights is not None:
-    beside = [one_hot_inputs(hard.ids, noisy.weights.shape[-1]) for hard in beside]
+  clean = process.inputs(own, clean, zeros)
+  noise = process.inputs(own, process.prior(own, keys), zeros + 1)
   return model.context.training_rows(
-    stream(key, "context"), noisy, *beside, times, positions, progress
+    stream(key, "context"), noisy, clean, noise, times, positions, progress
   )
 
 
@@ -347,6 +324,15 @@ class TokenRow(NamedTuple):
   dt_dtau: Array
   weight: Array
   extra: Any
+
+
+def posterior_logits(
+  process: Process, process_params: Params, row: TokenRow, output: Float[Array, "n V"]
+) -> Float[Array, "n V"]:
+  """Logits of p(x_i | z), own evidence included, whatever the process takes the output to mean."""
+  if process.reads_logits_as == "posterior":
+    return output  # normalising it would take one more pass over the vocabulary
+  return process.posterior(process_params, row.state, row.t, output)
 
 
 def map_tokens(
@@ -520,7 +506,7 @@ def nats(
     head, process_params, start = consts
     output = head(row.features)
     if by_jump:
-      logits = process.posterior(process_params, row.state, row.t, output)
+      logits = posterior_logits(process, process_params, row, output)
       return row.weight * row.dt_dtau * cross_entropy(logits, row.ids)
     rate = process.nelbo_rate(process_params, row.clean, row.state, row.t, output)
     return row.weight * row.dt_dtau * jnp.where(row.t > start, rate, 0.0)

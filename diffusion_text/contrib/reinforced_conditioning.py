@@ -1,18 +1,22 @@
-"""Reinforced conditioning (TREC, arXiv 2402.14843): the network is rewarded for what being told its own last answer is good for.
+"""Reinforced conditioning (TREC, arXiv 2402.14843): the network is rewarded for what being told its
+own last answer is good for.
 
-Self-conditioning degrades as training goes on: the first answer gets good, the second copies it, and what it adds vanishes. So beside the
-losses of embedding diffusion the second reading, which is told the first one's answer, is a policy. Of each row
+Self-conditioning degrades as training goes on: the first answer gets good, the second copies it,
+and what it adds vanishes. So beside the losses of embedding diffusion the second reading, which is
+told the first one's answer, is a policy. Of each row
 
-  ŵ ~ Π_i p(w_i | z_t, told),  ŵ' ~ Π_i p(w_i | z_t)      draws of the second and of the first reading, independent of each other
-  A = R(ŵ) - R(ŵ'), cut to ± advantage_clip                  R: how well the n tokens of a row agree with the text, in [0, 1]
-  gradient of  - reward_weight · n · A · Σ_i log p(ŵ_i | z_t, told)
+  ŵ ~ Π_i p(w_i | z_t, told),  ŵ' ~ Π_i p(w_i | z_t)      draws of the second and of the first
+  reading, independent of each other A = R(ŵ) - R(ŵ'), cut to ± advantage_clip                  R:
+  how well the n tokens of a row agree with the text, in [0, 1] gradient of  - reward_weight · n · A
+  · Σ_i log p(ŵ_i | z_t, told)
 
-which is that of - reward_weight · n · E[R(ŵ)] without bias where nothing is cut and weights are 0 or 1: ŵ' knows nothing of ŵ, so R(ŵ')
-is a baseline (REINFORCE, Williams 1992), and rows whose second answer is no better than the first are pushed away from it. Per token that
-is reward_weight nats for all of R. No gradient reaches the first reading.
+which is that of - reward_weight · n · E[R(ŵ)] without bias where nothing is cut and weights are 0
+or 1: ŵ' knows nothing of ŵ, so R(ŵ') is a baseline (REINFORCE, Williams 1992), and rows whose
+second answer is no better than the first are pushed away from it. Per token that is reward_weight
+nats for all of R. No gradient reaches the first reading.
 
-The idea is the paper's as its abstract and reviews tell it; its formulas were not at hand. What R is, where A is cut, the weight, and
-drawing both rows are ours.
+The idea is the paper's as its abstract and reviews tell it; its formulas were not at hand. What R
+is, where A is cut, the weight, and drawing both rows are ours.
 """
 
 from __future__ import annotations
@@ -38,10 +42,12 @@ def accuracy(ids: Array, target: Array, counts: Array, segment: Array) -> Array:
 
 
 def bleu(ids: Array, target: Array, counts: Array, segment: Array) -> Array:
-  """float32 scalar in [0, 1]: sentence BLEU of ids against target, [L] each, over runs of tokens that count within a document.
+  """float32 scalar in [0, 1]: sentence BLEU of ids against target, [L] each, over runs of tokens
+  that count within a document.
 
-  One is added to matches and totals of 2- to 4-grams (Lin & Och 2004); the lengths are equal, so brevity costs nothing. An n-gram is
-  numbered by its place in the order of all, which takes O(L log L) time and O(L) memory; numbers fit int32 up to L = 23,000.
+  One is added to matches and totals of 2- to 4-grams (Lin & Och 2004); the lengths are equal, so
+  brevity costs nothing. An n-gram is numbered by its place in the order of all, which takes O(L log
+  L) time and O(L) memory; numbers fit int32 up to L = 23,000.
   """
   length, total_log = len(ids), 0.0
   number = lambda keys: jnp.searchsorted(jnp.sort(keys), keys)  # equal for equals, below 2 L
@@ -68,12 +74,13 @@ REWARDS = {"accuracy": accuracy, "bleu": bleu}
 
 @dataclasses.dataclass(frozen=True)
 class ReinforcedConditioning(EmbeddingLosses):
-  """`mse_rounding` and the reward above; needs a network that conditions on itself. Two more passes through the vocabulary, one of them
-  with its gradient.
+  """`mse_rounding` and the reward above; needs a network that conditions on itself. Two more passes
+  through the vocabulary, one of them with its gradient.
 
-  Its value is that of `mse_rounding`: the reward adds to the gradient only. Reports "reward" and "reward_before" beside the terms: R of the
-  two readings, summed over the tokens of the rows that are told (whose share is objective.self_conditioning) and divided by all. Raises
-  ValueError for values out of range, and, when traced, for a network that is not read twice.
+  Its value is that of `mse_rounding`: the reward adds to the gradient only. Reports "reward" and
+  "reward_before" beside the terms: R of the two readings, summed over the tokens of the rows that
+  are told (whose share is objective.self_conditioning) and divided by all. Raises ValueError for
+  values out of range, and, when traced, for a network that is not read twice.
   """
 
   reward: str = "bleu"
@@ -113,7 +120,9 @@ class ReinforcedConditioning(EmbeddingLosses):
   def rewards(
     self, params: Params, key: Key, batch: Batch, noise: Noised
   ) -> tuple[Array, dict[str, Array]]:
-    """(the sum whose gradient is the policy's, what is reported): of all rows of a batch that was read twice."""
+    """(the sum whose gradient is the policy's, what is reported): of all rows of a batch that was
+    read twice.
+    """
     first, told = noise.prediction.before
     key_first, key_second = jax.random.split(key)
     before, _ = self._drawn(params, key_first, batch, noise._replace(prediction=first), told)
@@ -131,7 +140,9 @@ class ReinforcedConditioning(EmbeddingLosses):
   def _drawn(
     self, params: Params, key: Key, batch: Batch, noise: Noised, told: Array
   ) -> tuple[Array, Array]:
-    """(ids [B, L], their log p [B, L] in nats): a draw of each scored token of the rows that are told; the others are the text's, at 0."""
+    """(ids [B, L], their log p [B, L] in nats): a draw of each scored token of the rows that are
+    told; the others are the text's, at 0.
+    """
 
     def one(both):
       rows, key_data = both

@@ -1,0 +1,20 @@
+"""Members that need more than one contract, or that serve one paper. None is imported before a
+config asks for it by name: the registry reads this table.
+"""
+
+CONTRIB: dict[str, dict[str, str]] = {
+  "process": {},
+  "timing": {},
+  "context": {},
+  "objective": {
+    "anchored": "diffusion_text.contrib.anchored:Anchored",
+    "gaussian_curriculum": "diffusion_text.contrib.gaussian_curriculum:GaussianCurriculum",
+    "mask_agnostic": "diffusion_text.contrib.mask_agnostic:MaskAgnostic",
+    "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimesLosses",
+    "reinforced_conditioning": (
+      "diffusion_text.contrib.reinforced_conditioning:ReinforcedConditioning"
+    ),
+  },
+  "reader": {},
+  "sampler": {"predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimes"},
+}
