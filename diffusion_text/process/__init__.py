@@ -6,7 +6,11 @@ tests/process/conformance_test.py.
 """
 
 from diffusion_text.process.masked import Masked
+from diffusion_text.process.mixed import Mixed
+from diffusion_text.process.uniform import Uniform
 
 PROCESSES = {
   "masked": Masked,
+  "mixed": Mixed,
+  "uniform": Uniform,
 }

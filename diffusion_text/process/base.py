@@ -63,6 +63,6 @@ class PerToken:
   def time_of(self, log_snr: float) -> Float[Array, ""]:
     """Raises ValueError: a state of ids has no signal-to-noise ratio."""
     raise ValueError(
-      f"decode_at={log_snr} is a log signal-to-noise ratio, which {type(self).__name__} has none of;"
-      " leave it None, or use a Gaussian process"
+      f"decode_at={log_snr} is a log signal-to-noise ratio, which {type(self).__name__} has none"
+      " of; leave it None, or use a Gaussian process"
     )

@@ -17,8 +17,8 @@ divergences (D3PM eq. 2),
   nelbo_rate   = T · (alpha_s - alpha_t) / (1 - alpha_t) · cross-entropy, with t rounded up to k/T
                  and s = t - 1/T: its integral is that sum.
 
-Scores (`prediction` = "score", SEDD): the logits are not normalised; y = log s(z, y) up to the known
-factor alpha / (1 - alpha) / V, and
+Scores (`prediction` = "score", SEDD): the logits are not normalised; y = log s(z, y) up to the
+known factor alpha / (1 - alpha) / V, and
 
   nelbo_rate   = -alpha'_t / (1 - alpha_t) · (Σ_y e^y / V - 1 - y_x + log V)      (SEDD eq. 5)
 
@@ -36,10 +36,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.numerics import NEVER, cross_entropy
-from diffusion_text.core.options import internal, member, option
+from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import Absorbing, is_token
-from diffusion_text.schedules.discrete import Linear, Schedule, on_grid, reveal_probability, weight
+from diffusion_text.schedules.discrete import (
+  SCHEDULES,
+  Linear,
+  Schedule,
+  on_grid,
+  reveal_probability,
+  weight,
+)
 from diffusion_text.types import Keys, Params
 
 
@@ -53,7 +60,7 @@ class Masked(Absorbing):
   """
 
   vocab_size: int = internal()
-  schedule: Schedule = option(Linear(), "how fast tokens are lost")
+  schedule: Schedule = part(SCHEDULES, Linear(), "how fast tokens are lost")
   prediction: Literal["clean", "score"] = option(
     "clean", "what the logits are: log-probabilities of the clean token, or log-scores"
   )

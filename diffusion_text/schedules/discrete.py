@@ -1,11 +1,11 @@
 """How fast tokens are lost: schedules alpha(t), the probability that a token is still clean at t.
 
-A schedule is a pure function of t with alpha(0) = 1 and alpha(1) = 0 **exactly**, so that no process
-needs a hidden range of t, a reconstruction term or a prior term to have a true bound. (Published
-code truncates at 1e-3 … 1e-4 and drops those terms, which moves the bound of masked diffusion by
-some 1e-4 nats per token in either direction and lowers that of GIDD by 1e-2.) Each schedule returns
-alpha *and* 1 - alpha, both to full relative float32 precision: forming `1 - alpha` near t = 0 loses
-it. Derivatives come from `jax.jvp`, never by hand.
+A schedule is a pure function of t with alpha(0) = 1 and alpha(1) = 0 **exactly**, so that no
+process needs a hidden range of t, a reconstruction term or a prior term to have a true bound.
+(Published code truncates at 1e-3 … 1e-4 and drops those terms, which moves the bound of masked
+diffusion by some 1e-4 nats per token in either direction and lowers that of GIDD by 1e-2.) Each
+schedule returns alpha *and* 1 - alpha, both to full relative float32 precision: forming `1 - alpha`
+near t = 0 loses it. Derivatives come from `jax.jvp`, never by hand.
 
 t is a float32 array in [0, 1] of any shape; results have its shape.
 """
