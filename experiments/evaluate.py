@@ -61,7 +61,7 @@ def main(_):
     trained, tried = scoring.best_decoding(trained, num_draws=draws)
     if not JSON.value:
       show("\n".join(f"decode_at={level:.2f}: validation {bound}" for level, bound in tried))
-      show(f"--decode_at={trained.experiment.bound.process.decode_at} is the best of these")
+      show(f"--decode_at={trained.experiment.evaluate.decode_at} is the best of these")
   if VARIANCE.value:
     rows = scoring.variance(trained, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value)
     show(
@@ -81,7 +81,7 @@ def main(_):
       "tokens",
       "rows",
     )
-    decode_at = getattr(trained.experiment.bound.process, "decode_at", None)
+    decode_at = trained.experiment.evaluate.decode_at
     row = {"step": trained.step, "split": SPLIT.value, "decode_at": decode_at}
     show(json.dumps(row | {name: getattr(result, name) for name in names}))
   else:

@@ -21,7 +21,8 @@ import numpy as np
 
 from diffusion_text.compiler.chips import GIB, Chip, chip_of, collective_seconds
 from diffusion_text.compiler.hlo import Program
-from diffusion_text.experiment.build import Experiment, make_policy
+from diffusion_text.core.trees import merge
+from diffusion_text.experiment.build import Experiment
 from diffusion_text.kernels.block_sizes import compile_for
 from diffusion_text.model.flops import attention_flops
 from diffusion_text.train.sharding import batch_sharding, replicated
@@ -76,27 +77,23 @@ class Compiled:
 
 def compile_step(experiment: Experiment, topology: str) -> Compiled:
   """The whole train step of an experiment built on `topology_devices(topology)`. Raises what the compiler raises."""
-  settings, data, model = experiment.train, experiment.data, experiment.network.config
+  settings, data, model = experiment.train, experiment.data, experiment.model
   batch = Batch(_rows(experiment, settings.batch_size, jnp.int32))
   tokens = settings.batch_size * data.length
   loss = experiment.loss_fn(1.0)
-  lower = lambda: experiment.jitted_step(loss).lower(experiment.abstract_state(), batch)
-  blocks = experiment.timing.sampled_in_blocks
-  read = 2 if blocks is not None and not experiment.timing.shifted else 1  # noisy ‖ clean
+
+  def lower():
+    return experiment.jitted_step(loss).lower(experiment.abstract_state(), batch)
+
   # Forward; again where it is not kept; backward, whose kernels make the scores anew for dq and for dk, dv: 7 products to 2.
-  passes = 1 + (model.remat != "none") + 3.5
-  attention = (
-    passes
-    * read
-    * getattr(experiment.objective, "reads", 1)
-    * tokens
-    * attention_flops(model, read * data.length)
-  )
-  per_shard = tokens / settings.accumulation / experiment.bound.chunks.shards
-  turns = -(-per_shard // experiment.bound.chunks.size)
-  return _compiled(
-    experiment, topology, lower, tokens, experiment.flops_per_token * tokens, attention, turns
-  )
+  passes = 1 + (model.network.remat != "none") + 3.5
+  read = model.context.positions_read(data.length)
+  per_token = attention_flops(model.network, data.length, read=read)
+  attention = passes * experiment.objective.passes * tokens * per_token
+  per_shard = tokens / settings.accumulation / model.shards
+  turns = -(-per_shard // model.chunk)
+  model_flops = experiment.flops_per_token * tokens
+  return _compiled(experiment, topology, lower, tokens, model_flops, attention, turns)
 
 
 def compile_sampler(experiment: Experiment, topology: str) -> Compiled:
@@ -105,12 +102,15 @@ def compile_sampler(experiment: Experiment, topology: str) -> Compiled:
   For `memory` only: how often its loops turn depends on the text, so that there is nothing to make a roofline of.
   """
   rows = experiment.evaluate.batch_size
-  policy = make_policy(experiment.config.sampler.to_dict(), experiment.timing)
-  params = experiment.abstract_state().params
+  state = experiment.abstract_state()
+  params = merge(state.params, state.frozen)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=replicated(experiment.mesh))
   batch = Batch(_rows(experiment, rows, jnp.int32))
-  lower = lambda: experiment.sample_fn(policy).lower(params, keys, batch)
+
+  def lower():
+    return jax.jit(experiment.sample).lower(params, keys, batch)
+
   return _compiled(experiment, topology, lower, rows * experiment.data.length, 0.0, 0.0, 1)
 
 

@@ -33,7 +33,7 @@ from diffusion_text.experiment.settings import (
   check_sizes,
 )
 from diffusion_text.experiment.validation import check_members, scoring_model
-from diffusion_text.model.flops import training_flops_per_token
+from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import partition_spec
 from diffusion_text.objective import engine
 from diffusion_text.sampler.loop import Sample, sample
@@ -247,8 +247,13 @@ class Experiment:
 
   @property
   def flops_per_token(self) -> float:
-    """Of a training step, forward and backward, per token of text, about."""
-    return training_flops_per_token(self.model, self.objective, self.data.length)
+    """Of a training step, forward and backward, per token of text, about: of the positions that the context reads, half are taken to
+    be scored, which holds for even times; a model that conditions on itself has one forward pass more."""
+    model, length = self.model, self.data.length
+    read = model.context.positions_read(length)
+    answered = length if model.timing.path == "jumps" else 0.5 * length
+    forward = flops_per_token(model.network, length, read=read, answered=answered)
+    return (4 if model.self_conditioning else 3) * self.objective.passes * forward
 
 
 def config_json(config: Any) -> str:

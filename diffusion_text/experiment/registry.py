@@ -74,6 +74,24 @@ def describe(cls: type) -> list[tuple[str, str, str, str]]:
   return rows
 
 
+def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> Any:
+  """The member of a section with another number of steps, its own or that of the part that counts them (a budget).
+
+  Raises:
+    ValueError: for a member that has no steps.
+  """
+  section = dict(section)
+  if "steps" in find(kind, section["name"]).__pydantic_fields__:
+    return construct(kind, {**section, "steps": steps})
+  for key, value in section.items():
+    if isinstance(value, Mapping) and "steps" in value:
+      return construct(kind, {**section, key: {**value, "steps": steps}})
+  raise ValueError(
+    f"config.{kind}.name={section['name']!r} has no steps to set; its options are"
+    f" {', '.join(row[0] for row in describe(find(kind, section['name'])))}"
+  )
+
+
 def named_value(text: str, section: str) -> tuple[str, Any]:
   """("sampler.eta", 0.02) of the text "eta=0.02" and the section "sampler"; what is no Python literal is a string.
 

@@ -88,7 +88,8 @@ def summary(experiment: Experiment) -> str:
   copies = 4 + (settings.ema_decay > 0)  # parameters, gradient, two moments, average
   state = copies * sum(weight.bytes_per_device for weight in weights(experiment))
   tokens = settings.batch_size * data.length
-  forward = flops_per_token(network, data.length, data.length)
+  read = experiment.model.context.positions_read(data.length)
+  forward = flops_per_token(network, data.length, read=read, answered=data.length)
   mesh = (
     " × ".join(f"{axis} {size}" for axis, size in experiment.mesh.shape.items() if size > 1)
     or "1 device"

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text import train
-from diffusion_text.core.prng import fold, row_keys, token_keys
+from diffusion_text.core.prng import fold, position_keys, row_keys, stream, token_keys
+from diffusion_text.core.trees import merge
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.model.flops import flops_per_token
-from diffusion_text.sampler.ancestral import Ancestral
+from diffusion_text.objective import engine
+from diffusion_text.sampler import Grid
 from diffusion_text.studies.speed import compile_for, interleaved, matmul, peak_bytes
-from diffusion_text.timing import Shared
-from diffusion_text.types import Batch, Layout, Loss, Progress
+from diffusion_text.types import Batch, Layout, Loss, Progress, Rows, Span
 
 
 def hardware() -> dict[str, Any]:
@@ -38,30 +39,33 @@ def hardware() -> dict[str, Any]:
 def _random_batch(experiment: Experiment) -> Batch:
   shape = (experiment.train.batch_size, experiment.data.length)
   return Batch(
-    np.random.default_rng(0).integers(0, experiment.process.vocab_size, shape).astype(np.int32)
+    np.random.default_rng(0).integers(0, experiment.facts.vocab_size, shape).astype(np.int32)
   )
 
 
 def full_logits_loss(experiment: Experiment):
   """The bound with [B, L, V] logits of every position, as most codebases compute it: the yardstick for scoring few positions."""
-  process, timing, network = experiment.process, experiment.timing, experiment.network
+  model = experiment.model
+  process = model.process
 
-  def loss(params, key, batch: Batch, progress: Progress) -> Loss:
-    times = timing.draw(jax.random.fold_in(key, 0), batch, progress)
-    state = process.corrupt(params["process"], jax.random.fold_in(key, 1), batch.ids, times.t)
-    prediction = network.apply(
-      params["network"],
-      process.inputs(params["process"], state, times.t),
-      times.t,
-      times.layout,
-      None,
-    )
-    total = jnp.sum(
-      times.speed * process.rate(params["process"], batch.ids, state, times.t, prediction.logits)
-    )
+  def loss(params, frozen, key, batch: Batch, progress: Progress) -> Loss:
+    params = merge(params, frozen)
+    own = params["process"]
+    times = engine.draw_times(model, params, stream(key, "times"), batch, progress)
+    clean, state = engine.corrupted(model, params, key, batch, times, progress)
+    rows = whole_rows(experiment, process.inputs(own, state, times.t), times.t)
+    prediction = model.network.apply(params["network"], rows)
+    rates = process.nelbo_rate(own, clean, state, times.t, prediction.logits)
+    total = jnp.sum(times.dt_dtau * rates)
     return Loss(total, jnp.float32(batch.ids.size), {"bound": total})
 
   return loss
+
+
+def whole_rows(experiment: Experiment, inputs: Any, t: Any) -> Rows:
+  """The rows of a bidirectional network: every token is read and answered."""
+  everything = Span(0, experiment.data.length)
+  return Rows(inputs, t, Layout(), None, copies=1, tokens=everything, answers=everything)
 
 
 def train_calls(
@@ -88,32 +92,31 @@ def train_calls(
 def sample_calls(experiment: Experiment, steps: int) -> dict[str, Any]:
   """Calls that draw one batch in `steps` network calls: our sampler, the bare forward passes, and a loop with full logits.
 
-  Timings in blocks: our sampler alone, with at most `steps` calls per block.
+  Contexts in blocks: our sampler alone, with at most `steps` calls per block.
   """
-  process, network, timing = experiment.process, experiment.network, experiment.timing
-  params = jax.jit(experiment.init_params)(jax.random.key(0))
+  model, process = experiment.model, experiment.model.process
+  made = jax.jit(experiment.init)(jax.random.key(0))
+  params = merge(*made)
   rows, length = experiment.train.batch_size, experiment.data.length
   keys = row_keys(0, rows)
   batch = Batch(jnp.zeros((rows, length), jnp.int32))
-  if timing.sampled_in_blocks is not None:
-    blocks = experiment.sample_fn(Ancestral(Shared(), min(steps, timing.sampled_in_blocks)))
-    return {"sample": lambda: blocks(params, keys, batch).ids}
-  ours = experiment.sample_fn(Ancestral(timing, steps))
-  grid = timing.grid(steps, length)
+  if model.context.unit is not None:
+    blocks = Grid(steps=min(steps, model.context.unit))
+    return {"sample": lambda: experiment.sample(params, keys, batch, sampler=blocks).ids}
+  ours = Grid(steps=steps)
+  lengths = jnp.full(rows, length)
+  grid = model.timing.grid(params["timing"], steps, lengths, length)
 
   def features(state, t):
-    return network.apply(
-      params["network"], process.inputs(params["process"], state, t), t, Layout(), None
-    )
+    rows = whole_rows(experiment, process.inputs(params["process"], state, t), t)
+    return model.network.apply(params["network"], rows)
 
   @jax.jit
   def bare(state):
     # Each pass reads the last one's features, so that none is dropped or hoisted out of the loop.
     def body(k, carry):
       shifted = jnp.where(carry > 1e30, 0, state)
-      return carry + jnp.sum(
-        features(shifted, jnp.broadcast_to(grid[k], (rows, length))).features.astype(jnp.float32)
-      )
+      return carry + jnp.sum(features(shifted, grid[:, k]).features.astype(jnp.float32))
 
     return jax.lax.fori_loop(0, steps, body, jnp.float32(0))
 
@@ -122,14 +125,14 @@ def sample_calls(experiment: Experiment, steps: int) -> dict[str, Any]:
     keys = token_keys(keys, length)
 
     def body(k, state):
-      t, s = (jnp.broadcast_to(grid[k + i], (rows, length)) for i in (0, 1))
+      t, s = grid[:, k], grid[:, k + 1]
       return process.step(params["process"], fold(keys, k), state, features(state, t).logits, t, s)
 
     return jax.lax.fori_loop(0, steps, body, state)
 
-  prior = process.prior(params["process"], jax.random.key(0), (rows, length))
+  prior = process.prior(params["process"], position_keys(jax.random.key(0), rows, length))
   return {
-    "sample": lambda: ours(params, keys, batch).ids,
+    "sample": lambda: experiment.sample(params, keys, batch, sampler=ours).ids,
     "bare_forward": lambda: bare(prior),
     "sample_full_logits": lambda: full(prior, keys),
   }
@@ -142,19 +145,19 @@ def measure(
 
   Bare forward passes and full logits are compared for rows of one block only; ValueError if full logits are asked for others.
   """
-  one_block = experiment.timing.sampled_in_blocks is None
+  one_block = experiment.model.context.unit is None
   if full_logits and not one_block:
     raise ValueError(
-      f"--full_logits compares rows of one block, not timing.name={experiment.config.timing.name!r}; leave it out"
+      f"--full_logits compares rows of one block, not context.name={experiment.config.context.name!r}; leave it out"
     )
-  settings, data, model = experiment.train, experiment.data, experiment.network.config
+  settings, data, network = experiment.train, experiment.data, experiment.model.network
   tokens = settings.batch_size * data.length
   losses = {"train": experiment.loss_fn(1.0)} | (
     {"train_full_logits": full_logits_loss(experiment)} if full_logits else {}
   )
   calls, compiled = train_calls(experiment, losses)
   # Large and square: the best that this machine does.
-  product, product_flops = matmul(2048, 2048, 2048, jnp.dtype(model.dtype), repeats=4)
+  product, product_flops = matmul(2048, 2048, 2048, jnp.dtype(network.dtype), repeats=4)
   samplers = sample_calls(experiment, sample_steps)
   if not full_logits:
     samplers.pop("sample_full_logits", None)
@@ -162,7 +165,9 @@ def measure(
     samplers, max(rounds // 2, 2)
   )
   matmul_rate = product_flops / seconds["matmul"]
-  step_flops = 3 * tokens * flops_per_token(model, data.length, scored_fraction=0.5)
+  read = experiment.model.context.positions_read(data.length)
+  forward = flops_per_token(network, data.length, read=read, answered=0.5 * data.length)
+  step_flops = 3 * tokens * forward
   row = {
     "train_tokens_per_second": tokens / seconds["train"],
     "train_seconds_per_step": seconds["train"],
@@ -184,11 +189,11 @@ def measure(
       "train_full_logits_temp_mib": (compiled["train_full_logits"].temp_bytes or 0) / 2**20,
     }
   sizes = {
-    "layers": model.layers,
-    "width": model.width,
+    "layers": network.layers,
+    "width": network.width,
     "length": data.length,
     "batch": settings.batch_size,
-    "vocab": model.vocab_size,
+    "vocab": experiment.facts.vocab_size,
   }
   return (
     {name: value if value is None else round(value, 4) for name, value in row.items()}

@@ -18,38 +18,46 @@ from diffusion_text import train
 from diffusion_text.evaluate.likelihood import Likelihood
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.run import Trained, held_out, score
-from diffusion_text.experiment.validation import check_times
-from diffusion_text.objective.bound import scored_weights
-from diffusion_text.process.gaussian import Gaussian, decoded_at
+from diffusion_text.objective import Bound, engine
 from diffusion_text.studies.variance import NoiseVariance, measure
-from diffusion_text.timing import Counted, Shared
-from diffusion_text.types import Batch, Params, Progress
+from diffusion_text.timing import ExactCount, Shared
+from diffusion_text.types import Batch, Params, Progress, Timing
 
 ROWS = 64  # of validation text, or a whole batch, by which a level is chosen
 
 
-def rebound(experiment: Experiment, **changes: Any) -> Experiment:
-  """The experiment with another process or timing in its bound, and nowhere else."""
-  return dataclasses.replace(experiment, bound=dataclasses.replace(experiment.bound, **changes))
+def rescored(experiment: Experiment, timing: Timing) -> Experiment:
+  """The experiment with another timing in its bound, and nowhere else."""
+  return dataclasses.replace(experiment, scoring=experiment.scoring._replace(timing=timing))
+
+
+def decoded_at(experiment: Experiment, log_snr: float) -> Experiment:
+  """The experiment whose bound decodes tokens at a log-SNR. Raises ValueError for a process that has none."""
+  experiment.model.process.time_of(log_snr)
+  evaluate = dataclasses.replace(experiment.evaluate, decode_at=log_snr)
+  return dataclasses.replace(experiment, evaluate=evaluate)
 
 
 def decodings(
   trained: Trained, *, num_draws: int, max_rows: int | None = None, count: int = 16
 ) -> list[tuple[float, Likelihood]]:
-  """(log-SNR, bound on at most ROWS rows of validation text) of `count` values of evaluate.decode_at, evenly spread over the path from its
-  clear end, all with the same times and noise. Raises ValueError for a process that is not Gaussian.
+  """(log-SNR, bound on at most ROWS rows of validation text) of `count` values of evaluate.decode_at, evenly spread over the path from
+  its clear end, all with the same times and noise.
+
+  Raises:
+    ValueError: for a process without a log-SNR.
   """
   experiment, params = trained.experiment, trained.params
+  highest, lowest = experiment.model.process.log_snr_range()
 
   @jax.jit
-  def nats(level: Any, *of: Any):
-    return rebound(experiment, process=decoded_at(experiment.process, level)).nats_fn()(*of)
+  def nats(level: Any, params: Params, key: Any, batch: Batch, progress: Progress):
+    values = engine.nats(experiment.scoring, params, key, batch, progress, decode_at=level)
+    return jnp.sum(values, axis=1), jnp.sum(experiment.text_weights(batch), axis=1)
 
-  decoded_at(experiment.process, math.inf)  # refused now, if it is refused
-  path = experiment.process.path(params["process"])
-  ends = (float(path.log_snr(jnp.float32(t))) for t in (0, 1))
   how = {"split": "validation", "num_draws": num_draws, "max_rows": min(ROWS, max_rows or ROWS)}
-  levels = [round(float(level), 2) for level in np.linspace(*ends, count + 1)[:-1]]
+  levels = np.linspace(highest, lowest, count + 1)[:-1]
+  levels = [round(float(level), 2) for level in levels]
   return [
     (x, score(experiment, params, **how, nats_fn=functools.partial(nats, jnp.float32(x))))
     for x in levels
@@ -59,76 +67,74 @@ def decodings(
 def best_decoding(trained: Trained, **how: Any) -> tuple[Trained, list[tuple[float, Likelihood]]]:
   """The run with the evaluate.decode_at of `decodings` that gives the lowest bound, and what `decodings` gave.
 
-  Raises ValueError if none is a number.
+  Raises:
+    ValueError: if none is a number.
   """
-  tried, experiment = decodings(trained, **how), trained.experiment
-  nats, level = min(
-    (bound.nats_per_token if math.isfinite(bound.nats_per_token) else math.inf, level)
-    for level, bound in tried
-  )
-  if math.isinf(nats):
+  tried = decodings(trained, **how)
+  finite = [(bound.nats_per_token, level) for level, bound in tried]
+  finite = [pair for pair in finite if math.isfinite(pair[0])]
+  if not finite:
     raise ValueError(
-      f"the bound on validation text is no number wherever tokens are decoded ({[level for level, _ in tried]})"
+      "the bound on validation text is no number wherever tokens are decoded"
+      f" ({[level for level, _ in tried]})"
     )
-  return dataclasses.replace(
-    trained, experiment=rebound(experiment, process=decoded_at(experiment.process, level))
-  ), tried
+  _, level = min(finite)
+  return dataclasses.replace(trained, experiment=decoded_at(trained.experiment, level)), tried
 
 
 def chosen_decoding(trained: Trained, **how: Any) -> tuple[Trained, float | None]:
-  """The run and its evaluate.decode_at: the config's, or else, of a Gaussian process, `best_decoding`."""
-  process = trained.experiment.bound.process
-  if isinstance(process, Gaussian) and process.decode_at is None:
+  """The run and its evaluate.decode_at: the config's, or else, of a process with a log-SNR, `best_decoding`."""
+  experiment = trained.experiment
+  if experiment.evaluate.decode_at is None and experiment.model.process.has_log_snr:
     trained, _ = best_decoding(trained, **how)
-  return trained, getattr(trained.experiment.bound.process, "decode_at", None)
+  return trained, trained.experiment.evaluate.decode_at
 
 
-def block_variance(trained: Trained, timing: Any, *, num_draws: int, max_rows: int) -> float:
-  """Variance, nats², of the loss of one block under `timing` (of blocks), over validation text, times and noise."""
-  experiment, size = trained.experiment, timing.block_size
-  bound = dataclasses.replace(experiment.bound, timing=timing)
+def block_variance(
+  trained: Trained, low: float, high: float, *, num_draws: int, max_rows: int
+) -> float:
+  """Variance, nats², of the loss of one block whose times are drawn from [low, high], over validation text, times and noise."""
+  experiment, size = trained.experiment, trained.experiment.model.context.unit
+  model = experiment.scoring._replace(timing=Shared(low=low, high=high))
 
   @jax.jit
   def blocks(params: Params, key: Any, batch: Batch, progress: Progress):
-    predict = lambda inputs, t, layout: experiment.network.apply(
-      params["network"], inputs, t, layout, None
-    )
-    nats = bound.nats(params["process"], key, batch, progress, predict)
-    by_block = lambda values: values.reshape(values.shape[0], -1, size).sum(-1)
-    return by_block(nats), by_block(scored_weights(batch))
+    nats = engine.nats(model, params, key, batch, progress)
+
+    def by_block(values):
+      return values.reshape(values.shape[0], -1, size).sum(-1)
+
+    return by_block(nats), by_block(engine.scored_weights(batch))
 
   values = []
   for number, (batch, _) in enumerate(held_out(experiment, "validation", max_rows)):
     key = train.named_key(experiment.config.seed, "clip", number)
     for draw in range(num_draws):
-      nats, weight = map(
-        np.asarray, blocks(trained.params, key, batch, Progress(part=draw, parts=num_draws))
-      )
+      drawn = blocks(trained.params, key, batch, Progress(part=draw, parts=num_draws))
+      nats, weight = map(np.asarray, drawn)
       values.append(nats[weight > 0])
   return float(np.concatenate(values).var())
 
 
-def estimators(experiment: Experiment) -> list[tuple[str, Any, str]]:
+def estimators(experiment: Experiment) -> list[tuple[str, Timing, str]]:
   """(name, timing, note) of the timings that estimate this experiment's bound, and of its own if that one does not.
 
-  One time for all tokens can be drawn in several ways; the bound along another path, or of blocks, is another number for a trained
-  network, so timings of those kinds have only their own.
+  One time for all tokens can be drawn in several ways; the bound along another path is another number for a trained network, so
+  timings of those kinds have only their own.
   """
-  scoring = experiment.timing.scoring()
-  rows = [("as reported", scoring, "")]
-  if isinstance(scoring, Shared | Counted):
+  scoring = experiment.scoring
+  rows: list[tuple[str, Timing, str]] = [("as reported", scoring.timing, "")]
+  alike = (Shared(), ExactCount())
+  if scoring.timing in (*alike, Shared(power=2.0), Shared(power=3.0)):
     rows = [
       ("shared", Shared(), ""),
-      ("shared, power 2", Shared(2.0), ""),
-      ("shared, power 3", Shared(3.0), ""),
+      ("shared, power 2", Shared(power=2.0), ""),
+      ("shared, power 3", Shared(power=3.0), ""),
     ]
-    try:
-      check_times(Counted(), experiment.config)
-      rows.append(("counted", Counted(), ""))
-    except ValueError:
-      pass  # counted times are no bound here
-  if experiment.timing != scoring:
-    rows.append(("as trained", experiment.timing, "surrogate: another mean, no bound"))
+    if engine.is_bound(scoring._replace(timing=ExactCount()), Bound()):
+      rows.append(("exact_count", ExactCount(), ""))
+  if experiment.model.timing not in (scoring.timing, *alike):
+    rows.append(("as trained", experiment.model.timing, "surrogate: another mean, no bound"))
   return rows
 
 
@@ -140,9 +146,9 @@ def variance(
   key = train.named_key(experiment.config.seed, "variance", 0)
   with jax.set_mesh(experiment.mesh):
     for name, timing, note in estimators(experiment):
-      other = rebound(experiment, timing=timing)
+      other = rescored(experiment, timing)
       batches = held_out(experiment, split, max_rows)
-      results.append(measure(name, other.nats_fn(), trained.params, batches, key, num_draws, note))
+      results.append(measure(name, other.nats_fn, trained.params, batches, key, num_draws, note))
       if timing == Shared():
         results.append(results[-1].of_independent_rows("shared, each row for itself"))
   return results

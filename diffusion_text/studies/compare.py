@@ -28,17 +28,9 @@ from diffusion_text import train
 from diffusion_text.data.pipeline import evaluation_batches
 from diffusion_text.data.token_arrays import token_arrays
 from diffusion_text.data.tokenizers import tokenizer_from_bytes
+from diffusion_text.experiment import registry
 from diffusion_text.experiment import summary as plan
-from diffusion_text.experiment.build import (
-  DataSettings,
-  Experiment,
-  build,
-  config_json,
-  make_policy,
-  make_tokenizer,
-  present,
-  strict,
-)
+from diffusion_text.experiment.build import Experiment, build, config_json
 from diffusion_text.experiment.run import (
   Trained,
   checkpoints,
@@ -49,24 +41,13 @@ from diffusion_text.experiment.run import (
   score,
   train_workdir,
 )
+from diffusion_text.experiment.settings import DataSettings
 from diffusion_text.studies.benchmark import hardware
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.comparison import caption, notes, plot, quality, table
 from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch, LossFn
 
-OWN_SECTIONS = (
-  "process",
-  "schedule",
-  "timing",
-  "objective",
-  "sampler",
-)  # what a system is; all else comes from the base
-# Parts of the network that a system's definition asks for.
-OWN_MODEL_KEYS = ("time_conditioning", "anchor_layers", "self_conditioning", "absent")
-SHARED_KEYS = (
-  "objective.chunk",
-)  # of an own section, and yet no part of the system: it changes speed only
 FEWEST_STEPS = 20  # below this a budget trains nothing
 
 
@@ -93,21 +74,27 @@ def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pat
 
 
 def merge(base: ConfigDict, system: ConfigDict) -> ConfigDict:
-  """The base with the sections and model keys of the system that make it what it is (OWN_SECTIONS, OWN_MODEL_KEYS)."""
-  merged, own = base.to_dict(), system.to_dict()
-  chunk = merged["objective"]["chunk"]
-  merged |= {section: own[section] for section in OWN_SECTIONS}
-  merged["objective"]["chunk"] = chunk
-  merged["model"] |= {key: own["model"][key] for key in OWN_MODEL_KEYS if key in own["model"]}
-  return ConfigDict(merged)
+  """The base with the sections and keys that the system owns (`config.owns`, see configs/base.py).
+
+  Raises:
+    ValueError: for a key that the system says to own and does not have.
+  """
+  merged, own = ConfigDict(base.to_dict()), ConfigDict(system.to_dict())
+  for key in system.owns:
+    section, _, rest = key.partition(".")
+    if section not in own or (rest and rest not in own[section]):
+      raise ValueError(f"config.owns names {key!r}, which the config does not have")
+    if rest:
+      merged[section][rest] = own[section][rest]
+    else:
+      merged[section] = own[section]
+  merged.owns = system.owns
+  return merged
 
 
-def is_own(key: str) -> bool:
-  """Whether a dotted config key comes from the system rather than from the base."""
-  section, _, rest = key.partition(".")
-  return (section in OWN_SECTIONS and key not in SHARED_KEYS) or (
-    section == "model" and rest in OWN_MODEL_KEYS
-  )
+def is_own(key: str, owns: Sequence[str]) -> bool:
+  """True if a dotted config key comes from the system rather than from the base."""
+  return key == "owns" or any(key == name or key.startswith(f"{name}.") for name in owns)
 
 
 def set_aside(system: ConfigDict, defaults: ConfigDict, merged: ConfigDict) -> dict[str, Any]:
@@ -116,7 +103,9 @@ def set_aside(system: ConfigDict, defaults: ConfigDict, merged: ConfigDict) -> d
     flatten(json.loads(config_json(config))) for config in (system, defaults, merged)
   )
   return {
-    k: v for k, v in theirs.items() if not is_own(k) and v != usual.get(k) and v != ours.get(k)
+    key: value
+    for key, value in theirs.items()
+    if not is_own(key, system.owns) and value != usual.get(key) and value != ours.get(key)
   }
 
 
@@ -195,14 +184,14 @@ class Comparison:
 
   def data(self) -> DataSettings:
     """The data that all systems share."""
-    return strict(DataSettings, present(self.base.data.to_dict()), "data")
+    return registry.settings(DataSettings, self.base.data.to_dict(), "base.data")
 
   def tokenizer(self) -> Any:
     """The one tokenizer of all systems; made on the first call, kept in the workdir under a name that changes with `base.data`."""
     path = self.workdir / f"tokenizer-{zlib.crc32(config_json(self.base.data).encode()):08x}"
     if not path.exists():
       self.workdir.mkdir(parents=True, exist_ok=True)
-      write(path, make_tokenizer(self.data()).to_bytes())
+      write(path, self.data().make_tokenizer().to_bytes())
     return tokenizer_from_bytes(path.read_bytes())
 
 
@@ -269,7 +258,7 @@ def steps_within(experiment: Experiment, budget: float, trial: int = 24) -> int:
   with jax.set_mesh(experiment.mesh):
     state, step = experiment.fresh_state(), metered(experiment.jitted_step(experiment.loss_fn(1.0)))
     ids = rng.integers(
-      0, experiment.process.vocab_size, (settings.batch_size, experiment.data.length)
+      0, experiment.facts.vocab_size, (settings.batch_size, experiment.data.length)
     ).astype(np.int32)
     batch, spent = train.global_batch(Batch(ids), experiment.mesh), []
     for _ in range(trial + 1):
@@ -320,15 +309,15 @@ def sampled(
 
   A system that makes the same number of steps for two entries of `calls` (one token per block) is sampled once.
   """
-  experiment, data = trained.experiment, trained.experiment.data
-  section, size, rows = experiment.config.sampler.to_dict(), experiment.timing.sampled_in_blocks, []
-  blocks = 1 if size is None else -(-data.length // size)
+  experiment, data, rows = trained.experiment, trained.experiment.data, []
+  unit = experiment.model.context.unit
+  blocks = 1 if unit is None else -(-data.length // unit)
   reference = reference_text(data)
   batch = open_rows(experiment.tokenizer, comparison.num_samples, data.length)
   for steps in dict.fromkeys(max(1, calls // blocks) for calls in comparison.calls):
-    policy = make_policy({**section, "steps": steps}, experiment.timing)
+    sampler = registry.with_steps("sampler", experiment.config.sampler.to_dict(), steps)
     texts, result = generate(
-      trained, batch, num=comparison.num_samples, seed=experiment.config.seed, policy=policy
+      trained, batch, num=comparison.num_samples, seed=experiment.config.seed, sampler=sampler
     )
     calls = int(result.calls)
     write(

@@ -27,7 +27,7 @@ def steps_in(experiment: Experiment, seconds: float, trial: int = 24) -> int:
   with jax.set_mesh(mesh):
     state, step = experiment.fresh_state(), experiment.jitted_step(experiment.loss_fn(1.0))
     ids = np.random.default_rng(0).integers(
-      0, experiment.process.vocab_size, (settings.batch_size, experiment.data.length)
+      0, experiment.facts.vocab_size, (settings.batch_size, experiment.data.length)
     )
     batch = train.global_batch(Batch(ids.astype(np.int32)), mesh)
     times = []

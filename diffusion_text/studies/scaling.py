@@ -22,6 +22,7 @@ import ml_collections
 from diffusion_text import train
 from diffusion_text.experiment import summary as plan
 from diffusion_text.experiment.build import Experiment, build
+from diffusion_text.experiment.run import override
 from diffusion_text.studies.benchmark import hardware, train_calls
 from diffusion_text.studies.speed import interleaved
 
@@ -81,11 +82,12 @@ def point(config: ml_collections.ConfigDict, axis: str, value: int) -> Experimen
     raise ValueError(
       f"{devices} devices are to be compared, but there are {jax.device_count()}; leave the larger values out"
     )
-  config.update_from_flattened_dict(
-    {"train.batch_size": rows, "evaluate.batch_size": devices, "train.accumulation": 1}
+  override(
+    config,
+    [("train.batch_size", rows), ("evaluate.batch_size", devices), ("train.accumulation", 1)],
   )
   if "." in key:
-    config.update_from_flattened_dict({key: value})
+    override(config, [(key, value)])
   if axis == "parameters":
     config.model.update(
       {"mlp_width": 4 * value, "heads": max(value // 64, 1), "kv_heads": max(value // 64, 1)}

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_text.core.prng import row_keys
 from diffusion_text.experiment import run
-from diffusion_text.experiment.build import Experiment, make_policy
+from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.run import Trained
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.translation import bleu, consensus, exact_match
@@ -77,21 +77,21 @@ def write_targets(trained: Trained, sources: Sequence[str], num: int, seed: int)
   ids = np.zeros((len(sources), length), np.int32)
   for row, start in zip(ids, starts):
     row[: len(start)] = start
-  given = np.arange(length) < np.array([[len(start)] for start in starts])
+  observed = np.arange(length) < np.array([[len(start)] for start in starts])
   sample_keys = lambda key: jax.vmap(lambda sample: jax.random.fold_in(key, sample))(
     jnp.arange(num)
   )
   keys = jax.vmap(sample_keys)(row_keys(seed, len(sources)))
   key_data = np.asarray(jax.random.key_data(keys)).reshape(len(sources) * num, -1)
   place = np.repeat(np.arange(len(sources)), num)
-  call = experiment.sample_fn(make_policy(experiment.config.sampler.to_dict(), experiment.timing))
   rows, calls = [], []
   for first in range(0, len(place), ROWS):
     picked = np.minimum(
       first + np.arange(ROWS), len(place) - 1
     )  # of one shape: the last rows are drawn again and dropped
-    batch = Batch(ids[place[picked]], given[place[picked]])
-    result = call(trained.params, jax.random.wrap_key_data(jnp.asarray(key_data[picked])), batch)
+    batch = Batch(ids[place[picked]], observed[place[picked]])
+    keys = jax.random.wrap_key_data(jnp.asarray(key_data[picked]))
+    result = experiment.sample(trained.params, keys, batch)
     keep = min(ROWS, len(place) - first)
     rows.extend(np.asarray(result.ids)[:keep])
     calls.extend(np.asarray(result.row_calls)[:keep])
