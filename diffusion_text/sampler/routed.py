@@ -1,90 +1,131 @@
-"""Adaptive routing (RDM, arXiv 2302.05737): predict every token, keep the surest, send the rest back to noise, and again."""
+"""Adaptive routing (RDM, arXiv 2302.05737): every token is predicted, the surest are kept, the rest
+go back to noise, and again.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+from typing import ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.prng import draw_uniform, fold
-from diffusion_text.process.discrete import Discrete
-from diffusion_text.sampler.ancestral import Ancestral
-from diffusion_text.sampler.correct import leave_one_out, need_renoising
-from diffusion_text.sampler.loop import ORDER, WIDE_CHUNK, Canvas, answers
+from diffusion_text.core.numerics import LEAST, at_ids
+from diffusion_text.core.options import member, option
+from diffusion_text.core.prng import draw_categorical, draw_uniform, fold, streams
+from diffusion_text.sampler.budget import best
+from diffusion_text.sampler.loop import on_tokens
+from diffusion_text.sampler.lost_tokens import need_schedule
+from diffusion_text.sampler.transform import LogitsTransform, refuse_scores
 from diffusion_text.schedules.discrete import time_of
-from diffusion_text.types import Array, Key, Params, Prediction, Process, State, Time
-
-RATES = ("linear", "cosine")
+from diffusion_text.types import Canvas, Model, Params, Prediction, Query, State
 
 
-@dataclasses.dataclass(frozen=True)
-class Routed(Ancestral):
-  """Call k of S guesses every open token, keeps the floor(rate · open tokens) best of each row as clean tokens, and puts noise on all
-  others, also on tokens that an earlier call had kept. The last call keeps all; exactly `steps` calls.
+class Routing(NamedTuple):
+  """step: int32 [B], the calls that each row has made in this window."""
 
-  What is kept decides how noisy the row is, so the timing is not walked: all open tokens of a call have the time at which the schedule
-  of the process keeps that share (1 at the first call).
+  step: Int[Array, " B"]
 
-  The score is the log-probability (leave-one-out, before guidance) of the token that was **drawn**, plus Gumbel noise times
-  noise_scale · (1 - rate), as published. So it seeks modes and is biased at temperature 1 even with a perfect network (DESIGN, "two
-  facts": total variation 0.43 on the toy where `Ordered` is exact): use it for translation-like tasks, not to sample a language. Of
-  equal scores the leftmost is kept (the published code drops all of them).
 
-  rate: "linear", k / S, or "cosine", 1 - cos(pi/2 · k / S), which keeps few tokens early. Raises ValueError for values out of range.
+@member
+class Routed:
+  """Call k of S guesses every active token, keeps the floor(rate · active tokens) best of each row
+  as clean tokens, and puts noise on all others, also on tokens that an earlier call had kept. The
+  last call keeps all; exactly `steps` calls.
+
+  What is kept decides how noisy the row is, so the timing's grid is not walked: all active tokens
+  of a call have the time at which the schedule of the process keeps that share (1 at the first).
+
+  The score is the log-probability (leave-one-out, before temperature and top_p) of the token that
+  was **drawn**, plus Gumbel noise times noise_scale · (1 - rate), as published. So it seeks modes
+  and is biased at temperature 1 even with a perfect network (total variation 0.43 on the toy where
+  `reveal` is exact): use it for translation-like tasks, not to sample a language. Of equal scores
+  the leftmost is kept (the published code drops all of them).
   """
 
-  rate: str = "linear"
-  noise_scale: float = 0.0
+  steps: int = option(64, "calls, per unit of the context", ge=1)
+  temperature: float = option(1.0, "of the guesses; 0 takes the likeliest token", ge=0)
+  top_p: float = option(1.0, "share of the probability that is kept; 1 keeps all", gt=0, le=1)
+  rate: Literal["linear", "cosine"] = option(
+    "linear", "share kept after k of S calls: k / S, or 1 - cos(π/2 · k / S), few tokens early"
+  )
+  noise_scale: float = option(
+    0.0, "of the Gumbel noise on the scores; 0 keeps the best whatever the key", ge=0
+  )
 
-  def __post_init__(self):
-    if self.rate not in RATES:
-      raise ValueError(f"rate={self.rate!r} is unknown; use one of {RATES}")
-    if not self.noise_scale >= 0:
-      raise ValueError(
-        f"noise_scale={self.noise_scale} must not be negative; 0 keeps the best tokens whatever the seed"
-      )
+  extra_calls: ClassVar[int] = 0
 
-  def plan(self, process: Process, params: Params, canvas: Canvas) -> Array:
-    need_renoising(process)
-    if not isinstance(process, Discrete):
-      raise ValueError(
-        f"{type(process).__name__} keeps no tokens whole, which the routed sampler counts; use predictor_corrector"
-      )
-    grid = super().plan(process, params, canvas)
-    times = time_of(process.schedule, self.share(jnp.arange(self.steps + 1)))
-    return jnp.broadcast_to(times[:, None], grid.shape).at[0].set(1.0).at[-1].set(0.0)
+  def check(self, model: Model) -> None:
+    """Refuses vectors, which are not kept whole, and transforms of logits that are no law."""
+    need_schedule(model.process, "Routed", "use sampler.name='grid'")
+    refuse_scores(model, "Routed", (self.temperature, self.top_p) != (1, 1))
 
-  def share(self, done: Array) -> Array:
-    """The share of the open tokens that are kept after `done` calls, float32; exactly 1 after the last."""
+  def init(self, model: Model, params: Params, canvas: Canvas) -> Routing:
+    """No call made."""
+    return Routing(jnp.zeros_like(canvas.call))
+
+  def needs(
+    self, model: Model, params: Params, canvas: Canvas, state: Routing
+  ) -> Bool[Array, "B u"]:
+    """All active tokens, at every call."""
+    return canvas.active & (state.step < self.steps)[:, None]
+
+  def times(
+    self, model: Model, params: Params, canvas: Canvas, state: Routing
+  ) -> Float[Array, "B u"]:
+    """The time at which the schedule keeps the share that was kept."""
+    t = time_of(model.process.schedule, self.share(state.step))
+    t = jnp.where(state.step == 0, 1.0, t)
+    return jnp.broadcast_to(t[:, None], canvas.active.shape)
+
+  def share(self, done: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    """The share of the tokens that are kept after `done` calls; exactly 1 after the last."""
     if self.rate == "linear":
       return done / self.steps
     return jnp.where(done >= self.steps, 1.0, 1 - jnp.cos(jnp.pi / 2 * done / self.steps))
 
-  def kept(self, call: Array, total: Array) -> tuple[Array, Array]:
-    """How many of `total` tokens call `call` (from 0) keeps, int32, and the rate, float32; exactly all of them in the last call."""
-    rate = self.share(call + 1)
+  def kept(self, step: Int[Array, "*n"], total: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """How many of `total` tokens call `step` (from 0) keeps; exactly all of them at the last."""
     if self.rate == "linear":
-      return total * (call + 1) // self.steps, rate
-    return jnp.floor(rate * total).astype(jnp.int32), rate
+      return total * (step + 1) // self.steps
+    return jnp.floor(self.share(step + 1) * total).astype(jnp.int32)
 
-  def advance(
-    self, process: Process, params: Params, canvas: Canvas, prediction: Prediction
-  ) -> State:
-    canvas, t, s = self.turn(canvas)
-
-    def guess(keys: Key, state: State, logits: Array, t: Time, s: Time) -> tuple[Array, Array]:
-      ids = process.guess(params, keys, state, self.guided(logits, s), t)
-      return ids, jnp.take_along_axis(
-        leave_one_out(process, state, t, logits), ids[:, None], axis=-1
-      )[:, 0]
-
-    ids, score = answers(canvas, prediction, canvas.open, guess, t, s, chunk=WIDE_CHUNK)
-    keeps_B, rate = self.kept(canvas.call, jnp.sum(canvas.open, axis=1))
-    u = jnp.maximum(draw_uniform(fold(canvas.keys, ORDER)), jnp.finfo(jnp.float32).tiny)
-    score = score - self.noise_scale * (1 - rate) * jnp.log(-jnp.log(u))
-    rank = jnp.argsort(
-      jnp.argsort(jnp.where(canvas.open, -score, jnp.inf), axis=1, stable=True), axis=1
+  def step(
+    self,
+    model: Model,
+    params: Params,
+    canvas: Canvas,
+    state: Routing,
+    prediction: Prediction,
+    query: Query,
+    needs: Bool[Array, "B u"],
+  ) -> tuple[State, Routing]:
+    """The surest guesses as clean tokens, noise elsewhere."""
+    if prediction.fresh is not None:
+      raise ValueError(
+        "sampler.name='routed' compares all tokens of a row, and this reader answers some of them"
+        " at a call; use reader.name='whole_row'"
+      )
+    process, of_process = model.process, params["process"]
+    keys = fold(streams(canvas.keys, "step"), state.step[:, None])
+    t = self.times(model, params, canvas, state)
+    ids, score = on_tokens(
+      model, params, prediction, needs, self._guess(process), keys, canvas.state, t
     )
-    noise = jnp.where(rank < keeps_B[:, None], 0.0, 1.0)
-    routed = process.renoise(params, canvas.keys, ids, noise)
-    return jnp.where(canvas.open, routed, canvas.state)
+    u = jnp.maximum(draw_uniform(streams(keys, "order")), LEAST)
+    spread = self.noise_scale * (1 - self.share(state.step + 1))[:, None]
+    score = score - spread * jnp.log(-jnp.log(u))
+    count = self.kept(state.step, jnp.sum(canvas.active, axis=1))
+    level = jnp.where(best(score, canvas.active, count), 0.0, 1.0)
+    text = process.corrupt(of_process, keys, process.clean(of_process, ids), level)
+    return text, Routing(state.step + jnp.any(needs, axis=1))
+
+  def _guess(self, process):
+    transform = LogitsTransform(self.temperature, self.top_p)
+
+    def guess(of_process, output, keys, state, t):
+      """A draw for each token, and its log-probability as the other tokens see it."""
+      said = process.posterior(of_process, state, t, transform(output))
+      ids = draw_categorical(streams(keys, "guess"), said)
+      return ids, at_ids(process.leave_one_out(of_process, state, t, output), ids)
+
+    return guess

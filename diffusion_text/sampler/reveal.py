@@ -1,0 +1,229 @@
+"""Revealing: tokens wait until a score and a budget choose them, then they are drawn; a revision
+may send them back.
+
+  score    (each token's distribution) -> a number; the highest are revealed first
+  budget   (view, proposal, waiting) -> bool [B, u]: the tokens that are committed at this call
+  draw     temperature and top_p of the draw
+  revise   (view, proposal, committed) -> Change: what becomes of other tokens
+
+Which tokens wait, and at which level of noise, lives in the sampler's own state: the text itself
+shows that for masks only. So one sampler serves every process. The logits of a token are computed
+once per call, and where neither score nor budget reads them, only for the tokens that are
+committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from diffusion_text.core.numerics import at_ids, select
+from diffusion_text.core.options import member, option, part
+from diffusion_text.core.prng import draw_categorical, fold, streams
+from diffusion_text.sampler.budget import BUDGETS, EvenShare
+from diffusion_text.sampler.loop import on_tokens
+from diffusion_text.sampler.lost_tokens import need_schedule
+from diffusion_text.sampler.revise import REVISIONS
+from diffusion_text.sampler.score import SCORES, Candidates, Entropy
+from diffusion_text.sampler.transform import LogitsTransform
+from diffusion_text.schedules.discrete import time_of
+from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, Query, State
+
+
+class Waiting(NamedTuple):
+  """The state of `Reveal`.
+
+  Attributes:
+    waiting: bool [B, u], tokens that are not committed.
+    level: float32 [B, u], the time at which each token stands: 0 where it is committed.
+    total: int32 [B], the tokens that are to be generated.
+    step: int32 [B], the sampler's own steps so far.
+  """
+
+  waiting: Bool[Array, "B u"]
+  level: Float[Array, "B u"]
+  total: Int[Array, " B"]
+  step: Int[Array, " B"]
+
+
+class Proposal(NamedTuple):
+  """What one pass over the logits says of the tokens that were answered; zeros elsewhere.
+
+  Attributes:
+    score: float32 [B, u].
+    ids: int32 [B, u], a draw for each token.
+    log_prob: float32 [B, u], its log-probability before temperature and top_p.
+    statistics: name -> [B, u], what the budget has asked for.
+  """
+
+  score: Float[Array, "B u"]
+  ids: Int[Array, "B u"]
+  log_prob: Float[Array, "B u"]
+  statistics: Mapping[str, Float[Array, "B u"]]
+
+
+class View(NamedTuple):
+  """What a budget and a revision see besides the proposal.
+
+  Attributes:
+    model, params: the model, for those that ask a network themselves or noise tokens.
+    canvas: the window, before the step.
+    keys: [B, u], keys of this step.
+    waiting: bool [B, u], tokens that were waiting before the step.
+    answered: bool [B, u], tokens whose candidates are known.
+    level: float32 [B, u], the time of each token before the step.
+    total: int32 [B], the tokens that are to be generated.
+    step: int32 [B], the number of the step.
+    query, prediction: the question and its answer; None where the choice is made before the network
+      is asked.
+  """
+
+  model: Model
+  params: Params
+  canvas: Canvas
+  keys: Keys
+  waiting: Bool[Array, "B u"]
+  answered: Bool[Array, "B u"]
+  level: Float[Array, "B u"]
+  total: Int[Array, " B"]
+  step: Int[Array, " B"]
+  query: Query | None = None
+  prediction: Prediction | None = None
+
+
+@member
+class Reveal:
+  """Score, budget, draw, revision (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992; and most
+  decoders since).
+  """
+
+  score: Any = part(SCORES, Entropy(), "which tokens are revealed first")
+  budget: Any = part(BUDGETS, EvenShare(), "how many are revealed at a call")
+  temperature: float = option(1.0, "of the draw; 0 takes the likeliest token", ge=0)
+  top_p: float = option(1.0, "share of the probability that is kept; 1 keeps all", gt=0, le=1)
+  revise: Any = part(REVISIONS, None, "what becomes of other tokens; None: nothing")
+  told: Literal["shared", "own"] | None = option(
+    None,
+    "the times that the network is told: 'shared', for every token the time at which as many tokens"
+    " wait; 'own', its own level for each. None: 'shared' with a mask, 'own' without",
+  )
+
+  extra_calls: ClassVar[int] = 0
+
+  def check(self, model: Model) -> None:
+    """Raises ValueError where the network could not be told what it needs to know."""
+    if not self._own_times(model):
+      if self.revise is not None and self.revise.levels_between:
+        raise ValueError(
+          f"sampler.told='shared' hides the levels that {type(self.revise).__name__} leaves tokens"
+          " at; use sampler.told='own'"
+        )
+      need_schedule(model.process, "sampler.told='shared'", "use sampler.told='own'")
+
+  def init(self, model: Model, params: Params, canvas: Canvas) -> Waiting:
+    """Every token waits, at the level of the prior."""
+    del model, params
+    active = canvas.active
+    level = active.astype(jnp.float32)
+    return Waiting(active, level, jnp.sum(active, axis=1), jnp.zeros_like(canvas.call))
+
+  def needs(
+    self, model: Model, params: Params, canvas: Canvas, state: Waiting
+  ) -> Bool[Array, "B u"]:
+    """The waiting tokens; those alone that will be committed where they are known beforehand."""
+    if self._reads == "active":
+      return canvas.active & jnp.any(state.waiting, axis=1, keepdims=True)
+    if self._reads == "waiting":
+      return state.waiting
+    view = self._view(model, params, canvas, state, state.waiting)
+    score = self.score(self._candidates(canvas, None))
+    nothing = jnp.zeros(score.shape, jnp.int32)
+    return self.budget(view, Proposal(score, nothing, score, {}), state.waiting)
+
+  def times(
+    self, model: Model, params: Params, canvas: Canvas, state: Waiting
+  ) -> Float[Array, "B u"]:
+    """What the network is told (the option `told`)."""
+    del params, canvas
+    if self._own_times(model):
+      return state.level
+    share = jnp.sum(state.waiting, axis=1) / jnp.maximum(state.total, 1)
+    t = time_of(model.process.schedule, 1 - share)
+    return jnp.broadcast_to(t[:, None], state.level.shape)
+
+  def step(
+    self,
+    model: Model,
+    params: Params,
+    canvas: Canvas,
+    state: Waiting,
+    prediction: Prediction,
+    query: Query,
+    needs: Bool[Array, "B u"],
+  ) -> tuple[State, Waiting]:
+    """Commits what the budget chooses, then revises."""
+    process, of_process = model.process, params["process"]
+    answered = needs if prediction.fresh is None else needs & prediction.fresh
+    view = self._view(model, params, canvas, state, answered)
+    view = view._replace(query=query, prediction=prediction)
+    proposal = self.propose(view, self.times(model, params, canvas, state))
+    eligible = state.waiting & answered
+    committed = eligible & self.budget(view, proposal, eligible)
+    text = select(committed, process.clean(of_process, proposal.ids), canvas.state)
+    waiting = state.waiting & ~committed
+    level = jnp.where(committed, 0.0, state.level)
+    if self.revise is not None:
+      change = self.revise(view, proposal, committed)
+      where = change.where & canvas.active & jnp.any(needs, axis=1, keepdims=True)
+      clean = process.clean(of_process, change.ids)
+      noised = process.corrupt(of_process, streams(view.keys, "revise"), clean, change.level)
+      text = select(where, noised, text)
+      waiting = jnp.where(where, change.level > 0, waiting)
+      level = jnp.where(where, change.level, level)
+    step = state.step + jnp.any(needs, axis=1)
+    return text, Waiting(waiting, level, state.total, step)
+
+  def propose(self, view: View, t: Float[Array, "B u"]) -> Proposal:
+    """The proposal for the answered tokens, whom the network was told to be at t, by one pass over
+    their logits.
+    """
+    process, canvas = view.model.process, view.canvas
+    transform = LogitsTransform(self.temperature, self.top_p)
+
+    def one(of_process, output, keys, order_keys, place, state, t):
+      log_p = process.posterior(of_process, state, t, output)
+      seen = Candidates(order_keys, place, log_p)
+      ids = draw_categorical(streams(keys, "token"), transform(log_p))
+      statistics = {name: score(seen) for name, score in self.budget.statistics.items()}
+      return Proposal(self.score(seen), ids, at_ids(log_p, ids), statistics)
+
+    order = self._candidates(canvas, None)
+    rows = (view.keys, order.keys, order.place, canvas.state, t)
+    few = self._reads == "committed"
+    return on_tokens(view.model, view.params, view.prediction, view.answered, one, *rows, few=few)
+
+  @property
+  def _reads(self) -> Literal["committed", "waiting", "active"]:
+    """Whose logits are read."""
+    ahead = not (self.score.reads_logits or self.budget.reads_logits)
+    of_choice = "committed" if ahead else "waiting"
+    if self.revise is None or self.revise.reads == "committed":
+      return of_choice
+    return self.revise.reads
+
+  def _own_times(self, model: Model) -> bool:
+    if self.told is None:
+      return model.process.mask_id is None
+    return self.told == "own"
+
+  def _candidates(self, canvas: Canvas, log_p: Any) -> Candidates:
+    place = jnp.broadcast_to(jnp.arange(canvas.active.shape[1]), canvas.active.shape)
+    return Candidates(streams(canvas.keys, "order"), place, log_p)
+
+  def _view(self, model, params, canvas, state: Waiting, answered) -> View:
+    keys = fold(streams(canvas.keys, "step"), state.step[:, None])
+    parts = (keys, state.waiting, answered, state.level, state.total, state.step)
+    return View(model, params, canvas, *parts)
