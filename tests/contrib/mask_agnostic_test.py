@@ -1,0 +1,171 @@
+"""The mask-agnostic loss against the formula with every logit in memory, and mutants that must fail."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text.context import Blocks, Causal, Full, NextToken
+from diffusion_text.contrib.mask_agnostic import MaskAgnostic
+from diffusion_text.core.prng import stream
+from diffusion_text.objective import Bound, CrossEntropy, engine
+from diffusion_text.process.masked import Masked
+from diffusion_text.process.uniform import Uniform
+from diffusion_text.testing.table_network import TableNetwork
+from diffusion_text.timing import Shared
+from diffusion_text.types import Batch, InputSizes, Model, Progress
+
+V, B, L = 7, 8, 12
+MASKED = Masked(vocab_size=V)
+START = Progress()
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+IDS = np.random.default_rng(0).integers(0, V, (B, L)).astype(np.int32)
+REAL = np.broadcast_to((np.arange(L) < 9).astype(np.float32), (B, L))
+PACKED = np.where(np.arange(L) < 5, 1, 2) * np.ones((B, 1), np.int32)
+DOCUMENTS = {
+  "one": Batch(IDS),
+  "packed and padded": Batch(IDS, weights=REAL, segment=np.where(REAL > 0, PACKED, 0)),
+}
+NET = jax.tree.map(np.asarray, TableNetwork.params(jax.random.key(1), InputSizes(ids=V + 1), V, V))
+
+
+def model_of(network=None, context=None, process=MASKED, **options):
+  network = TableNetwork(mask_id=V) if network is None else network
+  return Model(network, process, Shared(), Full() if context is None else context, **options)
+
+
+def loss_of(objective, network, batch, model, key=9):
+  params, key = {"network": network, "process": {}, "timing": {}}, jax.random.key(key)
+  times = engine.draw_times(model, params, stream(key, "times"), batch, START)
+  return objective(model, params, key, batch, times, START)
+
+
+def masks_seen(state, segment):
+  same = segment[:, :, None] == segment[:, None]
+  return (same * (state == V)[:, None]).sum(-1)[..., None]
+
+
+def check_mask_agnostic(cls, batch, context=None):
+  """Value and gradient equal the formula with every logit in memory, given how many masks were appended."""
+  objective = cls(agreement=0.7, appended=4)
+  network = TableNetwork(mask_id=V, router=0.2)
+  model = model_of(network, context, chunk=5, shards=2)
+  end = L - 1 if batch.weights is None else 8
+  own = np.zeros((B, L), np.int32) if batch.segment is None else np.asarray(batch.segment)
+
+  def ours(net):
+    loss, _ = loss_of(objective, net, batch, model)
+    first, second = (rows for rows, _, _ in network.calls[-2:])
+    return loss.total, (loss.sums, first, second)
+
+  (value, (sums, row, longer)), gradient = jit(jax.value_and_grad(ours, has_aux=True))(NET)
+  read = slice(*row.tokens)
+  state, t = (np.asarray(x)[:, read] for x in (row.inputs.ids, row.t))
+  tail = slice(row.t.shape[1], None)
+  np.testing.assert_array_equal(np.asarray(longer.inputs.ids)[:, : tail.start], row.inputs.ids)
+  assert (np.asarray(longer.inputs.ids)[:, tail] == V).all() and (longer.t[:, tail] == 1).all()
+  assert not np.asarray(longer.weights)[:, tail].any(), "masks that are appended weigh nothing"
+  segment = np.asarray(longer.layout.segment)
+  appended = (segment[:, tail] == own[:, end : end + 1]).sum(1)
+  assert appended.min() >= 1 and len(set(appended)) > 1
+  position = np.asarray(longer.inputs.position)
+  np.testing.assert_array_equal(position[:, tail.start], position[:, row.tokens.start + end] + 1)
+
+  def formula(net):
+    table = jnp.asarray(net["table"])
+    seen = masks_seen(state, own)
+    crowd = seen + jnp.where(own == own[:, end : end + 1], appended[:, None], 0)[..., None]
+    logits = (table[state] + seen * net["crowd"]) @ net["out"]
+    others = (table[state] + crowd * net["crowd"]) @ net["out"]
+    log_p = jax.nn.log_softmax(logits)
+    cost = -jnp.take_along_axis(log_p, batch.ids[..., None], -1)[..., 0]
+    cost = cost + 0.7 * jnp.abs(jnp.exp(log_p) - jax.nn.softmax(others)).sum(-1) / 2
+    weights = 1.0 if batch.weights is None else batch.weights
+    return jnp.sum((state == V) * (t > 0) * weights * cost)
+
+  theirs, slope = jit(jax.value_and_grad(formula))(NET)
+  router = float(sums["router"])
+  np.testing.assert_allclose(value - router, theirs, rtol=3e-4)
+  # Where no mask is appended to a document the two readings are one: at equal distributions the
+  # variation has a kink, and rounding takes a side. The router's gradient is in "table" and "crowd".
+  for name in ("out",):
+    miss = np.linalg.norm(gradient[name] - slope[name])
+    assert miss <= 5e-3 * np.linalg.norm(slope[name]), name
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_mask_agnostic(kind):
+  check_mask_agnostic(MaskAgnostic, DOCUMENTS[kind])
+
+
+class SeesHiddenMasks(MaskAgnostic):
+  """Shows every appended mask to every token."""
+
+  def lengthen(self, *args):
+    rows = super().lengthen(*args)
+    layout = dataclasses.replace(rows.layout, segment=jnp.zeros_like(rows.layout.segment))
+    return dataclasses.replace(rows, layout=layout)
+
+
+class AppendsToThePadding(MaskAgnostic):
+  """Takes padding for text."""
+
+  def lengthen(self, model, params, key, batch, rows, progress):
+    batch = dataclasses.replace(batch, weights=None)
+    return super().lengthen(model, params, key, batch, rows, progress)
+
+
+@pytest.mark.parametrize(
+  "mutant,kind", [(SeesHiddenMasks, "one"), (AppendsToThePadding, "packed and padded")]
+)
+def test_mutants_fail(mutant, kind):
+  with pytest.raises(AssertionError):
+    check_mask_agnostic(mutant, DOCUMENTS[kind])
+
+
+def test_agreement_is_free_for_a_network_blind_to_the_number_of_masks():
+  model = model_of(chunk=48)
+  blind = NET | {"crowd": np.zeros(5, np.float32)}
+  crowded = NET | {"crowd": -NET["table"][V] / 24}  # enough masks turn the answer to a mask around
+
+  @jit
+  def totals(net):
+    objectives = MaskAgnostic(), CrossEntropy(), Bound()
+    losses = [loss_of(o, net, Batch(IDS), model)[0] for o in objectives]
+    return [loss.total for loss in losses], losses[0].sums["bound"]
+
+  (agnostic, plain, bound), reported = totals(blind)
+  assert float(agnostic) == pytest.approx(float(plain), rel=1e-6)
+  assert float(reported) == pytest.approx(float(bound), rel=1e-5)
+  (agnostic, plain, bound), reported = totals(crowded)
+  assert float(agnostic) > 1.03 * float(plain)
+  assert float(reported) == pytest.approx(float(bound), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  "make,match",
+  [
+    (lambda: MaskAgnostic(appended=0), "appended"),
+    (lambda: MaskAgnostic(agreement=-1.0), "agreement"),
+    (
+      lambda: MaskAgnostic().check(model_of(process=Uniform(vocab_size=V))),
+      "appends masks, and Uniform.* has none",
+    ),
+    (lambda: MaskAgnostic().check(model_of(context=Blocks(size=4))), "one bidirectional block"),
+    (lambda: MaskAgnostic().check(model_of(context=NextToken())), "one bidirectional block"),
+    (
+      lambda: loss_of(MaskAgnostic(), NET, Batch(IDS), model_of(context=Causal())),
+      "one bidirectional block",
+    ),
+  ],
+)
+def test_what_does_not_fit_is_refused(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()
+
+
+def test_shifted_answers_are_lengthened_too():
+  check_mask_agnostic(MaskAgnostic, DOCUMENTS["one"], Full(answer_shift=1))
