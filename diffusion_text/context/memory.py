@@ -3,6 +3,7 @@ sampling."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -40,7 +41,7 @@ def remembered(
   def one(consts, rows):
     head, of_network, of_process = consts
     features, state, t = rows
-    estimate = model.process.estimate(of_process, state, t, head(features))
+    estimate = jax.lax.stop_gradient(model.process.estimate(of_process, state, t, head(features)))
     return model.network.remember(of_network, estimate).astype(jnp.float32)
 
   consts = (prediction.head, params["network"], params["process"])

@@ -75,7 +75,7 @@ class Cached:
     """(an empty cache, the state that its slots were written for)."""
     rows = _answered_in_place(rows_of(model, params, query), query)
     cache = model.network.cache(params["network"], rows, query.t.shape[1])
-    return cache, (visible_state(query) if self.policy == "some" else ())
+    return cache, (visible_state(query)[0] if self.policy == "some" else ())
 
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
@@ -99,7 +99,7 @@ class Cached:
     prediction = dataclasses.replace(
       prediction, features=window(everywhere, *cut), fresh=window(read, *cut)
     )
-    return prediction, (cache, select(read, visible_state(query), memory[1]))
+    return prediction, (cache, select(read, visible_state(query)[0], memory[1]))
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
     """The slots of the window, written once more: now the window is clean. Whoever reads the row anew needs none of this."""
@@ -112,7 +112,7 @@ class Cached:
     """The tokens that a call reads: those whose slot is stale, then those that are needed, then from the left."""
     rows, positions = query.t.shape
     state, _ = visible_state(query)
-    stale = differs(state, written[0])
+    stale = differs(state, written)
     needed = put_window(jnp.zeros((rows, positions), bool), query.needs, query.start)
     urgency = 2 * stale.astype(jnp.int32) + needed
     _, index = jax.lax.top_k(urgency, min(self.queries, positions))

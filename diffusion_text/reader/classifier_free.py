@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-
 from diffusion_text.core.options import member, option, part
 from diffusion_text.reader import READERS
 from diffusion_text.reader.mixture import mixed

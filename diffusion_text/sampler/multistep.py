@@ -2,80 +2,110 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
-from diffusion_text.process.gaussian import Gaussian
-from diffusion_text.sampler.ancestral import Ancestral
-from diffusion_text.sampler.loop import WIDE_CHUNK, Canvas, answers, select
-from diffusion_text.schedules.gaussian import LogSNR
-from diffusion_text.types import Array, Key, Params, Prediction, Process, State, Time
+from diffusion_text.core.capability import require
+from diffusion_text.core.numerics import select
+from diffusion_text.core.options import member
+from diffusion_text.core.prng import draw_categorical, fold
+from diffusion_text.process.gaussian import StepOptions
+from diffusion_text.sampler.grid import Turn, Walk, Walked
+from diffusion_text.sampler.loop import on_tokens
+from diffusion_text.schedules.gaussian import Path
+from diffusion_text.types import Canvas, Model, Params, Prediction, State
+
+_NO_FRESH_NOISE = StepOptions(rho=0.0)
 
 
-def extrapolated(path: LogSNR, mean: Array, last: Array, before: Time, t: Time, s: Time) -> Array:
-  """The x̂ [..., size] to be used all along t -> s, [...]: half a step ahead on the line through x̂ at t (`mean`) and at `before` (`last`).
+@runtime_checkable
+class WalksTowards(Protocol):
+  """A process of vectors that predicts x̂ and walks towards it along a path of log-SNR."""
+
+  schedule: Path
+  size: int
+
+  def predicted(self, params: Params, state: State, t: Array, output: Array) -> Array:
+    """x̂ [n, E], the posterior mean of the clean vector."""
+
+  def towards(
+    self,
+    params: Params,
+    target: Array,
+    state: State,
+    t: Array,
+    s: Array,
+    noise: Array,
+    options: StepOptions,
+  ) -> State:
+    """z_s given the prediction that is aimed at."""
+
+
+def extrapolated(
+  path: Path,
+  mean: Float[Array, "*n E"],
+  last: Float[Array, "*n E"],
+  before: Float[Array, "*n"],
+  t: Float[Array, "*n"],
+  s: Float[Array, "*n"],
+) -> Float[Array, "*n E"]:
+  """The x̂ to be used all along t -> s: half a step ahead on the line through x̂ at t (`mean`) and at `before` (`last`).
 
   x̂ + (x̂ - last) / 2r, r = (λ_t - λ_before) / (λ_s - λ_t) in log-SNR λ; x̂ itself where before <= t: there is none before.
   """
   now = path.log_snr(t)
   twice = 2 * (now - path.log_snr(before)) / (path.log_snr(s) - now)
   known = before > t
-  return jnp.where(
-    known[..., None], mean + (mean - last) / jnp.where(known, twice, 1.0)[..., None], mean
-  )
+  ahead = (mean - last) / jnp.where(known, twice, 1.0)[..., None]
+  return jnp.where(known[..., None], mean + ahead, mean)
 
 
-@dataclasses.dataclass(frozen=True)
-class Multistep(Ancestral):
+@member
+class Multistep(Walk):
   """x_s = alpha_s D + sigma_s ε̂(D), D extrapolated from this call's x̂ and the last one's; the first step of a token is DDIM's.
 
-  Errors fall with the square of the number of steps where DDIM's (`ancestral` with process.rho = 0) fall with their number, so 10 to 50 do.
-  Total variation to toy B of tests/process/gaussian_test.py (exact network, √E embeddings, cosine path, 8000 draws, whose own noise is
-  0.015) after 4, 8, 16 and 32 steps: DDPM 0.070, 0.044, 0.027, 0.021; DDIM 0.060, 0.030, 0.018, 0.017; this 0.053, 0.021, 0.017, 0.017.
-
-  The last step (s = 0) draws the token from this call's prediction, as all samplers do. Any timing: every token has a history of its own.
-  Memory: one more array like the state, the last x̂.
-
-  Of the process it takes the path and x̂ alone: rho, eta, fixed_large, projection and score_temperature say how its own first-order step
-  is made. Raises ValueError for processes that are not Gaussian.
+  Errors fall with the square of the number of steps where DDIM's (`gaussian` with rho = 0) fall with their number, so 10 to 50 do.
+  The last step (s = 0) draws the token from this call's prediction, as all samplers do. Any timing: every token has a history of
+  its own. Memory: one more array like the state, the last x̂.
   """
 
-  def plan(self, process: Process, params: Params, canvas: Canvas) -> Any:
-    """Times [S + 1, L]; the last x̂ of every token and its time, 0 where there was none."""
-    if not isinstance(process, Gaussian):
-      raise ValueError(
-        f"{type(process).__name__} has no x̂ to extrapolate; use the ancestral sampler for it"
-      )
-    shape = canvas.open.shape
-    return (
-      super().plan(process, params, canvas),
-      jnp.zeros((*shape, process.size)),
-      jnp.zeros(shape),
-    )
+  def check(self, model: Model) -> None:
+    """Refuses processes without x̂."""
+    super().check(model)
+    fix = "it has no x̂ to extrapolate; use sampler.name='grid'"
+    require(model.process, WalksTowards, "sampler.name='multistep'", fix)
 
-  def grid(self, canvas: Canvas) -> Array:
-    return canvas.plan[0]
+  def remembers(self, model: Model, params: Params, canvas: Canvas) -> Any:
+    """The last x̂ of every token, [B, u, E], and its time, 0 where there was none."""
+    shape = canvas.active.shape
+    return jnp.zeros((*shape, model.process.size)), jnp.zeros(shape)
 
-  def advance(
-    self, process: Gaussian, params: Params, canvas: Canvas, prediction: Prediction
-  ) -> Canvas:
-    times, last, before = canvas.plan
-    canvas, t, s = self.turn(canvas)
-    moves = canvas.open & process.moves(params, canvas.keys, canvas.state, t, s)
-    still = dataclasses.replace(process, rho=0.0, eta=1.0, fixed_large=False)
+  def moved(
+    self,
+    model: Model,
+    params: Params,
+    canvas: Canvas,
+    state: Walked,
+    prediction: Prediction,
+    moves: Bool[Array, "B u"],
+    turn: Turn,
+  ) -> tuple[State, Any]:
+    """A step of second order, or the token."""
+    process = model.process
+    last, before = state.extra
 
-    def one(
-      keys: Key, state: State, logits: Array, t: Time, s: Time, last: Array, before: Time
-    ) -> tuple[State, Array]:
-      logits = self.guided(logits, s)
-      mean = process.predicted(params, state, t, logits)
-      target = extrapolated(process.walk(params), mean, last, before, t, s)
-      after = still.towards(params, target, state, t, s, jnp.zeros_like(state))
-      clean = process.encode(params, process.guess(params, keys, state, logits, t))
-      return jnp.where(s[..., None] > 0, after, clean), mean
+    def one(of_process, output, keys, text, t, s, last, before):
+      output = self.transform(output, s)
+      mean = process.predicted(of_process, text, t, output)
+      target = extrapolated(process.schedule, mean, last, before, t, s)
+      no_noise = jnp.zeros_like(text)
+      after = process.towards(of_process, target, text, t, s, no_noise, _NO_FRESH_NOISE)
+      said = process.posterior(of_process, text, t, output)
+      clean = process.clean(of_process, draw_categorical(fold(keys, 1), said))
+      return select(s > 0, after, clean), mean
 
-    state, mean = answers(canvas, prediction, moves, one, t, s, last, before, chunk=WIDE_CHUNK)
-    plan = times, select(moves, mean, last), select(moves, t, before)
-    return canvas._replace(state=select(moves, state, canvas.state), plan=plan)
+    rows = (turn.keys, canvas.state, turn.t, turn.s, last, before)
+    stepped, mean = on_tokens(model, params, prediction, moves, one, *rows)
+    return stepped, (select(moves, mean, last), jnp.where(moves, turn.t, before))
