@@ -5,12 +5,18 @@ A process knows schedules and nothing of networks, trainers or samplers; the con
 tests/process/conformance_test.py.
 """
 
+from diffusion_text.process.distance import Distance
+from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
+from diffusion_text.process.simplex import Simplex
 from diffusion_text.process.uniform import Uniform
 
 PROCESSES = {
+  "distance": Distance,
+  "embedding": Embedding,
   "masked": Masked,
   "mixed": Mixed,
+  "simplex": Simplex,
   "uniform": Uniform,
 }

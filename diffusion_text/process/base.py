@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_text.types import Batch, DataFacts, Key, Params
+
+
+def by_position(fn: Callable[..., Array], *arrays: Array) -> Array:
+  """fn of [B, …] slices of arrays [B, L, …], one position at a time: [B, L, …].
+
+  So [B, V] exists, and [B, L, V] does not. A flat list [n, …] is handed over as it is: whoever has
+  flattened it has cut it into chunks, too.
+  """
+  if arrays[0].ndim < 2:
+    return fn(*arrays)
+
+  @jax.checkpoint
+  def one(slices):
+    return fn(*slices)
+
+  first = tuple(jnp.moveaxis(array, 1, 0) for array in arrays)
+  return jnp.moveaxis(jax.lax.map(one, first), 0, 1)
 
 
 class PerToken:

@@ -1,1 +1,1 @@
-"""Schedules: how fast tokens are lost. `discrete`: alpha(t), the probability of being clean; `gaussian`: log-SNR of vectors."""
+"""How noise grows with time: alpha(t) of ids (`discrete`), log-SNR of vectors (`gaussian`)."""
