@@ -10,6 +10,7 @@ from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.simplex import Simplex
+from diffusion_text.process.token_masked import TokenMasked
 from diffusion_text.process.uniform import Uniform
 
 PROCESSES = {
@@ -18,5 +19,6 @@ PROCESSES = {
   "masked": Masked,
   "mixed": Mixed,
   "simplex": Simplex,
+  "token_masked": TokenMasked,
   "uniform": Uniform,
 }

@@ -14,10 +14,10 @@ and sigma; k is the codec's unit of noise. Per token, with its own t:
                    with ε̂ = (z_t - alpha_t P) / (k sigma_t)
 
 P is the projection: x̂, or the vector of a token drawn from p, or of the likeliest one, or of the
-one nearest to x̂. ε̂ is taken about P, not about x̂. For a drawn P and ρ_d = √(1 - SNR_t / SNR_s) the
-step is then exactly Σ_v p_v q(z_s | z_t, x_v), and for the others the DDPM posterior of a token at
-P, as in Diffusion-LM's clamping. ρ = 0 is DDIM, and Euler's step where the path is linear; ρ = 1 is
-the re-noising of TESS. At s == 0 the token is drawn from p.
+one nearest to x̂. ε̂ is taken about P, not about x̂. For a drawn P and ρ_d = √(1 - SNR_t / SNR_s)
+the step is then exactly Σ_v p_v q(z_s | z_t, x_v), and for the others the DDPM posterior of a token
+at P, as in Diffusion-LM's clamping. ρ = 0 is DDIM, and Euler's step where the path is linear;
+ρ = 1 is the re-noising of TESS. At s == 0 the token is drawn from p.
 
 Two published habits leave the marginals, and are off unless asked for. `StepOptions.fixed_large`
 scales the fresh noise by sigma_t in place of sigma_s, the variance of the forward step in place of
@@ -34,8 +34,8 @@ the network's p in its place it would hold for a shared time only.) It keeps emb
 `boundary_terms(…, start)` moves that end of the bound: a token is decoded at the time `start`, out
 of its own vector, and its clearer views, which others may see, follow from it at no cost, as
 q(z_s | z_t, x) is known. So there is a bound for every start, and each network has a best one:
-where a vector already tells its token, SNR multiplies errors of x̂ that a network not trained on the
-bound never learns to avoid.
+where a vector already tells its token, SNR multiplies errors of x̂ that a network not trained on
+the bound never learns to avoid.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def compare(
 class Mixture(Discrete):
   """Noise of masks and random tokens, given their shares. State: ids int32.
 
-  A subclass has the options `schedule`, `prediction` and `time_steps`, and says what the shares are.
+  A subclass has the options `schedule`, `prediction`, `time_steps`, and says what the shares are.
 
   Attributes:
     mask_is_final: True if a masked token stays masked until it is lost for good; False if it may
