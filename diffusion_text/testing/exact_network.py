@@ -239,7 +239,7 @@ class ExactNetwork:
     clues = jnp.einsum("bqk,bklv->bqlv", keys.astype(jnp.float32), at_place, precision=_HIGHEST)
     law = _law(language, clues)
     law = jnp.take_along_axis(law, target[..., None, None], axis=2)[:, :, 0]
-    output = self._said(params["process"], law, rows, own, queries)
+    output = output_of(process, params["process"], law, own, rows.t[:, queries])
     if not self.echo:
       return output
     share = sees / jnp.maximum(jnp.sum(sees, axis=-1, keepdims=True), 1)
@@ -248,23 +248,37 @@ class ExactNetwork:
     mix = np.cos(np.outer(np.arange(1, width + 1), np.arange(1, size + 1)))
     return output + self.echo * jnp.matmul(remembered, jnp.float32(mix), precision=_HIGHEST)
 
-  def _said(self, params, law, rows, own, queries) -> Array:
-    """What a network says that knows the law [B, Q, V], in the terms of the process."""
-    process = self.process
-    if process.reads_logits_as == "vector":
-      table = process.clean(params, jnp.arange(process.vocab_size))
-      return jnp.matmul(jnp.exp(law), table, precision=_HIGHEST)
-    if process.reads_logits_as != "score":
-      return law
-    if process.mask_id is not None:  # up to the known factor, which is left to the process
-      return law + np.log(process.vocab_size)
-    # Scores: log q(y in place of z_i) - log q(z_i), given all others.
-    t = rows.t[:, queries]
-    everyone = [
-      process.evidence(params, jnp.full(t.shape, token), t) for token in range(process.vocab_size)
-    ]
-    others = jnp.stack([jax.nn.logsumexp(law + each, axis=-1) for each in everyone], axis=-1)
-    return others - jax.nn.logsumexp(law + own, axis=-1, keepdims=True)
+
+def output_of(
+  process: Any,
+  params: Params,
+  law: Float[Array, "*n V"],
+  own: Float[Array, "*n V"],
+  t: Float[Array, "*n"],
+) -> Float[Array, "*n O"]:
+  """The output of a network that knows the law, in the terms of the process.
+
+  Args:
+    process: its `reads_logits_as` says what outputs mean.
+    params: of the process.
+    law: log-probabilities of the clean token, own evidence included where the process reads the
+      posterior (or a vector), and left out where it reads leave-one-out laws or scores.
+    own: the evidence of the token's own state; only scores need it.
+    t: the times; only scores need them.
+  """
+  if process.reads_logits_as == "vector":
+    table = process.clean(params, jnp.arange(process.vocab_size))
+    return jnp.matmul(jnp.exp(law), table, precision=_HIGHEST)
+  if process.reads_logits_as != "score":
+    return law
+  if process.mask_id is not None:  # up to the known factor, which is left to the process
+    return law + np.log(process.vocab_size)
+  # Scores: log q(y in place of z_i) - log q(z_i), given all others.
+  everyone = [
+    process.evidence(params, jnp.full(t.shape, token), t) for token in range(process.vocab_size)
+  ]
+  others = jnp.stack([jax.nn.logsumexp(law + each, axis=-1) for each in everyone], axis=-1)
+  return others - jax.nn.logsumexp(law + own, axis=-1, keepdims=True)
 
 
 def _law(language: Params, clues: Float[Array, "B Q L V"]) -> Float[Array, "B Q L V"]:
