@@ -1,113 +1,79 @@
-"""The clean cache: keys and values of finished blocks, append-only.
+"""A cache with slots: keys and values of tokens that the network has read, and who may see them.
 
-Finished tokens are clean and see only clean tokens of their own and earlier blocks (DESIGN, idea 3), so what the cache holds never
-changes, and a cached forward pass equals the uncached one.
+A slot holds one token: its keys and values in every layer, and the three integers of its layout. A
+token may be written over, so finished tokens, prompts and stale noisy tokens all live in the one
+cache, and the rule over `Layout` decides what a query sees of them, as in an uncached row.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.kernels import layout as layouts
-from diffusion_text.model.transformer import DTYPES, Network, Past
-from diffusion_text.types import Array, Inputs, Layout, Params, Prediction, Time
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-  """keys, values [layers, B, capacity, G, K]; used: int32 scalar, the filled slots (the same for all rows), which come first."""
-
-  keys: Array
-  values: Array
-  used: Array
+from diffusion_text.kernels.layout import PAD_KEY
+from diffusion_text.types import Layout, pytree
 
 
-def empty(network: Network, rows: int, capacity: int) -> Cache:
-  """A cache for `capacity` tokens of each row."""
-  config = network.config
-  zeros = jnp.zeros(
-    (config.layers, rows, capacity, config.kv_heads, config.head_width), DTYPES[config.dtype]
-  )
-  return Cache(zeros, zeros, jnp.int32(0))
+@pytree()
+class SlotCache:
+  """What has been read of B rows, in S slots each.
 
-
-def read(
-  network: Network,
-  params: Params,
-  cache: Cache,
-  inputs: Inputs,
-  t: Time,
-  *,
-  padding: Array | None,
-  noisy: bool,
-) -> tuple[Prediction, tuple[Array, Array]]:
-  """One block [B, b] after the cache: its prediction, and its own keys and values, which `append` takes.
-
-  padding: bool [B, b], tokens that no other may see. noisy: False for a finished block that is to be appended (or a model that
-  reads clean tokens only).
-  """
-  rows, size = inputs.shape
-  used = jnp.broadcast_to(cache.used, (rows,))
-  q_layout, k_layout = layouts.decode_block(used, cache.keys.shape[2], size, noisy)
-  if padding is not None:
-    own = jnp.where(padding, 2, 0)  # slots of the cache that are not used are in segment 1
-    segment = (
-      jnp.broadcast_to(k_layout.segment, (rows, cache.keys.shape[2] + size)).at[:, -size:].set(own)
-    )
-    q_layout = Layout(own, q_layout.block, q_layout.noisy)
-    k_layout = Layout(segment, k_layout.block, k_layout.noisy)
-  position = cache.used + jnp.arange(size, dtype=jnp.int32)[None]
-  here = dataclasses.replace(inputs, position=position)
-  return network.extend(params, here, t, q_layout, Past(cache.keys, cache.values, k_layout))
-
-
-def append(cache: Cache, own: tuple[Array, Array]) -> Cache:
-  """The cache with the keys and values [layers, B, b, G, K] of one more block."""
-  put = lambda all_, new: jax.lax.dynamic_update_slice_in_dim(
-    all_, new.astype(all_.dtype), cache.used, axis=2
-  )
-  return Cache(put(cache.keys, own[0]), put(cache.values, own[1]), cache.used + own[0].shape[2])
-
-
-@dataclasses.dataclass(frozen=True)
-class CachedBlocks:
-  """A network read block by block over a clean cache (the `Reader` of sampler/block.py).
-
-  shifted: position i reads the clean token i - 1 (`timing.LeftToRight`; blocks of one token). noise: inputs [1, L] of the prior.
+  Attributes:
+    keys, values: [layers, B, S, G, K], in the dtype of the network.
+    segment, block, noisy: int32 [B, S], the layout of the slots. A slot that has not been written
+      is in a segment of its own, which no query is in.
   """
 
-  network: Network
-  params: Params
-  noise: Inputs
-  shifted: bool = False
+  keys: Float[Array, "layers B S G K"]
+  values: Float[Array, "layers B S G K"]
+  segment: Int[Array, "B S"]
+  block: Int[Array, "B S"]
+  noisy: Int[Array, "B S"]
 
-  def start(self, rows: int, length: int) -> tuple[Cache, Inputs]:
-    first = jax.tree.map(
-      lambda leaf: jnp.broadcast_to(leaf[:, :1], (rows, 1, *leaf.shape[2:])), self.noise
-    )
-    return empty(self.network, rows, length), first
+  @property
+  def written(self) -> Bool[Array, "B S"]:
+    """True where a slot holds a token."""
+    return self.segment != PAD_KEY
 
-  def _read(
-    self, memory: tuple[Cache, Inputs], inputs: Inputs, t: Time, padding: Array, noisy: bool
-  ):
-    cache, before = memory
-    if self.shifted:
-      inputs, t, noisy = before, jnp.zeros_like(t), False
-    return read(self.network, self.params, cache, inputs, t, padding=padding, noisy=noisy)
+  @property
+  def layout(self) -> Layout:
+    """Who may see the slots."""
+    return Layout(self.segment, self.block, self.noisy)
 
-  def read(
-    self, memory: tuple[Cache, Inputs], start: Array, inputs: Inputs, t: Time, padding: Array
-  ) -> Prediction:
-    del start  # the cache knows how far it is
-    return self._read(memory, inputs, t, padding, noisy=True)[0]
 
-  def finish(
-    self, memory: tuple[Cache, Inputs], start: Array, inputs: Inputs, padding: Array
-  ) -> tuple[Cache, Inputs]:
-    del start
-    own = self._read(memory, inputs, jnp.zeros(inputs.shape, jnp.float32), padding, noisy=False)[1]
-    return append(memory[0], own), jax.tree.map(lambda leaf: leaf[:, -1:], inputs)
+def empty(
+  layers: int, rows: int, slots: int, kv_heads: int, head_width: int, dtype: str
+) -> SlotCache:
+  """A cache in which nothing is written."""
+  zeros = jnp.zeros((layers, rows, slots, kv_heads, head_width), dtype)
+  none = jnp.zeros((rows, slots), jnp.int32)
+  return SlotCache(zeros, zeros, none + PAD_KEY, none, none)
+
+
+def write_layout(
+  cache: SlotCache, layout: Layout, slots: Int[Array, "B Q"]
+) -> tuple[Layout, SlotCache]:
+  """(the layout of the Q tokens with every field set, [B, Q]; the cache with it in their slots)."""
+
+  def whole(field):
+    return jnp.broadcast_to(jnp.int32(0) if field is None else field, slots.shape)
+
+  tokens = Layout(whole(layout.segment), whole(layout.block), whole(layout.noisy))
+  put = (put_tokens(old, new, slots) for old, new in zip(_fields(cache), _fields(tokens)))
+  return tokens, SlotCache(cache.keys, cache.values, *put)
+
+
+def put_tokens(
+  old: Array, new: Array, slots: Int[Array, "B Q"], layer: Int[Array, ""] | None = None
+) -> Array:
+  """[B, S, …] with new [B, Q, …] in the slots, or [layers, B, S, …] with it in those of one layer.
+
+  A slot beyond the last is not written. One scatter, so that the old array may be updated in place.
+  """
+  rows = jnp.arange(slots.shape[0])[:, None]
+  index = (rows, slots) if layer is None else (layer, rows, slots)
+  return old.at[index].set(new.astype(old.dtype), mode="drop")
+
+
+def _fields(layout: Layout | SlotCache) -> tuple[Array, Array, Array]:
+  return layout.segment, layout.block, layout.noisy

@@ -1,88 +1,85 @@
-"""A small classifier of token rows, for steering a sampler and for judging what came of it. It reads what the generator reads: `Inputs`."""
+"""A small classifier of token rows, for steering a sampler and for judging what came of it."""
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from diffusion_text.model.layers import embed
-from diffusion_text.types import Array, Inputs, Key, Params, Time
+from diffusion_text.core.options import internal, member, option
+from diffusion_text.model.layers import embed_inputs
+from diffusion_text.types import Inputs, Key, Params
 
-POOLS = ("mean", "max")
-WAVES = 16  # frequencies of the time that a timed classifier is told
+WAVES = 16  # frequencies of the time that a timed classifier is shown
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class Classifier:
-  """Embedding, one convolution over `window` tokens, pooling over the row, one hidden layer. Pure; float32; rows without padding.
+  """Embedding, one convolution, pooling over the row, one hidden layer. Pure; float32.
 
-  classes: C. input_size: rows of its embedding table, as in `TransformerConfig`: V for ids and soft tokens, E for vectors. width: D.
-  window: odd; 1 is a bag of tokens (deep averaging, Iyyer et al. 2015), 3 or more a convolutional one (Kim, arXiv 1408.5882).
-  pool: "mean" or "max" over positions; with "max" few positions get a gradient. timed: it is told each token's time, for noisy states.
-  Raises ValueError for values out of range.
+  It reads what the generator reads, `Inputs`, in rows without padding. A window of one token is a
+  deep averaging network (Iyyer et al. 2015), a longer one a convolutional one (Kim, arXiv
+  1408.5882).
   """
 
-  classes: int
-  input_size: int
-  width: int = 64
-  window: int = 1
-  pool: str = "mean"
-  timed: bool = False
+  classes: int = option(..., "C, the number of classes", ge=2)
+  width: int = option(64, "D, the width of the embedding and of the hidden layer", ge=1)
+  window: int = option(1, "tokens of the convolution; odd, so that it has a middle", ge=1)
+  pool: Literal["mean", "max"] = option(
+    "mean", "over positions; with max, few positions get a gradient"
+  )
+  timed: bool = option(False, "it is shown the time of each token, for noisy states")
+  input_size: int = internal()
 
   def __post_init__(self):
-    if self.classes < 2 or self.input_size < 1 or self.width < 1:
-      raise ValueError(f"{self} needs at least 2 classes and sizes of at least 1")
-    if self.window < 1 or self.window % 2 == 0:
+    if self.window % 2 == 0:
       raise ValueError(
-        f"window={self.window} must be odd, so that it has a middle; 1 is a bag of tokens, 3 is usual"
+        f"window={self.window} must be odd, so that it has a middle; 1 is a bag of tokens, 3 is"
+        " usual"
       )
-    if self.pool not in POOLS:
-      raise ValueError(f"pool={self.pool!r} is unknown; use one of {POOLS}")
 
   def init(self, key: Key) -> Params:
-    """float32 arrays by name; the last map is zero, so that every class is equally likely before training."""
-    keys = jax.random.split(key, 4)
-    wide = lambda key, shape: jax.random.normal(key, shape) * shape[0] ** -0.5
-    params = {
-      "embedding": 0.1
-      * jax.random.normal(
-        keys[0], (self.input_size, self.width)
-      ),  # small, or rare tokens stay noise
-      "convolution": {
-        "kernel": wide(keys[1], (self.window * self.width, self.width)),
-        "bias": jnp.zeros(self.width),
-      },
-      "hidden": {"kernel": wide(keys[2], (self.width, self.width)), "bias": jnp.zeros(self.width)},
-      "out": {"kernel": jnp.zeros((self.width, self.classes)), "bias": jnp.zeros(self.classes)},
-    }
-    return (
-      {**params, "time": {"kernel": wide(keys[3], (2 * WAVES, self.width))}}
-      if self.timed
-      else params
-    )
+    """float32 arrays by name; the last map is zero: before training, all classes are as likely."""
+    embedding, convolution, hidden, time = jax.random.split(key, 4)
 
-  def apply(self, params: Params, inputs: Inputs, t: Time | None = None) -> Array:
-    """Logits float32 [B, C]. t: [B, 1 or L], read if `timed`. Raises ValueError for vectors that do not fit the table."""
-    table = params["embedding"]
-    if inputs.vectors is None:
-      x = embed(table, inputs.ids, inputs.weights, jnp.float32)
-    elif inputs.vectors.shape[-1] == self.input_size:
-      x = inputs.vectors @ table
-    else:
-      raise ValueError(
-        f"vectors of {inputs.vectors.shape[-1]} numbers do not fit input_size={self.input_size}"
-      )
+    def wide(key, *shape):
+      return jax.random.normal(key, shape) * shape[0] ** -0.5
+
+    width = self.width
+    table = jax.random.normal(embedding, (self.input_size, width))
+    params = {
+      "embedding": 0.1 * table,  # small, or rare tokens stay noise
+      "convolution": {
+        "kernel": wide(convolution, self.window * width, width),
+        "bias": jnp.zeros(width),
+      },
+      "hidden": {"kernel": wide(hidden, width, width), "bias": jnp.zeros(width)},
+      "out": {"kernel": jnp.zeros((width, self.classes)), "bias": jnp.zeros(self.classes)},
+    }
+    if self.timed:
+      params["time"] = {"kernel": wide(time, 2 * WAVES, width)}
+    return params
+
+  def apply(
+    self, params: Params, inputs: Inputs, t: Float[Array, "B L"] | None = None
+  ) -> Float[Array, "B C"]:
+    """Logits float32. t: the time of each token, read if `timed`.
+
+    Raises:
+      ValueError: for vectors that do not fit the table.
+    """
+    x = embed_inputs((params["embedding"], None), inputs, jnp.dtype("float32"))
     side = self.window // 2
     padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
-    around = jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(self.window)], axis=-1)
+    around = [padded[:, i : i + x.shape[1]] for i in range(self.window)]
+    around = jnp.concatenate(around, axis=-1)
     h = around @ params["convolution"]["kernel"] + params["convolution"]["bias"]
     if self.timed:
       angles = t[..., None] * (2.0 ** jnp.linspace(0.0, 6.0, WAVES))
-      h = (
-        h + jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1) @ params["time"]["kernel"]
-      )
+      waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+      h = h + waves @ params["time"]["kernel"]
     h = jax.nn.gelu(h)
     pooled = jnp.mean(h, axis=1) if self.pool == "mean" else jnp.max(h, axis=1)
     hidden = jax.nn.gelu(pooled @ params["hidden"]["kernel"] + params["hidden"]["bias"])

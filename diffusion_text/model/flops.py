@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from diffusion_text.model.transformer import TransformerConfig
+from diffusion_text.model.options import TransformerOptions
 
 
-def flops_per_token(config: TransformerConfig, length: int, scored_fraction: float = 1.0) -> float:
-  """Multiply-adds × 2 of one forward pass per token: matmuls of layers, attention over `length` keys, unembedding of the
-  `scored_fraction` of positions whose logits are read, and the head and table of a first stage, which reads all of them. A training
-  step costs 3x this (backward = 2 forwards)."""
-  inner, kv_inner = config.heads * config.head_width, config.kv_heads * config.head_width
-  matrices = 3 if config.activation == "swiglu" else 2
-  mlp = matrices * config.mlp_width
-  if config.mixture:  # the experts that a token passes, the shared one, and the router
-    mlp = (
-      matrices * (config.experts_per_token * config.expert_width + config.shared_width)
-      + config.experts
-    )
-  layer = 2 * config.width * (2 * inner + 2 * kv_inner + mlp)
-  unembeddings = scored_fraction + (2 if config.anchor_layers else 0)
-  return (
-    config.layers * layer
-    + attention_flops(config, length)
-    + 2 * config.width * config.vocab_size * unembeddings
-  )
+def flops_per_token(
+  network: TransformerOptions, length: int, *, read: int, answered: float
+) -> float:
+  """Operations of one forward pass, per token of a row of `length` tokens; a training step costs
+  three times that (backward = 2 forwards).
+
+  Multiply-adds × 2: matmuls of layers and dense attention over the `read` positions of the row
+  (`Context.positions_read`), the head at the `answered` positions whose logits are computed, and
+  the head and table of a first stage, which answers every position.
+  """
+  sizes = network.sizes
+  inner = sizes.heads * sizes.head_width
+  kv_inner = sizes.kv_heads * sizes.head_width
+  matrices = 3 if network.activation == "swiglu" else 2
+  mlp = matrices * sizes.mlp_width
+  if network.experts:  # the experts that a token passes, the shared one, and the router
+    hidden = network.experts_per_token * network.expert_width + network.shared_width
+    mlp = matrices * hidden + network.experts
+  layers = network.layers * 2 * network.width * (2 * inner + 2 * kv_inner + mlp) * read
+  heads = answered + (2 * read if network.first_stage_layers else 0)
+  unembedding = 2 * network.width * network.output_size * heads
+  return (layers + unembedding) / length + attention_flops(network, length, read=read)
 
 
-def attention_flops(config: TransformerConfig, length: int) -> float:
-  """Of these, per token, the two products of attention over `length` keys, in all layers, counted dense."""
-  return 4.0 * config.layers * length * config.heads * config.head_width
+def attention_flops(network: TransformerOptions, length: int, *, read: int) -> float:
+  """Of these, per token, the two products of dense attention in all layers."""
+  sizes = network.sizes
+  return 4.0 * network.layers * read**2 * sizes.heads * sizes.head_width / length

@@ -1,0 +1,144 @@
+"""One layer of the transformer: attention and MLP, each after a norm, with the times of tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from diffusion_text.model.cache import put_tokens
+from diffusion_text.model.experts import Experts, Routing
+from diffusion_text.model.layers import MLP, NORMS, Linear, RMSNorm, dropout, rotate
+from diffusion_text.model.options import TransformerOptions
+from diffusion_text.model.parallel import attention
+from diffusion_text.types import Key, Layout
+
+
+class Stores(NamedTuple):
+  """Keys and values of all layers and slots, [layers, B, S, G, K] each."""
+
+  keys: Array
+  values: Array
+
+
+class Shared(NamedTuple):
+  """What every layer reads besides the stream.
+
+  Attributes:
+    rotary: cosines and sines of the positions of the tokens, [B or 1, L, 1, K / 2].
+    layout: of the tokens.
+    key_layout: of what they attend to: the tokens, or the slots of a cache.
+    slots: int32 [B, L], where the tokens are written in the cache; None: there is no cache.
+    condition: [B, L, C], the time of each token as the layers read it, or None.
+    weights: float32 [B, L], what each token weighs in the losses of routers, or None.
+  """
+
+  rotary: tuple[Array, Array]
+  layout: Layout
+  key_layout: Layout
+  slots: Int[Array, "B L"] | None
+  condition: Float[Array, "B L C"] | None
+  weights: Float[Array, "B L"] | None
+
+
+class Attention(nnx.Module):
+  """Grouped-query self-attention under a layout, or attention to a cache."""
+
+  def __init__(self, config: TransformerOptions, *, std: float, std_out: float, rngs: nnx.Rngs):
+    self.config = config
+    sizes = config.sizes
+    inner = sizes.heads * sizes.head_width
+    kv_inner = sizes.kv_heads * sizes.head_width
+    self.query = Linear(config.width, inner, std=std, rngs=rngs)
+    self.key = Linear(config.width, kv_inner, std=std, rngs=rngs)
+    self.value = Linear(config.width, kv_inner, std=std, rngs=rngs)
+    self.out = Linear(inner, config.width, std=std_out, rngs=rngs)
+    self.query_norm = RMSNorm(sizes.head_width) if config.qk_norm else None
+    self.key_norm = RMSNorm(sizes.head_width) if config.qk_norm else None
+
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    shared: Shared,
+    number: Int[Array, ""],
+    stores: Stores | None,
+  ) -> tuple[Float[Array, "B L D"], Stores | None]:
+    """The result, and the stores with the keys and values of these tokens in layer `number`."""
+    shape = (*x.shape[:2], -1, self.config.sizes.head_width)
+    q = self.query(x).reshape(shape)
+    k = self.key(x).reshape(shape)
+    v = self.value(x).reshape(shape)
+    if self.query_norm is not None:
+      q = self.query_norm(q)
+      k = self.key_norm(k)
+    q = rotate(q, *shared.rotary)
+    k = rotate(k, *shared.rotary)
+    if stores is not None:
+      stores = Stores(
+        put_tokens(stores.keys, k, shared.slots, number),
+        put_tokens(stores.values, v, shared.slots, number),
+      )
+      k = stores.keys[number]
+      v = stores.values[number]
+    out = attention(q, k, v, shared.layout, shared.key_layout, self.config.attention)
+    return self.out(out.reshape(*x.shape[:2], -1)), stores
+
+
+class Block(nnx.Module):
+  """One pre-norm layer, whose time is read per token: by adaLN-zero, or as a term of the input."""
+
+  def __init__(self, config: TransformerOptions, *, rngs: nnx.Rngs):
+    self.config = config
+    std = config.width**-0.5
+    # The variance of the residual stream stays of order 1 at any depth.
+    depth = (2 * config.layers) ** 0.5
+    norm = NORMS[config.norm]
+    self.attention_norm = norm(config.width)
+    self.mlp_norm = norm(config.width)
+    self.attention = Attention(config, std=std, std_out=std / depth, rngs=rngs)
+    if config.experts:
+      self.mlp = Experts(config, std=std, depth=depth, rngs=rngs)
+    else:
+      hidden = config.sizes.mlp_width
+      out = hidden**-0.5 / depth
+      self.mlp = MLP(config.width, hidden, config.activation, std=std, std_out=out, rngs=rngs)
+
+    def of_time(outputs):
+      return Linear(config.time_width, outputs * config.width, std=0.0, rngs=rngs, bias=True)
+
+    self.modulation = of_time(6) if config.time_conditioning == "adaln" else None
+    self.time_input = of_time(1) if config.time_conditioning == "layerwise" else None
+
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    shared: Shared,
+    number: Int[Array, ""],
+    key: Key | None,
+    stores: Stores | None,
+  ) -> tuple[Float[Array, "B L D"], Stores | None, Routing | None]:
+    """The next stream, the stores with these tokens in them, and the losses of a router."""
+    rate = self.config.dropout
+    attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+    if self.time_input is not None:
+      x = x + self.time_input(shared.condition)
+    if self.modulation is None:
+      h, stores = self.attention(self.attention_norm(x), shared, number, stores)
+      x = x + dropout(h, rate, attention_key)
+      h, routing = self._mlp(self.mlp_norm(x), shared.weights)
+      return x + dropout(h, rate, mlp_key), stores, routing
+    modulation = self.modulation(shared.condition)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+    h = self.attention_norm(x) * (1 + scale_a) + shift_a
+    h, stores = self.attention(h, shared, number, stores)
+    x = x + gate_a * dropout(h, rate, attention_key)
+    h, routing = self._mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m, shared.weights)
+    return x + gate_m * dropout(h, rate, mlp_key), stores, routing
+
+  def _mlp(
+    self, x: Float[Array, "B L D"], weights: Float[Array, "B L"] | None
+  ) -> tuple[Float[Array, "B L D"], Routing | None]:
+    return self.mlp(x, weights) if self.config.experts else (self.mlp(x), None)

@@ -1,0 +1,269 @@
+"""The layers of the transformer: embedding, blocks in one or two stages, final norm and head.
+
+Used by `Transformer` only; flax nnx does not leave this folder. Layers are stored stacked
+([layers, …] per weight) whether they are scanned or unrolled, so that a checkpoint does not depend
+on that choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from diffusion_text.kernels.block_sizes import target
+from diffusion_text.model import spans
+from diffusion_text.model.block import Block, Shared, Stores
+from diffusion_text.model.cache import SlotCache, write_layout
+from diffusion_text.model.experts import Routing, router_losses
+from diffusion_text.model.first_stage import FirstStage
+from diffusion_text.model.layers import NORMS, Linear, TimeEmbedding, embed_inputs, rotary_angles
+from diffusion_text.model.options import TransformerOptions
+from diffusion_text.model.parallel import placed
+from diffusion_text.model.self_conditioning import SelfConditioning
+from diffusion_text.types import Head, Key, Layout, Prediction, Rows
+
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Body(nnx.Module):
+  """Embedding, blocks, final norm, head."""
+
+  def __init__(self, config: TransformerOptions, *, rngs: nnx.Rngs):
+    self.config = config
+    width = config.width
+    self.embedding = _table(config.table_size, width, rngs)
+    timed = config.time_conditioning != "none"
+    self.time = TimeEmbedding(config.time_width, rngs=rngs) if timed else None
+
+    @nnx.split_rngs(splits=config.layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stacked(rngs):
+      return Block(config, rngs=rngs)
+
+    self.blocks = stacked(rngs)
+    self.final_norm = NORMS[config.norm](width)
+    # Zeros: an untrained prediction is exactly uniform, so the first loss is log V at any width.
+    head = None
+    if not config.tie_embeddings:
+      head = Linear(width, config.output_size, std=0.0, rngs=rngs, bias=True)
+    first_stage = None
+    if config.first_stage_layers:
+      first_stage = FirstStage(width, config.output_size, config.norm, rngs=rngs)
+    own_answer = None
+    if config.self_conditioning != "none":
+      choices = (config.self_conditioning, config.absent)
+      own_answer = SelfConditioning(*choices, config.estimate_size, width)
+    prefix = None
+    if config.time_conditioning == "prefix":
+      std = config.time_width**-0.5
+      prefix = Linear(config.time_width, width, std=std, rngs=rngs, bias=True)
+    vectors = None
+    if config.input_sizes.ids and config.input_sizes.vectors:
+      vectors = _table(config.input_sizes.vectors, width, rngs)
+    # The names of these attributes are the paths of parameters in checkpoints.
+    self.head = head
+    self.anchor = first_stage
+    self.recall = own_answer
+    self.prefix = prefix
+    self.vector_embedding = vectors
+
+  def __call__(
+    self,
+    rows: Rows,
+    memory: Float[Array, "B N D"] | None,
+    key: Key | None,
+    hidden_layers: tuple[int, ...],
+    cache: SlotCache | None = None,
+    slots: Int[Array, "B Q"] | None = None,
+  ) -> tuple[Prediction, SlotCache | None]:
+    """The answers of `rows.answers`; and the cache with these tokens in it, if there is one."""
+    parts = spans.parts_of(rows) if self.prefix is None else 1
+    rows = spans.spread(rows, parts)
+    x = self._embed(rows, memory, parts)
+    layout = key_layout = rows.layout
+    if cache is not None:
+      layout, cache = write_layout(cache, rows.layout, slots)
+      key_layout = cache.layout
+    position = rows.inputs.position
+    if position is None:
+      position = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    weights = rows.weights
+    condition = prefix = None
+    if self.prefix is not None:
+      prefix = self._prefix(x, rows.t, rows.layout)
+      position = jnp.pad(position, ((0, 0), (1, 0)), constant_values=-1)
+      layout = key_layout = _seen_by_all(rows.layout)
+      weights = None if weights is None else jnp.pad(weights, ((0, 0), (1, 0)))
+    elif self.time is not None:
+      condition = self.time(rows.t).astype(x.dtype)
+    rotary = rotary_angles(position, self.config.sizes.head_width, self.config.rope_base)
+    shared = Shared(rotary, layout, key_layout, slots, condition, weights)
+    stores = None if cache is None else Stores(cache.keys, cache.values)
+    x, prediction, stores = self._stages(x, prefix, shared, key, hidden_layers, stores)
+    prediction = dataclasses.replace(prediction, features=self.final_norm(x), head=self._head())
+    if cache is not None:
+      return prediction, dataclasses.replace(cache, keys=stores.keys, values=stores.values)
+    return _answers(prediction, rows, parts), None
+
+  def remember(self, estimate: Float[Array, "n E"]) -> Float[Array, "n D"]:
+    """The memory of an estimate."""
+    return self.recall.remember(estimate, self.embedding[...], self.config.dtype)
+
+  def no_memory(self) -> Float[Array, " D"]:
+    """The memory of a token of which there is no estimate."""
+    return self.recall.no_memory(self.embedding[...], self.config.dtype)
+
+  def _embed(self, rows: Rows, memory: Array | None, parts: int) -> Float[Array, "B L D"]:
+    vectors = self.vector_embedding
+    tables = (self.embedding[...], None if vectors is None else vectors[...])
+    x = embed_inputs(tables, rows.inputs, jnp.dtype(self.config.dtype))
+    if self.recall is None:
+      return x
+    absent = self.no_memory()
+    if memory is None:
+      return self.recall.mix(x, absent[None, None], rows.t)
+    return self.recall.mix(x, spans.place(memory, absent, rows, parts), rows.t)
+
+  def _head(self) -> Head:
+    if self.head is None:
+      return Head(self.embedding[...][: self.config.output_size], transposed=True)
+    return Head(self.head.kernel[...], self.head.bias[...])
+
+  def _prefix(
+    self, x: Float[Array, "B L D"], t: Float[Array, "B L"], layout: Layout
+  ) -> Float[Array, "B 1 D"]:
+    """The prefix position: the mean time of the tokens of its segment that are not clean.
+
+    It is of the segment of the row's first token and serves that one only: padding on the right
+    reads no time.
+    """
+    t = jnp.broadcast_to(t, x.shape[:2]).astype(jnp.float32)
+    if layout.segment is not None:
+      t = jnp.where(layout.segment == layout.segment[:, :1], t, 0.0)
+    noisy = jnp.sum(t > 0, axis=1, keepdims=True)
+    mean = jnp.sum(t, axis=1, keepdims=True) / jnp.maximum(noisy, 1)
+    return self.prefix(self.time(mean).astype(x.dtype))
+
+  def _stages(
+    self,
+    x: Float[Array, "B L D"],
+    prefix: Float[Array, "B 1 D"] | None,
+    shared: Shared,
+    key: Key | None,
+    hidden_layers: tuple[int, ...],
+    stores: Stores | None,
+  ) -> tuple[Float[Array, "B L D"], Prediction, Stores | None]:
+    """The stream after all layers, without the prefix; and stages, hidden layers and losses."""
+    first = self.config.first_stage_layers
+    ends = {self.config.layers, *(number + 1 for number in hidden_layers)}
+    ends = sorted(ends | {first} if first else ends)
+    starts = [0, *ends[:-1]]
+    layers = (nnx.split(self.blocks)[1], jnp.arange(self.config.layers))
+    runs = _split(layers, [end - start for start, end in zip(starts, ends)])
+    hidden, stages, routings = {}, (), []
+    x = _with_prefix(x, prefix)
+    for end, run in zip(ends, runs):
+      x, stores, routing = self._layers(x, run, shared, key, stores)
+      routings.append(routing)
+      if end - 1 in hidden_layers:
+        hidden[end - 1] = _without_prefix(x, prefix)
+      if end == first:
+        x = _without_prefix(x, prefix)
+        answer = self.anchor.predict(x)
+        stages = (answer,)
+        x = _with_prefix(x + self.anchor.read(answer), prefix)
+    losses = {}
+    if self.config.experts:
+      routing = jax.tree.map(lambda *runs: jnp.concatenate(runs), *routings)
+      losses = router_losses(self.config, routing)
+    return _without_prefix(x, prefix), Prediction(None, None, losses, stages, hidden), stores
+
+  def _layers(
+    self, x: Float[Array, "B L D"], layers: Any, shared: Shared, key: Key | None, stores
+  ) -> tuple[Float[Array, "B L D"], Stores | None, Routing | None]:
+    """The stream and the stores after `layers` (stacked parameters, and the numbers of the layers),
+    and the losses of their routers, stacked."""
+    config = self.config
+    definition = nnx.split(self.blocks)[0]
+
+    def layer(carry, each):
+      x, stores = carry
+      params, number = each
+      layer_key = None if key is None else jax.random.fold_in(key, number)
+      block = nnx.merge(definition, params)
+      x, stores, routing = block(placed(x), shared, number, layer_key, stores)
+      return (x, stores), routing
+
+    if REMAT[config.remat] is not None and stores is None:
+      layer = jax.checkpoint(layer, policy=REMAT[config.remat])
+    scan = config.scan_layers if config.scan_layers is not None else target()[0] != "cpu"
+    if scan:
+      (x, stores), routing = jax.lax.scan(layer, (x, stores), layers)
+      return x, stores, routing
+    routings = []
+    for piece in _split(layers, [1] * layers[1].shape[0]):
+      one = jax.tree.map(lambda leaf: leaf[0], piece)
+      (x, stores), routing = layer((x, stores), one)
+      routings.append(routing)
+    return x, stores, jax.tree.map(lambda *leaves: jnp.stack(leaves), *routings)
+
+
+def _table(size: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
+  return nnx.Param(0.02 * jax.random.normal(rngs.params(), (size, width), jnp.float32))
+
+
+def _answers(prediction: Prediction, rows: Rows, parts: int) -> Prediction:
+  """The prediction of all positions, cut to those that are answered."""
+  stages = tuple(
+    dataclasses.replace(stage, features=spans.answered(stage.features, rows, parts))
+    for stage in prediction.stages
+  )
+  hidden = {layer: spans.answered(x, rows, parts) for layer, x in prediction.hidden.items()}
+  features = spans.answered(prediction.features, rows, parts)
+  return dataclasses.replace(prediction, features=features, stages=stages, hidden=hidden)
+
+
+def _with_prefix(x: Array, prefix: Array | None) -> Array:
+  return x if prefix is None else jnp.concatenate([prefix, x], axis=1)
+
+
+def _without_prefix(x: Array, prefix: Array | None) -> Array:
+  return x if prefix is None else x[:, 1:]
+
+
+def _split(layers: Any, sizes: Sequence[int]) -> list:
+  """A tree of arrays that are stacked over layers, cut into runs of these sizes."""
+  # lax.split, not indexing: its transpose is one concatenation, where that of indexing adds up as
+  # many padded copies as there are layers.
+  leaves, tree = jax.tree.flatten(layers)
+  runs = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves))
+  return [jax.tree.unflatten(tree, run) for run in runs]
+
+
+def _seen_by_all(layout: Layout) -> Layout:
+  """The layout with one position before the others that all of the first one's segment see.
+
+  Where all see all, that position does too. Otherwise it is clean and of a block below every other:
+  the rule then shows it to all and shows it only itself, so that no token's content passes through.
+  """
+  segment = layout.segment
+  if segment is not None:
+    segment = jnp.concatenate([segment[:, :1], segment], axis=1)
+  if layout.block is None and layout.noisy is None:
+    return Layout(segment=segment)
+  block = jnp.zeros_like(layout.noisy) if layout.block is None else layout.block
+  block = jnp.concatenate([jnp.min(block, axis=1, keepdims=True) - 1, block], axis=1)
+  noisy = layout.noisy
+  if noisy is not None:
+    noisy = jnp.pad(noisy, ((0, 0), (1, 0)))
+  return Layout(segment, block, noisy)
