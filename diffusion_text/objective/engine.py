@@ -1,17 +1,16 @@
 """What every loss shares: times, noise, readings of the network, and sums over tokens whose logits
 exist a chunk at a time.
 
-  1. `draw_times`    one time per token, 0 where observed and 1 where dropped, on the process's own
-  grid 2. `corrupted`     z_t ~ q(z_t | x): the one place where noise enters 3. `read`          the
-  rows that the context asks for, through the network, twice where the model conditions on itself 4.
-  `token_loss`    an objective's loss of each token, with the bound of the same draw beside it 5.
-  `add_boundary`  prior and reconstruction terms of the bound 6. `fit_times`     what each token
-  cost, for a timing that learns from it
+  1. `draw_times`    one time per token, on the grid of the process: 0 where observed, 1 where dropped
+  2. `corrupted`     z_t ~ q(z_t | x): the one place where noise enters
+  3. `read`          the context's rows through the network; twice if the model conditions on itself
+  4. `token_loss`    an objective's loss of each token, with the bound of the same draw beside it
+  5. `add_boundary`  prior and reconstruction terms of the bound
+  6. `fit_times`     what each token cost, for a timing that learns from it
 
 `nats` is the bound itself, in nats per token, for evaluation:
 
-  -log p(x) <= boundary terms + E_τ[ Σ_i dt_dtau_i · nelbo_rate_i ]      (VDM, arXiv 2107.00630;
-  MDLM, arXiv 2406.07524 eq. 10)
+  -log p(x) <= boundary terms + E_τ[ Σ_i dt_dtau_i · nelbo_rate_i ]      (VDM, arXiv 2107.00630)
 
 Randomness comes from named streams of the loss's key, with one key per row of the global batch and
 position. So a loss does not depend on devices or microbatches, and adding a stream changes no

@@ -66,6 +66,8 @@ class ScoreFunction(OneReading):
   """
 
   passes: ClassVar[float] = 2.0
+  # "noise": the parameters that the draw itself depends on, which no other objective moves.
+  trains: ClassVar[frozenset[str]] = OneReading.trains | {"noise"}
 
   def check(self, model: Model) -> None:
     """Raises ValueError for noise that is not learned: `bound` has the same gradient there, at half

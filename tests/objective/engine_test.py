@@ -471,8 +471,7 @@ def test_what_is_a_bound(timing, process, objective, bound):
 
 
 def test_memory_does_not_grow_with_the_logits_of_all_positions():
-  """The compiler's figures: V = 4096 costs a few chunks more than V = 64, where full logits take two
-  [B, L, V] at least."""
+  """The compiler's figures: a few chunks, where full logits take two [B, L, V] at least."""
 
   def temporaries(vocab_size, chunk):
     process = Masked(vocab_size=vocab_size)
@@ -491,7 +490,7 @@ def test_memory_does_not_grow_with_the_logits_of_all_positions():
     return program.memory_analysis().temp_size_in_bytes
 
   one = 16 * 64 * 4096 * 4
-  chunked, full = (temporaries(4096, chunk) - temporaries(64, chunk) for chunk in (64, 16 * 64))
+  chunked, full = (temporaries(4096, chunk) for chunk in (64, 16 * 64))
   assert full > 1.5 * one
   assert chunked < 0.35 * one
 

@@ -153,7 +153,9 @@ def test_members_are_hashable_and_equal_by_their_options(name):
   assert hash(objective) == hash(
     dataclasses.replace(objective)
   ) and objective == dataclasses.replace(objective)
-  assert objective.trains == {"network", "process"} and objective.init(None, None, None) == {}
+  assert objective.trains - {"noise"} == {"network", "process"}
+  assert ("noise" in objective.trains) == (name == "score_function")
+  assert objective.init(None, None, None) == {}
 
 
 # Formulas.
