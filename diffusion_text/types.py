@@ -387,7 +387,19 @@ class TokenCosts(NamedTuple):
 
 
 class Network(Protocol):
-  """A neural network as pure functions. Its options are its fields."""
+  """A neural network as pure functions. Its options are its fields.
+
+  Attributes:
+    remembers: True if it reads `memory`, so that `remember` and `no_memory` may be called.
+  """
+
+  remembers: bool
+
+  def check(self, model: Model, data: Any) -> None:
+    """Raises ValueError, with the fix, for a context or data settings that it cannot serve."""
+
+  def decays(self, path: tuple[str, ...]) -> bool:
+    """True if weight decay should reach the parameter at `path` (names from the root)."""
 
   def init(self, key: Key) -> Params:
     """Parameters, a nested dict of float32 arrays."""

@@ -14,7 +14,8 @@ from diffusion_text.core.options import member
 from diffusion_text.model.body import Body
 from diffusion_text.model.cache import SlotCache, empty
 from diffusion_text.model.options import TransformerOptions
-from diffusion_text.types import Key, Params, Prediction, Rows, Span
+from diffusion_text.model.partition import decays
+from diffusion_text.types import Key, Model, Params, Prediction, Rows, Span
 
 
 @member
@@ -117,6 +118,24 @@ class Transformer(TransformerOptions):
   def like(self, **changes: Any) -> Transformer:
     """A network of the same options but for the changes: a small one that serves beside this."""
     return dataclasses.replace(self, **changes)
+
+  @property
+  def remembers(self) -> bool:
+    """True if the network conditions on itself."""
+    return self.self_conditioning != "none"
+
+  def check(self, model: Model, data: Any) -> None:
+    """Raises ValueError where one time per row cannot serve rows of several times."""
+    several = model.context.unit is not None or data.packing == "documents"
+    if self.time_conditioning == "prefix" and several:
+      raise ValueError(
+        f"model.time_conditioning='prefix' tells one time to one document and cannot serve"
+        f" {model.context} with data.packing={data.packing!r}; use 'adaln' or 'layerwise'"
+      )
+
+  def decays(self, path: tuple[str, ...]) -> bool:
+    """True for matrices; norms, biases and embedding tables do not decay."""
+    return decays(path)
 
   def _body(self, params: Mapping[str, Any]) -> Body:
     return nnx.merge(_graph(self), nnx.State(params))

@@ -206,6 +206,10 @@ class Gaussian(PerToken):
     """
     return self.path.time_of(log_snr)
 
+  def log_snr_range(self) -> tuple[float, float]:
+    """The log-SNR that is trained at t -> 0+, and at t = 1."""
+    return float(self.path.log_snr(jnp.float32(0))), float(self.path.log_snr(jnp.float32(1)))
+
   # Noise.
 
   def prior(self, params: Params, keys: Keys) -> Float[Array, "*n E"]:

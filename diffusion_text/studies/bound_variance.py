@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text import train
+from diffusion_text.core.capability import offers, require
 from diffusion_text.evaluate.likelihood import Likelihood
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.run import Trained, held_out, score
@@ -24,6 +25,14 @@ from diffusion_text.timing import ExactCount, Shared
 from diffusion_text.types import Batch, Params, Progress, Timing
 
 ROWS = 64  # of validation text, or a whole batch, by which a level is chosen
+
+
+@runtime_checkable
+class LogSNRRange(Protocol):
+  """A process whose tokens can be decoded at a log-SNR."""
+
+  def log_snr_range(self) -> tuple[float, float]:
+    """The log-SNR at t -> 0+, and at t = 1."""
 
 
 def rescored(experiment: Experiment, timing: Timing) -> Experiment:
@@ -48,7 +57,9 @@ def decodings(
     ValueError: for a process without a log-SNR.
   """
   experiment, params = trained.experiment, trained.params
-  highest, lowest = experiment.model.process.log_snr_range()
+  process = experiment.model.process
+  require(process, LogSNRRange, "--decoding", "only Gaussian processes decode at a log-SNR")
+  highest, lowest = process.log_snr_range()
 
   @jax.jit
   def nats(level: Any, params: Params, key: Any, batch: Batch, progress: Progress):
@@ -85,7 +96,7 @@ def best_decoding(trained: Trained, **how: Any) -> tuple[Trained, list[tuple[flo
 def chosen_decoding(trained: Trained, **how: Any) -> tuple[Trained, float | None]:
   """The run and its evaluate.decode_at: the config's, or else, of a process with a log-SNR, `best_decoding`."""
   experiment = trained.experiment
-  if experiment.evaluate.decode_at is None and experiment.model.process.has_log_snr:
+  if experiment.evaluate.decode_at is None and offers(experiment.model.process, LogSNRRange):
     trained, _ = best_decoding(trained, **how)
   return trained, trained.experiment.evaluate.decode_at
 
