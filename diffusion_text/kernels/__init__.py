@@ -1,1 +1,1 @@
-"""Attention that knows the layout, and the loss of the unembedding: reference, XLA and Pallas implementations."""
+"""Attention that knows the layout, and the loss of the head: reference, XLA and Pallas."""
