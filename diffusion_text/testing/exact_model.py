@@ -118,6 +118,7 @@ def excess_of_bound(
   costs: Enumerable | None = None,
   rows: int = 2048,
   draws: int = 16,
+  documents: int = 1,
   seed: int = 0,
 ) -> Estimate:
   """The bound in nats per row, less -log p(x) row by row: 0 where the bound is tight.
@@ -131,13 +132,19 @@ def excess_of_bound(
     costs: the language whose -log p(x) is subtracted; None: that of the data.
     rows: rows of a draw.
     draws: independent draws; the standard error is taken between them.
+    documents: texts that share a row, each in a segment of its own.
     seed: of keys and data.
   """
   costs = language if costs is None else costs
   values = []
   for number in range(draws):
-    ids = language.systematic(rows, seed=1000 * seed + number)
-    log_p = np.float32(costs.log_likelihood(ids))
+    ids = language.systematic(rows * documents, seed=1000 * seed + number)
+    log_p = np.float32(costs.log_likelihood(ids)).reshape(rows, documents).sum(1)
+    batch = Batch(ids.reshape(rows, -1))
+    if documents > 1:
+      segment = np.repeat(np.arange(documents, dtype=np.int32), language.length)
+      segment = np.broadcast_to(segment, batch.ids.shape)
+      batch = Batch(batch.ids, segment=segment)
     key = jax.random.key(1000 * seed + number)
-    values.append(float(excess(model, params, key, Batch(ids), log_p)))
+    values.append(float(excess(model, params, key, batch, log_p)))
   return Estimate.of(values)
