@@ -3,7 +3,7 @@
 Published: OpenWebText L=1024 perplexity <= 21.66 / 20.62 / 20.14 at 110B / 262B / 524B tokens, against <= 23.17 for MDLM retrained;
 without the anchor's loss (anchor_weight 0) <= 21.79. LM1B <= 26.40 / 24.46 at 33B / 65B. Batches of 512 rows, learning rate 3e-4, no
 weight decay; 12 anchor layers and 6 more, as two networks. Here two thirds of the layers of a size are the anchor's, so that the
-depth is that of the models compared with; `:small --config.model.layers=18 --config.model.anchor_layers=12` is the published depth.
+depth is that of the models compared with; `:small --config.model.layers=18 --config.model.first_stage_layers=12` is the published depth.
 Ours: not yet run.
   python -m experiments.train --config=configs/adlm.py:tiny --workdir=runs/adlm
 """
@@ -14,7 +14,7 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   c.objective.name = "anchored"
-  c.model.anchor_layers = 2 * c.model.layers // 3
+  c.model.first_stage_layers = 2 * c.model.layers // 3
   c.optimizer.weight_decay = 0.0
-  base.own(c, "model.anchor_layers", "optimizer.weight_decay")
+  base.own(c, "model.first_stage_layers", "optimizer.weight_decay")
   return c

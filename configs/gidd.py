@@ -11,7 +11,7 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process = {"name": "mixed", "mixing": "gidd", "share": 0.1}  # published: 0.1 and 0.2
+  c.process = {"name": "mixed", "mixing": "peaked", "share": 0.1}  # published: 0.1 and 0.2
   c.timing.power = 2.0
   c.objective.name = "reweighted"
   base.told_time(c)

@@ -319,8 +319,11 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
   chunk = network_options.pop("chunk", None) or 256
   members = {
     kind: registry.construct(kind, parts[kind])
-    for kind in ("timing", "context", "objective", "reader", "sampler")
+    for kind in ("timing", "context", "reader", "sampler")
   }
+  members["objective"] = registry.construct(
+    "objective", parts["objective"], train_steps=settings.steps
+  )
   registry.construct(
     "process", parts["process"], vocab_size=2
   )  # options, before a tokenizer is learned

@@ -153,7 +153,7 @@ def fit_times(
   if costs is None:
     return 0.0
   size = times.t.shape[1] if model.context.unit is None else model.context.unit
-  units = _in_units(times._replace(tau=times.tau[..., None]), size)
+  units = _in_units(times._replace(tau=times.t), size)
   units = units._replace(tau=times.tau.reshape(-1, 1))
   return model.timing.fit(params["timing"], units, _in_units(costs, size))
 

@@ -54,29 +54,27 @@ class Path:
     value, slope = jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
     return -slope * jnp.exp(value)
 
-  def time_of(self, log_snr: float) -> Float[Array, ""]:
+  def time_of(self, log_snr: float | Array) -> Float[Array, ""]:
     """The time at which the path has this log-SNR, by bisection; 0 if it lies above the path.
 
-    Raises ValueError if it does not lie above the path's end.
+    Raises ValueError for a number (not for a traced value) that does not lie above the path's end.
     """
     with jax.ensure_compile_time_eval():
       highest = float(self.log_snr(jnp.float32(0)))
       lowest = float(self.log_snr(jnp.float32(1)))
-    if not log_snr > lowest:
+    if isinstance(log_snr, int | float) and not log_snr > lowest:
       raise ValueError(
         f"log-SNR {log_snr} must be above the path's end, log-SNR {lowest:.3g}: there is nothing"
         " left to see there"
       )
-    if log_snr >= highest:
-      return jnp.float32(0)
-
     def halve(_, ends):
       low, high = ends
       middle = (low + high) / 2
       later = self.log_snr(middle) > log_snr
       return jnp.where(later, middle, low), jnp.where(later, high, middle)
 
-    return jax.lax.fori_loop(0, 30, halve, (jnp.float32(0), jnp.float32(1)))[1]
+    found = jax.lax.fori_loop(0, 30, halve, (jnp.float32(0), jnp.float32(1)))[1]
+    return jnp.where(log_snr >= highest, 0.0, found)
 
 
 @member
