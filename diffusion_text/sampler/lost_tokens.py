@@ -32,7 +32,7 @@ def need_schedule(process: Process, who: str, fix: str) -> None:
 def visible_may_be_wrong(process: Process, t: float) -> bool:
   """True if a token that looks clean at time t may be another one, so that a network learns of it.
 
-  For processes of ids with a mask.
+  For processes of ids.
   """
   token, time = jnp.zeros(1, jnp.int32), jnp.full(1, t, jnp.float32)
   if not np.asarray(process.has_loss({}, token, time))[0]:

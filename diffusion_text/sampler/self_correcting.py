@@ -60,8 +60,7 @@ class SelfCorrecting(Grid):
     """Refuses models that have learned nothing about clean tokens."""
     super().check(model)
     process = model.process
-    masks = process.mask_id is not None
-    if masks and not visible_may_be_wrong(process, self.correction_time):
+    if process.input_sizes.vectors or not visible_may_be_wrong(process, self.correction_time):
       raise ValueError(
         f"{process} predicts nothing at clean tokens, which self-correction reads; use"
         " sampler.name='grid' with kappa=0.95"

@@ -1,0 +1,203 @@
+"""Routing: what is kept, at which time the rest is told to be, and the bias that it has by design."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text.context import Full
+from diffusion_text.core.options import member
+from diffusion_text.core.prng import row_keys, token_keys
+from diffusion_text.process.masked import Masked
+from diffusion_text.process.uniform import Uniform
+from diffusion_text.sampler.loop import host_sample, sample
+from diffusion_text.sampler.routed import Routed, Routing
+from diffusion_text.schedules.discrete import Cosine, Linear
+from diffusion_text.testing import Enumerable, ExactNetwork, exact_params
+from diffusion_text.timing import Shared, Slanted
+from diffusion_text.types import Batch, Canvas, Model
+
+TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
+MASK = 3
+MASKED, UNIFORM = Masked(vocab_size=3), Uniform(vocab_size=3)
+
+
+def model_of(process, timing=None):
+  timing = Shared() if timing is None else timing
+  return Model(ExactNetwork(process), process, timing, Full(), chunk=8192)
+
+
+def draw(sampler, process, rows, language=TOY, batch=None, seed=0):
+  shape = {"rows": rows, "length": 4} if batch is None else {"batch": batch}
+  result = sample(model_of(process), exact_params(language), sampler, row_keys(seed, rows), **shape)
+  return jax.tree.map(np.asarray, result)
+
+
+def test_routing_is_biased():
+  """It scores the token it drew: far from the language, at one more token per call even."""
+  result = draw(Routed(steps=4), MASKED, 2_000)
+  assert result.calls == 4
+  assert TOY.total_variation(TOY.histogram(result.ids)) > 0.3  # 0.43
+
+
+def share_of(rate, done, steps):
+  share = np.arange(done, steps + 1) / steps
+  return share if rate == "linear" else 1 - np.cos(np.pi / 2 * share)
+
+
+@pytest.mark.parametrize("rate", ["linear", "cosine"])
+def test_routing_keeps_what_it_says(rate):
+  total = np.arange(1, 300)
+  for steps in (1, 2, 3, 7, 10, 64):
+    sampler = Routed(steps=steps, rate=rate)
+    kept = np.asarray(sampler.kept(jnp.arange(steps)[:, None], total[None]))
+    assert (np.diff(kept, axis=0) >= 0).all() and (kept[-1] == total).all()
+    assert (np.abs(kept - share_of(rate, 1, steps)[:, None] * total) < 1 + 1e-4).all()
+
+
+@pytest.mark.parametrize("rate", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=repr)
+def test_routing_tells_the_time_of_what_it_kept(rate, schedule):
+  """Whatever the timing: all tokens at the time at which the schedule keeps the share kept."""
+  zeros = jnp.zeros(6, jnp.int32)
+  canvas = Canvas(None, jnp.ones((6, 4), bool), None, zeros, zeros + 4)
+  model = model_of(Uniform(vocab_size=3, schedule=schedule), Slanted(spread=2.0))
+  times = Routed(steps=5, rate=rate).times(model, {}, canvas, Routing(jnp.arange(6)))
+  want = np.tile(share_of(rate, 0, 5)[:, None], (1, 4))
+  np.testing.assert_allclose(schedule(times).alpha, want, atol=2e-6)
+  assert (times[0] == 1).all() and (times[-1] <= 1e-7).all()
+
+
+LIKED = np.array([2, 0, 1, 2])
+SURE = Enumerable(TOY.sequences, 1e-6 ** (TOY.sequences != LIKED).sum(1) / (1 + 2e-6) ** 4, 3)
+
+
+def check_certain(sampler):
+  """A network that knows the text is believed, whatever the noise and the timing."""
+  for process in (MASKED, UNIFORM):
+    assert (draw(sampler, process, 50, SURE).ids == LIKED).all()
+
+
+CERTAIN = Routed(steps=3, rate="cosine", noise_scale=1.0)
+
+
+def test_a_certain_network_is_believed():
+  check_certain(CERTAIN)
+
+
+class WalksTheGrid(Routed):
+  """Tokens that went back to noise are told to be at the times of the timing, 0 among them."""
+
+  def times(self, model, params, canvas, state):
+    return jnp.zeros(canvas.active.shape)
+
+
+def test_routing_by_another_time_would_be_noticed():
+  with pytest.raises(AssertionError):
+    check_certain(WalksTheGrid(steps=3, rate="cosine", noise_scale=1.0))
+
+
+def watched(sampler, process, language, batch):
+  """[(text before a call, text after it)]; noise before the first."""
+  rows, length = batch.ids.shape
+  observed = np.zeros((rows, length), bool) if batch.observed is None else batch.observed
+  states = [np.where(observed, batch.ids, MASK)]
+  loop = host_sample(
+    model_of(process), exact_params(language), sampler, row_keys(0, rows), batch=batch
+  )
+  states += [np.asarray(canvas.state) for canvas in loop]
+  return list(itertools.pairwise(states))
+
+
+def test_routing_masks_the_rest_and_breaks_ties_to_the_left():
+  """Of equal scores call k keeps the leftmost floor(k/S · tokens)."""
+  language = Enumerable.independent(3, 5)
+  observed = np.tile(np.arange(5) == 1, (2, 1))
+  batch = Batch(np.zeros((2, 5), np.int32), observed=observed)
+  turns = watched(Routed(steps=3), MASKED, language, batch)
+  assert len(turns) == 3
+  for call, (_, after) in enumerate(turns, 1):
+    kept = np.array([0, 2, 3, 4])[: 4 * call // 3]
+    shown = np.isin(np.arange(5), [1, *kept])
+    np.testing.assert_array_equal(after != MASK, np.tile(shown, (2, 1)))
+    assert (after[:, 1] == 0).all()
+
+
+@functools.cache
+def exact_law(state):
+  """p(x_i = v | the tokens of the state that are no masks), [4, 3]."""
+  state = np.array(state)
+  agrees = ((TOY.sequences == state) | (state == MASK)).all(-1)
+  law = np.einsum("m,mlv->lv", agrees * TOY.probabilities, np.eye(3)[TOY.sequences])
+  return law / law.sum(-1, keepdims=True)
+
+
+def test_greedy_keeps_the_likeliest():
+  """At temperature 0 all that is kept is the likeliest, and the order follows from the text."""
+  batch = Batch(np.zeros((20, 4), np.int32))
+  for before, after in watched(Routed(steps=4, temperature=0.0), MASKED, TOY, batch):
+    kept = (after != MASK) & (before == MASK)
+    best = np.stack([exact_law(tuple(row)).argmax(-1) for row in before])
+    np.testing.assert_array_equal(after[kept], best[kept])
+    assert len(np.unique(after, axis=0)) == 1
+
+
+@member
+class AsSaid(Uniform):
+  """Uniform noise whose leave-one-out prediction is what the network says, whatever that means."""
+
+  def leave_one_out(self, params, state, t, output):
+    return jax.nn.log_softmax(output, axis=-1)
+
+
+TEXT = np.random.default_rng(0).integers(0, 3, (200, 4)).astype(np.int32)
+
+
+def second_call(process):
+  """The texts after a call at t = 1/2, where half of the tokens are kept."""
+  model = model_of(process)
+  sampler = Routed(steps=4)
+
+  @jax.jit
+  def run(params, keys):
+    zeros = jnp.zeros(len(TEXT), jnp.int32)
+    canvas = Canvas(TEXT, jnp.ones(TEXT.shape, bool), keys, zeros, zeros + 4)
+    state = Routing(zeros + 2)
+    t = sampler.times(model, params, canvas, state)
+    inputs = process.inputs({}, canvas.state, t)
+    rows = model.context.sampling_rows(inputs, inputs, t, Batch(canvas.state))
+    prediction = model.network.apply(params["network"], rows)
+    return sampler.step(model, params, canvas, state, prediction, None, canvas.active)[0]
+
+  return np.asarray(run(exact_params(TOY), token_keys(row_keys(0, len(TEXT)), 4)))
+
+
+def test_the_meaning_of_logits_does_not_matter():
+  """A network that says posteriors, leave-one-out laws or scores of the same language."""
+  want = second_call(UNIFORM)
+  for prediction in ("posterior", "score"):
+    got = second_call(Uniform(vocab_size=3, prediction=prediction))
+    assert (got == want).mean() > 0.995, "but for rounding"
+  assert (second_call(AsSaid(vocab_size=3, prediction="posterior")) == want).mean() < 0.99
+
+
+@member
+class TwoVectors(Uniform):
+  @property
+  def input_sizes(self):
+    return super().input_sizes._replace(vectors=2)
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match="TwoVectors keeps no tokens whole"):
+    Routed(steps=3).check(model_of(MASKED)._replace(process=TwoVectors(vocab_size=3)))
+  scores = model_of(Uniform(vocab_size=3, prediction="score"))
+  Routed(steps=3).check(scores)
+  with pytest.raises(ValueError, match="ratios"):
+    Routed(steps=3, temperature=0.5).check(scores)
+  for bad in ({"rate": "square"}, {"noise_scale": -1.0}, {"steps": 0}):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+      Routed(**bad)
