@@ -55,11 +55,12 @@ class Blocks:
     self._check_length(model.process.positions(data.length))
 
   def _check_length(self, length: int) -> None:
-    if length % self.size:
-      down = length - length % self.size or self.size
+    rest = length % self.size
+    if rest:
+      shorter = f"{length - rest} or " if length > rest else ""
       raise ValueError(
-        f"context.size={self.size} must divide length={length}; use a length of {down} or"
-        f" {length - length % self.size + self.size}"
+        f"context.size={self.size} must divide length={length}; use a length of {shorter}"
+        f"{length - rest + self.size}"
       )
 
   def _layout(self, batch: Batch) -> Layout:

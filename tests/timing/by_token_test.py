@@ -1,54 +1,119 @@
-"""Times by token: the published Poisson law, rarity as a place in the corpus, and times that must not be told."""
+"""Times by token: the Poisson law and its quantiles, and rarity as a place in the corpus."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from configs import infodiffusion
-from diffusion_text.experiment.build import build
-from diffusion_text.objective.bound import Bound, noised
-from diffusion_text.process.masked import Masked
-from diffusion_text.schedules.discrete import Linear
-from diffusion_text.timing import ByInformation, Poisson, Shared, rarity
-from diffusion_text.types import Batch, Prediction, Progress
+from diffusion_text.timing import ByInformation, Poisson
+from diffusion_text.timing.by_token import poisson_quantile, rarity
+from diffusion_text.types import Batch, DataFacts, Progress
 
-COUNTS = lambda: np.array([6, 2, 2, 0])
+COUNTS = np.array([6, 2, 2, 0])
 
 
 def check_poisson_law(t, speed):
-  """Mean, mean square and the shares at either end, against the definition in numpy: λ = 198 τ, of standard deviation λ before the cut."""
-  assert (
-    set(np.unique(np.round(t * 99))) == set(range(100))
-    and np.abs(t * 99 - np.round(t * 99)).max() < 1e-4
-  )
+  """Moments and shares at either end, against numpy: λ = 198 τ, of deviation λ before the cut."""
+  levels = np.round(t * 99)
+  assert set(np.unique(levels)) == set(range(100)) and np.abs(t * 99 - levels).max() < 1e-4
   np.testing.assert_array_equal(speed, t > 0)
   rng = np.random.default_rng(0)
   mean = 198 * rng.random(200_000)
   level = np.clip(np.round(mean * (1 + (rng.poisson(mean) - mean) / np.sqrt(mean))), 0, 99) / 99
-  statistics = lambda x: np.array([x.mean(), (x**2).mean(), (x == 0).mean(), (x == 1).mean()])
+
+  def statistics(x):
+    return np.array([x.mean(), (x**2).mean(), (x == 0).mean(), (x == 1).mean()])
+
   np.testing.assert_allclose(statistics(t), statistics(level), atol=0.01)
   within = np.corrcoef(t[:, 0], t[:, 1])[0, 1]
   assert 0.05 < within < 0.6  # a common clock, and a count of its own
 
 
 def test_the_published_poisson_law():
-  batch = Batch(jnp.zeros((2048, 16), jnp.int32))
-  times = jax.jit(lambda key: Poisson().draw(key, batch, Progress()))(jax.random.key(0))
-  t, speed = np.asarray(times.t), np.asarray(times.speed)
+  batch = Batch(np.zeros((2048, 16), np.int32))
+  times = jax.jit(lambda key: Poisson().draw({}, key, batch, Progress()))(jax.random.key(0))
+  t, speed = np.asarray(times.t), np.asarray(times.dt_dtau)
   check_poisson_law(t, speed)
-  mutants = [
-    (np.repeat(t[:, :1], 16, axis=1),) * 2,
-    (np.round(99 * t**1.1) / 99, speed),
-    (t, np.ones_like(speed)),
-  ]
-  for mutant in mutants:
+  one_count, bent = np.repeat(t[:, :1], 16, axis=1), np.round(99 * t**1.1) / 99
+  for mutant in ((one_count, one_count > 0), (bent, speed), (t, np.ones_like(speed))):
     with pytest.raises(AssertionError):
-      check_poisson_law(mutant[0], mutant[1] if mutant[1] is not mutant[0] else mutant[0] > 0)
+      check_poisson_law(*mutant)
+
+
+def test_poisson_quantiles_are_those_of_scipy():
+  """Over the whole range of the clock."""
+  rng = np.random.default_rng(0)
+  mean = np.concatenate([rng.uniform(0, 198, (60, 1)), [[0.01], [1.0], [198.0]]])
+  mean = mean.astype(np.float32)
+  share = rng.uniform(0.001, 0.999, (63, 40)).astype(np.float32)
+  want = scipy.stats.poisson.ppf(share, mean)
+  got = jax.jit(poisson_quantile, static_argnums=2)(share, mean, 198)
+  # The law is in float32.
+  assert (got == want).mean() > 0.999 and np.abs(got - want).max() <= 1
+
+
+ROWS, LENGTH = 3, 6
+COUNTED = np.array([[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0]], bool)
+
+
+def reference_labels(timing, clock, cost, counts, segment=None):
+  """The r-th lowest cost of n has the quantile (r - 1/2) / n of the row's law, in each document."""
+  labels, most = np.zeros(cost.shape), timing.levels - 1
+  segment = np.zeros(cost.shape) if segment is None else segment
+  documents = [(row, document) for row in range(len(cost)) for document in np.unique(segment[row])]
+  for row, document in documents:
+    here = np.flatnonzero(counts[row] & (segment[row] == document))
+    mean = 2 * most * clock[row, 0]
+    for rank, place in enumerate(here[np.argsort(cost[row, here])]):
+      count = scipy.stats.poisson.ppf((rank + 0.5) / len(here), mean)
+      level = np.round((count - mean) / np.sqrt(mean) * timing.spread * mean + mean)
+      labels[row, place] = np.clip(level, 0, most) / most
+  return labels
+
+
+class RanksTheOthersToo(Poisson):
+  def labels(self, tau, cost, counts, segment):
+    return super().labels(tau, cost, jnp.ones_like(counts), segment)
+
+
+class HardTokensFirst(Poisson):
+  def labels(self, tau, cost, counts, segment):
+    return super().labels(tau, -cost, counts, segment)
+
+
+class OneTimeForAll(Poisson):
+  def labels(self, tau, cost, counts, segment):
+    return jnp.broadcast_to(jnp.minimum(2 * tau, 1.0), cost.shape)
+
+
+class OneDocument(Poisson):
+  def labels(self, tau, cost, counts, segment):
+    return super().labels(tau, cost, counts, None)
+
+
+def check_labels(cls):
+  rng = np.random.default_rng(1)
+  clock = rng.uniform(0.05, 0.6, (ROWS, 1)).astype(np.float32)
+  cost = rng.normal(size=(ROWS, LENGTH)).astype(np.float32)
+  in_runs = np.sort(rng.integers(0, 3, (ROWS, LENGTH)), axis=1)
+  mixed = rng.integers(0, 2, (ROWS, LENGTH))
+  for spread, segment in ((1.0, None), (0.3, in_runs), (0.3, mixed)):
+    timing = cls(spread=spread)
+    want = reference_labels(timing, clock, cost, COUNTED, segment)
+    found = timing.labels(jnp.asarray(clock), jnp.asarray(cost), jnp.asarray(COUNTED), segment)
+    np.testing.assert_allclose(np.where(COUNTED, found, 0), want, atol=1e-5)
+
+
+def test_labels_are_times_of_the_law_in_the_order_of_the_cost():
+  check_labels(Poisson)
+  for mutant in (RanksTheOthersToo, HardTokensFirst, OneTimeForAll, OneDocument):
+    with pytest.raises(AssertionError):
+      check_labels(mutant)
 
 
 def test_rarity_is_the_share_of_the_corpus_that_is_commoner():
-  np.testing.assert_allclose(rarity(np.array([6, 2, 2, 0])), [0.3, 0.8, 0.8, 1.0], rtol=1e-6)
+  np.testing.assert_allclose(rarity(COUNTS), [0.3, 0.8, 0.8, 1.0], rtol=1e-6)
   np.testing.assert_allclose(rarity(np.array([5, 5])), [0.5, 0.5])
   counts = np.random.default_rng(0).zipf(1.5, 100)
   assert np.average(rarity(counts), weights=counts) == pytest.approx(0.5)
@@ -56,72 +121,18 @@ def test_rarity_is_the_share_of_the_corpus_that_is_commoner():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_rare_tokens_fall_first_or_last(first):
-  timing = ByInformation(3.0, informative_first=first, counts=COUNTS)
-  clock = np.linspace(0, 1, 101, dtype=np.float32)[:, None]
-  t, _ = map(np.asarray, timing.times(clock, rarity(COUNTS())[[0, 1, 3]][None]))
-  assert (t[0] == 0).all() and (t[-1] == 1).all() and (np.diff(t, axis=0) >= 0).all()
-  rarer_is_cleaner = np.diff(t, axis=1) <= 0
-  assert rarer_is_cleaner.all() if first else (np.diff(t, axis=1) >= 0).all()
-  np.testing.assert_array_equal(
-    np.ptp(timing.times(clock, np.float32([[0.0, 1.0]]))[1], axis=0), [4, 4]
-  )
+  timing = ByInformation(spread=3.0, informative_first=first)
+  params = timing.init(jax.random.key(0), DataFacts(3, 4, token_counts=lambda: COUNTS))
+  batch = Batch(np.broadcast_to(np.array([0, 1, 3], np.int32), (400, 3)))
+  times = timing.draw(params, jax.random.key(0), batch, Progress())
+  order = np.argsort(times.tau[:, 0])
+  t, speed = np.asarray(times.t)[order], np.asarray(times.dt_dtau)[order]
+  assert t[0].min() == 0 and t[-1].max() == 1 and (np.diff(t, axis=0) >= 0).all()
+  rising = np.diff(t, axis=1)
+  assert (rising <= 0).all() if first else (rising >= 0).all()
+  assert (rising != 0).any() and set(np.unique(speed)) == {0.0, 4.0}
 
 
-def test_the_network_is_told_the_clock_and_not_the_times_that_give_tokens_away():
-  timing, process = ByInformation(2.0, counts=COUNTS), Masked(4, Linear())
-  given = jnp.arange(6)[None] < 2
-
-  def told(ids, timing):
-    seen = []
-    batch = Batch(jnp.asarray(ids, jnp.int32), given=jnp.broadcast_to(given, (8, 6)))
-
-    def predict(inputs, t, layout):
-      seen.append(np.broadcast_to(np.asarray(t), (8, 6)))
-      return Prediction(jnp.zeros((8, 6, 1)), lambda features: jnp.zeros((*features.shape[:-1], 4)))
-
-    noise = noised(process, timing, {}, jax.random.key(0), batch, Progress(), predict)
-    return seen[0], np.broadcast_to(noise.times.t, (8, 6))
-
-  common, rare = np.zeros((8, 6)), np.full((8, 6), 3)
-  (told_common, t_common), (told_rare, t_rare) = told(common, timing), told(rare, timing)
-  np.testing.assert_array_equal(told_common, told_rare)
-  assert (t_common[:, 2:] != t_rare[:, 2:]).any()  # which is why
-  assert (
-    not told_rare[:, :2].any()
-    and (np.ptp(told_rare[:, 2:], axis=1) == 0).all()
-    and (told_rare[:, 2:] > 0).all()
-  )
-
-  class Leaky(ByInformation):
-    def draw(self, key, batch, progress):
-      return super().draw(key, batch, progress)._replace(told=None)
-
-  leaky = Leaky(2.0, counts=COUNTS)
-  assert (told(common, leaky)[0] != told(rare, leaky)[0]).any()
-
-
-@pytest.mark.parametrize("timing", [Poisson(), ByInformation(counts=COUNTS)], ids=repr)
-def test_surrogates_are_scored_and_sampled_under_shared_times(timing):
-  assert (
-    timing.scoring() == Shared() and Bound(Masked(4, Linear()), timing.scoring()).timing == Shared()
-  )
-  np.testing.assert_array_equal(timing.grid(5, 3), Shared().grid(5, 3))
-
-
-@pytest.mark.parametrize("make, message", [
-  (lambda: Poisson(1), r"timing.levels=1 must be at least 2"),
-  (lambda: Poisson(spread=-1.0), r"timing.spread=-1.0 must be at least 0"),
-  (lambda: ByInformation(-0.5), r"timing.spread=-0.5 must be at least 0"),
-  (lambda: ByInformation().draw(jax.random.key(0), Batch(jnp.zeros((1, 2), jnp.int32)), Progress()), r"needs the token counts"),
-])  # fmt: skip
-def test_values_out_of_range(make, message):
-  with pytest.raises(ValueError, match=message):
-    make()
-
-
-def test_building_counts_nothing():
-  """The corpus is asked when the first training batch is drawn, not by build, and never by a sampler."""
-  experiment = build(
-    infodiffusion.get_config("micro"), tokenizer=type("Any", (), {"vocab_size": 64, "name": "any"})
-  )
-  assert experiment.timing.counts is not None and experiment.bound.timing == Shared()
+def test_token_counts_are_asked_for():
+  with pytest.raises(ValueError, match="needs the token counts of the training split"):
+    ByInformation().init(jax.random.key(0), DataFacts(3, 4))

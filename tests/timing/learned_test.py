@@ -1,6 +1,4 @@
-"""A learned timing: its times are any pace's, its levels follow what time costs, in every objective, and a sampler walks them."""
-
-import dataclasses
+"""A learned timing: its times are any pace's, and its levels follow what time costs, by one fit."""
 
 import jax
 import jax.numpy as jnp
@@ -8,318 +6,240 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_text import train
-from diffusion_text.core.prng import row_keys
-from diffusion_text.experiment.build import make_policy
-from diffusion_text.objective import OBJECTIVES, Bound
-from diffusion_text.objective.anchored import Anchored
-from diffusion_text.objective.bound import (
-  Noised,
-  Rows,
-  corrupted,
-  fit_level,
-  fit_times,
-  noise_key,
-  noised,
-  scored_weights,
-  weighted_rates,
-)
-from diffusion_text.objective.conditioning import TwoReadings
-from diffusion_text.objective.embedding_losses import EmbeddingLosses
-from diffusion_text.objective.reinforced import ReinforcedConditioning
-from diffusion_text.process.embedding import Embedding
-from diffusion_text.process.masked import Masked, cross_entropy
-from diffusion_text.schedules.discrete import Linear
-from diffusion_text.schedules.gaussian import Learned, VPCosine
-from diffusion_text.timing import ByPosition, Paced, bind_times
-from diffusion_text.types import Batch, Layout, LearnedTimes, Prediction
-from tests.experiment.build_test import AnyTokenizer, build, sized
-from tests.objective.surrogates_test import BATCHES, PARAMS, ROWS, START, L, jit, predict_with
+from diffusion_text.timing import ByPosition, Learned
+from diffusion_text.types import Batch, DataFacts, Progress, Times, TokenCosts
 
-BINS = 4
-LEVELS = jax.random.normal(jax.random.key(8), (L, BINS))
-LEARNED = {"levels": LEVELS, "size": jnp.linspace(-0.1, 0.2, L)}
-TIMING = ByPosition(L, BINS)
+LENGTH, BINS, ROWS = 6, 4, 8
+RNG = np.random.default_rng(0)
+LEVELS = RNG.normal(size=(LENGTH, BINS)).astype(np.float32)
+SIZES = np.linspace(-0.1, 0.2, LENGTH).astype(np.float32)
+FACTS = DataFacts(LENGTH, 4)
+EVEN = np.linspace(1 / 999, 1, 999, dtype=np.float32)[:, None]  # the clock at 999 draws
 
 
-def test_speed_is_the_slope_of_the_times():
-  """By finite differences, away from the kinks; and the start is the clock itself."""
-  paced, width = TIMING.bind(LEARNED), 1e-3
-  clock = jnp.linspace(0.01, 0.99, 333)[:, None]
-  (before, speed), (after, later) = (
-    paced.times(clock - width / 2, L),
-    paced.times(clock + width / 2, L),
-  )
-  smooth = np.asarray(speed == later)
-  assert smooth.mean() > 0.97
-  np.testing.assert_allclose(((after - before) / width)[smooth], speed[smooth], rtol=2e-3)
-  np.testing.assert_allclose(
-    TIMING.bind(TIMING.init()).times(clock, L)[0], jnp.broadcast_to(clock, (333, L)), atol=1e-6
-  )
-  np.testing.assert_array_equal(paced.grid(8, 5), paced.grid(8, L)[:, :5])
+def times_at(timing, params, tau, length):
+  """Times of rows at clock tau [B, 1], by the timing itself, and the stretch of each token."""
+  shares = np.asarray(timing.shares(params, length))
+  ends = np.cumsum(shares, axis=1)
+  ends[:, -1] = 1.0
+  begins = np.concatenate([np.zeros((len(shares), 1)), ends[:, :-1]], axis=1)
+  stretch = (tau[..., None] > ends[:, :-1]).sum(-1)
+  place = np.arange(len(shares))
+  passed = (tau - begins[place, stretch]) / shares[place, stretch]
+  t = np.broadcast_to((stretch + passed) / timing.bins, (len(tau), length))
+  speed = np.broadcast_to(1 / (timing.bins * shares[place, stretch]), t.shape)
+  return t, speed, np.broadcast_to(stretch, t.shape)
 
 
-def test_levels_follow_the_cost_of_each_stretch():
-  """Of rates that are known and constant within a stretch: the shares become the costs, at every position, the floor permitting."""
-  rates = jnp.array([[1.0, 2.0, 3.0, 4.0], [4.0, 1.0, 1.0, 2.0], [1.0, 1.0, 1.0, 1.0]])
-  timing, clock = ByPosition(3, BINS, floor=0.2), jnp.linspace(1 / 999, 1, 999)[:, None]
-
-  def loss(levels):
-    t, speed = timing.bind({**timing.init(), "levels": levels}).times(clock, 3)
-    cost = speed * rates[jnp.arange(3), jnp.clip(jnp.ceil(t * BINS).astype(int) - 1, 0, BINS - 1)]
-    flat = [x.reshape(-1) for x in (t, speed)]
-    rows = Rows(None, None, None, flat[0], flat[1], jnp.ones_like(flat[0]), jnp.log(flat[1]))
-    return jnp.sum(fit_times(Masked(4, Linear()), {}, rows, cost.reshape(-1))) / len(clock)
-
-  optimizer = optax.adam(0.03)
-  step = jax.jit(lambda levels, state: optimizer.update(jax.grad(loss)(levels), state))
-  levels = timing.init()["levels"]
-  assert float(loss(levels)) == 0
-  state = optimizer.init(levels)
-  for _ in range(300):
-    change, state = step(levels, state)
-    levels = levels + change
-  np.testing.assert_allclose(
-    timing.bind({**timing.init(), "levels": levels}).shares,
-    rates / rates.sum(1, keepdims=True),
-    atol=0.01,
-  )
+@pytest.mark.parametrize("timing", [Learned(bins=BINS), ByPosition(bins=BINS)], ids=repr)
+def test_times_are_those_of_the_shares(timing):
+  """Against the paths written out; speeds are shares; a fresh timing is the clock itself."""
+  levels = LEVELS[0] if type(timing) is Learned else LEVELS
+  batch = Batch(np.zeros((500, LENGTH), np.int32))
+  for params in ({"levels": jnp.asarray(levels)}, timing.init(jax.random.key(0), FACTS)):
+    times = timing.draw(params, jax.random.key(1), batch, Progress())
+    t, speed, _ = times_at(timing, params, np.asarray(times.tau), LENGTH)
+    np.testing.assert_allclose(times.t, t, atol=2e-6)
+    np.testing.assert_allclose(times.dt_dtau, speed, rtol=1e-5)
+  np.testing.assert_allclose(times.t, np.broadcast_to(times.tau, times.t.shape), atol=1e-6)
+  params = {"levels": jnp.asarray(levels)}
+  grid = timing.grid(params, 8, jnp.array([LENGTH, 2]), LENGTH)
+  even = np.arange(8, -1, -1, dtype=np.float32)[:, None] / 8
+  np.testing.assert_allclose(grid[1], times_at(timing, params, even, LENGTH)[0], atol=2e-6)
+  np.testing.assert_array_equal(grid[0], grid[1])
+  shorter = timing.grid(params, 8, jnp.array([4]), 4)
+  np.testing.assert_array_equal(shorter[0], grid[0, :, :4])
 
 
-def two_stages(params):
-  """A network whose first stage answers too."""
-
-  def predict(inputs, t, layout):
-    first = predict_with(params)(inputs, t, layout)
-    return first._replace(features=2 * first.features, anchor=first)
-
-  return predict
-
-
-def of_vectors(params):
-  """A linear network of vectors as wide as the table is."""
-  return lambda inputs, t, layout: Prediction(
-    inputs.vectors, lambda features: features @ params["out"]
-  )
+def drawn_costs():
+  """Costs of a batch, some tokens not counted, some without weight, and one infinite."""
+  rng = np.random.default_rng(3)
+  shape = (ROWS, LENGTH)
+  weight, counted = rng.integers(0, 3, shape).astype(np.float32), rng.random(shape) < 0.7
+  nats = np.where(counted, rng.exponential(2.0, shape), 0.0).astype(np.float32)
+  return TokenCosts(nats, 3 * rng.random(shape).astype(np.float32), weight, counted)
 
 
-def of_vectors_and_answers(params):
-  """The same, which adds its first answer to what it reads."""
+def written_out(timing, times, costs):
+  """params -> what is fitted, as a sum of formulas; its gradient is what `fit` must give."""
+  finite = np.isfinite(costs.nats)
 
-  def predict(inputs, t, layout):
-    told = (
-      0.0 if inputs.recalled is None else jnp.where(inputs.recalls[..., None], inputs.recalled, 0.0)
+  def shared(value):
+    return value if type(timing) is ByPosition else jnp.broadcast_to(value, (LENGTH, *value.shape))
+
+  def by_nats(params):
+    inner = jax.nn.softmax(shared(params["levels"]), axis=-1)
+    shares = timing.floor / BINS + (1 - timing.floor) * inner
+    ends = np.cumsum(np.asarray(jax.lax.stop_gradient(shares)), axis=1)[:, :-1]
+    stretch = (times.tau[..., None] > ends).sum(-1)
+    cost = timing.unit * (np.where(finite, costs.nats, 0) / timing.unit) ** timing.power
+    speed = 1 / (BINS * shares[np.arange(LENGTH), stretch])
+    return jnp.sum(costs.weight * cost * jnp.log(speed))
+
+  def by_loss(params):
+    rises = jnp.exp(10 * shared(params["size"]))[:, None] * jax.nn.softmax(
+      shared(params["levels"]), axis=-1
     )
-    return of_vectors(params)(inputs, t, layout)._replace(
-      features=inputs.vectors + told, recall=lambda estimates: estimates
-    )
+    inside = jnp.clip(times.t[..., None] * BINS - np.arange(BINS), 0, 1)
+    expected = jnp.sum(inside * rises, axis=-1)
+    return jnp.sum(jnp.where(costs.counted, costs.weight * (expected - costs.loss) ** 2 / 2, 0.0))
 
-  return TwoReadings(predict, jnp.arange(4) % 2 == 0, 8, 1)
-
-
-VECTORS = Embedding(7, VPCosine(log_snr_max=2.0), width=5)
-NETWORKS = {
-  "anchored": two_stages,
-  "mse_rounding": of_vectors,
-  "reinforced_conditioning": of_vectors_and_answers,
-}
-OBJECTIVES_WITH_ROWS = {
-  **{name: dataclasses.replace(objective, timing=TIMING) for name, objective in ROWS.items()},
-  "anchored": Anchored(Masked(7, Linear()), TIMING, threshold=L),
-  "mse_rounding": EmbeddingLosses(VECTORS, TIMING, weighting="v", anchor_weight=0.5),
-  "reinforced_conditioning": ReinforcedConditioning(
-    VECTORS, TIMING, weighting="v", anchor_weight=0.5
-  ),
-}
+  return by_nats if timing.by == "nats" else by_loss
 
 
-def levels_gradient(objective, name, params=PARAMS, learned=True):
-  """(value, (gradient of the timing, of the network)) of an objective under the timing, learned or held as it is."""
-  process = objective.process.init(jax.random.key(0))
-
-  def total(timing, params):
-    paced = TIMING.bind(timing)
-    paced = paced if learned else Paced(jax.lax.stop_gradient(paced.shares))
-    network = NETWORKS.get(name, predict_with)(params)
-    return dataclasses.replace(objective, timing=paced)(
-      process, jax.random.key(9), BATCHES["both"], START, network
-    ).total
-
-  return jit(jax.value_and_grad(total, argnums=(0, 1)))(LEARNED, params)
-
-
-def reference(name, objective):
-  """What fits the timing, written out: [B, L] costs and log speeds, or losses and what is expected of them."""
-  process, batch, key = (
-    objective.process.init(jax.random.key(0)),
-    BATCHES["both"],
-    jax.random.key(9),
-  )
-  network = NETWORKS.get(name, predict_with)(PARAMS)
-
-  def fit(timing):
-    noises = [noised(objective.process, TIMING.bind(timing), process, key, batch, START, network)]
-    if name == "reinforce":  # two draws at the same times
-      times, keys = noises[0].times, [jax.random.fold_in(noise_key(key, START), i) for i in (0, 1)]
-      states = [corrupted(objective.process, process, key, batch, times.t) for key in keys]
-      answers = [
-        network(objective.process.inputs(process, state, times.t), times.t, Layout())
-        for state in states
-      ]
-      noises = [Noised(state, times, answer) for state, answer in zip(states, answers)]
-    total = 0.0
-    for noise in noises:
-      if isinstance(objective, EmbeddingLosses):
-        token = noise.state, noise.times.t, noise.prediction.logits
-        miss = objective.process.squared_error(process, batch.ids, *token) / objective.process.size
-        loss = objective.weight(process, noise.times.t) * miss + 0.5 * cross_entropy(
-          noise.prediction.logits, batch.ids
-        )
-        each = scored_weights(batch) * (noise.times.expected - jax.lax.stop_gradient(loss)) ** 2 / 2
-      else:
-        nats = weighted_rates(noise, objective.process, process, batch, objective.chunks)
-        each = jax.lax.stop_gradient(nats) * jnp.log(noise.times.speed)
-      total = total + jnp.sum(each)
-    return total / len(noises)
-
-  return jax.grad(fit)(LEARNED)
+def check_fit(timing, cls=None):
+  """Value 0; the gradient of the formula written out; an infinite cost is left out."""
+  levels, size = (LEVELS[0], SIZES[1]) if type(timing) is Learned else (LEVELS, SIZES)
+  params = {"levels": jnp.asarray(levels)}
+  if timing.by == "loss":
+    params["size"] = jnp.asarray(size)
+  tau = np.random.default_rng(5).random((ROWS, 1)).astype(np.float32)
+  t, speed, _ = times_at(timing, params, tau, LENGTH)
+  times = Times(*(np.float32(x) for x in (t, speed)), tau, np.float32(t))
+  costs = drawn_costs()
+  value, gradient = jax.value_and_grad((cls or timing).fit)(params, times, costs)
+  assert float(value) == 0
+  want = jax.grad(written_out(timing, times, costs))(params)
+  assert np.abs(want["levels"]).max() > 1e-2
+  for name in params:
+    np.testing.assert_allclose(gradient[name], want[name], rtol=1e-4, atol=1e-5)
+  costs.nats[0, 0] = costs.loss[0, 0] = np.inf
+  infinite = jax.grad((cls or timing).fit)(params, times, costs)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(infinite))
 
 
-def check_fit(objective, name):
-  """The gradient of the timing is that of its fit; value and gradient of the network are those of fixed times."""
-  value, (timing, network) = levels_gradient(objective, name)
-  fixed, (none, same) = levels_gradient(objective, name, learned=False)
-  assert float(value) == pytest.approx(float(fixed), rel=1e-6) and not any(
-    leaf.any() for leaf in jax.tree.leaves(none)
-  )
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), network, same)
-  assert np.abs(timing["levels"]).max() > 1e-3
-  if name != "gaussian_curriculum":  # which moves the times while it lasts
-    want = reference(name, objective)
-    scale = np.abs(want["levels"]).max()
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), timing, want
-    )
+FITS = [
+  Learned(bins=BINS),
+  Learned(bins=BINS, power=2.0, unit=1.5, floor=0.3),
+  Learned(bins=BINS, by="loss"),
+  ByPosition(bins=BINS),
+  ByPosition(bins=BINS, power=1.5),
+  ByPosition(bins=BINS, by="loss"),
+]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_fits_the_timing_and_changes_nothing_else(name):
-  check_fit(OBJECTIVES_WITH_ROWS[name], name)
+@pytest.mark.parametrize("timing", FITS, ids=repr)
+def test_the_fit_is_the_formula(timing):
+  check_fit(timing)
 
 
-class Unfitted(Bound):
-  """Holds the timing fixed."""
-
-  def __call__(self, params, key, batch, progress, predict):
-    held = jax.tree.map(jax.lax.stop_gradient, (self.timing.shares, self.timing.growth))
-    bound = Bound(self.process, Paced(*held), self.chunks)
-    return bound(params, key, batch, progress, predict)
+class FitsWhatWasNotCounted(ByPosition):
+  def fit(self, params, times, costs):
+    return super().fit(params, times, costs._replace(counted=costs.counted | True))
 
 
-class SpeedLeaks(Bound):
-  """Pays for the speed that it fits."""
-
-  def __call__(self, params, key, batch, progress, predict):
-    loss = super().__call__(params, key, batch, progress, predict)
-    return loss._replace(
-      total=loss.total + jnp.sum(self.timing.shares[0]) * self.timing.shares[0, 0]
-    )
+class ForgetsWeights(ByPosition):
+  def fit(self, params, times, costs):
+    return super().fit(params, times, costs._replace(weight=costs.weight * 0 + 1))
 
 
-@pytest.mark.parametrize("mutant", [Unfitted, SpeedLeaks])
-def test_mutants_fail(mutant):
+class PaysForThePace(ByPosition):
+  def fit(self, params, times, costs):
+    return super().fit(params, times, costs) + jnp.sum(self.shares(params, LENGTH) ** 2)
+
+
+class FitsTheClock(ByPosition):
+  """Takes the stretch of the clock for that of the time."""
+
+  def fit(self, params, times, costs):
+    even = jnp.broadcast_to(times.tau, times.t.shape)
+    return super().fit(params, times._replace(t=even), costs)
+
+
+@pytest.mark.parametrize("mutant, by", [
+  (FitsWhatWasNotCounted, "loss"),
+  (ForgetsWeights, "nats"),
+  (ForgetsWeights, "loss"),
+  (PaysForThePace, "nats"),
+  (FitsTheClock, "loss"),
+])  # fmt: skip
+def test_mutants_fail(mutant, by):
   with pytest.raises(AssertionError):
-    check_fit(mutant(Masked(7, Linear()), TIMING), "bound")
+    check_fit(ByPosition(bins=BINS, by=by), mutant(bins=BINS, by=by))
 
 
-def test_what_is_impossible_costs_infinity_still():
-  """The fit is no part of what is scored, and adds no nan to what is trained."""
-  never = jnp.where(jnp.arange(7) == 0, 0.0, -jnp.inf)
-  certain = lambda inputs, t, layout: Prediction(
-    inputs.ids, lambda features: never + 0 * features[..., None]
-  )
-  bound = Bound(Masked(7, Linear()), Paced(TIMING.bind(LEARNED).shares))
-  batch = Batch(jnp.ones((4, L), jnp.int32))
-  assert float(bound.nats({}, jax.random.key(0), batch, START, certain).sum()) == np.inf
-  assert float(bound({}, jax.random.key(0), batch, START, certain).total) == np.inf
+def trained(timing, length, costs_at, rate=0.05, steps=300):
+  """Parameters after steps of Adam on the fit at an even clock.
+
+  costs_at: (t, dt_dtau, key) [B, length] each -> TokenCosts.
+  """
+  batch = Batch(np.zeros((999, length), np.int32))
+  params = timing.init(jax.random.key(0), DataFacts(length, 4))
+  optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+  def loss(params, key):
+    times = timing.draw(params, key, batch, Progress())
+    return timing.fit(params, times, costs_at(times.t, times.dt_dtau, key)) / len(EVEN)
+
+  def step(carry, number):
+    params, moments = carry
+    key = jax.random.fold_in(jax.random.key(1), number)
+    updates, moments = optimizer.update(jax.grad(loss)(params, key), moments)
+    return (optax.apply_updates(params, updates), moments), None
+
+  def run():
+    return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0]
+
+  return jax.jit(run)()
+
+
+RATES = np.array([[1, 2, 3, 4], [4, 1, 1, 2], [1, 1, 1, 1]], np.float32)
+CHANCES = np.array([[1, 1, 0.25, 1], [1, 0.5, 0.5, 1], [0.25, 0.25, 1, 1]], np.float32)
+
+
+@pytest.mark.parametrize("timing", [
+  ByPosition(bins=BINS, floor=0.02),
+  ByPosition(bins=BINS, floor=0.02, power=2.0),
+  Learned(bins=BINS, floor=0.02, power=2.0),
+], ids=repr)  # fmt: skip
+def test_shares_go_where_the_cost_is(timing):
+  """Nats per unit of time that are seldom and dear, or always and cheap: E[cost^p]^(1/p)."""
+  length = 3 if type(timing) is ByPosition else 1
+  place = np.arange(length)
+
+  def costs_at(t, speed, key):
+    stretch = jnp.clip(jnp.ceil(t * BINS).astype(int) - 1, 0, BINS - 1)
+    chance = jnp.asarray(CHANCES)[place, stretch]
+    paid = jax.random.bernoulli(jax.random.fold_in(key, 1), chance)
+    nats = jnp.where(paid, speed * jnp.asarray(RATES)[place, stretch] / chance, 0.0)
+    return TokenCosts(nats, nats, jnp.ones_like(t), paid)
+
+  shares = timing.shares(trained(timing, length, costs_at), length)
+  want = (RATES * CHANCES ** (1 / timing.power - 1))[:length]
+  np.testing.assert_allclose(shares, want / want.sum(1, keepdims=True), rtol=0.1, atol=0.01)
 
 
 def test_what_is_expected_becomes_the_loss_and_shares_its_slope():
-  """Of losses known at every time, one of them noisy: the curve is learned, and over the clock the loss rises evenly."""
-  levels = jnp.stack([jnp.array([0.0, 4.0, 4.5, 5.0, 6.0]), jnp.array([0.0, 0.1, 0.3, 0.6, 1.0])])
-  timing, clock = ByPosition(2, BINS, floor=0.01), jnp.linspace(1 / 999, 1, 999)[:, None]
-  truth = lambda t: jax.vmap(
-    lambda t, curve: jnp.interp(t, jnp.linspace(0, 1, 5), curve), (1, 0), 1
-  )(t, levels)
-  noise = jnp.array([0.3, 0.0]) * jax.random.normal(jax.random.key(0), (999, 2))
+  """Of losses known at every time, one of them noisy: over the clock the loss rises evenly."""
+  curve = np.array([[0.0, 4.0, 4.5, 5.0, 6.0], [0.0, 0.1, 0.3, 0.6, 1.0]])
+  timing = ByPosition(bins=BINS, floor=0.01, by="loss")
 
-  def loss(params):
-    paced = timing.bind(params)
-    t, _ = paced.times(clock, 2)
-    return jnp.sum(fit_level(truth(t) + noise, paced.expected(t))) / len(clock)
+  def truth(t):
+    each = [jnp.interp(t[:, i], np.linspace(0, 1, 5), curve[i]) for i in (0, 1)]
+    return jnp.stack(each, axis=1)
 
-  optimizer, params = optax.adam(0.02), timing.init()
-  step = jax.jit(lambda params, state: optimizer.update(jax.grad(loss)(params), state))
-  assert float(loss(params)) == 0
-  state = optimizer.init(params)
-  for _ in range(400):
-    change, state = step(params, state)
-    params = optax.apply_updates(params, change)
-  paced = timing.bind(params)
-  t = paced.grid(8, 2)
-  np.testing.assert_allclose(paced.expected(t), truth(t), atol=0.12)
-  np.testing.assert_allclose(
-    truth(t) / levels[:, -1], jnp.linspace(1, 0, 9)[:, None] * jnp.ones(2), atol=0.03
-  )
+  def costs_at(t, speed, key):
+    noise = jnp.array([0.3, 0.0]) * jax.random.normal(key, t.shape)
+    return TokenCosts(jnp.zeros_like(t), truth(t) + noise, jnp.ones_like(t), t > 0)
+
+  params = trained(timing, 2, costs_at, rate=0.03, steps=400)
+  t = timing.grid(params, 8, jnp.array([2]), 2)[0]
+  np.testing.assert_allclose(timing.expected(params, t), truth(t), atol=0.12)
+  even = np.linspace(1, 0, 9)[:, None] * np.ones(2)
+  np.testing.assert_allclose(truth(t) / curve[:, -1], even, atol=0.03)
 
 
-def test_bind_times_reaches_what_is_inside_and_leaves_the_rest():
-  objective = dataclasses.replace(ROWS["bound"], timing=TIMING)
+def test_no_gradient_flows_through_times():
+  def total(params):
+    batch = Batch(np.zeros((4, LENGTH), np.int32))
+    times = ByPosition(bins=BINS).draw(params, jax.random.key(0), batch, Progress())
+    return sum(jnp.sum(leaf) for leaf in times)
 
-  @dataclasses.dataclass(frozen=True)
-  class Outer:
-    inner: object
-    other: object
-
-  bound = bind_times(Outer(objective, Learned()), {"timing": LEARNED})
-  assert isinstance(bound.other, Learned), "a path has parameters too, and is no timing"
-  assert isinstance(bound.inner.timing, Paced) and not isinstance(bound.inner.timing, LearnedTimes)
-  assert bind_times(ROWS["bound"], {}) is ROWS["bound"]
+  gradient = jax.grad(total)({"levels": jnp.asarray(LEVELS)})
+  assert not gradient["levels"].any()
 
 
-def test_a_run_learns_levels_and_samples_by_them():
-  """Training moves the levels; a sampler of two steps reveals early what its levels say falls early; longer rows are refused."""
-  config = sized(length=8, batch_size=8, steps=4)
-  config.timing.update({"name": "by_position", "bins": 2})
-  experiment = build(config, tokenizer=AnyTokenizer(16), devices=jax.devices()[:1])
-  state = experiment.fresh_state()
-  assert state.params["timing"]["levels"].shape == (8, 2)
-  step, rng = experiment.jitted_step(experiment.loss_fn(1.0)), np.random.default_rng(0)
-  with jax.set_mesh(experiment.mesh):
-    for _ in range(3):
-      batch = Batch(rng.integers(0, 16, (8, 8)).astype(np.int32))
-      state, metrics = step(state, train.global_batch(batch, experiment.mesh))
-  assert np.abs(state.params["timing"]["levels"]).min() > 0 and np.isfinite(metrics["loss"])
-
-  early = jnp.array(
-    [[9.0, 0.0]] + [[0.0, 9.0]] * 7
-  )  # position 0 spends the clock at small times: it is likely clean by half of it
-  params = {**state.params, "timing": {**state.params["timing"], "levels": early}}
-  policy = make_policy({**config.sampler.to_dict(), "steps": 2}, experiment.timing)
-  rows = Batch(jnp.zeros((256, 8), jnp.int32), given=jnp.zeros((256, 8), bool))
-  first = np.asarray(
-    experiment.sample_fn(policy)(params, row_keys(0, 256), rows).committed == 0
-  ).mean(0)
-  want = 1 - np.asarray(experiment.timing.bind(params["timing"]).grid(2, 8)[1])
-  assert want[0] > 0.7 and want[1] < 0.3
-  np.testing.assert_allclose(first, want, atol=4 * 0.5 / 16)
-  with pytest.raises(ValueError, match="learned 8 positions, and the row has 9"):
-    experiment.timing.grid(2, 9)
-
-
-@pytest.mark.parametrize(
-  "options,says", [({"bins": 1}, "timing.bins=1"), ({"floor": 0.0}, "timing.floor=0.0")]
-)
-def test_values_out_of_range_are_refused(options, says):
-  with pytest.raises(ValueError, match=says):
-    ByPosition(8, **options)
+def test_longer_rows_are_refused():
+  params = {"levels": jnp.asarray(LEVELS)}
+  with pytest.raises(ValueError, match="learned 6 positions, and the row has 7"):
+    ByPosition(bins=BINS).grid(params, 2, jnp.array([7]), 7)
