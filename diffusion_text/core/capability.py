@@ -8,7 +8,9 @@ from typing import Any
 def require(member: Any, protocol: type, who: str, fix: str) -> None:
   """Raises ValueError, naming `who` needs what and the `fix`, unless the member offers every method of the protocol."""
   if not isinstance(member, protocol):
-    needed = ", ".join(sorted(name for name in protocol.__protocol_attrs__))
+    # `__protocol_attrs__` says the same, from Python 3.12 on.
+    names = {*vars(protocol), *vars(protocol).get("__annotations__", {})}
+    needed = ", ".join(sorted(name for name in names if not name.startswith("_")))
     raise ValueError(f"{who} needs {needed}, which {type(member).__name__} does not offer; {fix}")
 
 
