@@ -179,7 +179,7 @@ def check_marginals(vocab_size, candidates, alphas=(0.05, 0.5, 0.9)):
     np.testing.assert_array_equal(best, state)
 
 
-@pytest.mark.parametrize("vocab_size,candidates", [(2, 2), (6, 6), (60, 4), (50, 2)])
+@pytest.mark.parametrize("vocab_size,candidates", [(2, 2), (6, 6), (50, 3)])
 def test_marginals(vocab_size, candidates):
   check_marginals(vocab_size, candidates)
 
@@ -224,8 +224,8 @@ def test_soft_tokens_have_the_moments_of_the_full_softmax():
 
 
 def test_few_candidates_hold_nearly_all_of_the_softmax():
-  """V = 16 and a temperature far above the paper's: M = 6 of 16 against all, in the weight of the largest."""
-  few, all_of_them = (draws(M, 16, [0.5], 4000, 0.05)[2].max(-1).mean() for M in (6, 16))
+  """V = 10 and a temperature far above the paper's: M = 5 of 10 against all, in the weight of the largest."""
+  few, all_of_them = (draws(M, 10, [0.5], 4000, 0.05)[2].max(-1).mean() for M in (5, 10))
   assert abs(few - all_of_them) < 0.01
 
 
