@@ -14,7 +14,7 @@ from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.reader.cached import Cached
-from diffusion_text.sampler import loop
+from diffusion_text.sampler import loop, padding
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.grid import Grid
 from diffusion_text.sampler.loop import NOT_DRAWN, host_sample, sample
@@ -209,11 +209,11 @@ def test_rows_may_come_without_a_batch():
 
 def test_padding_is_a_segment_of_its_own():
   batch = Batch(np.zeros((2, 3), np.int32), segment=np.array([[0, 0, 0], [0, 4, 4]]))
-  padded = loop.pad_rows(batch, 2)
+  padded = padding.pad_rows(batch, 2)
   np.testing.assert_array_equal(padded.segment, [[0, 0, 0, 1, 1], [0, 4, 4, 5, 5]])
   np.testing.assert_array_equal(padded.weights, [[1, 1, 1, 0, 0]] * 2)
   np.testing.assert_array_equal(padded.observed, [[0, 0, 0, 1, 1]] * 2)
-  assert loop.pad_rows(batch, 0) is batch
+  assert padding.pad_rows(batch, 0) is batch
 
 
 def test_a_prior_that_shows_the_token_already_counts_as_drawn():
