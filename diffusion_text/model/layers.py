@@ -75,7 +75,7 @@ def embed(
     ValueError: if ids and weights do not fit each other.
   """
   if weights is None and ids.ndim == 2:
-    return table.astype(dtype)[ids]
+    return jnp.asarray(table, dtype)[ids]
   if weights is None or ids.ndim != 3 or weights.shape[-1] != ids.shape[-1]:
     shape = None if weights is None else weights.shape
     raise ValueError(
@@ -83,7 +83,9 @@ def embed(
     )
   weights = weights.astype(jnp.float32)
   exact = jax.lax.Precision.HIGHEST
-  return jnp.einsum("blm,blmd->bld", weights, table[ids], precision=exact).astype(dtype)
+  return jnp.einsum("blm,blmd->bld", weights, jnp.asarray(table)[ids], precision=exact).astype(
+    dtype
+  )
 
 
 class RMSNorm(nnx.Module):

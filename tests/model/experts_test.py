@@ -1,24 +1,21 @@
-"""Mixtures of experts: against a loop over tokens, the router's losses by hand, padding, the TPU compiler."""
+"""Mixtures of experts: against a loop, the losses of the router by hand, padding, and for TPU."""
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_text.compiler.hlo import Program
 from diffusion_text.compiler.topology import topology_devices
+from diffusion_text.core.mesh_axes import AXES
 from diffusion_text.kernels.block_sizes import compile_for
-from diffusion_text.model.experts import counted_tokens, every_expert, mixture, routing
+from diffusion_text.model.experts import every_expert, mixture, routing
 from diffusion_text.model.flops import flops_per_token
-from diffusion_text.model.partition import partition_spec
-from diffusion_text.model.transformer import Network
-from diffusion_text.train.optimizer import is_kernel
-from diffusion_text.train.sharding import make_mesh, path_names
+from diffusion_text.testing.small_transformer import noisy_parameters, rows_of, small_transformer
 from diffusion_text.types import Inputs, Layout
-from tests.model.transformer_test import SMALL
 
 T, D, F, N, K = 7, 6, 5, 4, 2
 
@@ -63,7 +60,8 @@ def test_experts_equal_the_loop(shift):
 
 
 def test_losses_of_the_router():
-  """Even choice costs 1 whatever N and k, one expert for all costs N; z is the squared log-sum-exp; padding counts nowhere."""
+  """Even choice costs 1 whatever N and k, one expert for all costs N; z is the squared log-sum-exp;
+  padding counts nowhere."""
   logits = np.full((1, 4, N), -20.0, np.float32)
   logits[0, np.arange(4), np.arange(4)] = 20.0  # token i is sure of expert i
   softmax = lambda logits: np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -76,54 +74,43 @@ def test_losses_of_the_router():
   np.testing.assert_allclose(routing(logits, softmax(logits), chosen, 0 * counted), 0.0)
 
 
-def test_weights_of_what_is_read():
-  weights = np.array([[1.0, 0.5, 0.0]], np.float32)
-  assert counted_tokens(None, (1, 6)) is None and counted_tokens(weights, (1, 3)) is weights
-  np.testing.assert_array_equal(
-    counted_tokens(weights, (1, 6)), np.tile(weights, (1, 2))
-  )  # noisy and clean
-  np.testing.assert_array_equal(
-    counted_tokens(weights, (1, 5)), [[1, 0.5, 0, 0, 0]]
-  )  # masks that follow a row
-
-
 def test_a_network_of_experts():
-  """What padding holds reaches neither the tokens nor the losses; a token costs its own experts, not all of them."""
-  network = Network.create(
-    dataclasses.replace(
-      SMALL,
-      experts=4,
-      experts_per_token=2,
-      expert_width=32,
-      balance_weight=1.0,
-      router_z_weight=0.5,
-    )
-  )
-  params = network.init(jax.random.key(0))
-  counted = np.array([[1, 1, 1, 0]], np.float32)
-  layout = Layout(segment=jnp.asarray(1 - counted, jnp.int32))
+  """What padding holds reaches neither the tokens nor the losses, which are weighted; a token costs
+  its own experts, not all of them."""
+  options = {"experts": 4, "experts_per_token": 2, "expert_width": 32}
+  network = small_transformer(**options, balance_weight=1.0, router_z_weight=0.5)
+  params = noisy_parameters(network)
+  weights = np.array([[1, 1, 1, 0]], np.float32)
+  layout = Layout(segment=np.int32(1 - weights))
 
-  @jax.jit
-  def read(ids):
-    prediction = network.apply(params, Inputs(ids), jnp.ones((1, 1)), layout, None, counted)
-    return prediction.features[:, :3], prediction.auxiliary
+  @functools.partial(jax.jit, static_argnums=0)
+  def read(network, ids, weights):
+    rows = rows_of(Inputs(ids), 1.0, layout, weights=weights)
+    prediction = network.apply(params, rows)
+    return prediction.features[:, :3], prediction.losses
 
-  (features, auxiliary), (again, same) = (read(jnp.array([[1, 2, 3, pad]])) for pad in (4, 5))
-  np.testing.assert_allclose(features, again, atol=1e-6)
-  np.testing.assert_allclose(auxiliary.cost, same.cost, rtol=1e-6)
-  expected = auxiliary.sums["router_balance"] + 0.5 * auxiliary.sums["router_z"]
-  np.testing.assert_allclose(auxiliary.cost, expected, rtol=1e-6)
-  more = dataclasses.replace(
-    SMALL, experts=8, experts_per_token=2, expert_width=32, balance_weight=1.0
-  )
-  router = 2 * more.layers * more.width * 4
-  assert flops_per_token(more, 4) - flops_per_token(network.config, 4) == router
+  ids, other = (np.array([[1, 2, 3, padding]], np.int32) for padding in (4, 5))
+  features, losses = read(network, ids, weights)
+  again, same = read(network, other, weights)
+  np.testing.assert_allclose(features, again, atol=1e-5)
+  assert set(losses) == {"router_balance", "router_z"}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), losses, same)
+  counted = read(network, ids, np.ones_like(weights))[1]
+  assert abs(counted["router_z"] - losses["router_z"]) > 1e-4  # padding that counts is a mistake
+  lighter = read(network.like(balance_weight=0.25, router_z_weight=0.0), ids, weights)[1]
+  np.testing.assert_allclose(lighter["router_balance"] * 4, losses["router_balance"], rtol=1e-5)
+  assert lighter["router_z"] == 0
+  router = 2 * network.layers * network.width * 4
+  cost = functools.partial(flops_per_token, length=4, read=4, answered=4)
+  assert cost(network.like(experts=8)) - cost(network) == router
 
 
 def test_experts_compile_for_tpu_over_their_axis():
-  """Forward and backward, experts over one axis and their width over another: results are summed, no weight is gathered."""
+  """Forward and backward, experts over one axis and their width over another: results are summed, and
+  no weight is gathered."""
   pytest.importorskip("libtpu", reason="pip install libtpu to compile for TPU without one")
-  mesh = make_mesh(fsdp=1, tensor=2, expert=2, devices=topology_devices("v5e:2x2"))
+  devices = np.array(topology_devices("v5e:2x2")).reshape(1, 1, 2, 1, 2)
+  mesh = Mesh(devices, AXES)
   shape = lambda spec, dtype, *sizes: jax.ShapeDtypeStruct(
     sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec))
   )
@@ -139,30 +126,3 @@ def test_experts_compile_for_tpu_over_their_axis():
       step.lower(x, shape((), bf16, 2, 128, 2), up, up, down, chosen).compile().as_text()
     )
   assert {c.kind for c in program.collectives()} == {"all-reduce"}
-
-
-def test_every_matrix_of_a_mixture_is_split_and_decays():
-  """All experts and the shared one, over every axis of the mesh; the router, a small matrix, is on every device."""
-  mixture = {
-    "experts": 4,
-    "experts_per_token": 2,
-    "expert_width": 8,
-    "shared_width": 8,
-    "activation": "swiglu",
-    "scan_layers": True,
-  }
-  shapes = jax.eval_shape(
-    Network.create(dataclasses.replace(SMALL, **mixture)).init, jax.random.key(0)
-  )
-  mesh, whole = {"fsdp": 2, "tensor": 2, "expert": 2}, []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-    names = path_names(path)
-    if "mlp" in names:
-      assert is_kernel(names), f"{names} does not decay"
-      axes = {
-        axis
-        for entry in partition_spec(names, leaf.shape, mesh)
-        for axis in ((entry,) if isinstance(entry, str) else entry or ())
-      }
-      whole += [names[-1]] if axes != set(mesh) else []
-  assert whole == ["router"]

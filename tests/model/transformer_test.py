@@ -1,257 +1,323 @@
 """The transformer: what it may see, what must not matter, and what every option does."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
-from diffusion_text.kernels import layout as layouts
-from diffusion_text.model.anchor import Anchor
-from diffusion_text.model.flops import flops_per_token
-from diffusion_text.model.partition import TABLE, partition_spec
-from diffusion_text.model.transformer import Network, TransformerConfig
-from diffusion_text.train.sharding import path_names
-from diffusion_text.types import Inputs, Layout
+from diffusion_text.model import MODELS
+from diffusion_text.model.first_stage import FirstStage, expected_embedding
+from diffusion_text.model.flops import attention_flops, flops_per_token
+from diffusion_text.model.partition import TABLE, decays, partition_spec
+from diffusion_text.model.transformer import Transformer
+from diffusion_text.testing.small_transformer import noisy_parameters, rows_of, small_transformer
+from diffusion_text.types import Inputs, InputSizes, Layout, Span
 
-SMALL = TransformerConfig(
-  vocab_size=11,
-  input_size=12,
-  layers=2,
-  width=32,
-  heads=4,
-  kv_heads=4,
-  mlp_width=64,
-  norm="rmsnorm",
-  activation="gelu",
-  rope_base=10_000.0,
-  qk_norm=False,
-  tie_embeddings=False,
-  time_conditioning="none",
-  time_width=16,
-  dropout=0.0,
-  dtype="float32",
-  scan_layers=False,
-  remat="none",
-  attention=("xla",),
-)
 VARIANTS = {
   "plain": {},
-  "grouped": dict(kv_heads=2),
-  "qk_norm": dict(qk_norm=True),
-  "swiglu": dict(activation="swiglu"),
-  "layernorm": dict(norm="layernorm"),
-  "tied": dict(tie_embeddings=True),
-  "adaln": dict(time_conditioning="adaln"),
-  "layerwise": dict(time_conditioning="layerwise"),
-  "two stages": dict(anchor_layers=1),
-  "experts": dict(experts=4, experts_per_token=2, expert_width=32, shared_width=16),
-  "bfloat16": dict(dtype="bfloat16"),
+  "grouped": {"kv_heads": 2},
+  "qk_norm": {"qk_norm": True},
+  "swiglu": {"activation": "swiglu"},
+  "layernorm": {"norm": "layernorm"},
+  "tied": {"tie_embeddings": True},
+  "adaln": {"time_conditioning": "adaln"},
+  "layerwise": {"time_conditioning": "layerwise"},
+  "two stages": {"first_stage_layers": 1},
+  "experts": {"experts": 4, "experts_per_token": 2, "expert_width": 32, "shared_width": 16},
+  "bfloat16": {"dtype": "bfloat16"},
 }
-IDS = jax.random.randint(jax.random.key(5), (3, 10), 0, 12)
-T = jnp.full((3, 1), 0.4)
-BIDIRECTIONAL = Layout()
+IDS = np.random.default_rng(5).integers(0, 12, (3, 10)).astype(np.int32)
+PLACE = np.broadcast_to(np.arange(10, dtype=np.int32), IDS.shape)
+ALIKE = np.zeros_like(IDS)
 
 
-def noisy_params(network, scale=0.1):
-  """Initial parameters with noise on all of them: zeros (head, adaLN) would hide mistakes."""
-  params = network.init(jax.random.key(0))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(
-    tree, [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
-  )
+def names_of(path):
+  return tuple(part.key for part in path)
 
 
-def logits_of(config, ids=IDS, t=T, layout=BIDIRECTIONAL, key=None, params=None):
-  network = Network.create(config)
-  params = noisy_params(network) if params is None else params
-  return network.apply(params, Inputs(ids), t, layout, key).logits
+def reader(network):
+  """(params, ids, segment, block) -> (logits, features, logits of some features), compiled."""
+
+  @jax.jit
+  def read(params, ids, segment, block):
+    prediction = network.apply(params, rows_of(Inputs(ids), layout=Layout(segment, block)))
+    return prediction.logits, prediction.features, prediction.head(prediction.features[1, 2:5])
+
+  return read
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-class TestEveryVariant:
-  def config(self, variant):
-    return dataclasses.replace(SMALL, **VARIANTS[variant])
+def test_every_variant(variant):
+  """Shapes; nobody sees its right in a causal row, or another document; scanning is the same."""
+  network = small_transformer(**VARIANTS[variant])
+  assert all(
+    leaf.dtype == jnp.float32
+    for leaf in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0)))
+  )
+  params, read = noisy_parameters(network), reader(network)
+  logits, _, some = read(params, IDS, ALIKE, ALIKE)
+  assert logits.shape == (3, 10, 11) and logits.dtype == jnp.float32
+  np.testing.assert_allclose(some, logits[1, 2:5], atol=1e-5)
 
-  def test_shapes_and_dtypes(self, variant):
-    network = Network.create(self.config(variant))
-    params = network.init(jax.random.key(0))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    logits = network.apply(params, Inputs(IDS), T, Layout(), None).logits
-    assert logits.shape == (3, 10, 11) and logits.dtype == jnp.float32
+  base = np.asarray(read(params, IDS, ALIKE, PLACE)[0])
+  sees = []
+  for other in range(10):
+    ids = IDS.copy()
+    ids[:, other] = (ids[:, other] + 1) % 12
+    change = np.abs(np.asarray(read(params, ids, ALIKE, PLACE)[0]) - base)
+    sees.append(change.max(axis=(0, 2)) > 1e-6)
+  sees = np.array(sees)  # [changed, read]
+  assert not sees[np.tril_indices(10, -1)].any(), "a token is seen by one on its left"
+  assert sees[np.triu_indices(10)].all(), "a token is not seen by one on its right"
 
-  def test_scanned_and_unrolled_layers_agree(self, variant):
-    config = self.config(variant)
-    tolerance = 0.05 if variant == "bfloat16" else 2e-5
-    unrolled = logits_of(config)
-    for change in (
-      dict(scan_layers=True),
-      dict(remat="full"),
-      dict(remat="dots", scan_layers=True),
-    ):
-      np.testing.assert_allclose(
-        logits_of(dataclasses.replace(config, **change)), unrolled, atol=tolerance
-      )
+  segment = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0, 0]] * 3, np.int32)
+  other = IDS.copy()
+  other[:, 4:] = 3
+  first, second = (np.asarray(read(params, ids, segment, ALIKE)[0]) for ids in (IDS, other))
+  np.testing.assert_array_equal(first[:, :4], second[:, :4])
+  assert np.abs(first - second)[:, 4:].max() > 1e-3
 
-  def test_causal_layout_has_no_gradient_to_the_right(self, variant):
-    config = self.config(variant)
-    network = Network.create(config)
-    params = noisy_params(network)
-    sees = []
-    for other in range(10):
-      ids = IDS.at[:, other].set((IDS[:, other] + 1) % 12)
-      run = lambda ids: network.apply(params, Inputs(ids), T, layouts.causal(10), None).logits
-      sees.append(np.abs(np.asarray(run(ids) - run(IDS))).max(axis=(0, 2)) > 1e-6)
-    sees = np.array(sees)  # [changed, read]
-    assert not sees[np.tril_indices(10, -1)].any(), "a token is seen by one on its left"
-    assert sees[np.triu_indices(10)].all(), "a token is not seen by one on its right"
-
-  def test_padding_and_neighbouring_documents_do_not_matter(self, variant):
-    segment = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0, 0, 0]] * 3)
-    other = IDS.at[:, 4:].set(3)
-    first = logits_of(self.config(variant), layout=Layout(segment=segment))
-    second = logits_of(self.config(variant), ids=other, layout=Layout(segment=segment))
-    np.testing.assert_array_equal(first[:, :4], second[:, :4])
-    assert np.abs(np.asarray(first - second))[:, 4:].max() > 1e-3
-
-  def test_logits_of_some_rows_are_those_rows(self, variant):
-    network = Network.create(self.config(variant))
-    prediction = network.apply(noisy_params(network), Inputs(IDS), T, Layout(), None)
-    some = prediction.unembed(prediction.features[1, 2:5])
-    np.testing.assert_allclose(some, prediction.logits[1, 2:5], atol=1e-5)
+  tolerance = 0.05 if variant == "bfloat16" else 2e-5
+  for change in ({"remat": "full"}, {"remat": "dots", "scan_layers": True}):
+    again = reader(network.like(**change))(params, IDS, ALIKE, PLACE)[0]
+    np.testing.assert_allclose(again, base, atol=tolerance)
 
 
-def test_untrained_prediction_is_uniform():
-  network = Network.create(SMALL)
-  logits = network.apply(network.init(jax.random.key(0)), Inputs(IDS), T, Layout(), None).logits
-  np.testing.assert_array_equal(logits, 0.0)
+def test_defaults_need_the_sizes_of_the_process_only():
+  network = MODELS["transformer"](width=256, layers=6, input_sizes=InputSizes(12), output_size=11)
+  assert network.sizes == (4, 4, 64, 1024)
+  assert network == Transformer(layers=6, input_sizes=InputSizes(12), output_size=11)
+  assert hash(network) == hash(network.like()) and network.like(width=64).sizes == (1, 1, 64, 256)
+
+
+def test_answers_are_cut_by_the_network():
+  """Features, stages and hidden layers of the answered positions only; the rest is as it was."""
+  network = small_transformer(layers=3, first_stage_layers=2)
+  params = noisy_parameters(network)
+
+  @jax.jit
+  def read(params, ids):
+    spans = (Span(0, 10), Span(3, 7), Span(4, 4))
+    return [
+      network.apply(params, rows_of(Inputs(ids), answers=span), hidden_layers=(0, 1, 2))
+      for span in spans
+    ]
+
+  whole, some, none = read(params, IDS)
+  parts = lambda p: (p.features, p.stages[0].features, p.hidden)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a[:, 3:7], b, atol=1e-6), parts(whole), parts(some)
+  )
+  assert none.features.shape == (3, 0, 32) and set(none.hidden) == {0, 1, 2}
+  np.testing.assert_array_equal(jax.jit(lambda p: p.logits)(whole).shape, (3, 10, 11))
+
+
+def test_hidden_layers_are_the_streams_between_layers():
+  """The last one before the final norm; a network cut after a layer ends with it."""
+  network = small_transformer(layers=3, time_conditioning="prefix")
+  params = noisy_parameters(network)
+
+  def run(network, params, layers):
+    return network.apply(params, rows_of(Inputs(IDS)), hidden_layers=layers)
+
+  run = jax.jit(run, static_argnums=(0, 2))
+  short = params | {"blocks": jax.tree.map(lambda leaf: leaf[:2], params["blocks"])}
+  cut = run(network.like(layers=2), short, (1,)).hidden[1]
+  for scan in (False, True):
+    prediction = run(network.like(scan_layers=scan), params, (1, 2))
+    hidden = prediction.hidden
+    assert sorted(hidden) == [1, 2]
+    last = np.asarray(hidden[2])
+    normed = last / np.sqrt((last**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(
+      normed * params["final_norm"]["scale"], prediction.features, atol=1e-4
+    )
+    np.testing.assert_allclose(cut, hidden[1], atol=1e-4)
+  with pytest.raises(ValueError, match=r"hidden_layers=\(3,\) must be layers of 0 … 2"):
+    network.apply(params, rows_of(Inputs(IDS)), hidden_layers=(3,))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_soft_tokens_of_one_token_are_that_token(dtype):
   """All weight on one of three tokens, whatever the others are: bitwise the hard token."""
-  config = dataclasses.replace(SMALL, dtype=dtype)
-  network = Network.create(config)
-  ids = jnp.stack([(IDS + 3) % 12, IDS, (IDS + 5) % 12], axis=-1)
-  weights = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), ids.shape)
-  soft = network.apply(
-    noisy_params(network), Inputs(ids, weights=weights), T, BIDIRECTIONAL, None
-  ).logits
-  np.testing.assert_array_equal(soft, logits_of(config))
+  network = small_transformer(dtype=dtype)
+  params = noisy_parameters(network)
+  ids = np.stack([(IDS + 3) % 12, IDS, (IDS + 5) % 12], axis=-1)
+  weights = np.broadcast_to(np.float32([0, 1, 0]), ids.shape)
+
+  @jax.jit
+  def both(params):
+    inputs = (Inputs(ids, weights=weights), Inputs(IDS))
+    return [network.apply(params, rows_of(each)).features for each in inputs]
+
+  np.testing.assert_array_equal(*both(params))
 
 
 def test_soft_tokens_over_the_whole_vocabulary_are_the_dense_product():
-  """Softmax weights over all 12 ids equal the product with the table, here through a table that holds those products as its rows."""
-  network = Network.create(dataclasses.replace(SMALL, input_size=30))
-  params = noisy_params(network)
-  weights = jax.nn.softmax(3 * jax.random.normal(jax.random.key(2), (3, 10, 30)))
-  ids = jnp.broadcast_to(jnp.arange(30), weights.shape)
-  soft = lambda params: (
-    network.apply(params, Inputs(ids, weights=weights), T, BIDIRECTIONAL, None).logits
-  )
-  rows = params | {"embedding": weights.reshape(30, 30) @ params["embedding"]}
-  hard = network.apply(rows, Inputs(jnp.arange(30).reshape(3, 10)), T, BIDIRECTIONAL, None).logits
-  np.testing.assert_allclose(soft(params), hard, atol=1e-5)
-  gradient = jax.grad(lambda params: jnp.sum(soft(params) ** 2))(params)["embedding"]
-  assert (jnp.abs(gradient).max(axis=1) > 1e-6).all(), "an id with weight gets no gradient"
+  """Softmax weights over all ids equal vectors of these shares, and every id gets a gradient."""
+  network = small_transformer(input_sizes=InputSizes(30))
+  params = noisy_parameters(network)
+  weights = np.random.default_rng(2).dirichlet(np.ones(30), (3, 10)).astype(np.float32)
+  ids = np.broadcast_to(np.arange(30), weights.shape)
+
+  @jax.jit
+  def both(params):
+    def soft(params):
+      features = network.apply(params, rows_of(Inputs(ids, weights=weights))).features
+      return jnp.sum(features**2 * 0.01), features
+
+    dense = network.like(input_sizes=InputSizes(0, 30))
+    features = dense.apply(params, rows_of(Inputs(vectors=weights))).features
+    return *jax.grad(soft, has_aux=True)(params), features
+
+  gradient, soft, dense = both(params)
+  np.testing.assert_allclose(soft, dense, atol=1e-4)
+  assert (np.abs(gradient["embedding"]).max(axis=1) > 1e-6).all(), "an id gets no gradient"
 
 
-@pytest.mark.parametrize(
-  "inputs",
-  [Inputs(IDS[..., None]), Inputs(IDS, weights=jnp.ones((3, 10, 1)))],
-  ids=["no weights", "hard"],
-)
-def test_ids_and_weights_that_do_not_fit_are_refused(inputs):
-  network = Network.create(SMALL)
-  with pytest.raises(ValueError, match=r"do not fit; give ids \[B, L\]"):
-    network.apply(noisy_params(network), inputs, T, BIDIRECTIONAL, None)
+def test_channels_are_summed():
+  """Ids and vectors of a joint state: one table each, and both count."""
+  network = small_transformer(input_sizes=InputSizes(12, 5), layers=1)
+  params = noisy_parameters(network, 0.5)
+  vectors = np.random.default_rng(3).normal(size=(3, 10, 5)).astype(np.float32)
+  assert params["embedding"].shape == (12, 32) and params["vector_embedding"].shape == (5, 32)
+  embedded = params["embedding"][IDS] + vectors @ params["vector_embedding"]
+  plain = small_transformer(input_sizes=InputSizes(30), layers=1)
+  table = params | {"embedding": embedded.reshape(30, 32)}
+  table.pop("vector_embedding")
+  ids = np.arange(30).reshape(3, 10)
+  expected = jax.jit(plain.apply)(table, rows_of(Inputs(ids))).features
+  got = jax.jit(network.apply)(params, rows_of(Inputs(ids=IDS, vectors=vectors))).features
+  np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_inputs_that_do_not_fit_are_refused():
+  network = small_transformer()
+  params = noisy_parameters(network)
+  for inputs in (Inputs(IDS[..., None]), Inputs(IDS, weights=np.ones((3, 10, 1)))):
+    with pytest.raises(ValueError, match=r"do not fit; give ids \[B, L\]"):
+      network.apply(params, rows_of(inputs))
+  with pytest.raises(ValueError, match="vectors of 7 numbers do not fit a table of 12"):
+    network.apply(params, rows_of(Inputs(vectors=np.ones((3, 10, 7), np.float32))))
 
 
 def test_dropout_needs_a_key():
-  config = dataclasses.replace(SMALL, dropout=0.5)
-  np.testing.assert_array_equal(logits_of(config), logits_of(SMALL))
-  dropped = [logits_of(config, key=jax.random.key(seed)) for seed in (0, 0, 1)]
-  np.testing.assert_array_equal(dropped[0], dropped[1])
-  assert np.abs(np.asarray(dropped[0] - dropped[2])).max() > 1e-3
+  network = small_transformer(dropout=0.5)
+  params = noisy_parameters(network)
+  read = jax.jit(lambda key: network.apply(params, rows_of(Inputs(IDS)), key=key).features)
+  quiet = jax.jit(lambda net: net.apply(params, rows_of(Inputs(IDS))).features, static_argnums=0)
+  np.testing.assert_array_equal(quiet(network), quiet(network.like(dropout=0.0)))
+  first, again, other = (np.asarray(read(jax.random.key(seed))) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 1e-3
 
 
 def test_positions_are_relative():
   """Rotary attention sees differences of positions only: shifting all of them changes nothing."""
-  network = Network.create(SMALL)
-  params = noisy_params(network)
-  at = lambda shift: (
-    network.apply(params, Inputs(IDS, jnp.arange(10)[None] + shift), T, Layout(), None).logits
+  network = small_transformer()
+  params = noisy_parameters(network)
+  at = jax.jit(
+    lambda position: network.apply(params, rows_of(Inputs(IDS, position=position))).logits
   )
-  np.testing.assert_allclose(at(0), at(1000), atol=2e-3)
-  scattered = network.apply(params, Inputs(IDS, 3 * jnp.arange(10)[None]), T, Layout(), None).logits
-  assert np.abs(np.asarray(at(0) - scattered)).max() > 1e-2
+  row = np.arange(10, dtype=np.int32)[None]
+  np.testing.assert_allclose(at(row), at(row + 1000), atol=5e-3)
+  assert np.abs(np.asarray(at(row) - at(3 * row))).max() > 5e-2
+  default = jax.jit(network.apply)(params, rows_of(Inputs(IDS))).logits
+  np.testing.assert_allclose(at(row), default, atol=1e-6)
 
 
 @pytest.mark.parametrize(
   "change,match",
   [
-    (dict(heads=5), "heads=5"),
-    (dict(kv_heads=3), "kv_heads=3"),
-    (dict(norm="batchnorm"), "batchnorm"),
-    (dict(dropout=1.0), r"dropout=1\.0"),
-    (dict(dtype="float16"), "float16"),
-    (dict(remat="some"), "some"),
-    (dict(time_conditioning="film"), "film"),
-    (dict(anchor_layers=2), "anchor_layers=2 must be at least 0 and below model.layers=2"),
-    (dict(anchor_layers=-1), "anchor_layers=-1"),
+    ({"heads": 5}, "heads=5"),
+    ({"kv_heads": 3}, "kv_heads=3"),
+    ({"norm": "batchnorm"}, "batchnorm"),
+    ({"dropout": 1.0}, r"less than 1"),
+    ({"dtype": "float16"}, "float16"),
+    ({"remat": "some"}, "some"),
+    ({"time_conditioning": "film"}, "film"),
+    ({"attention": ("splash",)}, "splash"),
+    ({"first_stage_layers": 2}, "first_stage_layers=2 must be below layers=2"),
+    ({"first_stage_layers": -1}, "greater than or equal to 0"),
+    ({"tie_embeddings": True, "output_size": 13}, "tie_embeddings=True needs a row"),
+    ({"experts_per_token": 2}, "experts=0 has no use for any of experts_per_token"),
+    ({"experts": 2, "experts_per_token": 3, "expert_width": 8}, "experts_per_token=3"),
+    ({"experts": 2, "experts_per_token": 1}, "expert_width=0"),
+    ({"self_conditioning": "add"}, "estimate_size=0"),
+    ({"absent": "uniform"}, "absent='uniform' is read by a network"),
+    (
+      {"self_conditioning": "add", "absent": "uniform", "estimate_size": 4},
+      "a distribution over 11 tokens, and an estimate here has 4 numbers",
+    ),
+    ({"self_conditioning": "mean", "estimate_size": 13}, "by a table of 12 rows; use 'add'"),
+    ({"input_sizes": InputSizes()}, "must be positive"),
   ],
 )
-def test_bad_sizes_are_refused(change, match):
+def test_bad_options_are_refused(change, match):
   with pytest.raises(ValueError, match=match):
-    dataclasses.replace(SMALL, **change)
+    small_transformer(**change)
 
 
 @pytest.mark.parametrize(
-  "size,time",
-  [(size, "adaln") for size in base.SIZES] + [("tiny", "layerwise"), ("tiny", "prefix")],
+  "change",
+  [
+    {"width": 64, "heads": 2, "time_conditioning": "adaln"},
+    {"width": 4096, "heads": 32, "kv_heads": 8, "mlp_width": 14336, "activation": "swiglu"},
+    {"time_conditioning": "layerwise", "input_sizes": InputSizes(1024, 64)},
+    {"time_conditioning": "prefix"},
+    {
+      **{"experts": 4, "experts_per_token": 2, "expert_width": 8, "shared_width": 8},
+      **{"activation": "swiglu"},
+    },
+  ],
+  ids=["micro", "8b", "joint", "prefix", "experts"],
 )
-def test_partition_table_places_every_matrix(size, time):
-  """Every matrix of every size is named by the table, and splits over a tensor × fsdp mesh where it divides."""
-  model = {
-    key: value for key, value in base.config(size).model.to_dict().items() if value is not None
-  }
-  model |= {"time_conditioning": time, "anchor_layers": 1, "scan_layers": True}
-  network = Network.create(TransformerConfig(**model, vocab_size=1024, input_size=1024))
-  abstract = jax.eval_shape(network.init, jax.random.key(0))
+def test_every_matrix_is_placed_and_decays(change):
+  """Every matrix is named by the table, splits where it divides, and decays unless it embeds."""
+  options = {"width": 64, "input_sizes": InputSizes(1024), "output_size": 1024}
+  network = Transformer(**(options | {"layers": 3, "first_stage_layers": 1} | change))
   endings = {ending for ending, _ in TABLE}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-    names = path_names(path)
-    matrix = names[-1] in ("kernel", "embedding") and "time" not in names
-    assert matrix <= any(names[-len(ending) :] == ending for ending in endings), names
-    spec = partition_spec(names, leaf.shape, {"fsdp": 2, "tensor": 2})
-    assert not matrix or any(axis is not None for axis in spec), (names, spec)
+  mesh = {"fsdp": 2, "tensor": 2, "expert": 2}
+  whole = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(
+    jax.eval_shape(network.init, jax.random.key(0))
+  ):
+    names = names_of(path)
+    table = names[-1] in ("embedding", "vector_embedding")
+    expert = names[-1] in ("up", "gate", "down")
+    matrix = names[-1] == "kernel" or table or expert
+    assert decays(names) == (names[-1] in ("kernel", "router") or expert), names
+    if matrix and "time" not in names:
+      assert any(names[-len(ending) :] == ending for ending in endings), names
+      spec = partition_spec(names, leaf.shape, {"fsdp": 2, "tensor": 2})
+      assert any(axis is not None for axis in spec), (names, spec)
+    if "mlp" in names:
+      spec = partition_spec(names, leaf.shape, mesh)
+      axes = {
+        axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())
+      }
+      whole += [] if axes == set(mesh) else [names[-1]]
     assert partition_spec(names, leaf.shape, {"fsdp": 1}) == partition_spec(names, leaf.shape, {})
+  assert whole == (["router"] if "experts" in change else [])
 
 
-@pytest.mark.parametrize("anchor_layers", [0, 1])
-def test_flops_agree_with_the_compiler(anchor_layers, monkeypatch):
-  """Our count of one forward pass against XLA's own, on an unrolled network (a scanned body would be counted once)."""
-  monkeypatch.setattr(
-    Anchor, "read", Anchor._expected
-  )  # all positions at once, for the same reason
-  config = dataclasses.replace(
-    SMALL,
-    anchor_layers=anchor_layers,
-    width=128,
-    heads=4,
-    kv_heads=2,
-    mlp_width=512,
-    vocab_size=512,
-    input_size=513,
+@pytest.mark.parametrize("first_stage_layers", [0, 1])
+def test_flops_agree_with_the_compiler(first_stage_layers, monkeypatch):
+  """Our count of a forward pass against XLA's own, unrolled (a loop's body would count once)."""
+  at_once = lambda self, answer: expected_embedding(
+    (answer.head, self.embedding[...]), answer.features
   )
-  network = Network.create(config)
-  params = network.init(jax.random.key(0))
-  ids = jnp.zeros((2, 64), jnp.int32)
-  run = jax.jit(
-    lambda params, ids: network.apply(params, Inputs(ids), T[:2], Layout(), None).logits
-  )
-  counted = run.lower(params, ids).compile().cost_analysis()["flops"]
-  assert flops_per_token(config, 64) * ids.size == pytest.approx(counted, rel=0.05)
+  monkeypatch.setattr(FirstStage, "read", at_once)
+  sizes = {"width": 128, "kv_heads": 2, "mlp_width": 512, "input_sizes": InputSizes(513)}
+  network = small_transformer(first_stage_layers=first_stage_layers, output_size=512, **sizes)
+  params = jax.eval_shape(network.init, jax.random.key(0))
+  ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+  def run(params, ids):
+    return network.apply(params, rows_of(Inputs(ids), answers=Span(0, 32))).logits
+
+  counted = jax.jit(run).lower(params, ids).compile().cost_analysis()["flops"]
+  # A noisy and a clean copy of 32 tokens: 64 positions are read, 32 answered.
+  ours = flops_per_token(network, 32, read=64, answered=32)
+  assert ours * 2 * 32 == pytest.approx(counted, rel=0.05)
+  assert attention_flops(network, 32, read=64) == 4 * attention_flops(network, 32, read=32)
