@@ -1,5 +1,8 @@
-"""Control by a classifier: exact where theory says so, for every kind of process; what it costs; what it leaves alone; and mutants."""
+"""Control by a classifier: exact where theory says so, for every kind of process; what it costs;
+what it leaves alone; and mutants.
+"""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,81 +10,108 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.core.prng import row_keys, token_keys
+from diffusion_text.context import Full
+from diffusion_text.core.options import member, option
+from diffusion_text.core.prng import row_keys
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.simplex import Simplex
 from diffusion_text.process.uniform import Uniform
-from diffusion_text.sampler.ancestral import Ancestral, EventDriven
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.control import LatentControl, LogitControl
-from diffusion_text.sampler.loop import Canvas, sample
-from diffusion_text.sampler.order import Ordered
-from diffusion_text.schedules.discrete import Linear
-from diffusion_text.schedules.gaussian import PATHS
-from diffusion_text.testing.oracle import Enumerable, exact_prediction, masked_evidence
+from diffusion_text.sampler.grid import Grid
+from diffusion_text.sampler.loop import sample
+from diffusion_text.sampler.reveal import Reveal
+from diffusion_text.sampler.score import Random
+from diffusion_text.schedules.gaussian import LogSNR
+from diffusion_text.testing import Enumerable, ExactNetwork, exact_params
 from diffusion_text.timing import Shared
-from diffusion_text.types import Batch, Prediction
-from tests.process.conformance_test import TOY
+from diffusion_text.types import Batch, Canvas, IdentityHead, Model, Prediction
 
-V, LENGTH = 3, 3
-FREQUENT = jnp.log(
-  jnp.array([0.5, 0.3, 0.2])
-)  # a language of independent tokens, whose exact prediction is always this
-TILT = jnp.array([-1.0, 0.0, 1.2])  # log p(c | x) = Σ_i TILT[x_i] + constant: linear in the tokens
-PATH = PATHS["log_snr"](log_snr_max=8.0, log_snr_min=-8.0)
+TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
+MASKED = Masked(vocab_size=3)
+V, LENGTH, ROWS = 3, 3, 1000
+# A language of independent tokens, whose exact leave-one-out prediction is always this.
+FREQUENT = np.log(np.float32([0.5, 0.3, 0.2]))
+# log p(c | x) = Σ_i TILT[x_i] + constant: linear in the tokens.
+TILT = np.float32([-1.0, 0.0, 1.2])
+PATH = LogSNR(log_snr_max=8.0, log_snr_min=-8.0)
 PROCESSES = {
-  "masked": Masked(V, Linear()),
-  "uniform": Uniform(V, Linear()),
-  "embedding": Embedding(V, PATH, "leave_one_out", width=4),
-  "simplex": Simplex(V, PATH, "leave_one_out"),
+  "masked": MASKED,
+  "uniform": Uniform(vocab_size=V),
+  "embedding": Embedding(vocab_size=V, schedule=PATH, prediction="leave_one_out", width=4),
+  "simplex": Simplex(vocab_size=V, schedule=PATH, prediction="leave_one_out"),
 }
 
 
+def model_of(process, network=None):
+  network = ExactNetwork(process) if network is None else network
+  return Model(network, process, Shared(), Full(), chunk=4096)
+
+
+@member
+class Frequencies:
+  """A network that knows independent tokens, and says the same of each."""
+
+  def apply(self, params, rows, *, memory=None, key=None, hidden_layers=()):
+    return Prediction(jnp.broadcast_to(FREQUENT, (*rows.t.shape, V)), IdentityHead())
+
+
+@member
+class OfTokens:
+  """Linear in the soft tokens; its strength is a parameter."""
+
+  def log_prob(self, params, soft):
+    return params["strength"] * jnp.einsum("blv,v->b", soft, TILT)
+
+
+@member
+class OfVectors:
+  """log p(c | z_t) of independent tokens, exactly."""
+
+  process: Embedding = option(...)
+
+  def log_prob(self, params, vectors, t):
+    logits = FREQUENT + self.process.evidence(params["process"], vectors, t)
+    gain = jax.nn.logsumexp(logits + TILT, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return params["strength"] * jnp.sum(jnp.where(t > 0, gain, 0.0), axis=1)
+
+
 def law_of(ids):
-  return np.bincount(np.asarray(ids).reshape(-1), minlength=V) / np.asarray(ids).size
+  return np.bincount(ids.reshape(-1), minlength=V) / ids.size
 
 
 def distance(ids, logits):
-  return 0.5 * np.abs(law_of(ids) - np.asarray(jax.nn.softmax(logits))).sum()
+  law = np.exp(logits) / np.exp(logits).sum()
+  return 0.5 * np.abs(law_of(ids) - law).sum()
 
 
 @functools.cache
 def independent(kind, name, steps):
-  """(strength, seed) -> ids [1000, L] of independent tokens under control; strength None: the bare policy. The first token is given."""
+  """(strength -> ids [1000, 3] of independent tokens under control; None: not controlled, ids before).
+
+  The first token is observed.
+  """
   process = PROCESSES[name]
-  params = process.init(jax.random.key(5))
-  bare = Ancestral(Shared(), steps)
-  rows = 1000
-  given = jnp.zeros((rows, LENGTH), bool).at[:, 0].set(True)
-  batch = Batch(
-    jnp.tile(jnp.arange(V)[: rows % V + 1], rows)[:rows, None] * jnp.ones((1, LENGTH), jnp.int32),
-    given=given,
+  of_process = process.init(jax.random.key(5), None)
+  ids = np.tile(np.arange(V, dtype=np.int32), ROWS)[:ROWS, None] * np.ones((1, LENGTH), np.int32)
+  batch = Batch(ids, observed=np.tile(np.arange(LENGTH) == 0, (ROWS, 1)))
+  bare = Grid(steps=steps)
+  steered = (
+    LatentControl(sampler=bare, classifier=OfVectors(process=process))
+    if (kind == "latents")
+    else LogitControl(sampler=bare, classifier=OfTokens(), steps=2)
   )
+  model = model_of(process, Frequencies())
 
-  def of_latents(z, t):
-    logits = FREQUENT + process.evidence(params, z, t)
-    gain = jax.nn.logsumexp(logits + TILT, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.sum(jnp.where(t > 0, gain, 0.0), axis=1)
+  def draw(strength):
+    classifier = {"process": of_process, "strength": jnp.float32(strength or 0.0)}
+    params = {"network": {}, "process": of_process, "timing": {}, "classifier": classifier}
+    sampler = bare if strength is None else steered
+    return np.asarray(sample(model, params, sampler, row_keys(0, ROWS), batch=batch).ids)
 
-  def denoise(inputs, t):
-    return exact_prediction(jnp.broadcast_to(FREQUENT, (rows, LENGTH, V)))
-
-  def run(policy, keys):
-    return sample(policy, process, params, denoise, token_keys(keys, LENGTH), batch).ids
-
-  def controlled(strength, keys):
-    if kind == "logits":
-      return run(
-        LogitControl(bare, lambda soft: jnp.einsum("blv,v->b", soft, TILT), strength, 2), keys
-      )
-    return run(LatentControl(bare, of_latents, strength), keys)
-
-  controlled, uncontrolled = jax.jit(controlled), jax.jit(functools.partial(run, bare))
-  return lambda strength, seed=0: np.asarray(
-    uncontrolled(row_keys(seed, rows))
-    if strength is None
-    else controlled(jnp.float32(strength), row_keys(seed, rows))
-  ), np.asarray(batch.ids)
+  return draw, ids
 
 
 CASES = [
@@ -94,7 +124,10 @@ CASES = [
 
 @pytest.mark.parametrize("kind,name,steps", CASES)
 def test_bayes_rule_is_exact_for_independent_tokens(kind, name, steps):
-  """Strength 1 draws from p(x | c), 0 is the bare policy bit for bit, and given tokens stay. Standard error of the distance: 0.011."""
+  """Strength 1 draws from p(x | c), 0 is the bare sampler, and observed tokens stay.
+
+  Standard error of the distance: 0.011.
+  """
   draw, before = independent(kind, name, steps)
   ids = draw(1.0)
   np.testing.assert_array_equal(ids[:, 0], before[:, 0])
@@ -103,124 +136,164 @@ def test_bayes_rule_is_exact_for_independent_tokens(kind, name, steps):
   assert distance(unguided[:, 1:], FREQUENT) < 0.05
   if name in ("masked", "embedding"):
     np.testing.assert_array_equal(unguided, draw(None))
-  assert distance(draw(-1.0)[:, 1:], FREQUENT + TILT) > 0.5, (
-    "with its sign flipped the test must fail"
-  )
+  assert distance(draw(-1.0)[:, 1:], FREQUENT + TILT) > 0.5, "with its sign flipped it must fail"
 
 
-def exact(inputs, t):
-  del t
-  return exact_prediction(TOY.posterior(masked_evidence(inputs.ids, TOY.vocab_size)))
+@member
+class FirstIsZero:
+  """c is nearly "the first token is 0", told through the soft token; its strength is a parameter."""
+
+  def log_prob(self, params, soft):
+    return params["strength"] * jnp.log(0.02 + 0.96 * soft[:, 0, 0])
 
 
 def test_a_classifier_of_dependent_tokens_moves_the_law_towards_the_conditional():
-  """c is nearly "the first token is 0", told through the soft token. To first order only, so nearer is what theory promises."""
-  told = lambda soft: jnp.log(0.02 + 0.96 * soft[:, 0, 0])
+  """To first order only, so nearer is what theory promises."""
   weight = TOY.probabilities * np.where(TOY.sequences[:, 0] == 0, 0.98, 0.02)
   conditional = weight / weight.sum()
-  batch = Batch(jnp.zeros((8_000, 4), jnp.int32))
+  inner = Reveal(score=Random(), budget=EvenShare(steps=4))
+  sampler = LogitControl(sampler=inner, classifier=FirstIsZero())
 
-  @jax.jit
-  def draw(strength):
-    policy = LogitControl(Ordered(Shared(), 4, "random"), told, strength)
-    return sample(
-      policy, Masked(3, Linear()), {}, exact, token_keys(row_keys(0, 8_000), 4), batch
-    ).ids
+  def away(strength):
+    params = exact_params(TOY, classifier={"strength": jnp.float32(strength)})
+    keys = row_keys(0, 4_000)
+    ids = sample(model_of(MASKED), params, sampler, keys, rows=4_000, length=4).ids
+    return 0.5 * np.abs(TOY.histogram(np.asarray(ids)) - conditional).sum()
 
-  away = {
-    s: 0.5 * np.abs(TOY.histogram(draw(jnp.float32(s))) - conditional).sum()
-    for s in (-1.0, 0.0, 1.0)
-  }
-  assert away[1.0] < 0.5 * away[0.0] < away[0.0] < away[-1.0], away
+  against, none, towards = map(away, (-1.0, 0.0, 1.0))
+  assert towards < 0.5 * none < none < against
+
+
+@member
+class Told:
+  """Counts how often it is asked."""
+
+  def log_prob(self, params, soft):
+    jax.debug.callback(lambda: ASKED.append(1))
+    return jnp.log(soft[:, 0, 0] + 0.1) + soft[:, 1, 2] ** 2
+
+
+@member
+class Linear:
+  """Linear in two of the soft tokens."""
+
+  def log_prob(self, params, soft):
+    return 3.0 * soft[:, 0, 0] + soft[:, 1, 2]
+
+
+@member
+class Counted(ExactNetwork):
+  """Counts how often it is asked."""
+
+  def apply(self, params, rows, **options):
+    jax.debug.callback(lambda: MADE.append(1))
+    return super().apply(params, rows, **options)
+
+
+ASKED, MADE = [], []
 
 
 @pytest.mark.parametrize("steps,wrt", [(1, "probabilities"), (3, "logits")])
-def test_what_is_added_and_what_it_costs(steps, wrt):
-  """One network call per step of the policy; `steps` gradients of the classifier in each; the published form has p as a factor."""
-  asked, made = [], []
-
-  def told(soft):
-    jax.debug.callback(lambda: asked.append(1))
-    return jnp.log(soft[:, 0, 0] + 0.1) + soft[:, 1, 2] ** 2
-
-  def denoise(inputs, t):
-    jax.debug.callback(lambda: made.append(1))
-    return exact(inputs, t)
-
-  policy = LogitControl(Ancestral(Shared(), 5), told, 1.0, steps, wrt)
-  batch = Batch(jnp.zeros((2, 4), jnp.int32))
-  result = jax.jit(lambda keys: sample(policy, Masked(3, Linear()), {}, denoise, keys, batch))(
-    token_keys(row_keys(0, 2), 4)
+def test_what_it_costs(steps, wrt):
+  """One network call per step of the sampler; `steps` gradients of the classifier in each."""
+  ASKED.clear()
+  MADE.clear()
+  sampler = LogitControl(sampler=Grid(steps=5), classifier=Told(), steps=steps, wrt=wrt)
+  model = model_of(MASKED, Counted(MASKED))
+  result = sample(
+    model, exact_params(TOY, classifier={}), sampler, row_keys(0, 2), rows=2, length=4
   )
   jax.block_until_ready(result)
   jax.effects_barrier()
-  assert int(result.calls) == len(made) == 5 and len(asked) == 5 * steps
+  assert int(result.calls) == len(MADE) == 5 and len(ASKED) == 5 * steps
 
-  class Shows(Ancestral):
-    def advance(self, process, params, canvas, prediction):
-      return prediction.logits
 
-  logits = jnp.array([[[0.1, -0.5, 0.3], [0.0, 1.0, -1.0]]])
-  canvas = Canvas(
-    jnp.array([[3, 1]]),
-    jnp.array([[True, True]]),
-    token_keys(row_keys(0, 1), 2),
-    jnp.int32(0),
-    jnp.ones((2, 2)),
-  )
-  one = LogitControl(
-    Shows(Shared(), 1), lambda soft: 3.0 * soft[:, 0, 0] + soft[:, 1, 2], 0.7, 1, wrt
-  )
-  after = one.advance(Masked(3, Linear()), {}, canvas, Prediction(logits, lambda rows: rows))
-  p, g = np.asarray(jax.nn.softmax(logits[0, 0])), np.array([3.0, 0.0, 0.0])
+@member
+class Shows(Grid):
+  """Makes no step, but shows the logits that it is given."""
+
+  def step(self, model, params, canvas, state, prediction, query, needs):
+    return prediction.logits, state
+
+
+@pytest.mark.parametrize("wrt", ["probabilities", "logits"])
+def test_what_is_added(wrt):
+  """The gradient at noisy tokens and nothing at clean ones; the published form has p as a factor."""
+  logits = np.float32([[[0.1, -0.5, 0.3], [0.0, 1.0, -1.0]]])
+  control = LogitControl(sampler=Shows(steps=1), classifier=Linear(), strength=0.7, wrt=wrt)
+  params = {"network": {}, "process": {}, "timing": {}, "classifier": {}}
+
+  @jax.jit
+  def run(text, logits):
+    zeros = jnp.zeros(1, jnp.int32)
+    keys = jax.random.split(jax.random.key(0), (1, 2))
+    canvas = Canvas(text, jnp.ones((1, 2), bool), keys, zeros, zeros + 2)
+    model = model_of(MASKED)
+    state = control.init(model, params, canvas)
+    prediction = Prediction(logits, IdentityHead())
+    return control.step(model, params, canvas, state, prediction, None, canvas.active)[0]
+
+  after = np.asarray(run(jnp.array([[3, 1]]), logits))
+  p, g = np.exp(logits[0, 0]) / np.exp(logits[0, 0]).sum(), np.array([3.0, 0.0, 0.0])
   added = g if wrt == "probabilities" else p * (g - p @ g)
   np.testing.assert_allclose(after[0, 0] - logits[0, 0], 0.7 * added, atol=1e-6)
-  np.testing.assert_array_equal(after[0, 1], logits[0, 1])  # a token that is clean already
+  np.testing.assert_array_equal(after[0, 1], logits[0, 1])
 
 
-def test_a_given_end_is_length_control():
-  """Words of tokens 2 and 3, then one END (0), then padding (1): to give END its place is to give the length, and nothing new is needed."""
+def test_an_observed_end_is_length_control():
+  """Words of tokens 2 and 3, then one END (0), then padding (1).
+
+  To give END its place is to give the length, and nothing new is needed.
+  """
   language = Enumerable.dirichlet(0, 0.5, 4, 4)
   ends = np.argmax(language.sequences == 0, axis=1)
-  shaped = [
-    (row[:k] >= 2).all() and (row[k] == 0) and (row[k + 1 :] == 1).all()
-    for row, k in zip(language.sequences, ends)
-  ]
+  words = np.arange(4) < ends[:, None]
+  want = np.where(words, language.sequences >= 2, language.sequences == 1)
+  shaped = (want | (np.arange(4) == ends[:, None])).all(1) & (language.sequences == 0).any(1)
   probabilities = language.probabilities * shaped
   language = Enumerable(language.sequences, probabilities / probabilities.sum(), 4)
-  ids = jnp.zeros((2000, 4), jnp.int32)
-  batch = Batch(ids, given=jnp.zeros(ids.shape, bool).at[:, 2].set(True))
-  denoise = lambda inputs, t: exact_prediction(language.posterior(masked_evidence(inputs.ids, 4)))
-  run = jax.jit(
-    lambda keys: (
-      sample(Ordered(Shared(), 4, "random"), Masked(4, Linear()), {}, denoise, keys, batch).ids
-    )
-  )
-  got = np.asarray(run(token_keys(row_keys(0, 2000), 4)))
+  observed = np.tile(np.arange(4) == 2, (2000, 1))
+  batch = Batch(np.zeros((2000, 4), np.int32), observed=observed)
+  sampler = Reveal(score=Random(), budget=EvenShare(steps=4))
+  model = model_of(Masked(vocab_size=4))
+  got = sample(model, exact_params(language), sampler, row_keys(0, 2000), batch=batch).ids
+  got = np.asarray(got)
   assert (np.argmax(got == 0, axis=1) == 2).all() and (got[:, 3] == 1).all()
   asked = language.probabilities * (ends == 2)
   assert 0.5 * np.abs(language.histogram(got) - asked / asked.sum()).sum() < 0.04
   assert language.probabilities[ends == 2].sum() < 0.9, "other lengths are possible"
 
 
+@member
+class AnswersSome(WholeRow):
+  """A reader that says that it has answered the first place only."""
+
+  def read(self, model, params, memory, query, *, refresh=True):
+    prediction, memory = super().read(model, params, memory, query, refresh=refresh)
+    fresh = jnp.broadcast_to(jnp.arange(query.needs.shape[1]) == 0, query.needs.shape)
+    return dataclasses.replace(prediction, fresh=fresh), memory
+
+
 def test_what_does_not_fit_is_refused():
-  inner, told = Ancestral(Shared(), 2), lambda soft: soft[:, 0, 0]
-  with pytest.raises(ValueError, match="strength=nan"):
-    LogitControl(inner, told, float("nan"))
-  with pytest.raises(ValueError, match="steps=0"):
-    LatentControl(inner, told, 1.0, 0)
-  with pytest.raises(ValueError, match="wrt='tokens'"):
-    LogitControl(inner, told, 1.0, wrt="tokens")
-  with pytest.raises(ValueError, match="EventDriven"):
-    LatentControl(EventDriven(Shared(), 2), told, 1.0)
-  canvas = Canvas(
-    jnp.zeros((1, 2), jnp.int32),
-    jnp.ones((1, 2), bool),
-    token_keys(row_keys(0, 1), 2),
-    jnp.int32(0),
-    None,
-  )
-  with pytest.raises(ValueError, match="Masked has no vectors"):
-    LatentControl(inner, told, 1.0).plan(Masked(3, Linear()), {}, canvas)
-  with pytest.raises(ValueError, match="ratios"):
-    LogitControl(inner, told, 1.0).plan(Uniform(3, Linear(), "score"), {}, canvas)
+  inner, told = Grid(steps=2), Told()
+  for make, word in (
+    (lambda: LogitControl(sampler=inner, classifier=told, strength=float("nan")), "strength"),
+    (lambda: LatentControl(sampler=inner, classifier=told, steps=0), "steps"),
+    (lambda: LogitControl(sampler=inner, classifier=told, wrt="tokens"), "wrt"),
+  ):
+    with pytest.raises(ValueError, match=word):
+      make()
+  logits = LogitControl(sampler=inner, classifier=told)
+  with pytest.raises(ValueError, match="score"):
+    logits.check(model_of(Uniform(vocab_size=V, prediction="score")))
+  logits.check(model_of(MASKED))
+  with pytest.raises(ValueError, match="whole_row"):
+    params = exact_params(TOY, classifier={})
+    keys = row_keys(0, 2)
+    sample(model_of(MASKED), params, logits, keys, rows=2, length=4, reader=AnswersSome())
+  vectors = model_of(PROCESSES["embedding"], Frequencies())
+  LatentControl(sampler=inner, classifier=told).check(vectors)
+  with pytest.raises(ValueError, match=r"control of latents needs.*Masked"):
+    LatentControl(sampler=inner, classifier=told).check(model_of(MASKED))
+  with pytest.raises(ValueError, match=r"control of latents needs turn.*Reveal"):
+    LatentControl(sampler=Reveal(), classifier=told).check(vectors)
