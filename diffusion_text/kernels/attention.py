@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusion_text.kernels import pallas_gpu, pallas_tpu, reference, xla
-from diffusion_text.types import Array, Layout
+from jaxtyping import Array, Float
 
-# Each takes (q, k, v, q_layout, k_layout, *, scale, soft_cap) and returns (out, lse), or raises NotImplementedError.
+from diffusion_text.kernels import pallas_gpu, pallas_tpu, reference, xla
+from diffusion_text.types import Layout
+
+# Each takes (q, k, v, q_layout, k_layout, *, scale, soft_cap) and returns (out, lse), or raises
+# NotImplementedError.
 IMPLEMENTATIONS = {
   "pallas_tpu": pallas_tpu.attention,
   "pallas_gpu": pallas_gpu.attention,
@@ -18,9 +21,9 @@ DEFAULT = ("pallas_tpu", "pallas_gpu", "xla")
 
 
 def attention(
-  q_BxLxHxK: Array,
-  k_BxSxGxK: Array,
-  v_BxSxGxK: Array,
+  q: Float[Array, "B L H K"],
+  k: Float[Array, "B S G K"],
+  v: Float[Array, "B S G K"],
   q_layout: Layout,
   k_layout: Layout,
   *,
@@ -28,25 +31,26 @@ def attention(
   soft_cap: float | None = None,
   implementation: str | Sequence[str] = DEFAULT,
   return_lse: bool = False,
-) -> Array | tuple[Array, Array]:
-  """softmax(scale · q kᵀ) v over the keys that the layouts let each query see; [B, L, H, K] in q's dtype.
+) -> Array | tuple[Float[Array, "B L H K"], Float[Array, "B L H"]]:
+  """softmax(scale · q kᵀ) v over the keys that the layouts let each query see; [B, L, H, K] in q's
+  dtype.
 
-  L queries, S keys, H heads; head h reads key/value head h // (H // G). The softmax is float32. `scale` None is 1/√K;
-  `soft_cap` c bounds the scores to c·tanh(s / c). `return_lse` adds the float32 [B, L, H] log-sum-exp of the scores,
-  differentiable too. A query that sees no key gets zeros, and a log-sum-exp of -1e30.
+  L queries, S keys, H heads; head h reads key/value head h // (H // G). The softmax is float32.
+  `scale` None is 1/√K; `soft_cap` c bounds the scores to c·tanh(s / c). `return_lse` adds the
+  float32 [B, L, H] log-sum-exp of the scores, differentiable too. A query that sees no key gets
+  zeros, and a log-sum-exp of -1e30.
 
-  `implementation` names the candidates, tried in order: one that cannot run here raises NotImplementedError and the next is
-  tried; any other error propagates. NotImplementedError with every reason if none can; ValueError for shapes that do not fit.
+  `implementation` names the candidates, tried in order: one that cannot run here raises
+  NotImplementedError and the next is tried; any other error propagates. NotImplementedError with
+  every reason if none can; ValueError for shapes that do not fit.
   """
-  _check(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, q_layout, k_layout)
+  _check(q, k, v, q_layout, k_layout)
   reasons = []
   for name in (implementation,) if isinstance(implementation, str) else implementation:
     if name not in IMPLEMENTATIONS:
       raise ValueError(f"implementation={name!r} is not one of {sorted(IMPLEMENTATIONS)}")
     try:
-      out, lse = IMPLEMENTATIONS[name](
-        q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, q_layout, k_layout, scale=scale, soft_cap=soft_cap
-      )
+      out, lse = IMPLEMENTATIONS[name](q, k, v, q_layout, k_layout, scale=scale, soft_cap=soft_cap)
     except NotImplementedError as reason:
       reasons.append(f"{name}: {reason}")
       continue

@@ -11,7 +11,9 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-  """How many queries and keys one step of a kernel works on, in the forward pass and in the two of the backward pass."""
+  """How many queries and keys one step of a kernel works on, in the forward pass and in the two of
+  the backward pass.
+  """
 
   q: int = 128
   k: int = 128
@@ -25,9 +27,10 @@ class BlockSizes:
         raise ValueError(f"{field.name}={size!r} must be a positive multiple of 8; use 128")
 
 
-# device kind (the start of `jax.Device.device_kind`, lower case) -> sizes. None of these has been measured: no accelerator
-# has run them. The TPU sizes are such as the compiler accepts at K = 256 in float32; larger tiles amortise the cost of a grid
-# step, smaller ones skip more of a layout's empty part. Once measured, the command goes here beside the figure.
+# device kind (the start of `jax.Device.device_kind`, lower case) -> sizes. None of these has been
+# measured: no accelerator has run them. The TPU sizes are such as the compiler accepts at K = 256
+# in float32; larger tiles amortise the cost of a grid step, smaller ones skip more of a layout's
+# empty part. Once measured, the command goes here beside the figure.
 TABLE = {
   "tpu v5": BlockSizes(512, 512, 512, 512),  # not yet measured; v5e ("tpu v5 lite") and v5p
   "tpu v6": BlockSizes(512, 512, 512, 512),  # not yet measured
@@ -37,14 +40,19 @@ SAFE = {"tpu": BlockSizes(), "gpu": BlockSizes(64, 64, 32, 32)}  # not yet measu
 
 
 def default_block_sizes(L: int, S: int) -> BlockSizes:
-  """Sizes for L queries and S keys on the device compiled for: the table's, but no tile much longer than the row."""
+  """Sizes for L queries and S keys on the device compiled for: the table's, but no tile much longer
+  than the row.
+  """
   platform, kind = target()
   found = next(
     (sizes for start, sizes in TABLE.items() if kind.lower().startswith(start)),
     SAFE.get(platform, BlockSizes()),
   )
   least = 128 if platform == "tpu" else 16
-  fit = lambda tile, length: min(tile, max(least, 1 << (length - 1).bit_length()))
+
+  def fit(tile, length):
+    return min(tile, max(least, 1 << (length - 1).bit_length()))
+
   return BlockSizes(
     fit(found.q, L), fit(found.k, S), fit(found.q_backward, L), fit(found.k_backward, S)
   )
@@ -56,7 +64,9 @@ _TARGET: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar
 
 
 def target() -> tuple[str, str]:
-  """(platform, device kind) that kernels are built for: that of `compile_for`, or else of the default backend."""
+  """(platform, device kind) that kernels are built for: that of `compile_for`, or else of the
+  default backend.
+  """
   return _TARGET.get() or (jax.default_backend(), jax.devices()[0].device_kind)
 
 
@@ -64,7 +74,8 @@ def target() -> tuple[str, str]:
 def compile_for(platform: str, device_kind: str = ""):
   """Within it, kernels are built for "tpu" or "gpu" although none is attached.
 
-  Lower a function that was not traced outside it: jit does not know that the target is part of what it traced.
+  Lower a function that was not traced outside it: jit does not know that the target is part of what
+  it traced.
   """
   token = _TARGET.set((platform, device_kind))
   try:

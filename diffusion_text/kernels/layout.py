@@ -1,7 +1,8 @@
 """Who sees whom: the rule, the layouts built for it, and what it says of whole tiles at once.
 
-`rule` is the only place where the rule is written for single positions, `tile_kind` the only place for tiles. The dense mask
-(`visible`), the chunked XLA attention and the Pallas kernels all call these two.
+`rule` is the only place where the rule is written for single positions, `tile_kind` the only place
+for tiles. The dense mask (`visible`), the chunked XLA attention and the Pallas kernels all call
+these two.
 """
 
 from __future__ import annotations
@@ -11,25 +12,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
-from diffusion_text.types import Array, Layout
+from diffusion_text.types import Layout
 
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what `tile_kind` answers
 
-# Segments of the positions that pad a row to whole tiles. Differing, so that padding sees no padding and costs nothing;
-# the two most negative int32, which no caller's segment may be.
+# Segments of the positions that pad a row to whole tiles. Differing, so that padding sees no
+# padding and costs nothing; the two most negative int32, which no caller's segment may be.
 PAD_QUERY, PAD_KEY = -(2**31), -(2**31) + 1
 
 
 def rule(q_segment, q_block, q_noisy, k_segment, k_block, k_noisy):
-  """Bool, broadcast over its integer arguments: may query q see key k? The sentence in `types.Layout`, in code."""
+  """Bool, broadcast over its integer arguments: may query q see key k? The sentence in
+  `types.Layout`, in code.
+  """
   same = (q_block == k_block) & (q_noisy == k_noisy)
   earlier = (k_noisy == 0) & (k_block < q_block)
   return (q_segment == k_segment) & (same | earlier)
 
 
-def visible(q_layout: Layout, k_layout: Layout) -> Array | None:
-  """The dense mask: bool, broadcastable to [B, Lq, Lk]; None if every query sees every key (and there is no work to do).
+def visible(q_layout: Layout, k_layout: Layout) -> Bool[Array, "B Lq Lk"] | None:
+  """The dense mask: bool, broadcastable to [B, Lq, Lk]; None if every query sees every key (and
+  there is no work to do).
 
   A field that is None on one side only counts as 0 at each of its positions.
   """
@@ -42,7 +47,9 @@ def visible(q_layout: Layout, k_layout: Layout) -> Array | None:
 
 
 def is_bidirectional(q_layout: Layout, k_layout: Layout) -> bool:
-  """True if no field is set on either side: every query sees every key. Known before tracing, so a mask costs nothing."""
+  """True if no field is set on either side: every query sees every key. Known before tracing, so a
+  mask costs nothing.
+  """
   return all(field is None for field in (*_fields(q_layout), *_fields(k_layout)))
 
 
@@ -57,21 +64,26 @@ def causal(length: int) -> Layout:
 
 
 def block_causal(length: int, block_size: int) -> Layout:
-  """[1, L]: every position sees its own block of `block_size` and all earlier blocks; the last block may be shorter."""
+  """[1, L]: every position sees its own block of `block_size` and all earlier blocks; the last
+  block may be shorter.
+  """
   _positive(length=length, block_size=block_size)
   return Layout(block=_arange(length) // block_size)
 
 
-def prefix(prefix_lengths: Array, length: int) -> Layout:
-  """[B, L] from int32 [B]: the first `prefix_lengths[i]` positions of row i see each other, the rest are causal."""
+def prefix(prefix_lengths: Int[Array, " B"], length: int) -> Layout:
+  """[B, L] from int32 [B]: the first `prefix_lengths[i]` positions of row i see each other, the
+  rest are causal.
+  """
   _positive(length=length)
   return Layout(
     block=jnp.maximum(_arange(length) + 1 - jnp.asarray(prefix_lengths, jnp.int32)[:, None], 0)
   )
 
 
-def packed(segment: Array, block_size: int | None = None) -> Layout:
-  """[B, L] from int32 [B, L]: several documents in a row, each a run of equal `segment`; none sees another.
+def packed(segment: Int[Array, "B L"], block_size: int | None = None) -> Layout:
+  """[B, L] from int32 [B, L]: several documents in a row, each a run of equal `segment`; none sees
+  another.
 
   With `block_size`, each document is block-causal, its blocks counted from its own first token.
   """
@@ -82,15 +94,18 @@ def packed(segment: Array, block_size: int | None = None) -> Layout:
   return Layout(segment=segment, block=packed_positions(segment) // block_size)
 
 
-def packed_positions(segment: Array) -> Array:
-  """int32 [B, L] from int32 [B, L]: the index of each token within its document (a run of equal `segment`)."""
+def packed_positions(segment: Int[Array, "B L"]) -> Int[Array, "B L"]:
+  """int32 [B, L] from int32 [B, L]: the index of each token within its document (a run of equal
+  `segment`).
+  """
   index = _arange(segment.shape[1])
   starts = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)), constant_values=True)
   return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-def padded(lengths: Array, length: int, side: str = "right") -> Layout:
-  """[B, L] from int32 [B]: row i holds `lengths[i]` tokens, then (side="left": before them) padding, a segment of its own.
+def padded(lengths: Int[Array, " B"], length: int, side: str = "right") -> Layout:
+  """[B, L] from int32 [B]: row i holds `lengths[i]` tokens, then (side="left": before them)
+  padding, a segment of its own.
 
   Padding sees padding, so no row of the mask is empty; no token sees it.
   """
@@ -104,10 +119,12 @@ def padded(lengths: Array, length: int, side: str = "right") -> Layout:
 
 
 def doubled(layout: Layout, length: int) -> Layout:
-  """[B or 1, 2L] from [B or 1, L]: a noisy copy of the row, then its clean copy; `layout.noisy` is replaced.
+  """[B or 1, 2L] from [B or 1, L]: a noisy copy of the row, then its clean copy; `layout.noisy` is
+  replaced.
 
-  A noisy token sees its own noisy block and the clean tokens of earlier blocks of its segment, never the clean copy of itself.
-  `doubled(packed(segment, b), L)` trains packed documents in blocks.
+  A noisy token sees its own noisy block and the clean tokens of earlier blocks of its segment,
+  never the clean copy of itself. `doubled(packed(segment, b), L)` trains packed documents in
+  blocks.
   """
   _positive(length=length)
   twice = jax.tree.map(lambda ids: jnp.concatenate([ids, ids], axis=1), layout)
@@ -117,33 +134,40 @@ def doubled(layout: Layout, length: int) -> Layout:
 
 
 def noisy_clean(length: int, block_size: int) -> Layout:
-  """[1, 2L]: the training layout of block diffusion, L noisy tokens and then the same L clean ones, in blocks."""
+  """[1, 2L]: the training layout of block diffusion, L noisy tokens and then the same L clean ones,
+  in blocks.
+  """
   return doubled(block_causal(length, block_size), length)
 
 
-def noisy_clean_positions(length: int) -> Array:
-  """int32 [1, 2L], 0 … L-1 twice: the noisy and the clean copy of a token share one rotary position."""
+def noisy_clean_positions(length: int) -> Int[Array, "1 L2"]:
+  """0 … L-1 twice: the noisy and the clean copy of a token share one rotary position."""
   _positive(length=length)
   return jnp.tile(_arange(length), (1, 2))
 
 
-def any_order(rank: Array) -> Layout:
-  """[B, L] from int32 [B, L]: every token sees itself and those of lower `rank`, its place in the order of generation."""
+def any_order(rank: Int[Array, "B L"]) -> Layout:
+  """[B, L] from int32 [B, L]: every token sees itself and those of lower `rank`, its place in the
+  order of generation.
+  """
   return Layout(block=jnp.asarray(rank, jnp.int32))
 
 
-def two_stream(rank: Array) -> Layout:
-  """[B, 2L] from int32 [B, L]: XLNet's query stream (noisy half), then its content stream (clean half).
+def two_stream(rank: Int[Array, "B L"]) -> Layout:
+  """[B, 2L] from int32 [B, L]: XLNet's query stream (noisy half), then its content stream (clean
+  half).
 
-  A query sees itself and the content of lower rank; content sees itself and the content of lower rank.
+  A query sees itself and the content of lower rank; content sees itself and the content of lower
+  rank.
   """
   return doubled(any_order(rank), rank.shape[1])
 
 
 def decode_block(
-  used: Array, capacity: int, block_size: int, noisy: bool = True
+  used: Int[Array, " B"], capacity: int, block_size: int, noisy: bool = True
 ) -> tuple[Layout, Layout]:
-  """(q_layout [B, b], k_layout [B, capacity + b]): one block of b queries; keys are the clean cache, then that block.
+  """(q_layout [B, b], k_layout [B, capacity + b]): one block of b queries; keys are the clean
+  cache, then that block.
 
   used: int32 [B], the filled slots of each row's cache, which come first; the rest are not seen.
   noisy=False is the pass that appends a finished block to the cache. What it sees is the same.
@@ -169,23 +193,27 @@ class Summary(NamedTuple):
 
 
 def tile_summary(layout: Layout, tile: int) -> Summary:
-  """Summary of each run of `tile` positions of a layout whose fields are all set (see `materialise`); O(L) memory.
+  """Summary of each run of `tile` positions of a layout whose fields are all set (see
+  `materialise`); O(L) memory.
 
   Raises ValueError if `tile` does not divide the length.
   """
   length = layout.segment.shape[1]
   if length % tile:
     raise ValueError(
-      f"tile={tile} must divide length={length}; `materialise` the layout at {-(-length // tile) * tile}"
+      f"tile={tile} must divide length={length}; `materialise` the layout at"
+      f" {-(-length // tile) * tile}"
     )
   tiles = [field.reshape(field.shape[0], length // tile, tile) for field in _fields(layout)]
   return Summary(*(reduce(field, axis=2) for field in tiles for reduce in (jnp.min, jnp.max)))
 
 
 def tile_kind(q: Summary, k: Summary) -> Array:
-  """EMPTY, PARTIAL or FULL, broadcast over the summaries' fields: what the rule says of all pairs of two tiles.
+  """EMPTY, PARTIAL or FULL, broadcast over the summaries' fields: what the rule says of all pairs
+  of two tiles.
 
-  Conservative: EMPTY and FULL are certain, PARTIAL says nothing. Works on arrays and on scalars inside a kernel.
+  Conservative: EMPTY and FULL are certain, PARTIAL says nothing. Works on arrays and on scalars
+  inside a kernel.
   """
   one_segment = (q.segment_min == q.segment_max) & (k.segment_min == k.segment_max)
   same_segment = (q.segment_min <= k.segment_max) & (
@@ -206,7 +234,9 @@ def tile_kind(q: Summary, k: Summary) -> Array:
 
 
 class Tiles(NamedTuple):
-  """Two layouts padded to whole tiles, their summaries, and `kinds` int32 [B or 1, query tiles, key tiles]."""
+  """Two layouts padded to whole tiles, their summaries, and `kinds` int32 [B or 1, query tiles, key
+  tiles].
+  """
 
   q: Layout
   k: Layout
@@ -218,7 +248,9 @@ class Tiles(NamedTuple):
 def cut(
   q_layout: Layout, k_layout: Layout, q_length: int, k_length: int, q_tile: int, k_tile: int
 ) -> Tiles:
-  """The `Tiles` of queries and keys. `kinds` is (L / tile)² integers where it is kept, nothing where it is only reduced."""
+  """The `Tiles` of queries and keys. `kinds` is (L / tile)² integers where it is kept, nothing
+  where it is only reduced.
+  """
   q = materialise(q_layout, q_length, -(-q_length // q_tile) * q_tile, PAD_QUERY)
   k = materialise(k_layout, k_length, -(-k_length // k_tile) * k_tile, PAD_KEY)
   q_summary, k_summary = tile_summary(q, q_tile), tile_summary(k, k_tile)
@@ -232,7 +264,8 @@ def cut(
 def materialise(
   layout: Layout, length: int, padded_length: int | None = None, pad_segment: int = PAD_KEY
 ) -> Layout:
-  """The layout with all three fields set, int32 [B or 1, padded_length] alike; new positions form segment `pad_segment`.
+  """The layout with all three fields set, int32 [B or 1, padded_length] alike; new positions form
+  segment `pad_segment`.
 
   Raises ValueError if a field is not [B or 1, length].
   """
@@ -242,7 +275,8 @@ def materialise(
     field = jnp.zeros((1, length), jnp.int32) if field is None else field
     if field.ndim != 2 or field.shape[1] != length:
       raise ValueError(
-        f"layout field has shape {field.shape}, but the row has {length} positions; give [B, {length}] or None"
+        f"layout field has shape {field.shape}, but the row has {length} positions; give"
+        f" [B, {length}] or None"
       )
     return jnp.pad(field.astype(jnp.int32), ((0, 0), (0, extra)), constant_values=pad)
 

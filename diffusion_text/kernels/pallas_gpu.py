@@ -1,8 +1,10 @@
-"""Attention on GPU (Pallas, Triton): forward and backward in tiles, empty tiles neither fetched nor computed.
+"""Attention on GPU (Pallas, Triton): forward and backward in tiles, empty tiles neither fetched nor
+computed.
 
-One program owns a tile of queries (for dk and dv: of keys) and loops over the tiles of the other side, from the first useful
-one to the last; the summaries of the tiles' ids tell which of those are empty, full or partial. Triton, because its lowering
-needs no GPU and is in both supported lines of jax; Mosaic GPU would ask for Hopper.
+One program owns a tile of queries (for dk and dv: of keys) and loops over the tiles of the other
+side, from the first useful one to the last; the summaries of the tiles' ids tell which of those are
+empty, full or partial. Triton, because its lowering needs no GPU and is in both supported lines of
+jax; Mosaic GPU would ask for Hopper.
 
 Lowers for CUDA on any machine, run in interpret mode only: not yet run on a GPU.
 """
@@ -16,17 +18,18 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
 
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels.block_sizes import BlockSizes, default_block_sizes, target
 from diffusion_text.kernels.reference import MASKED
-from diffusion_text.types import Array, Layout
+from diffusion_text.types import Layout
 
 
 def attention(
-  q_BxLxHxK: Array,
-  k_BxSxGxK: Array,
-  v_BxSxGxK: Array,
+  q: Float[Array, "B L H K"],
+  k: Float[Array, "B S G K"],
+  v: Float[Array, "B S G K"],
   q_layout: Layout,
   k_layout: Layout,
   *,
@@ -34,18 +37,18 @@ def attention(
   soft_cap: float | None = None,
   block_sizes: BlockSizes | None = None,
   interpret: bool = False,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H"]]:
   """(out, lse) as `reference`, differentiable in both; float32 or bfloat16, accumulated in float32.
 
-  Lengths are padded to whole tiles and head widths to a power of two. `interpret` runs it on any backend, slowly. On a mesh,
-  call it inside `jax.shard_map(..., check_vma=False)`. Raises NotImplementedError off GPU and for K over 256, ValueError for
-  tiles that are no power of two.
+  Lengths are padded to whole tiles and head widths to a power of two. `interpret` runs it on any
+  backend, slowly. On a mesh, call it inside `jax.shard_map(..., check_vma=False)`. Raises
+  NotImplementedError off GPU and for K over 256, ValueError for tiles that are no power of two.
   """
   if not interpret and target()[0] not in ("gpu", "cuda"):
     raise NotImplementedError(f"needs a GPU, but the platform is {target()[0]!r}")
-  if q_BxLxHxK.dtype not in (jnp.float32, jnp.bfloat16):
-    raise NotImplementedError(f"needs float32 or bfloat16, not {q_BxLxHxK.dtype}")
-  L, S, K = q_BxLxHxK.shape[1], k_BxSxGxK.shape[1], q_BxLxHxK.shape[3]
+  if q.dtype not in (jnp.float32, jnp.bfloat16):
+    raise NotImplementedError(f"needs float32 or bfloat16, not {q.dtype}")
+  L, S, K = q.shape[1], k.shape[1], q.shape[3]
   if K > 256:
     raise NotImplementedError(
       f"head width K={K} is over 256, more than one program's registers hold"
@@ -60,10 +63,7 @@ def attention(
       )
   options = _Options(K**-0.5 if scale is None else scale, soft_cap, sizes, interpret)
   wide = max(16, 1 << (K - 1).bit_length())
-  q, k, v = (
-    jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),))
-    for x in (q_BxLxHxK, k_BxSxGxK, v_BxSxGxK)
-  )
+  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),)) for x in (q, k, v))
   out, lse = _attention(
     options, q, k, v, (layouts.materialise(q_layout, L), layouts.materialise(k_layout, S))
   )
@@ -79,24 +79,28 @@ class _Options:
 
 
 class _Side:
-  """Queries or keys in tiles, as arrays (whole rows, one per batch row) and as the refs a kernel has of them."""
+  """Queries or keys in tiles, as arrays (whole rows, one per batch row) and as the refs a kernel
+  has of them.
+  """
 
-  def __init__(self, layout, summary, tile, useful_BxNxM):
+  def __init__(self, layout, summary, tile, useful):
     self.tile = tile
-    first = jnp.argmax(useful_BxNxM, axis=2)
-    last = useful_BxNxM.shape[2] - jnp.argmax(useful_BxNxM[:, :, ::-1], axis=2)
-    last = jnp.where(useful_BxNxM.any(axis=2), last, 0)  # with `first` 0: no turn at all
+    first = jnp.argmax(useful, axis=2)
+    last = useful.shape[2] - jnp.argmax(useful[:, :, ::-1], axis=2)
+    last = jnp.where(useful.any(axis=2), last, 0)  # with `first` 0: no turn at all
     self.arrays = (
       jnp.stack([layout.segment, layout.block, layout.noisy], axis=1),  # [B or 1, 3, L]
       jnp.stack(summary, axis=1),  # [B or 1, 6, tiles]
-      jnp.stack([first, last], axis=1).astype(
-        jnp.int32
-      ),  # [B or 1, 2, tiles]: the useful tiles of the other side
+      # [B or 1, 2, tiles]: the useful tiles of the other side
+      jnp.stack([first, last], axis=1).astype(jnp.int32),
     )
 
   def specs(self):
     """Whole rows in each program, which reads what it needs of them."""
-    row = lambda rows: lambda _, h, b: (b if rows > 1 else 0, 0, 0)
+
+    def row(rows):
+      return lambda _, h, b: (b if rows > 1 else 0, 0, 0)
+
     return [pl.BlockSpec((None, *x.shape[1:]), row(x.shape[0])) for x in self.arrays]
 
 
@@ -114,13 +118,18 @@ def _ids(ref, start, tile):
 
 
 def _loop(q_refs, k_refs, i, j, update, carry):
-  """Fold `update(i, j, partial, carry)` over the tiles that are not empty; i or j is None, the side that is looped over."""
+  """Fold `update(i, j, partial, carry)` over the tiles that are not empty; i or j is None, the side
+  that is looped over.
+  """
   bounds = q_refs[2] if j is None else k_refs[2]
   mine = i if j is None else j
 
   def turn(n, carry):
     at_i, at_j = (i, n) if j is None else (n, j)
-    summary = lambda refs, tile: layouts.Summary(*(refs[1][c, tile] for c in range(6)))
+
+    def summary(refs, tile):
+      return layouts.Summary(*(refs[1][c, tile] for c in range(6)))
+
     kind = layouts.tile_kind(summary(q_refs, at_i), summary(k_refs, at_j))
     branches = [
       lambda carry: carry,
@@ -139,12 +148,11 @@ def _dot(a, b):
 
 
 def _scores(options, q, k, mask):
-  """(scores float32 [M, N] with MASKED where the mask does not hold, slope of the soft cap or None)."""
+  """(scores float32 [M, N], MASKED where the mask does not hold; slope of the soft cap or None)."""
   score, slope = _dot(q, k.T) * options.scale, None
   if options.soft_cap is not None:
-    tanh = (
-      2 / (1 + jnp.exp(-2 * score / options.soft_cap)) - 1
-    )  # Triton has no tanh on every target
+    # Triton has no tanh on every target.
+    tanh = 2 / (1 + jnp.exp(-2 * score / options.soft_cap)) - 1
     score, slope = options.soft_cap * tanh, 1 - tanh * tanh
   return score if mask is None else jnp.where(mask, score, MASKED), slope
 
@@ -207,7 +215,9 @@ def _dq_kernel(options, tiles, *refs):
 
 
 def _dkv_kernel(options, tiles, *refs):
-  """One key tile of one key head: dk = Σ dsᵀ q and dv = Σ pᵀ g over the group's query heads and their tiles."""
+  """One key tile of one key head: dk = Σ dsᵀ q and dv = Σ pᵀ g over the group's query heads and
+  their tiles.
+  """
   q_refs, k_refs, (q_ref, k_ref, v_ref, g_ref, lse_ref, shift_ref, dk_ref, dv_ref) = (
     refs[:3],
     refs[3:6],
@@ -290,9 +300,8 @@ def _backward(options, saved, cotangents):
   q_tile, k_tile = options.sizes.q_backward, options.sizes.k_backward
   sides = _sides(ids, q_tile, k_tile)
   shift = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - c
-  lse = jnp.where(
-    lse > MASKED / 2, lse, -MASKED
-  )  # where a query sees no key, so that its weights are 0
+  # Where a query sees no key, so that its weights are 0.
+  lse = jnp.where(lse > MASKED / 2, lse, -MASKED)
   k, v = _pad_rows(k, k_tile), _pad_rows(v, k_tile)
   q, g, lse, shift = (_pad_rows(x, q_tile) for x in (q, g.astype(q.dtype), lse, shift))
   rows, keys = q.shape[2], k.shape[2]

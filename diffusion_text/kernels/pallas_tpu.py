@@ -1,9 +1,11 @@
-"""Attention on TPU (Pallas, Mosaic): forward and backward in tiles, empty tiles neither fetched nor computed.
+"""Attention on TPU (Pallas, Mosaic): forward and backward in tiles, empty tiles neither fetched nor
+computed.
 
-Every position's three ids travel as [8, tile] int32 blocks beside q and k; the smallest and largest id of each tile travel
-ahead as scalars (SMEM), O(L / tile) of them. From those a grid step knows whether its tile is empty, full or partial before
-any block arrives, and its index map points all empty tiles of a row at that row's first useful block: of consecutive empty
-tiles none but the first can cause a fetch, and those ahead of the first useful one fetch what it needs anyway.
+Every position's three ids travel as [8, tile] int32 blocks beside q and k; the smallest and largest
+id of each tile travel ahead as scalars (SMEM), O(L / tile) of them. From those a grid step knows
+whether its tile is empty, full or partial before any block arrives, and its index map points all
+empty tiles of a row at that row's first useful block: of consecutive empty tiles none but the first
+can cause a fetch, and those ahead of the first useful one fetch what it needs anyway.
 
 Compiled for v5e, v5p and v6e by libtpu, run in interpret mode only: not yet run on a TPU.
 """
@@ -17,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels.block_sizes import BlockSizes, default_block_sizes, target
 from diffusion_text.kernels.reference import MASKED
-from diffusion_text.types import Array, Layout
+from diffusion_text.types import Layout
 
 LANES, SUBLANES = 128, 8  # of a TPU vector register of 32-bit values
 VMEM_LIMIT = 16 * 2**20  # bytes that the compiler gives to one kernel by default
@@ -29,9 +32,9 @@ SEMANTICS = ("parallel", "parallel", "parallel", "arbitrary", "arbitrary")
 
 
 def attention(
-  q_BxLxHxK: Array,
-  k_BxSxGxK: Array,
-  v_BxSxGxK: Array,
+  q: Float[Array, "B L H K"],
+  k: Float[Array, "B S G K"],
+  v: Float[Array, "B S G K"],
   q_layout: Layout,
   k_layout: Layout,
   *,
@@ -39,28 +42,26 @@ def attention(
   soft_cap: float | None = None,
   block_sizes: BlockSizes | None = None,
   interpret: bool = False,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H"]]:
   """(out, lse) as `reference`, differentiable in both; float32 or bfloat16, accumulated in float32.
 
-  Lengths are padded to whole tiles and head widths to 64 or a multiple of 128. `interpret` runs it on any backend, slowly, with
-  tiles of any size. On a mesh, call it inside `jax.shard_map(..., check_vma=False)`: XLA cannot divide a kernel over devices.
-  Raises NotImplementedError off TPU, ValueError if the tiles do not fit a TPU.
+  Lengths are padded to whole tiles and head widths to 64 or a multiple of 128. `interpret` runs it
+  on any backend, slowly, with tiles of any size. On a mesh, call it inside `jax.shard_map(...,
+  check_vma=False)`: XLA cannot divide a kernel over devices. Raises NotImplementedError off TPU,
+  ValueError if the tiles do not fit a TPU.
   """
   if not interpret and target()[0] != "tpu":
     raise NotImplementedError(f"needs a TPU, but the platform is {target()[0]!r}")
-  if q_BxLxHxK.dtype not in (jnp.float32, jnp.bfloat16):
-    raise NotImplementedError(f"needs float32 or bfloat16, not {q_BxLxHxK.dtype}")
-  L, S, K = q_BxLxHxK.shape[1], k_BxSxGxK.shape[1], q_BxLxHxK.shape[3]
+  if q.dtype not in (jnp.float32, jnp.bfloat16):
+    raise NotImplementedError(f"needs float32 or bfloat16, not {q.dtype}")
+  L, S, K = q.shape[1], k.shape[1], q.shape[3]
   sizes = block_sizes or default_block_sizes(L, S)
   wide = 64 if K <= 64 else -(-K // LANES) * LANES
   for tiles in ((sizes.q, sizes.k), (sizes.q_backward, sizes.k_backward)):
-    _check_tiles(*tiles, wide, q_BxLxHxK.dtype.itemsize, interpret)
+    _check_tiles(*tiles, wide, q.dtype.itemsize, interpret)
   options = _Options(K**-0.5 if scale is None else scale, soft_cap, sizes, interpret)
   # [B, H, L, K] from here on, zeros beyond K: they add nothing to a score, and give zeros in out.
-  q, k, v = (
-    jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),))
-    for x in (q_BxLxHxK, k_BxSxGxK, v_BxSxGxK)
-  )
+  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),)) for x in (q, k, v))
   ids = layouts.materialise(q_layout, L), layouts.materialise(k_layout, S)
   out, lse = _attention(options, q, k, v, ids)
   return out[..., :K].swapaxes(1, 2), lse.swapaxes(1, 2)
@@ -89,13 +90,15 @@ def _check_tiles(q_tile, k_tile, width, itemsize, interpret):
     while smaller > LANES and _vmem_bytes(smaller, smaller, width, itemsize) > VMEM_LIMIT:
       smaller //= 2
     raise ValueError(
-      f"tiles of {q_tile} queries and {k_tile} keys, K={width}, need {need} bytes of VMEM; the limit is {VMEM_LIMIT}. "
-      f"Use BlockSizes with tiles of {smaller // LANES * LANES or LANES}"
+      f"tiles of {q_tile} queries and {k_tile} keys, K={width}, need {need} bytes of VMEM; the"
+      f" limit is {VMEM_LIMIT}. Use BlockSizes with tiles of {smaller // LANES * LANES or LANES}"
     )
 
 
 def _vmem_bytes(q_tile, k_tile, width, itemsize):
-  """Of the hungriest kernel, the one for dk and dv: blocks twice (one in flight), accumulators, and four score tiles."""
+  """Of the hungriest kernel, the one for dk and dv: blocks twice (one in flight), accumulators, and
+  four score tiles.
+  """
   width = -(-width // LANES) * LANES
   blocks = 2 * itemsize * width * (2 * q_tile + 4 * k_tile) + 2 * 4 * SUBLANES * (
     2 * q_tile + k_tile
@@ -109,7 +112,7 @@ def _pad_rows(x, tile):
 
 
 class _Map:
-  """The layouts of one call, cut in tiles: the arrays that a kernel takes, and what it reads in them."""
+  """The layouts of one call, cut in tiles: the arrays of a kernel, and how it reads them."""
 
   def __init__(self, ids, q_tile, k_tile):
     tiles = layouts.cut(*ids, ids[0].segment.shape[1], ids[1].segment.shape[1], q_tile, k_tile)
@@ -141,12 +144,16 @@ class _Map:
     return layouts.tile_kind(*sides)
 
   def key(self, scalars, b, i, j):
-    """The key tile to fetch at step (i, j): j, or where that is empty the first that query tile i has use for."""
+    """The key tile to fetch at step (i, j): j, or where that is empty the first that query tile i
+    has use for.
+    """
     first = scalars[2][(b * self.tiles[0] if max(self.rows) > 1 else 0) + i]
     return jnp.where(self.kind(scalars, b, i, j) == layouts.EMPTY, first, j)
 
   def query(self, scalars, b, i, j):
-    """The query tile to fetch at step (i, j): i, or where that is empty the first that key tile j has use for."""
+    """The query tile to fetch at step (i, j): i, or where that is empty the first that key tile j
+    has use for.
+    """
     first = scalars[3][(b * self.tiles[1] if max(self.rows) > 1 else 0) + j]
     return jnp.where(self.kind(scalars, b, i, j) == layouts.EMPTY, first, i)
 
@@ -165,21 +172,23 @@ def _scores(options, a, b):
 
 
 def _dot(a, b, a_axis, b_axis):
-  """The product of two matrices over one axis of each, accumulated in float32; float32 operands are not rounded to bfloat16."""
+  """The product of two matrices over one axis of each, accumulated in float32; float32 operands are
+  not rounded to bfloat16.
+  """
   exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   return jax.lax.dot_general(
     a, b, (((a_axis,), (b_axis,)), ((), ())), precision=exact, preferred_element_type=jnp.float32
   )
 
 
-def _columns(x_8xT, n):
+def _columns(x, n):
   """The first n rows of a block [8, T] as columns [T, 1]."""
-  x = x_8xT.T
+  x = x.T
   return [x[:, c : c + 1] for c in range(n)]
 
 
-def _rows(x_8xT, n):
-  return [x_8xT[r : r + 1, :] for r in range(n)]
+def _rows(x, n):
+  return [x[r : r + 1, :] for r in range(n)]
 
 
 def _on_kind(kind, update):
@@ -249,7 +258,9 @@ def _dq_kernel(options, map_, steps, *refs):
 
 
 def _dkv_kernel(options, map_, steps, *refs):
-  """Grid (b, g, key tile, query head of the group, query tile): dk = Σ dsᵀ q and dv = Σ pᵀ g, on transposed score tiles."""
+  """Grid (b, g, key tile, query head of the group, query tile): dk = Σ dsᵀ q and dv = Σ pᵀ g, on
+  transposed score tiles.
+  """
   scalars, (q_ids, k_ids, q, k, v, g, stats, dk, dv, dk_acc, dv_acc) = refs[:4], refs[4:]
   b, j, r, i = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
 
@@ -295,8 +306,13 @@ def _call(options, kernel, map_, grid, in_specs, out_specs, out_shapes, scratch,
 
 
 def _query_major(map_, q_tile, k_tile, width, group):
-  """Specs for grid (b, h, i, 0, j): q ids, k ids, and blocks of a query array, of a key array, of query statistics."""
-  key = lambda b, i, j, s: map_.key(s, b, i, j)
+  """Specs for grid (b, h, i, 0, j): q ids, k ids, and blocks of a query array, of a key array, of
+  query statistics.
+  """
+
+  def key(b, i, j, s):
+    return map_.key(s, b, i, j)
+
   return (
     pl.BlockSpec((1, SUBLANES, q_tile), lambda b, h, i, _, j, *s: (map_.row(0, b), 0, i)),
     pl.BlockSpec(
@@ -313,7 +329,10 @@ def _query_major(map_, q_tile, k_tile, width, group):
 
 def _key_major(map_, q_tile, k_tile, width, group):
   """The same for grid (b, g, j, r, i), r being the query head within group g."""
-  query = lambda b, i, j, s: map_.query(s, b, i, j)
+
+  def query(b, i, j, s):
+    return map_.query(s, b, i, j)
+
   return (
     pl.BlockSpec(
       (1, SUBLANES, q_tile), lambda b, g, j, r, i, *s: (map_.row(0, b), 0, query(b, i, j, s))
@@ -364,9 +383,8 @@ def _backward(options, saved, cotangents):
   map_ = _Map(ids, q_tile, k_tile)
   nq, nk = map_.tiles
   shift = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - c
-  lse = jnp.where(
-    lse > MASKED / 2, lse, -MASKED
-  )  # where a query sees no key, so that its weights are 0
+  # Where a query sees no key, so that its weights are 0.
+  lse = jnp.where(lse > MASKED / 2, lse, -MASKED)
   stats = jnp.pad(
     jnp.stack([lse, shift], axis=2), ((0, 0), (0, 0), (0, SUBLANES - 2), (0, -L % q_tile))
   )
@@ -377,7 +395,9 @@ def _backward(options, saved, cotangents):
     _pad_rows(g.astype(q.dtype), q_tile),
     stats,
   )
-  accumulator = lambda tile: pltpu.VMEM((tile, K), jnp.float32)
+
+  def accumulator(tile):
+    return pltpu.VMEM((tile, K), jnp.float32)
 
   def call(kernel, steps, grid, specs, outs, shapes, scratch):
     q_ids, k_ids, of_query, of_key, of_stats = specs(map_, q_tile, k_tile, K, H // G)

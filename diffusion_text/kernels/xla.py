@@ -1,7 +1,9 @@
-"""Attention in XLA, for every backend: dense for short rows, chunked with O(L · chunk) memory for long ones.
+"""Attention in XLA, for every backend: dense for short rows, chunked with O(L · chunk) memory for
+long ones.
 
-Both compute in float32 and differentiate by hand, with the same formulas as the Pallas kernels. With p the weights, g the
-cotangent of out, and c that of the log-sum-exp:  dp = g vᵀ,  di = Σ p dp  (= Σ g out),  ds = p (dp − di + c).
+Both compute in float32 and differentiate by hand, with the same formulas as the Pallas kernels.
+With p the weights, g the cotangent of out, and c that of the log-sum-exp:  dp = g vᵀ,  di = Σ p dp
+(= Σ g out),  ds = p (dp − di + c).
 """
 
 from __future__ import annotations
@@ -10,37 +12,41 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels.reference import MASKED
-from diffusion_text.types import Array, Layout
+from diffusion_text.types import Layout
 
-# Rows up to this many positions are attended to densely, longer ones in chunks of CHUNK queries and keys. Forward and backward
-# in ms on one busy CPU core (H=4, K=64, f32): bidirectional, dense and chunked, L=256 B=16 69, 87; L=512 B=8 152, 118; L=1024 B=4
-# 377, 236. Noisy-clean in blocks of 16 at the same sizes, where empty chunks are skipped: 71, 81; 158, 78; 386, 119.
+# Rows up to this many positions are attended to densely, longer ones in chunks of CHUNK queries and
+# keys. Forward and backward in ms on one busy CPU core (H=4, K=64, f32): bidirectional, dense and
+# chunked, L=256 B=16 69, 87; L=512 B=8 152, 118; L=1024 B=4 377, 236. Noisy-clean in blocks of 16
+# at the same sizes, where empty chunks are skipped: 71, 81; 158, 78; 386, 119.
 DENSE_LENGTH = 256
 DENSE_LENGTH_UNMASKED = 512  # dense uses two cores better
 CHUNK = 128
 
 
 def attention(
-  q_BxLxHxK: Array,
-  k_BxSxGxK: Array,
-  v_BxSxGxK: Array,
+  q: Float[Array, "B L H K"],
+  k: Float[Array, "B S G K"],
+  v: Float[Array, "B S G K"],
   q_layout: Layout,
   k_layout: Layout,
   *,
   scale: float | None = None,
   soft_cap: float | None = None,
   chunk: int | None = None,
-) -> tuple[Array, Array]:
-  """(out, lse) as `reference`, differentiable in both. `chunk` forces the chunked regime, which else depends on the length."""
-  L, S, K = q_BxLxHxK.shape[1], k_BxSxGxK.shape[1], q_BxLxHxK.shape[3]
+) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H"]]:
+  """(out, lse) as `reference`, differentiable in both. `chunk` forces the chunked regime, which
+  else depends on the length.
+  """
+  L, S, K = q.shape[1], k.shape[1], q.shape[3]
   scale = K**-0.5 if scale is None else scale
   unmasked = layouts.is_bidirectional(q_layout, k_layout)
   if chunk is None and max(L, S) <= (DENSE_LENGTH_UNMASKED if unmasked else DENSE_LENGTH):
     mask = layouts.visible(q_layout, k_layout)
-    out, lse = _dense(scale, soft_cap, q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, mask)
+    out, lse = _dense(scale, soft_cap, q, k, v, mask)
     if mask is None:
       return out, lse
     sees = mask.any(axis=-1)[..., None]
@@ -50,9 +56,7 @@ def attention(
     q_layout = k_layout = None
   else:
     q_layout, k_layout = layouts.materialise(q_layout, L), layouts.materialise(k_layout, S)
-  return _chunked(
-    (scale, soft_cap, q_tile, k_tile), q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, (q_layout, k_layout)
-  )
+  return _chunked((scale, soft_cap, q_tile, k_tile), q, k, v, (q_layout, k_layout))
 
 
 def _even_tile(length, most):
@@ -61,7 +65,9 @@ def _even_tile(length, most):
 
 
 def _scores(q, k, scale, soft_cap):
-  """(scores, their derivative by the uncapped scores or None), float32, from [..., L, K] and [..., S, K]."""
+  """(scores, their derivative by the uncapped scores or None), float32, from [..., L, K] and [...,
+  S, K].
+  """
   score = jnp.einsum("...lk,...sk->...ls", q, k, preferred_element_type=jnp.float32) * scale
   if soft_cap is None:
     return score, None
@@ -69,37 +75,39 @@ def _scores(q, k, scale, soft_cap):
   return soft_cap * tanh, 1 - tanh * tanh
 
 
-def _heads_first(x_BxLxHxK, groups):
-  """[B, G, R · L, K] with R = H // G query heads per group. An explicit transpose: XLA's CPU matmuls are 2.7x faster on it."""
-  B, L, H, K = x_BxLxHxK.shape
+def _heads_first(x, groups):
+  """[B, G, R · L, K] with R = H // G query heads per group. An explicit transpose: XLA's CPU
+  matmuls are 2.7x faster on it.
+  """
+  B, L, H, K = x.shape
   return (
-    x_BxLxHxK.reshape(B, L, groups, H // groups, K)
+    x.reshape(B, L, groups, H // groups, K)
     .transpose(0, 2, 3, 1, 4)
     .reshape(B, groups, H // groups * L, K)
   )
 
 
-def _heads_last(x_BxGxNxK, length):
+def _heads_last(x, length):
   """[B, L, H, K], the inverse of `_heads_first`."""
-  B, G, N, K = x_BxGxNxK.shape
+  B, G, N, K = x.shape
   return (
-    x_BxGxNxK.reshape(B, G, N // length, length, K)
+    x.reshape(B, G, N // length, length, K)
     .transpose(0, 3, 1, 2, 4)
     .reshape(B, length, G * N // length, K)
   )
 
 
-def _biased(score_BxGxNxS, mask, length):
+def _biased(score, mask, length):
   """`score`, with MASKED where `mask` (broadcastable to [B, L, S], or None) does not hold.
 
-  By adding: |score| is far below the spacing of floats near MASKED, so the sum is MASKED exactly, and XLA's CPU backend fuses a
-  sum with the matmuls on both sides of it.
+  By adding: |score| is far below the spacing of floats near MASKED, so the sum is MASKED exactly,
+  and XLA's CPU backend fuses a sum with the matmuls on both sides of it.
   """
   if mask is None:
-    return score_BxGxNxS
-  B, G, N, S = score_BxGxNxS.shape
+    return score
+  B, G, N, S = score.shape
   bias = jnp.where(mask, 0.0, MASKED)[:, None, None]
-  return (score_BxGxNxS.reshape(B, G, N // length, length, S) + bias).reshape(B, G, N, S)
+  return (score.reshape(B, G, N // length, length, S) + bias).reshape(B, G, N, S)
 
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -120,8 +128,8 @@ def _dense_forward(scale, soft_cap, q, k, v, mask):
   total = weight.sum(axis=-1, keepdims=True)
   lse = top + jnp.log(total)
   weight = jax.lax.optimization_barrier((weight / total).astype(v.dtype))
-  # Dividing again by a sum that is 1 keeps that sum in one fusion with the matmul; XLA's CPU backend then computes both row by
-  # row in cache: 6 ms instead of 13 for B=16 L=256 H=4 K=64.
+  # Dividing again by a sum that is 1 keeps that sum in one fusion with the matmul; XLA's CPU
+  # backend then computes both row by row in cache: 6 ms instead of 13 for B=16 L=256 H=4 K=64.
   again = weight.astype(jnp.float32).sum(axis=-1, keepdims=True)
   out = _dot("bgls,bgsk->bglk", weight, v) / again
   return (_heads_last(out.astype(dtype), L), _heads_last(lse, L)[..., 0]), (q, k, v, weight, slope)
@@ -151,29 +159,32 @@ def _dense_backward(scale, soft_cap, saved, cotangents):
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
-def _tiles(x_BxLxHxK, groups, tile):
+def _tiles(x, groups, tile):
   """[n, B, G, R · tile, K]: the row cut in tiles, zeros after its end, heads first."""
-  B, L, H, K = x_BxLxHxK.shape
+  B, L, H, K = x.shape
   n = -(-L // tile)
-  x = jnp.pad(x_BxLxHxK, ((0, 0), (0, n * tile - L), (0, 0), (0, 0))).reshape(B, n, tile, H, K)
+  x = jnp.pad(x, ((0, 0), (0, n * tile - L), (0, 0), (0, 0))).reshape(B, n, tile, H, K)
   return jax.vmap(lambda x: _heads_first(x, groups), in_axes=1)(x)
 
 
-def _untiles(x_nxBxGxNxK, tile, length):
+def _untiles(x, tile, length):
   """[B, length, H, K], the inverse of `_tiles`."""
-  x = jax.vmap(lambda x: _heads_last(x, tile), out_axes=1)(x_nxBxGxNxK)
+  x = jax.vmap(lambda x: _heads_last(x, tile), out_axes=1)(x)
   return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
 def _tile_ids(layouts_qk, lengths, q_tile, k_tile):
-  """(q ids [n, B or 1, tile] x 3, k ids likewise, kinds [nq, nk] of the whole batch), or Nones where all is visible."""
+  """(q ids [n, B or 1, tile] x 3, k ids likewise, kinds [nq, nk] of the whole batch), or Nones
+  where all is visible.
+  """
   if layouts_qk[0] is None:
     return None, None, None
   tiles = layouts.cut(*layouts_qk, *lengths, q_tile, k_tile)
   low, high = tiles.kinds.min(axis=0), tiles.kinds.max(axis=0)
-  split = lambda layout, tile: jax.tree.map(
-    lambda ids: ids.reshape(ids.shape[0], -1, tile).swapaxes(0, 1), layout
-  )
+
+  def split(layout, tile):
+    return jax.tree.map(lambda ids: ids.reshape(ids.shape[0], -1, tile).swapaxes(0, 1), layout)
+
   return (
     split(tiles.q, q_tile),
     split(tiles.k, k_tile),
@@ -185,7 +196,10 @@ def _on_kind(kind, update, carry, q_ids, k_ids):
   """`carry` for an empty tile, else `update(carry, mask or None)`."""
   if kind is None:
     return update(carry, None)
-  partial = lambda carry: update(carry, layouts.visible(q_ids, k_ids))
+
+  def partial(carry):
+    return update(carry, layouts.visible(q_ids, k_ids))
+
   return jax.lax.switch(
     kind, [lambda carry: carry, partial, lambda carry: update(carry, None)], carry
   )

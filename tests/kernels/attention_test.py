@@ -1,4 +1,6 @@
-"""One table of layouts x shapes x dtypes x implementations against the reference, and what no implementation may do."""
+"""One table of layouts x shapes x dtypes x implementations against the reference, and what no
+implementation may do.
+"""
 
 import functools
 
@@ -40,7 +42,8 @@ LAYOUTS = {
   "padded_left": layouts.padded(jnp.array([11, 40]), L, "left"),
   "two_stream": layouts.two_stream(jnp.array([np.random.RandomState(0).permutation(L // 2)])),
 }
-# name -> (q_layout, k_layout, queries, keys): fields that are missing or shared by the rows, and other lengths
+# name -> (q_layout, k_layout, queries, keys): fields that are missing or shared by the rows, and
+# other lengths
 CROSSED = {
   "bidirectional": (Layout(), Layout(), 32, 32),
   "decode": (*layouts.decode_block(jnp.array([3, 30]), 36, 4), 4, 40),
@@ -69,7 +72,7 @@ def arrays(L, S, H=2, G=1, K=8, dtype=jnp.float32, B=2, seed=0):
 
 @functools.cache  # so that cases of one shape compile once
 def everything(fn, soft_cap=None):
-  """Jitted (q, k, v, g, c, layouts) -> out, lse, dq, dk, dv for cotangents g of out and c of lse."""
+  """Jitted (q, k, v, g, c, layouts) -> out, lse, dq, dk, dv; cotangents g of out and c of lse."""
 
   @jax.jit
   def run(q, k, v, g, c, q_layout, k_layout):
@@ -141,7 +144,9 @@ def test_random_ids(seed, runs):
 
 @pytest.mark.parametrize("implementation", TILED)
 def test_empty_tiles_are_computed_in_neither_pass(implementation):
-  """Keys and values that no query of a tile sees are not a number: a weight of 0 would still spread that."""
+  """Keys and values that no query of a tile sees are not a number: a weight of 0 would still spread
+  that.
+  """
   q_layout, k_layout = (
     Layout(segment=jnp.zeros((1, 32), jnp.int32)),
     Layout(segment=jnp.arange(64)[None] // 32),
@@ -178,7 +183,9 @@ def test_padding_has_no_influence_on_value_or_gradient(implementation):
 
 
 def leak(fn, length=12, b=4):
-  """The largest gradient, of any noisy block's output, by the clean copy of that block or of a later one."""
+  """The largest gradient, of any noisy block's output, by the clean copy of that block or of a
+  later one.
+  """
   layout = layouts.noisy_clean(length, b)
   q, k, v, g, c = map(np.asarray, arrays(2 * length, 2 * length, B=1))
   run, worst = everything.__wrapped__(fn), 0.0  # traced anew: the rule may have been replaced
@@ -230,7 +237,9 @@ def test_other_ids_do_not_compile_again(implementation):
 
 
 def test_attention_merged_by_log_sum_exp_is_attention_over_all_keys():
-  """What a differentiable log-sum-exp is for: two calls over disjoint keys, merged, have the value and gradient of one."""
+  """What a differentiable log-sum-exp is for: two calls over disjoint keys, merged, have the value
+  and gradient of one.
+  """
   q, k, v, g, _ = arrays(16, 48)
 
   def merged(q, k, v):
@@ -263,7 +272,8 @@ def test_chunked_memory_is_linear_in_length():
 
   short, long = temporary(2048), temporary(8192)
   print(
-    f"temporary bytes, forward and backward, 2 heads: L=2048 {short}, L=8192 {long}, one score matrix {2 * 8192**2 * 4}"
+    f"temporary bytes, forward and backward, 2 heads: L=2048 {short}, L=8192 {long},"
+    f" one score matrix {2 * 8192**2 * 4}"
   )
   assert long < 4.5 * short and long < 8192**2 * 4 / 2
 

@@ -1,4 +1,6 @@
-"""The kernels compile for TPUs and lower for CUDA on this machine, which has neither; tile sizes are checked before that."""
+"""The kernels compile for TPUs and lower for CUDA on this machine, which has neither; tile sizes
+are checked before that.
+"""
 
 import functools
 import os
@@ -28,7 +30,9 @@ def chips(name):
 
 
 def value_and_grads(fn, L):
-  """(q, k, v) -> loss and gradients, through the noisy-clean layout of L / 2 tokens in blocks of 32, and both outputs."""
+  """(q, k, v) -> loss and gradients, through the noisy-clean layout of L / 2 tokens in blocks of
+  32, and both outputs.
+  """
   layout = layouts.noisy_clean(L // 2, 32)
 
   def loss(q, k, v):
@@ -60,7 +64,8 @@ def test_compiles_for_tpu_inside_shard_map(chip, L):
   memory = compiled.memory_analysis()
   arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   print(
-    f"{chip} L={L}, one row per chip, 8 heads over 4, K=128 bf16: arguments {arguments}, temporary {temporary} bytes"
+    f"{chip} L={L}, one row per chip, 8 heads over 4, K=128 bf16: arguments {arguments},"
+    f" temporary {temporary} bytes"
   )
   assert compiled.as_text().count("tpu_custom_call") == 3  # forward, dq, dk and dv
   assert (
@@ -76,7 +81,8 @@ def test_too_large_a_tile_is_our_error_not_the_compilers():
   with compile_for("tpu", "TPU v5 lite"):
     with pytest.raises(
       ValueError,
-      match=r"1024 queries and 2048 keys, K=128, need \d+ bytes of VMEM; the limit is 16777216.*512",
+      match=r"1024 queries and 2048 keys, K=128, need \d+ bytes of VMEM; the limit"
+      r" is 16777216.*512",
     ):
       call(block_sizes=BlockSizes(1024, 2048, 128, 128))
     with pytest.raises(ValueError, match="tile k=64 must be a multiple of 128 on TPU; use 128"):

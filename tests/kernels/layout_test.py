@@ -59,7 +59,9 @@ def test_rule_is_the_sentence_is_dense_is_tiles(q, k):
 
 @pytest.mark.parametrize("name", ["causal", "block", "noisy_clean", "packed", "packed_noisy_clean"])
 def test_tiles_of_real_layouts_lose_nothing(name):
-  """Where documents and blocks are longer than tiles, every empty tile is known to be empty, every full one to be full."""
+  """Where documents and blocks are longer than tiles, every empty tile is known to be empty, every
+  full one to be full.
+  """
   segment = jnp.array([[0] * 16 + [1] * 48])
   layout, L = {
     "causal": (layouts.causal(64), 64),

@@ -106,8 +106,9 @@ def test_a_network_of_experts():
 
 
 def test_experts_compile_for_tpu_over_their_axis():
-  """Forward and backward, experts over one axis and their width over another: results are summed, and
-  no weight is gathered."""
+  """Forward and backward, experts over one axis, their width over another: results are summed, and
+  no weight is gathered.
+  """
   pytest.importorskip("libtpu", reason="pip install libtpu to compile for TPU without one")
   devices = np.array(topology_devices("v5e:2x2")).reshape(1, 1, 2, 1, 2)
   mesh = Mesh(devices, AXES)

@@ -1,5 +1,7 @@
 """Two copies of a row over a sequence axis: the same answers, and no token changes its device."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -48,7 +50,8 @@ def test_copies_are_spread_over_the_sequence(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected)
     assert not any(kind in program.as_text() for kind in MOVES)
     monkeypatch.setattr(spans, "parts_of", lambda rows: 1)  # a mutant: the copies as they are
-    again = compiled(lambda *args: read(*args))  # another function, or what was traced is reused
+    # Another function: what was traced of `read` would be used again.
+    again = compiled(functools.partial(read))
     assert any(kind in again.as_text() for kind in MOVES)
 
 

@@ -1,4 +1,6 @@
-"""The whole train step, Pallas kernels inside, compiled by the real TPU compiler with no TPU present, and what is read off it."""
+"""The whole train step, Pallas kernels inside, compiled by the real TPU compiler with no TPU
+present, and what is read off it.
+"""
 
 import importlib.util
 
@@ -14,15 +16,16 @@ from diffusion_text.compiler.topology import (
   verdict,
 )
 from diffusion_text.experiment.build import build
-from tests.experiment.build_test import AnyTokenizer
+from diffusion_text.experiment.summary import AnyVocabulary
 
 pytestmark = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
   reason="libtpu is not installed: pip install -e '.[tpu]'",
 )
 
-# (size, topology, V, what differs). The second is little but long: 2 · 8192 positions, noisy ‖ clean, in blocks, over the sequence axis.
-# Compiling does not get dearer with layers, which are scanned, or rows, but with the width of matrices, which only have to be split.
+# (size, topology, V, what differs). The second is little but long: 2 · 8192 positions, noisy ‖
+# clean, in blocks, over the sequence axis. Compiling does not get dearer with layers, which are
+# scanned, or rows, but with the width of matrices, which only have to be split.
 CASES = {
   "narrow": (
     *("small", "v5e:2x4", 4096),
@@ -37,8 +40,8 @@ CASES = {
       **{
         "data.length": 8192,
         "train.batch_size": 4,
-        "timing.name": "per_block",
-        "timing.block_size": 32,
+        "context.name": "blocks",
+        "context.size": 32,
       },
       **{"model.width": 128, "model.dtype": "bfloat16", "model.remat": "full"},
       **{"mesh.fsdp": 2, "mesh.sequence": 2, "mesh.tensor": 2},
@@ -49,12 +52,16 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_train_step_compiles_for_v5e(case):
-  """Compiles with the kernels in it and fits; the FLOPs read off the program are those of the formula; memory is linear in the length."""
+  """Compiles with the kernels in it and fits; the FLOPs read off the program are those of the
+  formula; memory is linear in the length.
+  """
   size, topology, vocab_size, overrides = CASES[case]
   config = base.config(size)
   config.update_from_flattened_dict(overrides)
   config.evaluate.batch_size = config.train.batch_size
-  experiment = build(config, tokenizer=AnyTokenizer(vocab_size), devices=topology_devices(topology))
+  experiment = build(
+    config, tokenizer=AnyVocabulary(vocab_size), devices=topology_devices(topology)
+  )
   compiled = compile_step(experiment, topology)
   print(report(case, compiled))
   assert "tpu_custom_call" in compiled.text, "the Pallas kernels are not in the compiled step"
@@ -62,7 +69,8 @@ def test_train_step_compiles_for_v5e(case):
   kinds = {c.kind for c in Program(compiled.text).collectives()}
   assert "all-gather" in kinds and kinds & {"all-reduce", "reduce-scatter"}
   if case == "narrow":
-    # Full rematerialisation makes 4 forwards of 3, attention 5.5, and logits are counted for all tokens, where the formula has half.
+    # Full rematerialisation makes 4 forwards of 3, attention 5.5, and logits are counted for all
+    # tokens, where the formula has half.
     line = roofline(compiled)
     assert 1.2 < line.compute / line.model_seconds < 2.2
   else:
