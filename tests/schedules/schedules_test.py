@@ -1,25 +1,37 @@
-"""Schedules: exact ends, full relative precision at both of them, closed-form weights; and paths that are learned."""
+"""Schedules and paths: exact ends, relative precision at both, closed forms, published numbers."""
+
+from __future__ import annotations
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from diffusion_text.objective.bound import Bound
-from diffusion_text.process.embedding import Embedding
 from diffusion_text.schedules.discrete import (
   SCHEDULES,
   Cosine,
   Geometric,
   Linear,
   Polynomial,
+  on_grid,
   reveal_probability,
+  time_of,
   weight,
 )
-from diffusion_text.schedules.gaussian import Learned
-from diffusion_text.timing import Shared
-from diffusion_text.types import Batch, Prediction, Progress
+from diffusion_text.schedules.gaussian import (
+  PATHS,
+  Arctangent,
+  Flow,
+  LogSNR,
+  Noisier,
+  SquareRoot,
+  Table,
+  Tangent,
+  VPCosine,
+)
 
 ROWS = [
   Linear(),
@@ -36,151 +48,204 @@ every_row = pytest.mark.parametrize("schedule", ROWS, ids=repr)
 def exact(schedule, t):
   """(alpha, 1 - alpha) in float64, from the published formulas, normalised to reach 1 and 0."""
   if isinstance(schedule, Geometric):
-    sigma = schedule.sigma_min ** (1 - t) * schedule.sigma_max**t
-    total = -np.expm1(schedule.sigma_min - schedule.sigma_max)
-    rise = schedule.sigma_min * np.expm1(t * np.log(schedule.sigma_max / schedule.sigma_min))
-    return (
-      np.exp(schedule.sigma_min - sigma) - np.exp(schedule.sigma_min - schedule.sigma_max)
-    ) / total, -np.expm1(-rise) / total
+    low, high = schedule.sigma_min, schedule.sigma_max
+    total = -np.expm1(low - high)
+    alpha = (np.exp(low - low ** (1 - t) * high**t) - np.exp(low - high)) / total
+    return alpha, -np.expm1(-low * np.expm1(t * np.log(high / low))) / total
   if isinstance(schedule, Cosine):
     return 1 - np.cos(np.pi / 2 * (1 - t)), np.sin(np.pi / 2 * t)
-  power = getattr(schedule, "power", 1.0)
+  power = schedule.power if isinstance(schedule, Polynomial) else 1.0
   return 1 - t**power, t**power
 
 
 @every_row
-def test_ends_are_exact(schedule):
-  assert float(schedule(jnp.float32(0)).noise) == 0.0
-  assert float(schedule(jnp.float32(1)).noise) >= 1 - 1.2e-7
-  assert abs(float(schedule(jnp.float32(1)).alpha)) < 1e-7
+def test_levels(schedule):
+  """Exact ends, falling between, and both levels of full relative precision.
 
-
-@every_row
-def test_both_levels_keep_their_relative_precision(schedule):
-  """1 - alpha formed in float32 has a relative error of 1e-1 at t = 1e-6; ours must not."""
-  t = np.array([1e-6, 1e-4, 0.01, 0.3, 0.7, 0.99], np.float32)
+  1 - alpha formed in float32 has a relative error of 1e-1 at t = 1e-6; ours must not.
+  """
+  ends = schedule(jnp.float32([0, 1]))
+  assert ends.noise[0] == 0 and ends.noise[1] >= 1 - 1.2e-7 and abs(ends.alpha[1]) < 1e-7
+  t = np.float32([1e-6, 1e-4, 0.01, 0.3, 0.7, 0.99])
   level = schedule(jnp.asarray(t))
   alpha, noise = exact(schedule, t.astype(np.float64))
   np.testing.assert_allclose(level.noise, noise, rtol=5e-6)
   np.testing.assert_allclose(level.alpha[:-1], alpha[:-1], rtol=5e-6)
+  rise = np.diff(schedule(jnp.linspace(0, 1, 1001)).noise)
+  assert (rise >= 0).all() and (rise[:500] > 0).all()
 
 
-@every_row
-def test_falls(schedule):
-  level = schedule(jnp.linspace(0, 1, 1001))
-  assert (jnp.diff(level.noise) >= 0).all() and (jnp.diff(level.noise)[:500] > 0).all()
+CLOSED = {
+  "linear": (Linear(), lambda t: 1 / t),
+  "polynomial": (Polynomial(3.0), lambda t: 3 / t),
+  "cosine": (Cosine(), lambda t: np.pi / 2 / np.tan(np.pi / 2 * t)),
+}
 
 
-@pytest.mark.parametrize(
-  "schedule,closed",
-  [
-    (Linear(), lambda t: 1 / t),
-    (Polynomial(3.0), lambda t: 3 / t),
-    (Cosine(), lambda t: np.pi / 2 / np.tan(np.pi / 2 * t)),
-  ],
-  ids=["linear", "polynomial", "cosine"],
-)
+@pytest.mark.parametrize("schedule,closed", CLOSED.values(), ids=CLOSED.keys())
 def test_weight_has_its_closed_form(schedule, closed):
-  t = np.array([1e-5, 0.01, 0.2, 0.5, 0.9], np.float32)
-  np.testing.assert_allclose(
-    weight(schedule, jnp.asarray(t)), closed(t.astype(np.float64)), rtol=2e-5
-  )
+  t = np.float32([1e-5, 0.01, 0.2, 0.5, 0.9])
+  want = closed(t.astype(np.float64))
+  np.testing.assert_allclose(weight(schedule, jnp.asarray(t)), want, rtol=2e-5)
 
 
 @every_row
-def test_weight_is_finite_and_not_negative(schedule):
-  w = weight(schedule, jnp.array([0.0, 1e-30, 1e-7, 1.0]))
-  assert jnp.isfinite(w).all() and (w >= -1e-3).all()
+def test_weights_and_gradients_are_finite(schedule):
+  t = jnp.float32([0.0, 1e-30, 1e-7, 0.5, 1.0])
+  found = np.asarray(weight(schedule, t))
+  assert np.isfinite(found).all() and (found >= -1e-3).all()
+  gradient = jax.grad(lambda t: schedule(t).noise.sum())(t)
+  assert np.isfinite(gradient).all()
 
 
 @every_row
 def test_reveal_probabilities_compose(schedule):
   """Revealed by s, or not by m and then by s: the two roads agree (Chapman-Kolmogorov)."""
-  t, m, s = 0.9, 0.5, 0.2
-  one = reveal_probability(schedule, jnp.float32(t), jnp.float32(s))
-  first = reveal_probability(schedule, jnp.float32(t), jnp.float32(m))
-  two = first + (1 - first) * reveal_probability(schedule, jnp.float32(m), jnp.float32(s))
-  assert float(one) == pytest.approx(float(two), abs=1e-6)
-  assert float(reveal_probability(schedule, jnp.float32(t), jnp.float32(0))) == 1.0
+  t, m, s, zero = jnp.float32([0.9]), jnp.float32([0.5]), jnp.float32([0.2]), jnp.float32([0.0])
+  one = reveal_probability(schedule, t, s)
+  first = reveal_probability(schedule, t, m)
+  two = first + (1 - first) * reveal_probability(schedule, m, s)
+  np.testing.assert_allclose(one, two, atol=1e-6)
+  assert reveal_probability(schedule, t, zero) == 1
 
 
-@every_row
-def test_gradients_are_finite(schedule):
-  for t in (0.0, 1e-7, 0.5, 1.0):
-    assert jnp.isfinite(jax.grad(lambda t: schedule(t).noise)(jnp.float32(t)))
+def test_which_schedules_are_linear():
+  """The hazard at t = 1 is 1 where a schedule says that it is linear."""
+  linear = [schedule for schedule in (*ROWS, Polynomial(1.0)) if schedule.is_linear]
+  assert linear == [Linear(), Polynomial(1.0)]
+  for schedule in linear:
+    assert weight(schedule, jnp.ones(1)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
-  "bad", [lambda: Polynomial(0.0), lambda: Geometric(1.0, 0.5), lambda: Geometric(0.0, 1.0)]
-)
-def test_bad_options_are_refused(bad):
-  with pytest.raises(ValueError, match=r"power=|sigma_min"):
-    bad()
+def test_times_on_a_grid_and_of_a_level():
+  np.testing.assert_allclose(on_grid(jnp.float32([0, 0.2, 0.25, 0.9]), 4), [0, 0.25, 0.25, 1])
+  assert on_grid(0.3, None) == 0.3
+  alpha = jnp.float32([0.9, 0.3, 1e-3])
+  np.testing.assert_allclose(Cosine()(time_of(Cosine(), alpha)).alpha, alpha, rtol=1e-3, atol=1e-7)
 
 
-def test_table():
+BAD = {
+  "power": (lambda: Polynomial(0.0), "power"),
+  "order": (lambda: Geometric(1.0, 0.5), r"sigma_min=1\.0"),
+  "sigma": (lambda: Geometric(0.0, 1.0), "sigma_min"),
+  "slope of Arctangent": (lambda: Arctangent(slope=0.0), "slope"),
+  "ratio": (lambda: Arctangent(ratio=10.0), r"ratio=10\.0 ends at log-SNR -9\.2"),
+  "one level": (lambda: Table(levels=(1.0,)), "levels"),
+  "rising levels": (lambda: Table(levels=(1.0, 2.0)), "must be log-SNRs that fall"),
+  "short table": (lambda: Table(levels=(1.0, -20.0)), "levels run from"),
+  "window": (lambda: VPCosine(log_snr_max=-20.0), r"log_snr_min=-10\.0 must be below"),
+  "offset": (lambda: VPCosine(offset=-1.0), "offset"),
+  "root's offset": (lambda: SquareRoot(offset=0.0), "offset"),
+  "slope of Flow": (lambda: Flow(slope=0.0), "slope"),
+  "slope of Tangent": (lambda: Tangent(slope=0.0), "slope"),
+  "factor": (lambda: Noisier(LogSNR(), 0.5), "factor"),
+  "growth": (lambda: Noisier(LogSNR(), growth=-0.5), "growth"),
+}
+
+
+@pytest.mark.parametrize("make,word", BAD.values(), ids=BAD.keys())
+def test_bad_options_are_refused(make, word):
+  with pytest.raises(ValueError, match=word):
+    make()
+
+
+def test_tables():
   assert set(SCHEDULES) == {"linear", "cosine", "polynomial", "geometric"}
+  for schedule in (*ROWS, *(path() for path in BUILT.values())):
+    assert hash(schedule) == hash(type(schedule)(**vars(schedule)))
 
 
-# --- learned paths --------------------------------------------------------------------------------------------------------------
+# Paths.
+
+LEVELS = tuple(12.0 - 24 * (i / 30) ** 1.5 for i in range(31))
+BUILT = {**PATHS, "table": functools.partial(Table, levels=LEVELS)}  # with the options they need
 
 
-@pytest.mark.parametrize("power", [1.0, 2.0])
-def test_a_learned_path_goes_where_the_cost_is(power):
-  """Costs per unit of log-SNR c with E[c^power]^(1/power) known: the shares of the time tend to it, above the floor."""
-  path = Learned(bins=8, floor=0.02, power=power)
-  mean, chance = (
-    jnp.array([0.1, 0.1, 0.4, 1.0, 2.0, 1.0, 0.3, 0.1]),
-    jnp.array([1.0, 1.0, 1.0, 1.0, 0.5, 0.25, 0.25, 1.0]),
-  )
-  width = 20 / 8
-
-  def loss(params, key):
-    t = (jnp.arange(2048) + jax.random.uniform(key)) / 2048
-    piece = jnp.clip((10 - path.bind(params).log_snr(t)) / width, 0, 7).astype(jnp.int32)
-    paid = jax.random.bernoulli(
-      jax.random.fold_in(key, 1), chance[piece]
-    )  # seldom and dear, or always and cheap
-    rate = (
-      jnp.where(paid, mean[piece] / chance[piece], 0.0)
-      * width
-      / path.shares(jax.lax.stop_gradient(params))[piece]
-    )
-    return jnp.mean(path.fit(params, t, rate, 8.0))
-
-  optimizer = optax.adam(optax.linear_schedule(0.1, 0.0, 300))
-
-  @jax.jit
-  def train(params):
-    def step(carry, number):
-      params, moments = carry
-      value, slope = jax.value_and_grad(loss)(params, jax.random.fold_in(jax.random.key(0), number))
-      updates, moments = optimizer.update(slope, moments)
-      return (optax.apply_updates(params, updates), moments), value
-
-    return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(300))
-
-  (params, _), values = train(path.init())
-  assert not values.any(), "what is fitted adds nothing to the loss"
-  want = mean * chance ** (1 / power - 1)
-  np.testing.assert_allclose(path.shares(params), want / want.sum(), rtol=0.12, atol=0.004)
+@pytest.mark.parametrize("name", [name for name in BUILT if name != "noisier"])
+def test_paths(name):
+  """The window is met at both ends, the log-SNR falls, the gain has it, the rate is its slope."""
+  path = BUILT[name](log_snr_max=7.0, log_snr_min=-9.0)
+  alpha, sigma, log_snr = (np.asarray(x) for x in path(jnp.linspace(0.0, 1.0, 400)))
+  assert log_snr[0] == pytest.approx(7.0, abs=1e-4)
+  assert log_snr[-1] == pytest.approx(-9.0, abs=2e-3)
+  assert (np.diff(log_snr) < 0).all()
+  np.testing.assert_allclose(2 * np.log(alpha / sigma), log_snr, atol=1e-4)
+  if name == "linear":
+    np.testing.assert_allclose(alpha + sigma, 1.0, rtol=1e-6)
+  elif name != "exploding":
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6)
+  middle, step = np.linspace(0.1, 0.9, 9, dtype=np.float32), 1e-2
+  shifts = np.float32([-step, -step / 2, step / 2, step])
+  snr = np.exp(np.asarray(path.log_snr(jnp.asarray(middle + shifts[:, None])), np.float64))
+  third = (8 * (snr[2] - snr[1]) - (snr[3] - snr[0])) / (6 * step)
+  # A table is piecewise linear: differences see its corners.
+  tolerance = 0.5 if name == "table" else 5e-3
+  np.testing.assert_allclose(path.snr_rate(jnp.asarray(middle)), -third, rtol=tolerance)
+  for level in (6.5, -3.0, -8.9):
+    np.testing.assert_allclose(path.log_snr(path.time_of(level)), level, atol=2e-3)
+  assert path.time_of(99.0) == 0
+  with pytest.raises(ValueError, match=r"log-SNR -12\.0 must be above the path's end, log-SNR -9"):
+    path.time_of(-12.0)
 
 
-def test_only_the_fit_reaches_a_learned_path():
-  """The bound has no gradient in the path: not through the noise, the rate or the ends; and the fit moves time to where it is paid."""
-  process = Embedding(4, Learned(bins=4), width=3)
-  params, ids = process.init(jax.random.key(0)), jnp.array([[1, 3], [0, 2]] * 8)
-  network = lambda inputs, t, layout: Prediction(
-    inputs.vectors, lambda features: jnp.pad(features, ((0, 0), (0, 1)))
-  )
-  bound = Bound(process, Shared())
-  nats = lambda params: bound.nats(params, jax.random.key(1), Batch(ids), Progress(), network).sum()
-  loss = lambda params: bound(params, jax.random.key(1), Batch(ids), Progress(), network).total
-  (plain, alone), (total, slope) = (jax.jit(jax.value_and_grad(fn))(params) for fn in (nats, loss))
-  assert float(plain) == pytest.approx(float(total), rel=1e-5)
-  assert not alone["schedule"]["levels"].any() and alone["embedding"].any()
-  np.testing.assert_allclose(alone["embedding"], slope["embedding"], rtol=1e-3, atol=1e-4)
-  levels = np.asarray(slope["schedule"]["levels"])
-  assert abs(levels.sum()) < 1e-3 * np.abs(levels).max() and levels[:2].min() < 0, (
-    "a softmax: what one bin gains others lose"
-  )
+def signal(path, u):
+  """alpha² of the published curve at u, before any window."""
+  return float(jax.nn.sigmoid(path.at(jnp.float32(u), jnp.float32(path.last - u))))
+
+
+def noise(path, u):
+  return float(jax.nn.sigmoid(-path.at(jnp.float32(u), jnp.float32(path.last - u))))
+
+
+def test_golden_paths():
+  """A chain's ᾱ[i] is at u = (i + 1) / T, of TESS at i / T; its last step is cut to β = 0.999."""
+  sqrt, cosine, tess = SquareRoot(), VPCosine(), VPCosine(offset=1e-4)
+  assert signal(sqrt, 1 / 2000) == pytest.approx(0.9853586895, rel=1e-6)
+  assert noise(sqrt, 1 / 2000) == pytest.approx(0.0146413105, rel=1e-5)
+  assert math.sqrt(noise(sqrt, 1 / 2000)) == pytest.approx(0.1210013, rel=1e-6)
+  assert signal(sqrt, 1000 / 2000) == pytest.approx(0.2957803148, rel=1e-6)
+  assert 1e-3 * signal(sqrt, 1999 / 2000) == pytest.approx(2.02040e-7, rel=1e-5)
+  assert noise(cosine, 1 / 1000) == pytest.approx(1 - 0.9999587158, rel=1e-5)
+  assert signal(cosine, 500 / 1000) == pytest.approx(0.4938435904, rel=1e-6)
+  assert 1e-3 * signal(cosine, 999 / 1000) == pytest.approx(2.42877e-9, rel=1e-5)
+  assert noise(tess, 1 / 5000) == pytest.approx(1 - 0.9999998026, rel=1e-3)
+  assert signal(tess, 2500 / 5000) == pytest.approx(0.4999214804, rel=1e-6)
+  assert signal(tess, 4999 / 5000) == pytest.approx(9.8676e-8, rel=1e-5)
+  for u, want in ((0.1, 0.574302), (0.5, 0.110432), (0.9, 0.0175955)):
+    assert math.sqrt(signal(Tangent(), u)) == pytest.approx(want, rel=1e-5)
+  for u, want in ((0.9, -5.7807), (0.5, -1.3863), (0.1, 3.0082)):  # their t = 1 - u
+    found = Flow(slope=2.0).at(jnp.float32(u), jnp.float32(1 - u))
+    assert float(found) == pytest.approx(want, abs=1e-4)
+
+
+def test_golden_arctangent():
+  """Smoothie: alpha = 1 / w² of its own formula, at its d = 9 and σ from 1.5 to 200."""
+  path = Arctangent(log_snr_min=-19.5)
+  for u in (0.01, 0.3, 0.9):
+    width = 1 + (200 / 1.5 - 1) * 2 / math.pi * math.atan(math.sqrt(u / (1 - u)) / 9)
+    assert signal(path, u) == pytest.approx(width**-4, rel=1e-4)
+    level = float(path.at(jnp.float32(u), jnp.float32(1 - u)))
+    assert path.when(level) == pytest.approx(u, rel=1e-4)
+
+
+def test_golden_noise_factor():
+  """F = 4 takes ᾱ = 0.9 to 0.36, an SNR of 1/16; F that grows is a line in t."""
+  level = jnp.float32((10 - math.log(9)) / 20)  # where LogSNR() has ᾱ = 0.9
+  gain = Noisier(LogSNR(), 4.0)(level)
+  assert float(gain.alpha) ** 2 == pytest.approx(0.36, rel=1e-5)
+  assert float(jnp.exp(LogSNR().log_snr(level) - gain.log_snr)) == pytest.approx(16, rel=1e-5)
+  grown = Noisier(LogSNR(), factor=3.0, growth=1.5)
+  t = jnp.float32([0.0, 0.5, 1.0])
+  shift = np.asarray(LogSNR().log_snr(t) - grown.log_snr(t))
+  np.testing.assert_allclose(shift, 2 * np.log([3.0, 3.75, 4.5]), rtol=1e-5)
+  slope = (grown.log_snr(t + 1e-2) - grown.log_snr(t - 1e-2)) / 2e-2
+  np.testing.assert_allclose(grown.snr_rate(t), -slope * jnp.exp(grown.log_snr(t)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name != "table"])
+def test_no_path_divides_by_zero(name):
+  """sigma is above 0 at t = 0 and alpha at t = 1, so that scores and gradients are finite."""
+  path, ends = PATHS[name](), jnp.float32([0.0, 1.0])
+  gain = path(ends)
+  assert gain.sigma[0] > 0 and gain.alpha[1] > 0 and np.isfinite(gain.log_snr).all()
+  assert np.isfinite(path.snr_rate(ends)).all()
