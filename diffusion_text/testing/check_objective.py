@@ -126,9 +126,10 @@ class _Asked:
     self.ids = language.systematic(_ROWS)
     self.key = jax.random.key(3)
 
-  def value(self, progress: Progress | None = None, ids=None, **fields):
+  def value(self, progress: Progress | None = None, ids=None, params=None, **fields):
     """(loss, costs) of the batch: every field is set, so that one program serves all laws."""
     ids = self.ids if ids is None else ids
+    params = self.params if params is None else params
     shape = ids.shape
     batch = Batch(
       ids,
@@ -137,7 +138,7 @@ class _Asked:
       segment=fields.get("segment", np.zeros(shape, np.int32)),
     )
     progress = Progress() if progress is None else progress
-    found = _value(self.objective, self.model, self.params, self.key, batch, progress)
+    found = _value(self.objective, self.model, params, self.key, batch, progress)
     return jax.device_get(found)
 
   def check_shapes(self) -> None:
@@ -230,9 +231,7 @@ class _Asked:
 
     def total(amount):
       network = {**self.params["network"], "kernel": kernel + amount * direction}
-      moved = {**self.params, "network": network}
-      batch = Batch(self.ids)
-      loss, _ = _value(self.objective, self.model, moved, self.key, batch, Progress())
+      loss, _ = self.value(params={**self.params, "network": network})
       return float(loss.total)
 
     found = float(np.sum(self.gradients[0]["network"]["kernel"] * direction))

@@ -1,0 +1,34 @@
+"""A timing: tokens at odd places fall in the first half of the clock, those at even places after."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from diffusion_text.core.options import member, option
+from diffusion_text.timing.clock import Even, even_steps, low_discrepancy
+from diffusion_text.types import Times
+
+
+@member
+class Relay(Even):
+  """Each token falls along a line while the other half of the tokens waits."""
+
+  odd_first: bool = option(True, "which tokens are found first when sampling")
+
+  path: ClassVar[str] = "continuous"
+
+  def draw(self, params, key, batch, progress):
+    rows, length = batch.ids.shape
+    tau = low_discrepancy(key, rows, progress)[:, None]
+    line = self._line(tau, length)
+    t = jnp.clip(line, 0.0, 1.0)
+    return Times(t, jnp.where((line > 0) & (line <= 1), 2.0, 0.0), tau, t)
+
+  def grid(self, params, steps, lengths, length):
+    even = jnp.asarray(even_steps(steps))[None, :, None]
+    grid = jnp.clip(self._line(even, length), 0.0, 1.0)
+    return jnp.broadcast_to(grid, (lengths.shape[0], steps + 1, length))
+
+  def _line(self, tau, length):
+    late = jnp.arange(length) % 2 == (1 if self.odd_first else 0)
+    return 2 * tau - jnp.where(late, 1.0, 0.0)
