@@ -264,7 +264,7 @@ GOLDEN_B = {  # process, what the network answers, what is cut off at either end
 
 
 class TakenAsLeaveOneOut:
-  """A process whose network answers with the ordinary posterior, which it reads as leave-one-out."""
+  """A process whose network answers with the posterior, which it reads as leave-one-out."""
 
   def __init__(self, process):
     self.process = process
