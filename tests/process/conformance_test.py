@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.core.numerics import NEVER
 from diffusion_text.core.prng import fold
 from diffusion_text.process import PROCESSES
 from diffusion_text.process.masked import Masked
@@ -243,8 +242,8 @@ def check_steps_end_clean(row: Row):
 def check_language(row: Row, steps: int = 32):
   """Steps of the exact network from the prior give the language."""
   process, _, params = row
-  rows = CASES * COUNT // 2
-  state = process.prior(params, KEYS)
+  rows, keys = COUNT // 2, KEYS[:COUNT]
+  state = process.prior(params, keys)
   for number in range(steps):
     t, s = 1 - number / steps, 1 - (number + 1) / steps
     table = row.law(np.array([t]))
@@ -256,7 +255,7 @@ def check_language(row: Row, steps: int = 32):
     wide = np.broadcast_to(table, (len(log_p), *table.shape[1:]))
     output = jnp.asarray(output_of(process, log_p, wide, np.asarray(state)), jnp.float32)
     times = (jnp.full(2 * rows, time, jnp.float32) for time in (t, s))
-    state = process.step(params, fold(KEYS, 100 + number), state, output, *times)
+    state = process.step(params, fold(keys, 100 + number), state, output, *times)
   found = TOY.histogram(np.asarray(state).reshape(rows, 2))
   assert TOY.total_variation(found) < 1.5 * TOY.chance_distance(rows) + 0.02
 
@@ -293,7 +292,8 @@ def test_evidence_is_the_law(row):
     same = np.asarray(found) - want
     same = same - np.where(possible, same, np.inf).min(1, keepdims=True)
     np.testing.assert_allclose(np.where(possible, same, 0), 0, atol=2e-5)
-    assert (np.asarray(found)[~possible] <= NEVER).all()
+    unlikely = np.asarray(found).max(1, keepdims=True) - np.asarray(found)
+    assert (unlikely[~possible & possible.any(1, keepdims=True)] > 60).all()
 
 
 @every_row

@@ -558,10 +558,10 @@ def test_mutants_fail(broken):
 
 UNIT = {"norm": "unit", "training_schedule": Noisier(COSINE, 2.0)}
 REFUSED = {
-  "schedule": (lambda: Embedding(4, None), "schedule"),
+  "schedule": (lambda: Embedding(4, schedule=None), "schedule"),
   "one token": (lambda: Embedding(1, COSINE), "vocab_size=1"),
   "scores": (lambda: Embedding(4, COSINE, prediction="score"), "prediction"),
-  "projection": (lambda: StepOptions("closest"), "projection"),
+  "projection": (lambda: StepOptions(projection="closest"), "projection"),
   "multi_hot": (
     lambda: Embedding(4).check_step(StepOptions("multi_hot")),
     "projection='multi_hot' is unknown to Embedding",

@@ -125,9 +125,9 @@ def test_times_on_a_grid_and_of_a_level():
 
 
 BAD = {
-  "power": (lambda: Polynomial(0.0), "power"),
+  "power": (lambda: Polynomial(power=0.0), "power"),
   "order": (lambda: Geometric(1.0, 0.5), r"sigma_min=1\.0"),
-  "sigma": (lambda: Geometric(0.0, 1.0), "sigma_min"),
+  "sigma": (lambda: Geometric(sigma_min=0.0), "sigma_min"),
   "slope of Arctangent": (lambda: Arctangent(slope=0.0), "slope"),
   "ratio": (lambda: Arctangent(ratio=10.0), r"ratio=10\.0 ends at log-SNR -9\.2"),
   "one level": (lambda: Table(levels=(1.0,)), "levels"),
@@ -138,7 +138,7 @@ BAD = {
   "root's offset": (lambda: SquareRoot(offset=0.0), "offset"),
   "slope of Flow": (lambda: Flow(slope=0.0), "slope"),
   "slope of Tangent": (lambda: Tangent(slope=0.0), "slope"),
-  "factor": (lambda: Noisier(LogSNR(), 0.5), "factor"),
+  "factor": (lambda: Noisier(factor=0.5), "factor"),
   "growth": (lambda: Noisier(LogSNR(), growth=-0.5), "growth"),
 }
 
