@@ -123,11 +123,13 @@ class Paths(Even):
     del params
     even_steps(steps)  # refuses what no grid can have
     total, last, span = self.line(jnp.maximum(lengths, 1)[:, None], length)
-    # Multiplied before it is divided: exact wherever the clock meets the start or end of a token's
-    # fall.
-    left = total * jnp.arange(steps, -1, -1, dtype=jnp.float32) / steps
-    left = jnp.broadcast_to(left, (lengths.shape[0], steps + 1))[:, :, None]
-    t, _ = _on_line(left, 1.0, last[:, None, :], span)
+    # (total · k / steps - last) / span, divided once and at the end: XLA divides by a constant as
+    # it multiplies by its inverse, and would miss 0 and 1 where a token's fall ends and begins.
+    step = jnp.arange(steps, -1, -1, dtype=jnp.float32)
+    left = jnp.broadcast_to(total * step, (lengths.shape[0], steps + 1))[:, :, None]
+    over = left - last[:, None, :] * steps
+    fall = span * steps
+    t = jnp.where(over >= fall, 1.0, jnp.clip(over / fall, 0.0, 1.0))
     return t.at[:, 0].set(1.0).at[:, -1].set(0.0)
 
 

@@ -120,13 +120,17 @@ TIMINGS = {
 
 @pytest.fixture(scope="module")
 def times():
-  """name -> Times of ROWS rows of 4 tokens. Draws share the programs of their operations."""
-  found = {}
-  for name, (timing, units) in TIMINGS.items():
-    batch = Batch(np.zeros((ROWS * units, 4 // units), np.int32))
-    params = LEVELS if name == "learned" else {}
-    found[name] = timing.draw(params, jax.random.key(5), batch, Progress(units=units))
-  return found
+  """name -> Times of ROWS rows of 4 tokens."""
+
+  def everything():
+    found = {}
+    for name, (timing, units) in TIMINGS.items():
+      batch = Batch(np.zeros((ROWS * units, 4 // units), np.int32))
+      params = LEVELS if name == "learned" else {}
+      found[name] = timing.draw(params, jax.random.key(5), batch, Progress(units=units))
+    return found
+
+  return jax.device_get(jax.jit(everything)())
 
 
 BOUNDS = [
@@ -232,7 +236,7 @@ def test_observed_tokens_are_not_counted():
   """Exact counts are among the tokens that are scored, so what is left costs H(rest | observed)."""
   observed = np.broadcast_to(np.array([True, True, False, False]), (ROWS, 4))
   batch = Batch(np.zeros((ROWS, 4), np.int32), observed=observed)
-  times = ExactCount().draw({}, jax.random.key(5), batch, Progress())
+  times = jax.jit(lambda: ExactCount().draw({}, jax.random.key(5), batch, Progress()))()
   assert not np.asarray(times.t)[:, :2].any() and not np.asarray(times.dt_dtau)[:, :2].any()
   pairs = TOY.probabilities.reshape(9, 9).sum(1)
   known = -(pairs * np.log(pairs)).sum()

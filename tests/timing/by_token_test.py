@@ -101,7 +101,7 @@ def check_labels(cls):
   for spread, segment in ((1.0, None), (0.3, in_runs), (0.3, mixed)):
     timing = cls(spread=spread)
     want = reference_labels(timing, clock, cost, COUNTED, segment)
-    found = timing.labels(jnp.asarray(clock), jnp.asarray(cost), jnp.asarray(COUNTED), segment)
+    found = jax.jit(timing.labels)(clock, cost, COUNTED, segment)
     np.testing.assert_allclose(np.where(COUNTED, found, 0), want, atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_rare_tokens_fall_first_or_last(first):
   timing = ByInformation(spread=3.0, informative_first=first)
   params = timing.init(jax.random.key(0), DataFacts(3, 4, token_counts=lambda: COUNTS))
   batch = Batch(np.broadcast_to(np.array([0, 1, 3], np.int32), (400, 3)))
-  times = timing.draw(params, jax.random.key(0), batch, Progress())
+  times = jax.jit(lambda: timing.draw(params, jax.random.key(0), batch, Progress()))()
   order = np.argsort(times.tau[:, 0])
   t, speed = np.asarray(times.t)[order], np.asarray(times.dt_dtau)[order]
   assert t[0].min() == 0 and t[-1].max() == 1 and (np.diff(t, axis=0) >= 0).all()

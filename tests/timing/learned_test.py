@@ -19,7 +19,7 @@ EVEN = np.linspace(1 / 999, 1, 999, dtype=np.float32)[:, None]  # the clock at 9
 
 def times_at(timing, params, tau, length):
   """Times of rows at clock tau [B, 1], by the timing itself, and the stretch of each token."""
-  shares = np.asarray(timing.shares(params, length))
+  shares = np.asarray(jax.jit(timing.shares, static_argnums=1)(params, length))
   ends = np.cumsum(shares, axis=1)
   ends[:, -1] = 1.0
   begins = np.concatenate([np.zeros((len(shares), 1)), ends[:, :-1]], axis=1)
@@ -36,19 +36,24 @@ def test_times_are_those_of_the_shares(timing):
   """Against the paths written out; speeds are shares; a fresh timing is the clock itself."""
   levels = LEVELS[0] if type(timing) is Learned else LEVELS
   batch = Batch(np.zeros((500, LENGTH), np.int32))
-  for params in ({"levels": jnp.asarray(levels)}, timing.init(jax.random.key(0), FACTS)):
+
+  @jax.jit
+  def everything(params):
     times = timing.draw(params, jax.random.key(1), batch, Progress())
-    t, speed, _ = times_at(timing, params, np.asarray(times.tau), LENGTH)
+    grid = timing.grid(params, 8, jnp.array([LENGTH, 2]), LENGTH)
+    return times, grid, timing.grid(params, 8, jnp.array([4]), 4)
+
+  for params in (timing.init(jax.random.key(0), FACTS), {"levels": levels}):
+    times, grid, shorter = jax.device_get(everything(params))
+    t, speed, _ = times_at(timing, params, times.tau, LENGTH)
     np.testing.assert_allclose(times.t, t, atol=2e-6)
     np.testing.assert_allclose(times.dt_dtau, speed, rtol=1e-5)
-  np.testing.assert_allclose(times.t, np.broadcast_to(times.tau, times.t.shape), atol=1e-6)
-  params = {"levels": jnp.asarray(levels)}
-  grid = timing.grid(params, 8, jnp.array([LENGTH, 2]), LENGTH)
+    is_the_clock = np.abs(times.t - times.tau).max() < 1e-6
+    assert is_the_clock == (not np.any(params["levels"]))
   even = np.arange(8, -1, -1, dtype=np.float32)[:, None] / 8
   np.testing.assert_allclose(grid[1], times_at(timing, params, even, LENGTH)[0], atol=2e-6)
   np.testing.assert_array_equal(grid[0], grid[1])
-  shorter = timing.grid(params, 8, jnp.array([4]), 4)
-  np.testing.assert_array_equal(shorter[0], grid[0, :, :4])
+  np.testing.assert_allclose(shorter[0], grid[0, :, :4], atol=1e-6)
 
 
 def drawn_costs():
@@ -70,7 +75,7 @@ def written_out(timing, times, costs):
   def by_nats(params):
     inner = jax.nn.softmax(shared(params["levels"]), axis=-1)
     shares = timing.floor / BINS + (1 - timing.floor) * inner
-    ends = np.cumsum(np.asarray(jax.lax.stop_gradient(shares)), axis=1)[:, :-1]
+    ends = jnp.cumsum(jax.lax.stop_gradient(shares), axis=1)[:, :-1]
     stretch = (times.tau[..., None] > ends).sum(-1)
     cost = timing.unit * (np.where(finite, costs.nats, 0) / timing.unit) ** timing.power
     speed = 1 / (BINS * shares[np.arange(LENGTH), stretch])
@@ -90,21 +95,22 @@ def written_out(timing, times, costs):
 def check_fit(timing, cls=None):
   """Value 0; the gradient of the formula written out; an infinite cost is left out."""
   levels, size = (LEVELS[0], SIZES[1]) if type(timing) is Learned else (LEVELS, SIZES)
-  params = {"levels": jnp.asarray(levels)}
+  params = {"levels": levels}
   if timing.by == "loss":
-    params["size"] = jnp.asarray(size)
+    params["size"] = np.float32(size)
   tau = np.random.default_rng(5).random((ROWS, 1)).astype(np.float32)
   t, speed, _ = times_at(timing, params, tau, LENGTH)
   times = Times(*(np.float32(x) for x in (t, speed)), tau, np.float32(t))
   costs = drawn_costs()
-  value, gradient = jax.value_and_grad((cls or timing).fit)(params, times, costs)
+  fit = jax.jit(jax.value_and_grad((cls or timing).fit))
+  value, gradient = fit(params, times, costs)
   assert float(value) == 0
-  want = jax.grad(written_out(timing, times, costs))(params)
+  want = jax.jit(jax.grad(written_out(timing, times, costs)))(params)
   assert np.abs(want["levels"]).max() > 1e-2
   for name in params:
     np.testing.assert_allclose(gradient[name], want[name], rtol=1e-4, atol=1e-5)
   costs.nats[0, 0] = costs.loss[0, 0] = np.inf
-  infinite = jax.grad((cls or timing).fit)(params, times, costs)
+  _, infinite = fit(params, times, costs)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(infinite))
 
 
@@ -223,10 +229,16 @@ def test_what_is_expected_becomes_the_loss_and_shares_its_slope():
     return TokenCosts(jnp.zeros_like(t), truth(t) + noise, jnp.ones_like(t), t > 0)
 
   params = trained(timing, 2, costs_at, rate=0.03, steps=400)
-  t = timing.grid(params, 8, jnp.array([2]), 2)[0]
-  np.testing.assert_allclose(timing.expected(params, t), truth(t), atol=0.12)
+
+  @jax.jit
+  def along_the_clock(params):
+    t = timing.grid(params, 8, jnp.array([2]), 2)[0]
+    return timing.expected(params, t), truth(t)
+
+  expected, loss = along_the_clock(params)
+  np.testing.assert_allclose(expected, loss, atol=0.12)
   even = np.linspace(1, 0, 9)[:, None] * np.ones(2)
-  np.testing.assert_allclose(truth(t) / curve[:, -1], even, atol=0.03)
+  np.testing.assert_allclose(loss / curve[:, -1], even, atol=0.03)
 
 
 def test_no_gradient_flows_through_times():
@@ -235,7 +247,7 @@ def test_no_gradient_flows_through_times():
     times = ByPosition(bins=BINS).draw(params, jax.random.key(0), batch, Progress())
     return sum(jnp.sum(leaf) for leaf in times)
 
-  gradient = jax.grad(total)({"levels": jnp.asarray(LEVELS)})
+  gradient = jax.jit(jax.grad(total))({"levels": LEVELS})
   assert not gradient["levels"].any()
 
 

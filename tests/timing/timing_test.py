@@ -1,7 +1,6 @@
 """Times that are spread evenly over the batch, exact grids, lengths of rows, what is refused."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,26 +20,35 @@ from diffusion_text.types import Batch, Progress
 KEY = jax.random.key(3)
 
 
-def grid(timing, steps, length, lengths=None, params=None):
-  """[steps + 1, length] of one row."""
-  lengths = jnp.array([length]) if lengths is None else jnp.array(lengths)
-  return np.asarray(timing.grid({} if params is None else params, steps, lengths, length))
+def drawn(timing, batch):
+  """Times of a batch, in numpy."""
+  return jax.device_get(jax.jit(lambda: timing.draw({}, KEY, batch, Progress()))())
 
 
-@pytest.mark.parametrize("rows", [1, 49, 98, 103])
-@pytest.mark.parametrize("parts", [1, 4])
+def grid(timing, steps, length, lengths=None):
+  """[rows, steps + 1, length], of one row of that length unless `lengths` says otherwise."""
+  lengths = np.array([length] if lengths is None else lengths)
+  return np.asarray(jax.jit(lambda n: timing.grid({}, steps, n, length))(lengths))
+
+
+@pytest.mark.parametrize("rows, parts", [(1, 1), (49, 1), (98, 1), (103, 1), (49, 4)])
 def test_times_are_spread_over_the_whole_batch(rows, parts):
   """At 49, 98 and 103 arange(0, 1, 1/n) has one element too many in a public codebase."""
-  draws = [low_discrepancy(KEY, rows, Progress(part=part, parts=parts)) for part in range(parts)]
-  assert all(draw.shape == (rows,) for draw in draws)
-  t = np.sort(np.concatenate(draws))
+
+  def one(part):
+    return low_discrepancy(KEY, rows, Progress(part=part, parts=parts))
+
+  draws = np.asarray(jax.jit(jax.vmap(one))(np.arange(parts)))
+  assert draws.shape == (parts, rows)
+  t = np.sort(draws.reshape(-1))
   assert (t > 0).all() and (t <= 1).all()
   np.testing.assert_allclose(np.diff(t), 1 / (rows * parts), atol=2e-6)
 
 
 def test_one_point_is_uniform():
   keys = jax.random.split(KEY, 300)
-  t = np.asarray(jax.vmap(lambda key: low_discrepancy(key, 8, Progress()))(keys))[:, 3]
+  draws = jax.jit(jax.vmap(lambda key: low_discrepancy(key, 8, Progress())))(keys)
+  t = np.asarray(draws)[:, 3]
   assert abs(t.mean() - 0.5) < 4 / np.sqrt(12 * 300)
   assert np.histogram(t, 4, (0, 1))[0].min() / 300 > 0.05
 
@@ -48,9 +56,9 @@ def test_one_point_is_uniform():
 @pytest.mark.parametrize("spread", [0.0, 5.0])
 def test_speed_is_the_derivative_of_the_time(spread):
   """Along the draws of one large batch, in the order of the clock; left tokens are cleaner."""
-  times = Slanted(spread=spread).draw({}, KEY, Batch(np.zeros((4000, 6), np.int32)), Progress())
+  times = drawn(Slanted(spread=spread), Batch(np.zeros((4000, 6), np.int32)))
   order = np.argsort(times.tau[:, 0])
-  tau, t, speed = (np.asarray(x)[order] for x in (times.tau, times.t, times.dt_dtau))
+  tau, t, speed = (x[order] for x in (times.tau, times.t, times.dt_dtau))
   change = speed[1:] * np.diff(tau, axis=0)
   np.testing.assert_allclose(np.diff(t, axis=0), change, atol=(1 + spread) * 3e-4)
   assert (np.diff(t, axis=1) >= 0).all()
@@ -59,9 +67,10 @@ def test_speed_is_the_derivative_of_the_time(spread):
 def test_shared_times():
   """power = 1 changes no bit of the clock; power = 3 moves the same clock; a part is a part."""
   batch = Batch(np.zeros((16, 6), np.int32))
-  clock = np.asarray(low_discrepancy(KEY, 16, Progress()))[:, None] + np.zeros((1, 6), np.float32)
+  clock = jax.jit(lambda: low_discrepancy(KEY, 16, Progress()))()
+  clock = np.repeat(np.asarray(clock)[:, None], 6, axis=1)
   plain, cubed, part, both = (
-    timing.draw({}, KEY, batch, Progress())
+    drawn(timing, batch)
     for timing in (
       Shared(),
       Shared(power=3.0),
@@ -114,8 +123,8 @@ def test_a_row_is_trained_as_it_is_sampled():
   weights = np.ones((64, 6), np.float32)
   weights[:, 3:] = 0
   for timing in (Slanted(spread=2.0), Hyperschedule(kind="wave", width=2)):
-    padded = timing.draw({}, KEY, Batch(np.zeros((64, 6), np.int32), weights=weights), Progress())
-    alone = timing.draw({}, KEY, Batch(np.zeros((64, 3), np.int32)), Progress())
+    padded = drawn(timing, Batch(np.zeros((64, 6), np.int32), weights=weights))
+    alone = drawn(timing, Batch(np.zeros((64, 3), np.int32)))
     np.testing.assert_allclose(padded.t[:, :3], alone.t, atol=1e-6)
     np.testing.assert_allclose(padded.dt_dtau[:, :3], alone.dt_dtau, atol=1e-6)
 
@@ -143,8 +152,7 @@ def test_a_wide_wave_is_shared_and_a_wave_is_slanted():
 def test_grids_end_in_0_exactly_under_jit(steps):
   """Steps at which 1 - k / steps, rounded once, misses 0."""
   for timing in (Shared(), AtNoise(), Independent()):
-    times = jax.jit(lambda n, timing=timing: timing.grid({}, steps, n, 2))(jnp.array([2]))
-    np.testing.assert_array_equal(times[0, -1], [0.0, 0.0])
+    np.testing.assert_array_equal(grid(timing, steps, 2)[0, -1], [0.0, 0.0])
 
 
 def test_what_says_that_it_is_a_path():
