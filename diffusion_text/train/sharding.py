@@ -109,7 +109,7 @@ def token_shards(mesh: Mesh) -> int:
 def state_shardings(abstract_state: Any, spec_fn: SpecFn, mesh: Mesh) -> Any:
   """The placement of a `TrainState`, as a tree like it.
 
-  Parameters and their average are placed by the table. A leaf of the optimizer whose path ends with the path of a parameter
+  Parameters, frozen or not, and their average are placed by the table. A leaf of the optimizer whose path ends with the path of a parameter
   and which has its shape (the moments) is placed like that parameter; all others (counts) are on every device.
 
   Args:
@@ -121,7 +121,9 @@ def state_shardings(abstract_state: Any, spec_fn: SpecFn, mesh: Mesh) -> Any:
     ValueError: if an axis of a parameter does not divide over the devices that the table gives it.
   """
   table = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state.params):
+  both = (abstract_state.params, abstract_state.frozen)
+  leaves = [pair for tree in both for pair in jax.tree_util.tree_leaves_with_path(tree)]
+  for path, leaf in leaves:
     names = path_names(path)
     spec = spec_fn(names, leaf.shape)
     _check_divides(names, leaf.shape, spec, mesh)
@@ -144,6 +146,7 @@ def state_shardings(abstract_state: Any, spec_fn: SpecFn, mesh: Mesh) -> Any:
     params=placed(abstract_state.params),
     ema=None if abstract_state.ema is None else placed(abstract_state.ema),
     opt_state=jax.tree_util.tree_map_with_path(moment, abstract_state.opt_state),
+    frozen=placed(abstract_state.frozen),
   )
 
 

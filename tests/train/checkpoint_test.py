@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 def _state(step=0, ema=True):
-  state = tr.create_state(toy.init_params, toy.optimizer(), ema=ema)
+  state = tr.create_state(toy.init, toy.optimizer(), ema=ema)
   marked = jax.tree.map(lambda x: x + step, state.params)
   return dataclasses.replace(state, step=jnp.int32(step), params=marked)
 
@@ -110,23 +110,13 @@ def test_without_an_average(tmp_path):
 
 def test_precedence(copy, tmp_path):
   never = None
-  marked = {"pretrained": lambda: _state(70), "fresh": lambda: _state(80)}
-  restored, _ = _restore(
-    copy, restore_from=str(tmp_path / "absent"), pretrained=never, fresh=never
-  )  # 1.
+  restored, _ = _restore(copy, restore_from=str(tmp_path / "absent"), fresh=never)  # 1.
   assert (restored.step, restored.source) == (6, "workdir")
   new = tmp_path / "new"
-  restored, data = _restore(new, restore_from=copy, pretrained=never, fresh=never)  # 2.
+  restored, data = _restore(new, restore_from=copy, fresh=never)  # 2.
   assert (restored.step, restored.source, data.n) == (6, "restore_from", 6)
   assert not restored.evaluated and restored.resume_step is None
-  restored, data = _restore(new, **marked)  # 3.
-  assert (int(restored.state.step), restored.step, restored.source, data.n) == (
-    70,
-    0,
-    "pretrained",
-    0,
-  )
-  restored, _ = _restore(new, fresh=marked["fresh"])  # 4.
+  restored, _ = _restore(new, fresh=lambda: _state(80))  # 3.
   assert (int(restored.state.step), restored.source) == (80, "fresh")
   with pytest.raises(
     CheckpointError, match=r"there is no checkpoint in .*absent; is the path right"
@@ -172,7 +162,7 @@ def test_nothing_good_is_an_error_and_not_a_fresh_start(copy):
     CheckpointError,
     match=r"none of the checkpoints .* can be read, and a run does not start afresh",
   ):
-    _restore(copy, pretrained=_state)
+    _restore(copy, fresh=_state)
   assert checkpoint.steps_in(copy) == [3, 6]  # and nothing is moved
 
 
@@ -259,6 +249,16 @@ def test_parameters_and_assets_for_sampling(saved):
     tr.restore_params(saved, abstract, step=4)
   with pytest.raises(CheckpointError, match="there is no checkpoint"):
     tr.restore_params(saved / "absent", abstract)
+
+
+def test_what_is_frozen_is_saved_and_comes_back(tmp_path):
+  fresh, abstract, step, _ = toy.build(start=toy.init_with_frozen_head)
+  state, _ = step(fresh(), next(toy.Rows()))
+  with tr.Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(1, state, data=b"1", clock=tr.Clock())
+  _equal(_restore(tmp_path, abstract=abstract)[0].state, state)
+  merged = tr.restore_params(tmp_path, abstract.params, abstract.frozen)
+  _equal(merged, state.eval_params)
 
 
 # Saved on 4 devices; restored on fewer, more, and other shapes.

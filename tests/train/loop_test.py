@@ -1,5 +1,6 @@
 """The loop: its order, its endings, and that a kill changes nothing."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -283,7 +284,7 @@ def test_a_resumed_run_repeats_neither_evaluation_nor_save(tmp_path):
 
 def _poison_at(step):
   def loss_fn(params, frozen, key, batch, progress):
-    loss = toy.noisy_loss(params, key, batch, progress)
+    loss = toy.noisy_loss(params, frozen, key, batch, progress)
     return Loss(jnp.where(progress.step == step, jnp.nan, loss.total), loss.count, loss.sums)
 
   return loss_fn
@@ -308,7 +309,7 @@ def test_nan_stops_before_anything_is_saved(tmp_path, step):
 
 def test_a_gradient_that_is_not_finite_stops_too():
   def loss_fn(params, frozen, key, batch, progress):
-    loss = toy.plain_loss(params, key, batch, progress)
+    loss = toy.plain_loss(params, frozen, key, batch, progress)
     return loss._replace(
       total=loss.total + jnp.sqrt(0 * params["head"]["bias"][0])
     )  # value 0, derivative nan
@@ -317,6 +318,30 @@ def test_a_gradient_that_is_not_finite_stops_too():
     tr.TrainingDiverged, match=r"update 1: grad_norm=nan, param_norm=nan .*There is no checkpoint"
   ):
     Recorder(loss_fn=loss_fn).run()
+
+
+def test_a_batch_is_prepared_after_it_is_drawn_by_the_step(tmp_path):
+  """What `prepare` adds reaches the loss as extras; a run that is continued prepares the same."""
+
+  def prepare(state, batch):
+    key = tr.named_key(0, "prepare", state.step)
+    bonus = jax.random.uniform(key, (batch.ids.shape[0],))
+    return dataclasses.replace(batch, extras={"bonus": bonus})
+
+  def loss_fn(params, frozen, key, batch, progress):
+    loss = toy.plain_loss(params, frozen, key, batch, progress)
+    return loss._replace(sums={"bonus": jnp.sum(batch.extras["bonus"])})
+
+  settings = {"log_every": 1, "save_every": 2}
+  whole = Recorder(loss_fn=loss_fn, prepare=prepare, settings=tr.LoopSettings(steps=4, **settings))
+  whole.run()
+  first = Recorder(
+    tmp_path, loss_fn=loss_fn, prepare=prepare, settings=tr.LoopSettings(steps=2, **settings)
+  )
+  first.run()
+  bonuses = [row["bonus"] for _, row in whole.rows if "bonus" in row]
+  assert len(set(bonuses)) == 4
+  assert [row["bonus"] for _, row in first.rows if "bonus" in row] == bonuses[:2]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_moments_and_average_are_placed_like_their_parameter():
 def test_a_moment_is_not_mistaken_for_a_parameter_with_the_same_last_name():
   """Two leaves end in "kernel" with one shape; the longest path decides."""
   params = {"a": {"kernel": jnp.zeros((8, 8))}, "b": {"a": {"kernel": jnp.zeros((8, 8))}}}
-  abstract = jax.eval_shape(lambda: tr.create_state(lambda: params, toy.optimizer()))
+  abstract = jax.eval_shape(lambda: tr.create_state(lambda: (params, {}), toy.optimizer()))
   mesh = tr.make_mesh()
   placed = tr.state_shardings(
     abstract, lambda path, _: P("fsdp") if path[0] == "b" else P(None, "fsdp"), mesh
@@ -116,7 +116,7 @@ def test_mesh_fills_and_complains():
 
 def test_errors_name_the_parameter_and_the_batch():
   mesh = tr.make_mesh()
-  abstract = jax.eval_shape(lambda: tr.create_state(toy.init_params, toy.optimizer()))
+  abstract = jax.eval_shape(lambda: tr.create_state(toy.init, toy.optimizer()))
   with pytest.raises(
     ValueError,
     match=r"head/bias of shape \(11,\): 11 does not divide over fsdp = 8 devices; use a mesh",

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_text import train as tr
 from diffusion_text.train.step import split_rows, summed_gradients, update_ema
-from diffusion_text.types import Batch, Loss, Progress
+from diffusion_text.types import Batch, Progress
 
 from . import toy
 
@@ -43,8 +43,8 @@ def test_the_mean_of_microbatch_means_would_not_pass():
   """The mutant: it must differ by far more than the tolerance above, or that test shows nothing."""
   params, batch = toy.init_params(), next(toy.Rows())
   key, step = tr.named_key(0, "loss", 0), jnp.int32(0)
-  gradient, loss = _gradients(8)(params, key, batch, step)
-  means = [_gradients(1)(params, key, _piece(batch, i, 8), step) for i in range(8)]
+  gradient, loss = _gradients(8)(params, {}, key, batch, step)
+  means = [_gradients(1)(params, {}, key, _piece(batch, i, 8), step) for i in range(8)]
   mutant = sum(g["head"]["bias"] / l.count for g, l in means) / 8
   assert np.abs(mutant - gradient["head"]["bias"] / loss.count).max() > 1e-3
 
@@ -58,16 +58,16 @@ def test_every_microbatch_draws_its_own_noise_from_a_common_key():
       jax.random.key_data(key),
       progress.part,
     )
-    return toy.noisy_loss(params, key, batch, progress)
+    return toy.noisy_loss(params, frozen, key, batch, progress)
 
   params, key, batch = toy.init_params(), tr.named_key(0, "loss", 0), next(toy.Rows())
   _, loss = jax.jit(functools.partial(summed_gradients, loss_fn, parts=4))(
-    params, key, batch, jnp.int32(0)
+    params, {}, key, batch, jnp.int32(0)
   )
   jax.effects_barrier()
   assert sorted(seen) == [(tuple(jax.random.key_data(key).tolist()), part) for part in range(4)]
   apart = [
-    toy.noisy_loss(params, key, _piece(batch, i, 4), Progress(step=0, part=i, parts=4))
+    toy.noisy_loss(params, {}, key, _piece(batch, i, 4), Progress(step=0, part=i, parts=4))
     for i in range(4)
   ]
   np.testing.assert_allclose(loss.count, sum(l.count for l in apart))
@@ -107,17 +107,18 @@ def test_step_averages_the_updated_parameters():
     jax.tree.leaves(before), jax.tree.leaves(state.params), jax.tree.leaves(state.ema)
   ):
     np.testing.assert_allclose(e, d * p0 + (1 - d) * p2, rtol=1e-4, atol=1e-6)
-  assert state.eval_params is state.ema
+  assert jax.tree.all(jax.tree.map(lambda a, b: a is b, state.eval_params, state.ema))
 
 
 def test_no_average():
   fresh, _, step, _ = toy.build(ema_decay=None)
   state, _ = step(fresh(), next(toy.Rows()))
-  assert state.ema is None and state.eval_params is state.params
+  assert state.ema is None
+  assert jax.tree.all(jax.tree.map(lambda a, b: a is b, state.eval_params, state.params))
 
 
 def test_average_and_decay_must_agree():
-  state = tr.create_state(toy.init_params, toy.optimizer(), ema=False)
+  state = tr.create_state(toy.init, toy.optimizer(), ema=False)
   step = tr.make_train_step(toy.noisy_loss, toy.optimizer(), seed=0, ema_decay=0.9)
   with pytest.raises(
     ValueError, match=r"ema_decay=0.9 but the state has no average; create it with ema=True"
@@ -135,25 +136,25 @@ def test_bad_arguments(bad):
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_names_of_sums_may_not_clash(name):
   def loss_fn(params, frozen, key, batch, progress):
-    loss = toy.plain_loss(params, key, batch, progress)
+    loss = toy.plain_loss(params, frozen, key, batch, progress)
     return loss._replace(sums={name: loss.total})
 
   step = tr.make_train_step(loss_fn, toy.optimizer(), seed=0, ema_decay=0.9)
   with pytest.raises(ValueError, match=name):
-    step(tr.create_state(toy.init_params, toy.optimizer()), next(toy.Rows()))
+    step(tr.create_state(toy.init, toy.optimizer()), next(toy.Rows()))
 
 
 def test_metrics_are_sums_over_count():
   fresh, _, step, _ = toy.build(toy.plain_loss)
   batch, params = next(toy.Rows()), fresh().params
   _, metrics = step(fresh(), batch)
-  loss = toy.plain_loss(params, None, batch, None)
+  loss = toy.plain_loss(params, {}, None, batch, None)
   np.testing.assert_allclose(metrics["loss"], loss.total / loss.count, rtol=1e-6)
   np.testing.assert_allclose(metrics["squares"], loss.sums["squares"] / loss.count, rtol=1e-6)
   np.testing.assert_allclose(metrics["learning_rate"], 0.0)
-  gradient = jax.jit(jax.grad(lambda p: toy.plain_loss(p, None, batch, None).total / loss.count))(
-    params
-  )
+  gradient = jax.jit(
+    jax.grad(lambda p: toy.plain_loss(p, {}, None, batch, None).total / loss.count)
+  )(params)
   norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradient)))
   np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
 
@@ -195,21 +196,18 @@ def test_named_keys_are_fixed_and_independent():
   assert len({tuple(data(k).tolist()) for k in [expected, *others]}) == 4
 
 
-def test_evaluation_sums_over_batches_and_repeats_its_noise():
-  step = jax.jit(tr.make_eval_step(toy.noisy_loss, seed=1))
-  params, data = toy.init_params(), toy.Rows()
-  batches = [next(data), next(data)]
-  first, again = tr.evaluate(step, params, batches, 10), tr.evaluate(step, params, batches, 10)
-  assert first == again
-  a, b = step(params, batches[0], 0, 10), step(params, batches[1], 1, 10)
-  np.testing.assert_allclose(first["loss"], (a.total + b.total) / (a.count + b.count), rtol=1e-6)
-  assert float(step(params, batches[0], 0, 10).total) != float(
-    step(params, batches[0], 1, 10).total
-  )
-  with pytest.raises(ValueError, match="no batch to evaluate"):
-    tr.evaluate(step, params, [], 10)
-
-
-def test_losses_add():
-  a = Loss(jnp.float32(1), jnp.float32(2), {"x": jnp.float32(3)})
-  assert jax.device_get(tr.step.add_losses(a, a)) == (2, 4, {"x": 6})
+def test_what_is_frozen_is_read_and_never_moves():
+  """The same loss as with everything moving, and no trace of what is frozen in average, moments or gradient."""
+  fresh, _, step, _ = toy.build(toy.plain_loss, start=toy.init_with_frozen_head)
+  start, batch = fresh(), next(toy.Rows())
+  head = jax.tree.map(np.asarray, start.frozen)
+  assert set(head) == {"head"} and "head" not in start.params and "head" not in start.ema
+  names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(start.opt_state)]
+  assert not any("head" in name for name in names)
+  state, metrics = step(start, batch)
+  jax.tree.map(np.testing.assert_array_equal, state.frozen, head)
+  whole, _, whole_step, _ = toy.build(toy.plain_loss)
+  _, all_move = whole_step(whole(), batch)
+  np.testing.assert_allclose(metrics["loss"], all_move["loss"], rtol=1e-6)
+  assert float(metrics["grad_norm"]) < float(all_move["grad_norm"])
+  assert set(state.eval_params) == {"embedding", "layers", "head"}

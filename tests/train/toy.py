@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from diffusion_text import train as tr
+from diffusion_text.core.trees import merge, split
 from diffusion_text.train import checkpoint
 from diffusion_text.types import Batch, Loss
 
@@ -33,6 +34,16 @@ def init_params():
   }
 
 
+def init():
+  """(params, frozen) of the toy, of which everything moves."""
+  return init_params(), {}
+
+
+def init_with_frozen_head():
+  """(params, frozen) of the toy whose head does not move."""
+  return split(init_params(), lambda path: path[0] != "head")
+
+
 def _nll(params, inputs_BxL, ids_BxL):
   h = params["embedding"]["embedding"][inputs_BxL]
   for kernel, scale in zip(params["layers"]["mlp"]["kernel"], params["layers"]["mlp"]["scale"]):
@@ -43,6 +54,7 @@ def _nll(params, inputs_BxL, ids_BxL):
 
 def noisy_loss(params, frozen, key, batch, progress):
   """Masked-token loss; its noise depends on the key and the microbatch."""
+  params = merge(params, frozen)
   a, b = jax.random.split(jax.random.fold_in(key, progress.part))
   t = jax.random.uniform(a, (batch.ids.shape[0], 1))
   masked = jax.random.uniform(b, batch.ids.shape) < t
@@ -53,7 +65,8 @@ def noisy_loss(params, frozen, key, batch, progress):
 
 def plain_loss(params, frozen, key, batch, progress):
   """Deterministic: predicts each token from the one before."""
-  del frozen, key, progress
+  del key, progress
+  params = merge(params, frozen)
   nll = _nll(params, jnp.roll(batch.ids, 1, axis=1), batch.ids) * batch.weights
   return Loss(nll.sum(), batch.weights.sum(), {"squares": (nll**2).sum()})
 
@@ -91,13 +104,13 @@ def optimizer(steps=50):
   return tr.make_optimizer(learning_rate=0.02, steps=steps, warmup_steps=2)
 
 
-def build(loss_fn=noisy_loss, *, accumulation=1, ema_decay=0.9, mesh=None, opt=None):
+def build(loss_fn=noisy_loss, *, accumulation=1, ema_decay=0.9, mesh=None, opt=None, start=init):
   """(fresh, abstract state, jitted step, mesh): all that `train` needs of the toy."""
   opt = optimizer() if opt is None else opt
   mesh = tr.make_mesh(fsdp=1, devices=jax.devices()[:1]) if mesh is None else mesh
 
   def create():
-    return tr.create_state(lambda: (init_params(), {}), opt, ema=ema_decay is not None)
+    return tr.create_state(start, opt, ema=ema_decay is not None)
 
   abstract = jax.eval_shape(create)
   shardings = tr.state_shardings(abstract, spec, mesh)

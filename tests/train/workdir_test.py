@@ -66,19 +66,5 @@ def test_a_key_that_did_not_exist_yet_is_one_that_is_none(tmp_path):
   check_workdir(tmp_path / "newer", _changed())  # and back, with the older code's config
 
 
-@pytest.mark.parametrize(
-  "key,old,new,other",
-  [("time_conditioning", False, "none", "adaln"), ("anchor_layers", 0, None, 1)],
-)
-def test_older_spellings_are_the_same(tmp_path, key, old, new, other):
-  check_workdir(tmp_path, _changed(**{f"model__{key}": old}))
-  check_workdir(tmp_path, _changed(**{f"model__{key}": new}))
-  with pytest.raises(ValueError, match=f"model.{key}"):
-    check_workdir(tmp_path, _changed(**{f"model__{key}": other}))
-  below = lambda value: json.dumps({"base": json.loads(_changed(**{f"model__{key}": value}))})
-  check_workdir(tmp_path / "compared", below(old))
-  check_workdir(tmp_path / "compared", below(new))
-
-
 def test_flatten():
   assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
