@@ -636,7 +636,10 @@ class Context(Protocol):
   def sampling_rows(
     self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
   ) -> Rows:
-    """The rows that answer the same question while sampling; clean tokens of `noisy` are those with t = 0. L' = N."""
+    """The rows that answer the same question while sampling; clean tokens of `noisy` are those with t = 0.
+
+    L' = N, or N + 1 where a position before the row answers for its first token: readers that gather go by `tokens`, `answers`.
+    """
 
   def positions_read(self, length: int) -> int:
     """How many positions the network reads for a training row of `length`; FLOP counts ask this."""
