@@ -64,7 +64,8 @@ class Remasking(Walk):
   there; the steps before and after share what is left of the clock.
 
   It corrects a network's errors; with a perfect network it only adds dependence errors, as more
-  tokens are drawn at a time.
+  tokens are drawn at a time. The marginals are those of a process that loses all tokens by its one
+  schedule (`masked`); where each token has a schedule of its own they are kept roughly.
   """
 
   strategy: Literal["cap", "rescale", "conf"] = option("cap", "how sigma follows from eta")

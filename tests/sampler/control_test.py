@@ -25,7 +25,7 @@ from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import Random
 from diffusion_text.schedules.gaussian import LogSNR
-from diffusion_text.testing import Enumerable, ExactNetwork, exact_params
+from diffusion_text.testing import Enumerable, ExactNetwork, check_sampler, exact_params
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Canvas, IdentityHead, Model, Prediction
 
@@ -297,3 +297,11 @@ def test_what_does_not_fit_is_refused():
     LatentControl(sampler=inner, classifier=told).check(model_of(MASKED))
   with pytest.raises(ValueError, match=r"control of latents needs turn.*Reveal"):
     LatentControl(sampler=Reveal(), classifier=told).check(vectors)
+
+
+def test_the_laws_of_every_sampler():
+  """Observed tokens and padding stay, a row is its own, and the calls are the sampler's."""
+  sampler = LogitControl(sampler=Grid(steps=4), classifier=FirstIsZero(), strength=2.0)
+  params = exact_params(TOY, classifier={"strength": jnp.float32(1.0)})
+  laws = ("options", "tokens", "calls", "alone")
+  check_sampler(sampler, model_of(MASKED), params, TOY, rows=64, calls=4, only=laws)

@@ -21,7 +21,13 @@ from diffusion_text.sampler.grid import Grid
 from diffusion_text.sampler.loop import host_sample, sample
 from diffusion_text.sampler.remasking import Remasking
 from diffusion_text.schedules.discrete import Cosine, Geometric, Level, Linear, Polynomial, time_of
-from diffusion_text.testing import Enumerable, ExactNetwork, exact_params
+from diffusion_text.testing import (
+  Enumerable,
+  ExactNetwork,
+  check_sampler,
+  exact_model,
+  exact_params,
+)
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Canvas, IdentityHead, Model, Prediction
 
@@ -386,3 +392,12 @@ def test_what_cannot_be_remasked_is_told_so(process):
 def test_bad_choices_are_refused(bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
     Remasking(steps=4, **bad)
+
+
+def test_the_laws_of_every_sampler():
+  """Observed tokens and padding stay, a row is its own, and the calls are those that are asked."""
+  sampler = Remasking(steps=6, strategy="conf", loop=(0.7, 0.2, 0.8))
+  model, params = exact_model(PROCESS, TOY)
+  check_sampler(
+    sampler, model, params, TOY, rows=64, calls=6, only=("options", "tokens", "calls", "alone")
+  )

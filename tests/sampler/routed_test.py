@@ -16,7 +16,13 @@ from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler.loop import host_sample, sample
 from diffusion_text.sampler.routed import Routed, Routing
 from diffusion_text.schedules.discrete import Cosine, Linear
-from diffusion_text.testing import Enumerable, ExactNetwork, exact_params
+from diffusion_text.testing import (
+  Enumerable,
+  ExactNetwork,
+  check_sampler,
+  exact_model,
+  exact_params,
+)
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch, Canvas, Model
 
@@ -201,3 +207,12 @@ def test_what_does_not_fit_is_refused():
   for bad in ({"rate": "square"}, {"noise_scale": -1.0}, {"steps": 0}):
     with pytest.raises(ValueError, match=next(iter(bad))):
       Routed(**bad)
+
+
+def test_the_laws_of_every_sampler():
+  """Observed tokens and padding stay, a row is its own, and the calls are those that are asked."""
+  sampler = Routed(steps=6, rate="cosine", noise_scale=1.0)
+  model, params = exact_model(UNIFORM, TOY)
+  check_sampler(
+    sampler, model, params, TOY, rows=64, calls=6, only=("options", "tokens", "calls", "alone")
+  )
