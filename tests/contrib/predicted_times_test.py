@@ -262,15 +262,15 @@ class FitsOneDocument(PredictedTimesLosses):
 
 
 def test_the_fit_is_of_the_prediction_that_was_made():
-  check_fit(PredictedTimesLosses, Poisson(levels=6))
+  check_fit(PredictedTimesLosses, Poisson(levels=100))
 
 
 @pytest.mark.parametrize(
   "cls,timing",
   [
-    (PredictedTimesLosses, CountsCleanTokens(levels=6)),
-    (ReadsTheWrongTime, Poisson(levels=6)),
-    (FitsOneDocument, Poisson(levels=6)),
+    (PredictedTimesLosses, CountsCleanTokens(levels=100)),
+    (ReadsTheWrongTime, Poisson(levels=100)),
+    (FitsOneDocument, Poisson(levels=100)),
   ],
 )
 def test_mutants_of_the_fit_fail(cls, timing):
