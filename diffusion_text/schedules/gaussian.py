@@ -67,6 +67,7 @@ class Path:
         f"log-SNR {log_snr} must be above the path's end, log-SNR {lowest:.3g}: there is nothing"
         " left to see there"
       )
+
     def halve(_, ends):
       low, high = ends
       middle = (low + high) / 2
