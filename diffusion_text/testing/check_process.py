@@ -189,15 +189,15 @@ class _Elements:
     keys = position_keys(jax.random.key(1), 2, count)
     self.process, self.t, self.s, self.ids = process, t, s, ids
     clean = process.clean(params, ids)
-    every = jax.jit(functools.partial(_every_method, process))
-    self.found = jax.device_get(every(params, keys[0], clean, t, s, output))
+    every = functools.partial(_every_method, process, params)
+    self.found = jax.device_get(every(keys[0], clean, t, s, output))
     # The first half in another order, beside others.
     self.kept = rng.permutation(count)[: count // 2]
     order = np.concatenate([self.kept, self.kept])
     other = np.arange(count) >= count // 2
     company = jnp.where(other, keys[1], keys[0][order])
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], (clean, t, s, output))
-    self.moved = jax.device_get(every(params, company, *moved))
+    self.moved = jax.device_get(every(company, *moved))
 
   def check_elementwise(self) -> None:
     """No position depends on its place in the list or on its company."""
@@ -240,6 +240,7 @@ class _Elements:
     expect_same(self.found["nelbo_rate"][noise], nll, law, 1e-4)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _every_method(process, params, keys, clean, t, s, output) -> dict[str, Any]:
   """What the elementwise methods give, by name."""
   state = process.corrupt(params, keys, clean, t)
@@ -289,32 +290,33 @@ class _Sample(NamedTuple):
   prior: Any
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _drawn(process: Process, params: Params, rows: int, key, t, s) -> tuple[Any, ...]:
+  """(clean, state, evidence, after, fresh, prior), [rows, pairs · V, …] each."""
+  size, pairs = process.vocab_size, len(_PAIRS)
+  ids, t, s = jnp.tile(jnp.arange(size), pairs), jnp.repeat(t, size), jnp.repeat(s, size)
+  shape = (rows, len(ids))
+  known, start, stop = (jnp.broadcast_to(x, shape) for x in (ids, t, s))
+  clean = process.clean(params, known)
+  keys = position_keys(key, *shape)
+  state = process.corrupt(params, keys, clean, start)
+  sure = jnp.where(known[..., None] == jnp.arange(size), 0.0, _SURE)
+  own = process.evidence(params, state, start)
+  output = output_of(process, params, sure, own, start)
+  after = process.step(params, fold(keys, 1), state, output, start, stop)
+  fresh = process.corrupt(params, fold(keys, 2), clean, stop)
+  return clean, state, own, after, fresh, process.prior(params, keys)
+
+
 def _sampled(process: Process, params: Params, rows: int) -> _Sample:
   size, pairs = process.vocab_size, len(_PAIRS)
-  ids = np.tile(np.arange(size, dtype=np.int32), pairs)
   t, s = (np.asarray(process.round_time(np.float32(x))) for x in zip(*_PAIRS, strict=True))
-
-  @jax.jit
-  def draw(key):
-    shape = (rows, len(ids))
-    known, start, stop = (
-      jnp.broadcast_to(x, shape) for x in (ids, np.repeat(t, size), np.repeat(s, size))
-    )
-    clean = process.clean(params, known)
-    keys = position_keys(key, *shape)
-    state = process.corrupt(params, keys, clean, start)
-    sure = jnp.where(known[..., None] == jnp.arange(size), 0.0, _SURE)
-    own = process.evidence(params, state, start)
-    output = output_of(process, params, sure, own, start)
-    after = process.step(params, fold(keys, 1), state, output, start, stop)
-    fresh = process.corrupt(params, fold(keys, 2), clean, stop)
-    return _Sample(t, clean, fresh, state, own, after, fresh, process.prior(params, keys))
-
-  found = jax.device_get(draw(jax.random.key(5)))
-  found = jax.tree.map(lambda leaf: leaf.reshape(-1, pairs, size, *leaf.shape[2:]), found[1:])
-  found = _Sample(t, *found)
-  last = jax.tree.map(lambda leaf: leaf[:, -1], found.fresh)  # the pair whose s is 0
-  return found._replace(zero=last, prior=jax.tree.map(lambda leaf: leaf[:, 0], found.prior))
+  found = jax.device_get(_drawn(process, params, rows, jax.random.key(5), t, s))
+  found = jax.tree.map(lambda leaf: leaf.reshape(rows, pairs, size, *leaf.shape[2:]), found)
+  clean, state, own, after, fresh, prior = found
+  zero = jax.tree.map(lambda leaf: leaf[:, -1], fresh)  # the pair whose s is 0
+  prior = jax.tree.map(lambda leaf: leaf[:, 0], prior)
+  return _Sample(t, clean, zero, state, own, after, fresh, prior)
 
 
 def _check_clean(process: Process, sample: _Sample) -> None:

@@ -45,13 +45,13 @@ def expect_mean(estimate: Estimate, expected: float, law: str, largest_error: fl
   Also raises if 4 standard errors exceed `largest_error`: the estimate would say too little.
   """
   found = f"{estimate.mean:+.4f} ± {estimate.error:.4f}"
+  near = abs(estimate.mean - expected) < 4 * estimate.error + 1e-3
+  expect(near, law, found, f"{expected:+.4f}")
   if 4 * estimate.error > largest_error:
     raise AssertionError(
       f"{law}: {found} is too noisy, as 4 standard errors exceed {largest_error:.4f};"
       " use more rows or draws"
     )
-  near = abs(estimate.mean - expected) < 4 * estimate.error + 1e-3
-  expect(near, law, found, f"{expected:+.4f}")
 
 
 def run(

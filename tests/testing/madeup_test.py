@@ -29,7 +29,7 @@ def masked():
 
 
 def test_process():
-  check_process(Faded(3, height=2.0), language=LANGUAGE, rows=1024)
+  check_process(Faded(3, height=2.0), language=LANGUAGE, rows=1024, steps=32)
 
 
 def test_timing():
