@@ -57,7 +57,9 @@ def test_train_step_compiles_for_v5e(case):
   """
   size, topology, vocab_size, overrides = CASES[case]
   config = base.config(size)
-  config.update_from_flattened_dict(overrides)
+  for name, value in overrides.items():
+    section, option = name.split(".")
+    config[section][option] = value
   config.evaluate.batch_size = config.train.batch_size
   experiment = build(
     config, tokenizer=AnyVocabulary(vocab_size), devices=topology_devices(topology)

@@ -223,7 +223,7 @@ def test_positions_are_relative():
   np.testing.assert_allclose(at(row), at(row + 1000), atol=5e-3)
   assert np.abs(np.asarray(at(row) - at(3 * row))).max() > 5e-2
   default = jax.jit(network.apply)(params, rows_of(Inputs(IDS))).logits
-  np.testing.assert_allclose(at(row), default, atol=1e-6)
+  np.testing.assert_allclose(at(row), default, atol=1e-4)
 
 
 @pytest.mark.parametrize(
