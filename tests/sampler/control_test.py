@@ -89,7 +89,7 @@ def distance(ids, logits):
 
 @functools.cache
 def independent(kind, name, steps):
-  """(strength -> ids [1000, 3] of independent tokens under control; None: not controlled, ids before).
+  """(strength -> ids [1000, 3] of independent tokens; None: not controlled, the ids before).
 
   The first token is observed.
   """
@@ -141,7 +141,7 @@ def test_bayes_rule_is_exact_for_independent_tokens(kind, name, steps):
 
 @member
 class FirstIsZero:
-  """c is nearly "the first token is 0", told through the soft token; its strength is a parameter."""
+  """c is nearly "the first token is 0", by the soft token; its strength is a parameter."""
 
   def log_prob(self, params, soft):
     return params["strength"] * jnp.log(0.02 + 0.96 * soft[:, 0, 0])
@@ -218,7 +218,7 @@ class Shows(Grid):
 
 @pytest.mark.parametrize("wrt", ["probabilities", "logits"])
 def test_what_is_added(wrt):
-  """The gradient at noisy tokens and nothing at clean ones; the published form has p as a factor."""
+  """The gradient at noisy tokens, nothing at clean ones; the published form has p as a factor."""
   logits = np.float32([[[0.1, -0.5, 0.3], [0.0, 1.0, -1.0]]])
   control = LogitControl(sampler=Shows(steps=1), classifier=Linear(), strength=0.7, wrt=wrt)
   params = {"network": {}, "process": {}, "timing": {}, "classifier": {}}

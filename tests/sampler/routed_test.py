@@ -1,4 +1,4 @@
-"""Routing: what is kept, at which time the rest is told to be, and the bias that it has by design."""
+"""Routing: what is kept, at which time the rest is told to be, and the bias it has by design."""
 
 import functools
 import itertools
