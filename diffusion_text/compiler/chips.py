@@ -37,7 +37,8 @@ def chip_of(topology: str) -> Chip:
   name, _, sizes = topology.partition(":")
   if name not in CHIPS or not sizes:
     raise ValueError(
-      f"topology={topology!r} must be one of {', '.join(CHIPS)} and a size, as in v5e:16x16, v5p:8x8x8, v6e:16x16"
+      f"topology={topology!r} must be one of {', '.join(CHIPS)} and a size, as in v5e:16x16, "
+      "v5p:8x8x8, v6e:16x16"
     )
   return CHIPS[name]
 

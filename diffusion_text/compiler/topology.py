@@ -50,7 +50,8 @@ def topology_devices(topology: str) -> list[Any]:
     Exception
   ) as error:  # jax raises different kinds for a missing library and an impossible shape
     raise ValueError(
-      f"topology={topology!r} cannot be described: {error}; is libtpu installed (pip install -e '.[tpu]')?"
+      f"topology={topology!r} cannot be described: {error}; is libtpu installed (pip install -e "
+      "'.[tpu]')?"
     ) from error
 
 
@@ -213,8 +214,10 @@ def _seconds(collective, compiled: Compiled, chip: Chip) -> float:
 def memory(name: str, compiled: Compiled) -> str:
   """What a compiled program needs of a chip's memory, in two lines."""
   return (
-    f"{name} on {compiled.topology}, {len(compiled.coordinates)} chips (compiled in {compiled.seconds:.0f} s)\n"
-    f"memory       {verdict(compiled)}: arguments {compiled.arguments / GIB:.2f}, temporaries {compiled.temporaries / GIB:.2f},"
+    f"{name} on {compiled.topology}, {len(compiled.coordinates)} chips (compiled in "
+    f"{compiled.seconds:.0f} s)\n"
+    f"memory       {verdict(compiled)}: arguments {compiled.arguments / GIB:.2f}, temporaries "
+    f"{compiled.temporaries / GIB:.2f},"
     f" peak by the compiler {compiled.peak / GIB:.2f} GiB per chip"
   )
 
@@ -239,13 +242,17 @@ def report(name: str, compiled: Compiled) -> str:
     total.items(), key=lambda item: -item[1][2]
   ):
     lines.append(
-      f"collective   {kind} over {size}: {times:,.0f} runs, {payload / 1e9:,.3f} GB of arrays per chip, {ms(seconds)},"
+      f"collective   {kind} over {size}: {times:,.0f} runs, {payload / 1e9:,.3f} GB of arrays per "
+      f"chip, {ms(seconds)},"
       f" {ms(hidden)} of it asynchronous"
     )
   lines += [
-    f"roofline     compute {ms(line.compute)} ({line.model_seconds / line.compute:.0%} of it the model's own FLOPs), memory"
-    f" {ms(line.memory)}, both per instruction {ms(line.chip)}, network {ms(line.network)}, {ms(line.hidden)} of it beside other work",
-    f"             at best {ms(line.step)} per run, {line.tokens_per_chip / line.step:,.0f} tokens/s per chip, MFU {line.mfu:.0%};"
+    f"roofline     compute {ms(line.compute)} ({line.model_seconds / line.compute:.0%} of it the "
+    "model's own FLOPs), memory"
+    f" {ms(line.memory)}, both per instruction {ms(line.chip)}, network {ms(line.network)}, "
+    f"{ms(line.hidden)} of it beside other work",
+    f"             at best {ms(line.step)} per run, {line.tokens_per_chip / line.step:,.0f} "
+    f"tokens/s per chip, MFU {line.mfu:.0%};"
     f" {line.binds} binds; with no overlap at all {ms(line.chip + line.network)}, MFU"
     f" {line.model_seconds / (line.chip + line.network):.0%}",
   ]

@@ -88,7 +88,8 @@ def _prepare(fn, consts, count, rows, chunk, shards):
   if chunk < 1 or count.ndim != 1 or any(x.shape[:1] != (total,) for x in leaves):
     shapes = [x.shape for x in leaves]
     raise ValueError(
-      f"chunk={chunk} must be at least 1; rows {shapes} must begin with n, as count {count.shape} does"
+      f"chunk={chunk} must be at least 1; rows {shapes} must begin with n, as count {count.shape} "
+      "does"
     )
   if shards < 1 or total % shards:
     raise ValueError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-Path = tuple[str, ...]  # where a parameter is in the nested dict, e.g. ("network", "head", "kernel")
+Path = tuple[
+  str, ...
+]  # where a parameter is in the nested dict, e.g. ("network", "head", "kernel")
 
 
 def split(params: Any, trainable: Callable[[Path], bool]) -> tuple[Any, Any]:

@@ -35,7 +35,8 @@ def _column(name: str, value: str | None, default: int) -> int:
     return default
   if not value.isdecimal():
     raise ValueError(
-      f"data.{name}={value!r} is a name, but columns between tabs have numbers; use '0' for the first"
+      f"data.{name}={value!r} is a name, but columns between tabs have numbers; use '0' for the "
+      "first"
     )
   return int(value)
 
@@ -48,7 +49,8 @@ def _tabbed(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
         continue
       if len(columns) <= max(source, target):
         raise ValueError(
-          f"{path}:{number} has {len(columns)} columns between tabs, but data.source={source} and data.target={target} are asked for;"
+          f"{path}:{number} has {len(columns)} columns between tabs, but data.source={source} and "
+          f"data.target={target} are asked for;"
           " columns are counted from 0"
         )
       yield columns[source], columns[target]
@@ -65,7 +67,8 @@ def _named(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]:
         held = row if isinstance(row, dict) else {}
         if not isinstance(held.get(source), str) or not isinstance(held.get(target), str):
           raise ValueError(
-            f"row {number} has no text in {source!r} and {target!r}, it holds {[str(key) for key in held]};"
+            f"row {number} has no text in {source!r} and {target!r}, it holds "
+            f"{[str(key) for key in held]};"
             " set data.source and data.target to the two that have it"
           )
         yield held[source], held[target]

@@ -51,7 +51,8 @@ class TrainIterator:
     for name, value in self._choices.items():
       if saved["choices"].get(name) != value:
         raise ValueError(
-          f"the saved data position has {name}={saved['choices'].get(name)!r}, this iterator has {name}={value!r}; "
+          f"the saved data position has {name}={saved['choices'].get(name)!r}, this iterator has "
+          f"{name}={value!r}; "
           "use the saved one, or start without the saved position"
         )
     self._batches.set_state(saved["grain"])
@@ -78,7 +79,8 @@ def train_iterator(
   places = np.arange(batch_size) if places is None else np.asarray(places)
   if not places.size or places.min() < 0 or places.max() >= batch_size:
     raise ValueError(
-      f"places={places.tolist()} are not rows of a batch of {batch_size}; use numbers from 0 to {batch_size - 1}"
+      f"places={places.tolist()} are not rows of a batch of {batch_size}; use numbers from 0 to "
+      f"{batch_size - 1}"
     )
   packing.check_length(length, arrays.tokens)
   if seed < 0:
@@ -87,7 +89,8 @@ def train_iterator(
     packed: packing.Packed = packing.Stream(arrays.tokens, length, random_offset, seed)
   elif random_offset:
     raise ValueError(
-      f"random_offset=True with packing_kind={packing_kind!r}, whose rows begin with documents; use random_offset=False"
+      f"random_offset=True with packing_kind={packing_kind!r}, whose rows begin with documents; "
+      "use random_offset=False"
     )
   else:
     packed = _by_document(arrays, length, packing_kind)

@@ -43,7 +43,8 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[str], length: int) -> types.Ba
     ids = _encode(tokenizer, prompt)
     if len(ids) >= length:
       raise ValueError(
-        f"prompt {prompt!r} is {len(ids)} tokens long, which leaves none open in length={length}; use length > {len(ids)}"
+        f"prompt {prompt!r} is {len(ids)} tokens long, which leaves none open in length={length}; "
+        f"use length > {len(ids)}"
       )
     hole = np.zeros(length - len(ids), np.int32)
     rows.append((np.concatenate([ids, hole]), np.arange(length) < len(ids)))
@@ -61,7 +62,8 @@ def _parse(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
       parts[-1] += "["
     elif int(mark.group(1)) == 0:
       raise ValueError(
-        f"text {text!r} has a hole of 0 tokens, {mark.group()!r} at {mark.start()}; use [1] or more, or [[0] for a literal [0]"
+        f"text {text!r} has a hole of 0 tokens, {mark.group()!r} at {mark.start()}; use [1] or "
+        "more, or [[0] for a literal [0]"
       )
     else:
       parts += [int(mark.group(1)), ""]
@@ -84,7 +86,8 @@ def _batch(
   for (ids, _), text in zip(rows, texts):
     if len(ids) > length:
       raise ValueError(
-        f"text {text!r} is {len(ids)} tokens long, more than length={length}; use length >= {longest} or a shorter text"
+        f"text {text!r} is {len(ids)} tokens long, more than length={length}; use length >= "
+        f"{longest} or a shorter text"
       )
   ids_BxL, observed_BxL = (
     np.zeros((len(rows), length), np.int32),
@@ -107,7 +110,8 @@ def _encode(tokenizer: Any, text: str) -> np.ndarray:
   if tokenizer.unknown is not None and (ids == tokenizer.unknown).any():
     place = int(np.flatnonzero(ids == tokenizer.unknown)[0])
     raise ValueError(
-      f"character {text[place]!r} at {place} of {text!r} is unknown to the {tokenizer.name} tokenizer; use another character"
+      f"character {text[place]!r} at {place} of {text!r} is unknown to the {tokenizer.name} "
+      "tokenizer; use another character"
     )
   return ids
 

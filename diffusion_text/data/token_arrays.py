@@ -99,7 +99,8 @@ def _encode(corpus: corpora.Corpus, tokenizer: Any, split: str, draft: Path) -> 
     def end_document() -> None:
       if tokenizer.separator is None:
         raise ValueError(
-          f"split={split!r} has several documents, but this {tokenizer.name} tokenizer has no newline to write between them; "
+          f"split={split!r} has several documents, but this {tokenizer.name} tokenizer has no "
+          "newline to write between them; "
           "build it from the documents of this corpus, or use bytes"
         )
       write(np.array([tokenizer.separator]))

@@ -283,7 +283,8 @@ def load_newest(
   if not reasons:
     raise CheckpointError(f"there is no checkpoint in {directory}; is the path right?")
   raise CheckpointError(
-    f"none of the checkpoints in {directory} can be read, and a run does not start afresh over existing data:\n  "
+    f"none of the checkpoints in {directory} can be read, and a run does not start afresh over "
+    "existing data:\n  "
     + "\n  ".join(reasons)
     + "\nIf the model or the optimizer changed, use a new workdir; if the files are damaged, move them away to start afresh."
   )
@@ -403,7 +404,8 @@ def restore_params(
   chosen = latest_step(directory) if step is None else step
   if chosen is None or chosen not in steps_in(directory):
     raise CheckpointError(
-      f"there is no checkpoint {'' if step is None else step} in {directory}; it has {steps_in(directory)}"
+      f"there is no checkpoint {'' if step is None else step} in {directory}; it has "
+      f"{steps_in(directory)}"
     )
   item = "ema" if ema and (as_path(directory) / str(chosen) / "ema").exists() else "params"
 

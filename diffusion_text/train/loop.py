@@ -75,7 +75,8 @@ class LoopSettings:
       raise ValueError(f"max_seconds={self.max_seconds} must be above 0; None means no limit")
     if self.profile_steps is not None and not 0 <= self.profile_steps[0] < self.profile_steps[1]:
       raise ValueError(
-        f"profile_steps={self.profile_steps} must be (first, last) with 0 <= first < last, e.g. (10, 15)"
+        f"profile_steps={self.profile_steps} must be (first, last) with 0 <= first < last, e.g. "
+        "(10, 15)"
       )
     if (self.profile_steps is None) != (self.profile_dir is None):
       raise ValueError(
@@ -247,8 +248,10 @@ def _diverged(
     else f"The last good checkpoint is {checkpointer.directory}/{last}."
   )
   return (
-    f"training diverged at update {step}: {values} (learning_rate={row.get('learning_rate')}). {saved} The state after"
-    f" update {step} was not saved. Restart with a lower learning_rate, a smaller clip_norm or a longer warm-up; if it fails"
+    f"training diverged at update {step}: {values} (learning_rate={row.get('learning_rate')}). "
+    f"{saved} The state after"
+    f" update {step} was not saved. Restart with a lower learning_rate, a smaller clip_norm or a "
+    "longer warm-up; if it fails"
     " at the same update again, look at that batch."
   )
 

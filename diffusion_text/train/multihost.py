@@ -45,11 +45,13 @@ def connect(
   missing = [f"--{name}" for name, value in given.items() if value is None]
   if len(missing) in (1, 2):
     raise ValueError(
-      f"{', '.join(missing)} missing: give --coordinator=host:port, --num_processes and --process_id, or none of them"
+      f"{', '.join(missing)} missing: give --coordinator=host:port, --num_processes and "
+      "--process_id, or none of them"
     )
   if not missing and not 0 <= process_id < num_processes:
     raise ValueError(
-      f"--process_id={process_id} must be 0 … {num_processes - 1}, as --num_processes={num_processes}"
+      f"--process_id={process_id} must be 0 … {num_processes - 1}, as "
+      f"--num_processes={num_processes}"
     )
   if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
     raise ValueError(f"--coordinator={coordinator} has no port; use host:port, as in 10.0.0.2:8476")
@@ -81,7 +83,8 @@ def check_alone() -> None:
   for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
     if int(os.environ.get(variable, "1")) > 1:
       raise ValueError(
-        f"this command is one process, but {variable}={os.environ[variable]}; start it once, as in srun --ntasks=1"
+        f"this command is one process, but {variable}={os.environ[variable]}; start it once, as in "
+        "srun --ntasks=1"
       )
 
 
@@ -106,7 +109,8 @@ def verdict(error: Exception, refused: bool) -> tuple[str, int]:
     lost = lost.__cause__  # a save that could not meet the others, say
   if lost is not None and not str(lost).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
     return (
-      f"{message}. If the others were fine until now, one of them has ended: what it printed last says why",
+      f"{message}. If the others were fine until now, one of them has ended: what it printed last "
+      "says why",
       EXIT_LOST,
     )
   return message, 2 if refused else 1
@@ -166,7 +170,8 @@ def check_same(values: Mapping[str, str]) -> None:
       other = next(process for process, text in enumerate(found) if text != found[0])
       shown = [text.decode()[:200] for text in (found[0], found[other])]
       raise ValueError(
-        f"the processes of a run must agree, but {name} is {shown[0]!r} on process 0 and {shown[1]!r} on process {other};"
+        f"the processes of a run must agree, but {name} is {shown[0]!r} on process 0 and "
+        f"{shown[1]!r} on process {other};"
         " start all with the same command, files and versions"
       )
 
@@ -216,7 +221,8 @@ class Watchdog:
     while not self._done:
       if not self._news.wait(self._seconds):
         print(
-          f"error: process {jax.process_index()} of {jax.process_count()} has made no progress for {self._seconds:g} s after step"
+          f"error: process {jax.process_index()} of {jax.process_count()} has made no progress for "
+          f"{self._seconds:g} s after step"
           f" {self._step}: it, another process or the disk is stuck. Ending. Where it stands:",
           file=sys.stderr,
           flush=True,

@@ -76,7 +76,8 @@ def make_schedule(
     raise ValueError(f"steps={steps} must be at least 1")
   if not 0 <= warmup_steps <= steps:
     raise ValueError(
-      f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}; use e.g. {max(steps // 20, 1)}"
+      f"warmup_steps={warmup_steps} must lie between 0 and steps={steps}; use e.g. "
+      f"{max(steps // 20, 1)}"
     )
   if not 0 <= final_fraction <= 1:
     raise ValueError(
@@ -84,12 +85,14 @@ def make_schedule(
     )
   if decay_steps is not None and schedule != "wsd":
     raise ValueError(
-      f"decay_steps={decay_steps} is read by schedule='wsd' only, not by {schedule!r}; leave it None"
+      f"decay_steps={decay_steps} is read by schedule='wsd' only, not by {schedule!r}; leave it "
+      "None"
     )
   decay = max(steps // 10, 1) if decay_steps is None else decay_steps
   if schedule == "wsd" and not (decay >= 1 and warmup_steps + decay <= steps):
     raise ValueError(
-      f"decay_steps={decay} must be at least 1 and fit after warmup_steps={warmup_steps} in steps={steps}"
+      f"decay_steps={decay} must be at least 1 and fit after warmup_steps={warmup_steps} in "
+      f"steps={steps}"
     )
   flat = optax.constant_schedule(learning_rate)
   after = {

@@ -51,7 +51,8 @@ def make_mesh(
   asked = " ".join(f"{axis}={size}" for axis, size in sizes.items())
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
     raise ValueError(
-      f"mesh {asked}: sizes must be at least 1, and at most one of them -1 (fills); got -1 for {free}"
+      f"mesh {asked}: sizes must be at least 1, and at most one of them -1 (fills); got -1 for "
+      f"{free}"
     )
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if free and len(devices) % fixed == 0:
@@ -74,7 +75,8 @@ def make_mesh(
   outer = next((axis for axis in ROWS if sizes[axis] % slices == 0), None)
   if outer is None:
     raise ValueError(
-      f"mesh {asked} over {slices} slices or nodes: only rows are split between them, so replica or fsdp must be a multiple of {slices}"
+      f"mesh {asked} over {slices} slices or nodes: only rows are split between them, so replica "
+      f"or fsdp must be a multiple of {slices}"
     )
   within = [size // slices if axis == outer else size for axis, size in sizes.items()]
   between = [slices if axis == outer else 1 for axis in AXES]
@@ -155,15 +157,18 @@ def _check_divides(
 ) -> None:
   if len(spec) > len(shape):
     raise ValueError(
-      f"{'/'.join(names)} has shape {shape} but its spec {spec} names {len(spec)} axes; fix the partition table"
+      f"{'/'.join(names)} has shape {shape} but its spec {spec} names {len(spec)} axes; fix the "
+      "partition table"
     )
   for size, entry in zip(shape, spec):
     over = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
     pieces = math.prod(mesh.shape[axis] for axis in over)
     if size % pieces:
       raise ValueError(
-        f"{'/'.join(names)} of shape {shape}: {size} does not divide over {'×'.join(over)} = {pieces} devices;"
-        f" use a mesh whose {'×'.join(over)} divides {size}, or leave that axis whole in the partition table"
+        f"{'/'.join(names)} of shape {shape}: {size} does not divide over {'×'.join(over)} = "
+        f"{pieces} devices;"
+        f" use a mesh whose {'×'.join(over)} divides {size}, or leave that axis whole in the "
+        "partition table"
       )
 
 
@@ -192,7 +197,8 @@ def places_of_process(owners: np.ndarray, process: int, rows: int) -> np.ndarray
   shards = len(owners)
   if rows < 1 or rows % shards:
     raise ValueError(
-      f"a batch of {rows} rows does not divide over {shards} devices (replica × fsdp); use {-(-max(rows, 1) // shards) * shards}"
+      f"a batch of {rows} rows does not divide over {shards} devices (replica × fsdp); use "
+      f"{-(-max(rows, 1) // shards) * shards}"
     )
   return np.arange(rows).reshape(shards, -1)[(owners == process).any(axis=1)].reshape(-1)
 
@@ -215,7 +221,8 @@ def global_batch(batch: Batch, mesh: Mesh, rows: int | None = None) -> Batch:
   places = row_places(mesh, rows)
   if len(places) != len(batch.ids):
     raise ValueError(
-      f"this process has read {len(batch.ids)} rows, but holds {len(places)} of {rows}; read those of row_places"
+      f"this process has read {len(batch.ids)} rows, but holds {len(places)} of {rows}; read those "
+      "of row_places"
     )
   sharding = batch_sharding(mesh)
 

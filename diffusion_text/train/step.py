@@ -51,7 +51,8 @@ def split_rows(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
   rows = batch.ids.shape[0]
   if rows % (parts * shards):
     raise ValueError(
-      f"a batch of {rows} rows does not divide into accumulation={parts} microbatches over {shards} devices (replica × fsdp);"
+      f"a batch of {rows} rows does not divide into accumulation={parts} microbatches over "
+      f"{shards} devices (replica × fsdp);"
       f" use a multiple of {parts * shards} rows"
     )
 
@@ -152,7 +153,8 @@ def make_train_step(
     if (state.ema is None) != (ema_decay is None):
       held = "no" if state.ema is None else "an"
       raise ValueError(
-        f"ema_decay={ema_decay} but the state has {held} average; create it with ema={ema_decay is not None}"
+        f"ema_decay={ema_decay} but the state has {held} average; create it with "
+        f"ema={ema_decay is not None}"
       )
     key = named_key(seed, "loss", state.step)
     gradient, loss = summed_gradients(

@@ -60,7 +60,8 @@ def check_shared(workdir: str) -> None:
   """Raises ValueError if this process does not see the configuration that process 0 has written to the workdir."""
   if not (as_path(workdir) / FILE).exists():
     raise ValueError(
-      f"{workdir} is not the same directory on every host: process 0 wrote {FILE} there and this one does not see it; use a"
+      f"{workdir} is not the same directory on every host: process 0 wrote {FILE} there and this "
+      "one does not see it; use a"
       " gs:// path or a file system that all hosts share"
     )
 

@@ -160,7 +160,8 @@ def test_a_padded_window_counts_what_is_not_padding():
   line = "  %c = bf16[8,6,64]{2,1,0} convolution(%x.3, %k), window={size=6 pad=5_5 rhs_reversal=1}, dim_labels=b0f_0oi->b0f"
   body = TEXT.replace("ROOT %conv.3", "%conv.3").replace(
     "dim_labels=bf_io->bf\n",
-    "dim_labels=bf_io->bf\n  %k = bf16[6,64,96]{2,1,0} constant({...})\n  %x.4 = bf16[8,1,96]{2,1,0} constant({...})\n"
+    "dim_labels=bf_io->bf\n  %k = bf16[6,64,96]{2,1,0} constant({...})\n  %x.4 = "
+    "bf16[8,1,96]{2,1,0} constant({...})\n"
     + line.replace("%x.3", "%x.4")
     + "\n  ROOT %r.3 = bf16[16,8]{1,0} copy(%conv.3)\n",
   )
