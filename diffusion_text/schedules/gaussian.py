@@ -74,7 +74,8 @@ class Path:
       later = self.log_snr(middle) > log_snr
       return jnp.where(later, middle, low), jnp.where(later, high, middle)
 
-    found = jax.lax.fori_loop(0, 30, halve, (jnp.float32(0), jnp.float32(1)))[1]
+    # More halvings than float32 has digits: a steep path has its high log-SNRs at times of 1e-8.
+    found = jax.lax.fori_loop(0, 60, halve, (jnp.float32(0), jnp.float32(1)))[1]
     return jnp.where(log_snr >= highest, 0.0, found)
 
 
