@@ -6,7 +6,6 @@ For each interval [low, high] it prints the variance of a block's loss over nois
 --config.timing.low=… --config.timing.high=…; the bound is scored on [0, 1] all the same.
 """
 
-
 from absl import flags
 
 from experiments.flags import run, workdir_flag

@@ -1,8 +1,12 @@
-"""Prints what a config is, without running it: parameters with their sharding, FLOPs per token, memory; or what the TPU compiler makes of
-it for a slice that is not there (needs libtpu; minutes for the large sizes).
+"""Prints what a config is, without running it, or what can be chosen.
 
-python -m experiments.inspect --config=configs/mdlm.py:small
-python -m experiments.inspect --config=configs/mdlm.py:1b --topology=v5e:16x16 --vocab_size=32000 [--sampler]
+  python -m experiments.inspect --config=configs/mdlm.py:small        # parameters, sharding, FLOPs, memory
+  python -m experiments.inspect --options=process                     # the names of a section
+  python -m experiments.inspect --options=process.embedding           # options: meaning, default, range
+  python -m experiments.inspect --config=configs/mdlm.py:1b --topology=v5e:16x16 --vocab_size=32000 [--sampler]
+
+The last one says what the TPU compiler makes of it for a slice that is not there (needs libtpu;
+minutes for the large sizes).
 """
 
 from absl import flags
@@ -10,6 +14,7 @@ from absl import flags
 from experiments.flags import config_flag, run
 
 CONFIG = config_flag("configs/mdlm.py:tiny")
+OPTIONS = flags.DEFINE_string("options", None, "a section, or section.name: what can be set in it")
 TOPOLOGY = flags.DEFINE_string(
   "topology", None, "compile the train step for it: v5e:16x16, v5p:8x8x8, v6e:16x16, …"
 )
@@ -23,23 +28,23 @@ VOCAB = flags.DEFINE_integer(
 
 def main(_):
   from diffusion_text.compiler import topology
-  from diffusion_text.experiment import summary as plan
+  from diffusion_text.experiment import summary
   from diffusion_text.experiment.build import build
+  from diffusion_text.experiment.options import options_table
 
+  if OPTIONS.value:
+    print(options_table(OPTIONS.value))
+    return
   devices = topology.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else None
-  experiment = build(
-    CONFIG.value,
-    tokenizer=plan.AnyVocabulary(VOCAB.value) if VOCAB.value else None,
-    devices=devices,
-  )
-  print(plan.parameter_table(experiment))
+  any_tokens = summary.AnyVocabulary(VOCAB.value) if VOCAB.value else None
+  experiment = build(CONFIG.value, tokenizer=any_tokens, devices=devices)
+  print(summary.parameter_table(experiment))
   print()
-  print(plan.summary(experiment), flush=True)
+  print(summary.summary(experiment), flush=True)
   if TOPOLOGY.value:
     print()
-    print(
-      topology.report("train step", topology.compile_step(experiment, TOPOLOGY.value)), flush=True
-    )
+    step = topology.compile_step(experiment, TOPOLOGY.value)
+    print(topology.report("train step", step), flush=True)
     if SAMPLER.value:
       print(topology.memory("sampler", topology.compile_sampler(experiment, TOPOLOGY.value)))
 

@@ -61,6 +61,11 @@ def find(kind: str, name: str) -> type:
   return _class({**TABLES[kind], **CONTRIB.get(kind, {})}, name, f"config.{kind}.name")
 
 
+def names(kind: str) -> list[str]:
+  """All names of a section, those of the rooms and those of contrib."""
+  return sorted({**TABLES[kind], **CONTRIB.get(kind, {})})
+
+
 def describe(cls: type) -> list[tuple[str, str, str, str]]:
   """(option, type and range, default, meaning) of every option of a class that a config may set."""
   rows = []
@@ -74,26 +79,53 @@ def describe(cls: type) -> list[tuple[str, str, str, str]]:
   return rows
 
 
-def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> Any:
-  """The member of a section with another number of steps, its own or that of the part that counts them (a budget).
+def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> dict[str, Any]:
+  """The section with another number of steps: of the member itself, or of the part that counts them (a budget).
 
   Raises:
     ValueError: for a member that has no steps.
   """
   section = dict(section)
   if "steps" in find(kind, section["name"]).__pydantic_fields__:
-    return construct(kind, {**section, "steps": steps})
+    return {**section, "steps": steps}
   for key, value in section.items():
     if isinstance(value, Mapping) and "steps" in value:
-      return construct(kind, {**section, key: {**value, "steps": steps}})
+      return {**section, key: {**value, "steps": steps}}
+  options = ", ".join(row[0] for row in describe(find(kind, section["name"])))
   raise ValueError(
-    f"config.{kind}.name={section['name']!r} has no steps to set; its options are"
-    f" {', '.join(row[0] for row in describe(find(kind, section['name'])))}"
+    f"config.{kind}.name={section['name']!r} has no steps to set; its options are {options}"
   )
 
 
+def changed(
+  kind: str, section: Mapping[str, Any], changes: Iterable[tuple[str, Any]]
+) -> dict[str, Any]:
+  """The section after (dotted option, value) changes, in order. Another name drops the options of the old one, steps apart.
+
+  Raises:
+    ValueError: for a name that is unknown, and for an option below something that is no section.
+  """
+  section = dict(section)
+  for key, value in changes:
+    if key == "name" and value != section["name"]:
+      steps = section.get("steps")
+      kept = steps is not None and "steps" in find(kind, value).__pydantic_fields__
+      section = {"name": value, **({"steps": steps} if kept else {})}
+      continue
+    *parents, last = key.split(".")
+    place = section
+    for parent in parents:
+      inner = place.get(parent, {})
+      if not isinstance(inner, Mapping):
+        raise ValueError(f"config.{kind}.{key}={value!r}: {parent}={inner!r} is no section")
+      place[parent] = dict(inner)
+      place = place[parent]
+    place[last] = value
+  return section
+
+
 def named_value(text: str, section: str) -> tuple[str, Any]:
-  """("sampler.eta", 0.02) of the text "eta=0.02" and the section "sampler"; what is no Python literal is a string.
+  """("eta", 0.02) of the text "eta=0.02", an option of `section`; what is no Python literal is a string.
 
   Raises:
     ValueError: for a text without a value.
@@ -101,13 +133,13 @@ def named_value(text: str, section: str) -> tuple[str, Any]:
   key, given, value = text.partition("=")
   if not (key and given):
     raise ValueError(
-      f"--{section}={text} has no value; use a key of config.{section} and its value, as in"
+      f"--{section}={text} has no value; use an option of config.{section} and its value, as in"
       f" --{section}=eta=0.02"
     )
   try:
-    return f"{section}.{key}", ast.literal_eval(value)
+    return key, ast.literal_eval(value)
   except (SyntaxError, ValueError):
-    return f"{section}.{key}", value
+    return key, value
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from diffusion_text.core.trees import merge
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.model.flops import flops_per_token
 from diffusion_text.objective import engine
-from diffusion_text.sampler import Grid
+from diffusion_text.sampler.grid import Grid
 from diffusion_text.studies.speed import compile_for, interleaved, matmul, peak_bytes
 from diffusion_text.types import Batch, Layout, Loss, Progress, Rows, Span
 

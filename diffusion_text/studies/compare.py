@@ -315,7 +315,8 @@ def sampled(
   reference = reference_text(data)
   batch = open_rows(experiment.tokenizer, comparison.num_samples, data.length)
   for steps in dict.fromkeys(max(1, calls // blocks) for calls in comparison.calls):
-    sampler = registry.with_steps("sampler", experiment.config.sampler.to_dict(), steps)
+    section = registry.with_steps("sampler", experiment.config.sampler.to_dict(), steps)
+    sampler = registry.construct("sampler", section)
     texts, result = generate(
       trained, batch, num=comparison.num_samples, seed=experiment.config.seed, sampler=sampler
     )
