@@ -110,7 +110,8 @@ def check_predictor(model: Model, who: str) -> None:
       f"{who} predicts the times of a whole row, not those of {model.context}; use"
       " context.name='full'"
     )
-  if not model.process.input_sizes.vectors or model.process.input_sizes.ids:
+  # Vectors of V numbers are weights of tokens, and those at t = 0 are read as one token each.
+  if model.process.input_sizes.vectors in (0, model.process.vocab_size):
     raise ValueError(
       f"{who} predicts times from means of the tokens' vectors, which {model.process} would not"
       " read as they are; use process.name='embedding', or no predicted times"

@@ -311,7 +311,9 @@ LEARNED = TokenMasked(vocab_size=V)
       "log_corruption, which Masked does not offer",
     ),
     (
-      lambda: ScoreFunction().check(model_of(TokenMasked(vocab_size=V, loss_order="frequency"))),
+      lambda: ScoreFunction().check(
+        model_of(TokenMasked(vocab_size=V, loss_order="frequency", strength=0.3))
+      ),
       "costs twice the network calls.*'bound'",
     ),
     (lambda: Reweighted().check(model_of(MASKED)), "divergence.*Masked does not offer"),
