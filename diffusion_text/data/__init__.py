@@ -1,4 +1,5 @@
-"""From text to batches: corpora → tokenizers → token_arrays → packing → pipeline; prompts for sampling.
+"""From text to batches: corpora → tokenizers → token_arrays → packing → pipeline.
 
-Nothing is imported here, and the heavy packages (grain, sentencepiece, pyarrow, tensorflow-datasets) only where they are used.
+`prompts` makes batches for sampling. This file imports nothing, and the heavy packages (grain,
+sentencepiece, pyarrow, tensorflow-datasets) are imported only where they are used.
 """

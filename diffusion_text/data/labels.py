@@ -1,4 +1,4 @@
-"""Rows with a label: where the documents of a corpus come from, as something that a classifier can learn."""
+"""Rows with a label: the source of each document of a corpus, for a classifier to learn."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import numpy as np
 
 from diffusion_text.data.token_arrays import TokenArrays
 
-RUN = 8  # neighbouring rows that stay together, so that a paragraph is seldom in two parts
+# Neighbouring rows that stay together, so that a paragraph is seldom in two parts.
+RUN = 8
 
 
 class LabelledRows(NamedTuple):
-  """ids: int32 [N, length]. label: int32 [N], the source. part: int32 [N], 0 … parts - 1, disjoint pieces of every source."""
+  """Rows with their labels, in disjoint parts.
+
+  Attributes:
+    ids: int32 [N, length], the tokens.
+    label: int32 [N], the source of each row.
+    part: int32 [N], the part of each row, 0 … parts - 1. Every part has rows of every source.
+  """
 
   ids: np.ndarray
   label: np.ndarray
@@ -28,9 +35,20 @@ class LabelledRows(NamedTuple):
 def labelled_rows(
   arrays: TokenArrays, labels: Sequence[int], length: int, parts: int
 ) -> LabelledRows:
-  """The documents of each label as one stream, cut every `length` tokens, the rest dropped; RUN rows in turn to each part.
+  """Labelled rows [N, length]: the documents of each label as one stream, cut every `length` tokens.
 
-  labels: one per document. Raises ValueError if they are not as many as the documents, or if some part of some label gets no row.
+  The parts take turns: each gets RUN rows at a time. The tokens after a label's last full row are
+  dropped.
+
+  Args:
+    arrays: The tokens of a split.
+    labels: One label per document.
+    length: Tokens of a row.
+    parts: Number of disjoint parts.
+
+  Raises:
+    ValueError: If the number of labels is not the number of documents, or if some part of some
+      label gets no row.
   """
   if len(labels) != len(arrays.offsets) - 1:
     raise ValueError(

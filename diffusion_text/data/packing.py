@@ -1,11 +1,14 @@
-"""Rows of a fixed length out of a token array, as pure functions of row numbers.
+"""Rows of a fixed length from a token array, as pure functions of row numbers.
 
-  stream      the documents as one stream, cut every `length` tokens; a row is one segment and may hold many documents
-  documents   whole documents, as many as fit, one segment each; a document longer than a row is cut
-  pairs       one document of a source and a target per row: the source is observed, the target ends where the model says
+  stream      The documents as one stream, cut every `length` tokens. A row is one segment and may
+              hold many documents.
+  documents   As many whole documents as fit, one segment each. A document longer than a row is cut.
+  pairs       One source and one target per row. The source is observed, and the model decides where
+              the target ends.
 
-A packing is a frozen object that knows how many rows there are and cuts any of them: `packed.rows(numbers)` gives ids [n,
-length] and, unless they are the same for every row of the split, weights and segments.
+A packing is a frozen object that knows how many rows there are and cuts any of them:
+`packed.rows(numbers)` returns ids [n, length] and, unless they are trivial in every row of the
+split, weights and segments.
 """
 
 from __future__ import annotations
@@ -28,15 +31,25 @@ class Packed(Protocol):
   length: int
 
   def rows(self, numbers: np.ndarray) -> types.Batch:
-    """Rows of an endless sequence of epochs: number n >= 0 is row n % count of epoch n // count."""
+    """A batch of rows, from an endless sequence of epochs.
+
+    Number n >= 0 is row n % count of epoch n // count.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """The stream as a circle, cut every `length` tokens: no padding, and every token is in a row of every epoch.
+  """The stream as a circle, cut every `length` tokens, without padding.
 
-  tokens: integers [T]. The last row is completed from the beginning of the stream, so fewer than `length` tokens come twice.
-  random_offset: each epoch begins at another token, drawn from (seed, epoch), so that rows are cut elsewhere each time.
+  Every token is in a row of every epoch. The last row is completed from the beginning of the
+  stream, so fewer than `length` tokens come twice.
+
+  Attributes:
+    tokens: Integers [T].
+    length: Tokens of a row.
+    random_offset: True if each epoch begins at another token, drawn from (seed, epoch), so that
+      rows are cut in other places each time.
+    seed: Seed of the offsets.
   """
 
   tokens: np.ndarray
@@ -53,7 +66,7 @@ class Stream:
     return -(-len(self.tokens) // self.length)
 
   def rows(self, numbers: np.ndarray) -> types.Batch:
-    """ids int32 [n, length], and nothing else: every token counts and no row has padding."""
+    """A batch with ids int32 [n, length] only: every token counts and no row has padding."""
     begins = numbers % self.count * self.length
     if self.random_offset:
       begins = begins + np.array(
@@ -65,10 +78,16 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-  """Rows that are ranges of the token array, padded on the right: stream packing without a circle, and whole documents.
+  """Rows that are ranges of the token array, padded on the right.
 
-  tokens: integers [T]. begins, ends: int64 [R], each range at most `length` long. starts: int64, sorted, where a segment
-  begins, or None if a row is one segment.
+  These are the rows of stream packing without a circle, and of whole documents.
+
+  Attributes:
+    tokens: Integers [T].
+    length: Tokens of a row.
+    begins: int64 [R], where each range begins.
+    ends: int64 [R], where each range ends, at most `length` after its beginning.
+    starts: int64, sorted: where each segment begins. None if every row is one segment.
   """
 
   tokens: np.ndarray
@@ -84,20 +103,21 @@ class Ranges:
 
   @functools.cached_property
   def ragged(self) -> bool:
-    """Whether some row is shorter than `length`."""
+    """True if some row is shorter than `length`."""
     return bool((self.ends - self.begins < self.length).any())
 
   @functools.cached_property
   def several(self) -> bool:
-    """Whether some row holds more than one segment."""
+    """True if some row holds more than one segment."""
     if self.starts is None:
       return False
     return bool((_segment(self.starts, self.begins) != _segment(self.starts, self.ends - 1)).any())
 
   def rows(self, numbers: np.ndarray) -> types.Batch:
-    """ids int32, weights float32 and segment int32 [n, length]; weights and segment None if trivial in every row of the split.
+    """A batch with ids int32, weights float32 and segment int32, [n, length].
 
-    A number < 0 gives a row of padding: ids 0, weights 0 (present then even if every row is full).
+    Weights and segment are None if they are trivial in every row of the split. A number < 0 gives a
+    row of padding, with ids 0 and weights 0; weights are then present even if every row is full.
     """
     absent = numbers < 0
     numbers = np.where(absent, 0, numbers % self.count)
@@ -119,15 +139,22 @@ class Ranges:
 
 @dataclasses.dataclass(frozen=True)
 class PairRows:
-  """Rows of one pair each: source ‖ end ‖ target ‖ end end end …, where "end" is the tokenizer's separator, the newline.
+  """Rows of one pair each: source ‖ end ‖ target ‖ end end end …
 
-  The source and the first end are observed. All that follows is open and has weight 1, padding included: a model that is asked for a row
-  of fixed length has to learn where the text stops, and that nothing follows (as DiffuSeq does, arXiv 2210.08933, and LLaDA in
-  fine-tuning). So the row costs at least what the target with its end costs: -log p(row | source) >= -log p(target | source);
-  `without_padding` tells how many tokens that is to be divided by. A row is one segment, as whoever writes the padding must see the text.
+  "End" is the tokenizer's separator, the newline. The source and the first end are observed. All
+  tokens after them are to be generated and have weight 1, padding included: a model that fills a
+  row of fixed length has to learn where the text stops, and that nothing follows (as DiffuSeq does,
+  arXiv 2210.08933, and LLaDA in fine-tuning). So a row costs at least as much as the target with
+  its end: -log p(row | source) >= -log p(target | source). `without_padding` gives the number of
+  tokens to divide this cost by. A row is one segment, because the padding depends on the text.
 
-  tokens: integers [T]. begins, ends: int64 [R], where each pair begins and where it ends, its last end included if the array has one;
-  none is longer than `length`. turns: int64 [R], the place of the end between source and target.
+  Attributes:
+    tokens: Integers [T].
+    length: Tokens of a row; no pair is longer.
+    end: The id of the separator.
+    begins: int64 [R], where each pair begins.
+    turns: int64 [R], the place of the end between source and target.
+    ends: int64 [R], where each pair ends, its last end included if the array has one.
   """
 
   tokens: np.ndarray
@@ -143,7 +170,10 @@ class PairRows:
     return len(self.begins)
 
   def rows(self, numbers: np.ndarray) -> types.Batch:
-    """ids int32, observed bool [n, length]; and weights, only if there is a number < 0: a row of padding, where they are 0."""
+    """A batch with ids int32 and observed bool, [n, length].
+
+    A number < 0 gives a row of padding. Only then does the batch have weights, 0 in such a row.
+    """
     absent = numbers < 0
     numbers = np.where(absent, 0, numbers % self.count)
     places = self.begins[numbers][:, None] + np.arange(self.length)
@@ -159,8 +189,19 @@ class PairRows:
 
 
 def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | None) -> PairRows:
-  """The pairs that fit in `length` tokens, both ends included; longer ones are left out, never cut. Raises ValueError if none does, and
-  for documents that are no pairs."""
+  """The rows of all pairs that fit in `length` tokens, both ends included.
+
+  Longer pairs are left out, never cut.
+
+  Args:
+    tokens: Integers [T].
+    offsets: int64 [documents + 1], where each document begins.
+    length: Tokens of a row.
+    end: The id of the separator, None if the tokenizer has none.
+
+  Raises:
+    ValueError: If the tokenizer has no separator, if a document is not a pair, or if no pair fits.
+  """
   if end is None:
     raise ValueError(
       "packing 'pairs' needs a tokenizer with a newline, to write between source and target; use "
@@ -174,7 +215,8 @@ def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | N
       f"document {wrong[0]} is no source and target with a newline between; packing 'pairs' goes "
       "with data.corpus='pairs'"
     )
-  sizes = ends - begins + (tokens[ends - 1] != end)  # a split of one document has no end of its own
+  # The document of a split with one document has no separator at its end.
+  sizes = ends - begins + (tokens[ends - 1] != end)
   if not (fits := sizes <= length).any():
     raise ValueError(
       f"length={length}, but the shortest of {len(sizes)} pairs has {sizes.min()} tokens; use a "
@@ -184,22 +226,34 @@ def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | N
 
 
 def without_padding(weights: types.Array, ids: types.Array, end: int) -> types.Array:
-  """The weights [B, L] of `PairRows`, 0 at the padding that follows a target's end: every end after an end. numpy or jax arrays."""
+  """The weights [B, L] of `PairRows`, set to 0 at the padding after a target's end.
+
+  Padding is every end that follows an end. Works on numpy and jax arrays.
+  """
   before = ids[:, np.maximum(np.arange(ids.shape[1]) - 1, 0)]
   return weights * ~((ids == end) & (before == end))
 
 
 def straight_stream(tokens: np.ndarray, length: int) -> Ranges:
-  """The stream cut every `length` tokens, each token exactly once; the last row may be padded, even if it is the only one."""
+  """The rows of the stream, cut every `length` tokens, each token exactly once.
+
+  The last row may be padded, even if it is the only row.
+  """
   begins = np.arange(0, len(tokens), length, dtype=np.int64)
   return Ranges(tokens, length, begins, np.minimum(begins + length, len(tokens)))
 
 
 def whole_documents(tokens: np.ndarray, offsets: np.ndarray, length: int) -> Ranges:
-  """Documents packed in order: each goes into the current row if it fits there whole, else it opens the next row.
+  """The rows of documents packed in order, every token in exactly one row.
 
-  tokens: [T]. offsets: int64 [documents + 1]. A document longer than `length` is cut every `length` tokens, and what is left
-  over is packed like a document. Every token is in exactly one row.
+  A document goes into the current row if the whole document fits there, otherwise it opens the next
+  row. A document longer than `length` is cut every `length` tokens, and the rest is packed like a
+  document.
+
+  Args:
+    tokens: Integers [T].
+    offsets: int64 [documents + 1], where each document begins.
+    length: Tokens of a row.
   """
   starts = segment_starts(offsets, length)
   ends = np.append(starts[1:], len(tokens))
@@ -214,7 +268,10 @@ def whole_documents(tokens: np.ndarray, offsets: np.ndarray, length: int) -> Ran
 
 
 def segment_starts(offsets: np.ndarray, length: int) -> np.ndarray:
-  """int64, sorted: where each document begins, and every `length` tokens within it. Empty documents are left out."""
+  """int64, sorted: where each document begins, and every `length` tokens within the document.
+
+  Empty documents are left out.
+  """
   sizes = np.diff(offsets)
   cuts = -(-sizes // length)
   within = np.arange(cuts.sum()) - np.repeat(np.cumsum(cuts) - cuts, cuts)

@@ -1,4 +1,4 @@
-"""Files of pairs: each row has a source and a target among its columns or fields. The readers of `corpora.Pairs`."""
+"""Readers of files of pairs, for `corpora.Pairs`: columns or fields of a row are source and target."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ SUFFIXES = (".tsv", ".txt", ".csv", ".jsonl")
 
 
 def read(path: Path, source: str | None, target: str | None) -> Iterator[tuple[str, str]]:
-  """(source, target) of every row, line breaks within them read as spaces.
+  """(source, target) of every row. Line breaks within either are read as spaces.
 
-  source, target: a column's number, from 0, for files with tabs, which have no header (None: 0 and 1); a field's name for the others
-  (None: "source" and "target"). Raises ValueError, with the place, for an unknown kind of file and for a row without them.
+  Args:
+    path: A file with one of SUFFIXES.
+    source: In files with tabs, which have no header, the column's number, from 0 (None: 0). In
+      other files the field's name (None: "source").
+    target: The same for the target (None: 1, or "target").
+
+  Raises:
+    ValueError: For an unknown kind of file, and for a row without source or target, with its place.
   """
   if path.suffix not in SUFFIXES:
     raise ValueError(f"{path} is no file of pairs; use {', '.join(SUFFIXES)}")
@@ -68,8 +74,7 @@ def _named(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]:
         if not isinstance(held.get(source), str) or not isinstance(held.get(target), str):
           raise ValueError(
             f"row {number} has no text in {source!r} and {target!r}, it holds "
-            f"{[str(key) for key in held]};"
-            " set data.source and data.target to the two that have it"
+            f"{[str(key) for key in held]}; set data.source and data.target to the two that have it"
           )
         yield held[source], held[target]
     except (ValueError, csv.Error) as error:  # json's error is a ValueError too

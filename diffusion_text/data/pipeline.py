@@ -1,7 +1,7 @@
-"""Batches for training and evaluation out of a token array.
+"""Batches for training and evaluation from a token array.
 
-The global batch is a function of (data, seed, step) alone: a process is told which rows of it to read, so that a run does not depend
-on how many processes feed it.
+The global batch is a function of (data, seed, step) alone. Each process reads the rows of the
+global batch that it is asked for, so a run does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from diffusion_text.data.token_arrays import TokenArrays
 
 PACKINGS = ("stream", "documents", "pairs")
 _PREFETCH = 4  # batches that wait in memory
-_THREADS = 2  # threads that make them
+_THREADS = 2  # threads that make batches
 
 
 class TrainIterator:
-  """Endless training batches (`types.DataIterator`), made ahead by threads.
+  """Endless training batches (`types.DataIterator`), made in advance by threads.
 
-  The state counts the global batches that were handed out, not those that were made ahead; so it is exact, and the same for
-  every process and process count.
+  The state counts the global batches that were handed out, not the batches that were made in
+  advance. It is therefore exact, and the same for every process and for every number of processes.
   """
 
   def __init__(self, batches: Any, choices: dict[str, Any]):
-    """batches: a grain iterator of Batch. choices: all that the order of rows depends on."""
+    """Makes the iterator.
+
+    Args:
+      batches: A grain iterator of Batch.
+      choices: Everything that the order of rows depends on.
+    """
     self._batches = batches
     self._choices = choices
 
@@ -42,18 +47,21 @@ class TrainIterator:
     return next(self._batches)
 
   def get_state(self) -> bytes:
-    """Where the iterator stands, as JSON."""
+    """The position of the iterator, as JSON."""
     return json.dumps({"grain": self._batches.get_state(), "choices": self._choices}).encode()
 
   def set_state(self, state: bytes) -> None:
-    """Goes to a place that `get_state` gave. Raises ValueError if it was saved with other data or choices."""
+    """Goes to a position that `get_state` returned.
+
+    Raises:
+      ValueError: If the position was saved with other data or choices.
+    """
     saved = json.loads(state)
     for name, value in self._choices.items():
       if saved["choices"].get(name) != value:
         raise ValueError(
           f"the saved data position has {name}={saved['choices'].get(name)!r}, this iterator has "
-          f"{name}={value!r}; "
-          "use the saved one, or start without the saved position"
+          f"{name}={value!r}; use the saved one, or start without the saved position"
         )
     self._batches.set_state(saved["grain"])
 
@@ -68,12 +76,22 @@ def train_iterator(
   random_offset: bool = False,
   places: Sequence[int] | None = None,
 ) -> TrainIterator:
-  """Shuffled rows, for ever: each epoch has every row once, in an order of its own drawn from `seed`.
+  """Endless batches of shuffled rows.
 
-  length: tokens of a row. batch_size: rows of the global batch. packing_kind: one of PACKINGS (see `packing`). random_offset: begin
-  each epoch's stream at another token ("stream" only). places: the rows of the global batch to read, each from 0 to batch_size - 1;
-  None: all. A batch may hold the end of one epoch and the beginning of the next. Raises ValueError, before any work, for sizes that
-  do not fit together.
+  Each epoch has every row once, in another order, drawn from `seed`. A batch may hold the end of
+  one epoch and the beginning of the next.
+
+  Args:
+    arrays: The tokens of a split.
+    length: Tokens of a row.
+    batch_size: Rows of the global batch.
+    seed: Seed of the order of rows and of the offsets.
+    packing_kind: One of PACKINGS (see `packing`).
+    random_offset: True to begin each epoch's stream at another token ("stream" only).
+    places: The rows of the global batch to read, each from 0 to batch_size - 1. None: all.
+
+  Raises:
+    ValueError: Before any work, for sizes that do not fit together.
   """
   _check(packing_kind, length, batch_size)
   places = np.arange(batch_size) if places is None else np.asarray(places)
@@ -119,7 +137,8 @@ def _by_document(arrays: TokenArrays, length: int, packing_kind: str) -> packing
 def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, places: np.ndarray) -> Any:
   import grain  # takes a second
 
-  # grain's epoch e shuffles with seed + e: spread the seeds, or epoch 1 of seed 0 would be epoch 0 of seed 1.
+  # Grain's epoch e shuffles with seed + e. Without this, epoch 1 of seed 0 would be epoch 0 of
+  # seed 1.
   shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
   rows = grain.MapDataset.range(packed.count).shuffle(seed=shuffle_seed).repeat()
 
@@ -128,7 +147,8 @@ def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, places: 
     numbers = [place // packed.count * packed.count + rows[place] for place in ours]
     return packed.rows(np.array(numbers, np.int64))
 
-  # One element per step, so that each process looks up its own rows only, and all of a batch's tokens are read at once.
+  # One element per step, so that each process looks up its own rows only, and all tokens of a batch
+  # are read at once.
   batches = grain.MapDataset.range(1).repeat().map_with_index(batch)
   return iter(
     batches.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH))
@@ -136,10 +156,10 @@ def _grain_iterator(packed: packing.Packed, batch_size: int, seed: int, places: 
 
 
 class EvaluationBatches:
-  """A finite sequence of batches that can be gone through again and again; `len()` is their number.
+  """A finite sequence of batches that can be iterated many times; `len()` is their number.
 
-  All batches have the same shapes and the same fields. Every token of the split has weight 1 in exactly one place (of pairs: every token of
-  those that fit).
+  All batches have the same shapes and the same fields. Every token of the split has weight 1 in
+  exactly one place (with packing "pairs": every token of the pairs that fit).
   """
 
   def __init__(self, packed: packing.Packed, batch_size: int):
@@ -155,9 +175,8 @@ class EvaluationBatches:
   def __iter__(self) -> Iterator[types.Batch]:
     for rows in self._rows:
       batch = self._packed.rows(rows)
-      if (
-        self._padded and batch.weights is None
-      ):  # the same fields in every batch, so that it is compiled once
+      # The same fields in every batch, so that evaluation is compiled once.
+      if self._padded and batch.weights is None:
         batch = dataclasses.replace(batch, weights=np.ones(batch.ids.shape, np.float32))
       yield batch
 
@@ -169,11 +188,22 @@ def evaluation_batches(
   batch_size: int,
   packing_kind: str = "stream",
 ) -> EvaluationBatches:
-  """All rows of a split once, in order: numpy arrays [B, L], all of them on every process (they are few, and are counted whole).
+  """All rows of a split once, in order, as batches of numpy arrays [B, L].
 
-  The last row is padded on the right and the last batch with whole rows: weight 0, a segment of their own. The characters
-  that were scored are `tokenizers.characters(tokenizer, batch.ids, batch.weights)`, summed over batches:
-  `arrays.characters` (but see `packing.PairRows` for pairs). Raises ValueError, before any work, for sizes that do not fit together.
+  Every process gets all batches: they are few, and their costs are summed over the whole split. The
+  last row is padded on the right, and the last batch is padded with whole rows; padding has weight
+  0 and its own segment. The number of scored characters is
+  `tokenizers.characters(tokenizer, batch.ids, batch.weights)`, summed over batches. It equals
+  `arrays.characters` (but see `packing.PairRows` for pairs).
+
+  Args:
+    arrays: The tokens of a split.
+    length: Tokens of a row.
+    batch_size: Rows of a batch.
+    packing_kind: One of PACKINGS (see `packing`).
+
+  Raises:
+    ValueError: Before any work, for sizes that do not fit together.
   """
   _check(packing_kind, length, batch_size)
   if packing_kind == "stream":

@@ -19,23 +19,33 @@ _MARK = re.compile(r"\[\[|\[(\d+)\]")
 
 
 def infill_rows(tokenizer: Any, texts: Sequence[str], length: int | None = None) -> types.Batch:
-  """One row for each text with holes, as numpy arrays [B, L]; L = length, or that of the longest text.
+  """A batch of numpy arrays [B, L], one row for each text with holes.
 
-  ids int32: 0 in holes and padding. observed bool: True but in holes. weights float32: 0 in padding. segment int32: 1, and 0 in
-  padding. If no row has padding, weights and segment are None. Raises ValueError for no texts, an empty text, a hole of no
-  tokens, a text longer than `length`, or a character that the tokenizer does not know.
+  ids are int32, 0 in holes and padding. observed is bool, True everywhere except in holes. weights
+  are float32, 0 in padding. segment is int32, 1 in text and 0 in padding. If no row has padding,
+  weights and segment are None.
+
+  Args:
+    tokenizer: One of `tokenizers`.
+    texts: Texts with holes.
+    length: L. None: the number of tokens of the longest text.
+
+  Raises:
+    ValueError: For no texts, an empty text, a hole of no tokens, a text longer than `length`, or a
+      character that the tokenizer does not know.
   """
   _check_any(texts, "texts")
   return _batch([_parse(tokenizer, text) for text in texts], list(texts), length)
 
 
 def prompt_rows(tokenizer: Any, prompts: Sequence[str], length: int) -> types.Batch:
-  """One row for each prompt, which is observed at its start; all else is open.
+  """A batch of numpy arrays [B, length], one row for each prompt, observed at the start of the row.
 
-  Numpy arrays: ids int32 (0 where open) and observed bool, [B, length].
+  ids are int32, 0 where a token is to be generated. observed is bool. A prompt may be empty.
 
-  A prompt may be empty. Raises ValueError for no prompts, a prompt that leaves nothing open, or a character that the
-  tokenizer does not know.
+  Raises:
+    ValueError: For no prompts, a prompt that leaves no token to generate, or a character that the
+      tokenizer does not know.
   """
   _check_any(prompts, "prompts")
   rows = []
@@ -52,7 +62,7 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[str], length: int) -> types.Ba
 
 
 def _parse(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
-  """ids int32 and observed bool [tokens] of one infill text."""
+  """Ids int32 [tokens] and observed bool [tokens] of one infill text."""
   parts: list[str | int] = [""]  # known text and sizes of holes
   end = 0
   for mark in _MARK.finditer(text):
@@ -89,12 +99,11 @@ def _batch(
         f"text {text!r} is {len(ids)} tokens long, more than length={length}; use length >= "
         f"{longest} or a shorter text"
       )
-  ids_BxL, observed_BxL = (
-    np.zeros((len(rows), length), np.int32),
-    np.ones((len(rows), length), bool),
-  )
+  ids_BxL = np.zeros((len(rows), length), np.int32)
+  observed_BxL = np.ones((len(rows), length), bool)
   for row, (ids, observed) in enumerate(rows):
-    ids_BxL[row, : len(ids)], observed_BxL[row, : len(ids)] = ids, observed
+    ids_BxL[row, : len(ids)] = ids
+    observed_BxL[row, : len(ids)] = observed
   real_BxL = np.arange(length) < np.array([[len(ids)] for ids, _ in rows])
   if real_BxL.all():
     return types.Batch(ids=ids_BxL, observed=observed_BxL)
@@ -105,7 +114,10 @@ def _batch(
 
 
 def _encode(tokenizer: Any, text: str) -> np.ndarray:
-  """Ids of known text: an unknown id is right for scoring held-out text, but a prompt should say what it means."""
+  """Ids int32 [tokens] of known text, none of them the unknown id.
+
+  An unknown id is right for scoring held-out text, but in a prompt it would hide a mistake.
+  """
   ids = tokenizer.encode(text)
   if tokenizer.unknown is not None and (ids == tokenizer.unknown).any():
     place = int(np.flatnonzero(ids == tokenizer.unknown)[0])

@@ -1,7 +1,7 @@
 """Reading a prepared tensorflow-datasets set, without TensorFlow and without the network.
 
-The set is opened from its directory and not by its name: looking a name up imports the set's code, and for hub sets asks the
-network for minutes before failing.
+The set is opened from its directory and not by its name: a lookup by name imports the set's code,
+and for hub sets it asks the network for minutes before it fails.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ RECORDS_AT_ONCE = 1024
 
 
 def prepared_directory(name: str, data_dir: str | None) -> Path:
-  """The directory that holds `dataset_info.json` of `set[/config][:version]`, the newest version if none is named.
+  """The directory with the `dataset_info.json` of `set[/config][:version]`.
 
-  Raises FileNotFoundError if the set is not prepared, ValueError if it has several configs and the name says none, or if it
-  was not prepared as array_record.
+  Without a version in the name it is the newest version.
+
+  Raises:
+    FileNotFoundError: If the set is not prepared.
+    ValueError: If the set has several configs and the name has none, or if the set was not prepared
+      as array_record.
   """
   root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
   path, _, version = name.partition(":")
@@ -57,7 +61,14 @@ def prepared_directory(name: str, data_dir: str | None) -> Path:
 def documents(
   directory: Path, split: str, field: str, split_names: Mapping[str, str]
 ) -> Iterator[str]:
-  """The text of each record of a split, in stored order. `split_names` maps the names that sets use to ours."""
+  """The text of each record of a split, in stored order.
+
+  Args:
+    directory: A prepared set.
+    split: "train", "validation" or "test".
+    field: The feature with the text.
+    split_names: Name of a split in the set -> our name.
+  """
   import tensorflow_datasets as tfds  # takes seconds
 
   builder = tfds.builder_from_directory(directory)
@@ -86,7 +97,12 @@ def documents(
 
 
 def split_instruction(split: str, own: Mapping[str, str]) -> str:
-  """The slice of a set for one of our splits. `own`: our name -> the set's name, for the splits that the set has."""
+  """The slice of a set for one of our splits, in the notation of tensorflow-datasets.
+
+  Args:
+    split: "train", "validation" or "test".
+    own: Our name -> the set's name, for the splits that the set has.
+  """
   left, carved = 100, {}
   for name, percent in (("test", 5), ("validation", 2)):
     if name not in own:

@@ -1,4 +1,4 @@
-"""A split as one array of tokens on disk, made once and memory-mapped ever after."""
+"""A split as one array of tokens on disk, made once and memory-mapped afterwards."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ import numpy as np
 
 from diffusion_text.data import corpora, tokenizers
 
-_FORMAT = 1  # part of the cache's file names: raise it when the files change
+_FORMAT = 1  # part of the cache's folder names; raise it when the files change
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenArrays:
   """The tokens of a split.
 
-  tokens: uint16 or uint32 [T], every document followed by the tokenizer's separator; a split of a single document has none
-  added. offsets: int64 [documents + 1]; document i, its separator included, is tokens[offsets[i]:offsets[i + 1]]. characters:
-  characters of the original text that the tokens stand for, separators included. unknown: tokens that are the unknown id.
-  separator: the tokenizer's.
+  Attributes:
+    tokens: uint16 or uint32 [T], every document followed by the tokenizer's separator. A split of a
+      single document has no separator added.
+    offsets: int64 [documents + 1]. Document i with its separator is
+      tokens[offsets[i]:offsets[i + 1]].
+    characters: Number of characters of the original text, separators included.
+    unknown: Number of tokens that are the unknown id.
+    separator: The separator of the tokenizer, None if it has none.
   """
 
   tokens: np.ndarray
@@ -38,10 +42,15 @@ class TokenArrays:
 def token_arrays(
   corpus: corpora.Corpus, tokenizer: Any, split: str, cache_dir: str | os.PathLike[str]
 ) -> TokenArrays:
-  """Encodes a split, or maps the files of an earlier call with the same corpus, tokenizer and split.
+  """The tokens of a split, encoded now or mapped from an earlier call's files.
 
-  The files are written to a folder of their own and then renamed, so several processes may start at once: one wins, all read
-  the same. Raises ValueError if the split is empty, or has several documents and the tokenizer no separator.
+  Files are shared by calls with the same corpus, tokenizer and split. They are written to a
+  temporary folder, which is then renamed, so several processes may start at the same time: one of
+  them succeeds, and all read the same files.
+
+  Raises:
+    ValueError: If the split is empty, or if it has several documents and the tokenizer has no
+      separator.
   """
   corpora.check_split(split)
   name = hashlib.sha256(
@@ -73,7 +82,7 @@ def _write(corpus: corpora.Corpus, tokenizer: Any, split: str, directory: Path) 
     draft.chmod(0o755)  # mkdtemp makes it private, but caches are shared
     try:
       draft.rename(directory)
-    except OSError:  # another process was first: its files say the same
+    except OSError:  # another process was first, and its files are equal
       if not directory.exists():
         raise
   finally:
@@ -100,14 +109,13 @@ def _encode(corpus: corpora.Corpus, tokenizer: Any, split: str, draft: Path) -> 
       if tokenizer.separator is None:
         raise ValueError(
           f"split={split!r} has several documents, but this {tokenizer.name} tokenizer has no "
-          "newline to write between them; "
-          "build it from the documents of this corpus, or use bytes"
+          "newline to write between them; build it from the documents of this corpus, or use bytes"
         )
       write(np.array([tokenizer.separator]))
 
     for document in corpus.documents(split):
       if meta["documents"] == 1:
-        end_document()  # of the first: only now is it known that there are several
+        end_document()  # ends the first document: only now are several documents known to exist
       offsets_file.write(np.int64(meta["tokens"]).tobytes())
       for ids in tokenizers.encode_document(tokenizer, document):
         write(ids)
