@@ -37,13 +37,13 @@ def check_sampler(
     model: a model whose network is exact (`exact_model`).
     params: the model's.
     language: what the network knows.
-    exact_law: False if the texts have another law even with the exact network, as those of remasking
-      and edits have ("law").
+    exact_law: False if the texts have another law even with the exact network, as remasking and
+      edits give ("law").
     one_per_call: True if each call commits one token, so that "trace" holds: the log-probabilities
       of a text add up to log p(text).
     calls: how many network calls a text takes; None: not tried.
-    same_as: a sampler whose tokens must be the same, as a grid that skips has those of one that does
-      not; None: not tried ("same").
+    same_as: a sampler whose tokens must be the same, as those of a grid that skips and of one that
+      does not; None: not tried ("same").
     reader: how the network is asked; None: whole rows.
     rows: texts that are made.
     slack: total variation to the language that is allowed for the size of steps.

@@ -1,4 +1,4 @@
-"""Models whose network is exact, their parameters, and what they cost: the ground of every check."""
+"""Models whose network is exact, their parameters, and what they cost."""
 
 from __future__ import annotations
 

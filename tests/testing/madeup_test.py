@@ -1,4 +1,4 @@
-"""Acceptance: a made-up member of each choice, in one file each, passes the checks and works with the others."""
+"""Acceptance: made-up members, one file each, pass the checks, alone and with one another."""
 
 import pytest
 

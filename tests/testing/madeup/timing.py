@@ -1,4 +1,4 @@
-"""A timing: tokens at odd places fall in the first half of the clock, those at even places after."""
+"""A timing: tokens at even places are lost in the first half of the clock, others after it."""
 
 from typing import ClassVar
 
