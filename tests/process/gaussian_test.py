@@ -206,7 +206,7 @@ def test_bound_with_a_time_for_each_token(codec):
   clock = 2 * (np.arange(ROWS) + 0.5)[:, None] / ROWS - np.array([0.0, 1.0])
   inside = (clock > 0) & (clock < 1)
   times = np.clip(clock, 0, 1), 2.0 * inside
-  check_bound(CODECS[codec], CODECS[codec].make(Flow()), draws=4, times=times)
+  check_bound(CODECS[codec], CODECS[codec].make(Flow()), draws=3, times=times)
 
 
 @pytest.mark.parametrize("codec,level", [("sqrt_d", -2.0), ("simplex", -1.0)])
