@@ -481,7 +481,7 @@ def test_a_network_learns_the_times():
     scan_layers=False,
     input_sizes=process.input_sizes,
     output_size=16,
-    estimate_size=16,
+    estimate_size=process.estimate_size,
   )
   objective = PredictedTimesLosses(anchor_weight=1.0)
   model = Model(network, process, Poisson(), Full(), chunk=128, self_conditioning=0.5)

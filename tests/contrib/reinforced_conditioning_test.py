@@ -31,7 +31,9 @@ IDS = np.random.default_rng(0).integers(0, V, (B, L)).astype(np.int32)
 BATCH = Batch(IDS, observed=OBSERVED, weights=REAL)
 COUNTS = ~OBSERVED & (REAL > 0)
 MODEL = Model(TableNetwork(), PROCESS, Shared(), Full(), chunk=5, self_conditioning=0.7)
-NET = TableNetwork.params(jax.random.key(7), InputSizes(vectors=E), V, V, width=6)
+NET = TableNetwork.params(
+  jax.random.key(7), InputSizes(vectors=E), V, PROCESS.estimate_size, width=6
+)
 NET = {name: np.asarray(NET[name]) for name in ("in", "out", "memory")}
 PARAMS = {
   "process": PROCESS.init(jax.random.key(1), DataFacts(length=L, vocab_size=V)),
