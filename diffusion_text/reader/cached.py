@@ -1,4 +1,6 @@
-"""Reading a few tokens at a time: what the network has computed of the others is kept in slots, one per position."""
+"""Reading a few tokens at a time: what the network has computed of the others is kept in slots, one
+per position.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,14 @@ from diffusion_text.types import (
 class Cached:
   """The network extends its cache by the tokens that are asked about.
 
-  policy "exact": the window is read at each call, over the windows before it, whose slots are final. The tokens are those of
-  `whole_row`, for contexts that finish the text unit by unit.
+  policy "exact": the window is read at each call, over the windows before it, whose slots are
+  final. The tokens are those of `whole_row`, for contexts that finish the text unit by unit.
 
-  policy "some": each call reads `queries` tokens of the row: first those that have changed since their slot was written, then those
-  that are needed; what others see of the rest is as old as its slot. Every `every` calls the whole row is read. An approximation
-  for bidirectional contexts (dKV-Cache, arXiv 2505.15781; Fast-dLLM, arXiv 2505.22618), whose number of queries is fixed so that
-  one program serves all calls.
+  policy "some": each call reads `queries` tokens of the row: first those that have changed since
+  their slot was written, then those that are needed; what others see of the rest is as old as its
+  slot. Every `every` calls the whole row is read. An approximation for bidirectional contexts
+  (dKV-Cache, arXiv 2505.15781; Fast-dLLM, arXiv 2505.22618), whose number of queries is fixed so
+  that one program serves all calls.
   """
 
   policy: Literal["exact", "some"] = option("exact", "which tokens are read at a call")
@@ -55,20 +58,21 @@ class Cached:
   def __post_init__(self):
     if self.policy == "exact" and (self.queries or self.every != 1):
       raise ValueError(
-        f"policy='exact' reads the window at each call: leave queries={self.queries} and every={self.every} at 0 and 1,"
-        " or use policy='some'"
+        f"policy='exact' reads the window at each call: leave queries={self.queries} and"
+        f" every={self.every} at 0 and 1, or use policy='some'"
       )
     if self.policy == "some" and (self.queries < 1 or self.every < 2):
       raise ValueError(
-        f"policy='some' needs queries={self.queries} of at least 1 and every={self.every} of at least 2; 32 and 8 are usual"
+        f"policy='some' needs queries={self.queries} of at least 1 and every={self.every} of at"
+        " least 2; 32 and 8 are usual"
       )
 
   def check(self, model: Model) -> None:
     """Refuses policy 'exact' where nothing is finished before the whole row is."""
     if self.policy == "exact" and model.context.unit is None:
       raise ValueError(
-        f"reader.policy='exact' keeps what is finished, and {model.context} finishes the row as a whole; use"
-        " reader.name='whole_row', reader.policy='some', or context.name='blocks'"
+        f"reader.policy='exact' keeps what is finished, and {model.context} finishes the row as a"
+        " whole; use reader.name='whole_row', reader.policy='some', or context.name='blocks'"
       )
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
@@ -102,14 +106,18 @@ class Cached:
     return prediction, (cache, select(read, visible_state(query)[0], memory[1]))
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """The slots of the window, written once more: now the window is clean. Whoever reads the row anew needs none of this."""
+    """The slots of the window, written once more: now the window is clean. Whoever reads the row
+    anew needs none of this.
+    """
     if self.policy == "some":
       return memory
     _, cache = _extended(model, params, memory[0], query, _window_index(query))
     return cache, ()
 
   def _chosen(self, written, query: Query) -> Int[Array, "B Q"]:
-    """The tokens that a call reads: those whose slot is stale, then those that are needed, then from the left."""
+    """The tokens that a call reads: those whose slot is stale, then those that are needed, then
+    from the left.
+    """
     rows, positions = query.t.shape
     state, _ = visible_state(query)
     stale = differs(state, written)
@@ -124,12 +132,15 @@ def _window_index(query: Query) -> Int[Array, "B u"]:
 
 
 def _answered_in_place(rows: Rows, query: Query) -> Rows:
-  """The rows. Raises ValueError if a token is answered elsewhere than at its own position: a slot would not be its own."""
+  """The rows. Raises ValueError if a token is answered elsewhere than at its own position: a slot
+  would not be its own.
+  """
   whole = Span(0, query.t.shape[1])
   if rows.answers != whole or rows.t.shape[1] != whole.stop:
     raise ValueError(
-      f"reader.name='cached' needs rows that answer each token at its own position, not {rows.answers} of"
-      f" {rows.t.shape[1]} positions; use reader.name='whole_row', or context.answer_shift=0"
+      "reader.name='cached' needs rows that answer each token at its own position, not"
+      f" {rows.answers} of {rows.t.shape[1]} positions; use reader.name='whole_row', or"
+      " context.answer_shift=0"
     )
   return rows
 

@@ -1,4 +1,6 @@
-"""Classifier-free guidance (arXiv 2207.12598): one reading with the observed tokens, and one without."""
+"""Classifier-free guidance (arXiv 2207.12598): one reading with the observed tokens, and one
+without.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,25 @@ from diffusion_text.types import Memory, Model, Params, Prediction, Query
 
 @member
 class ClassifierFree:
-  """u + scale · (c - u) of the answers c with and u without the observed tokens, which the second reading sees as noise at t = 1.
+  """u + scale · (c - u) of the answers c with and u without the observed tokens, which the second
+  reading sees as noise at t = 1.
 
-  It is the reading for which prompt dropout prepares a network. Each reading has a memory of its own: over caches, too.
+  It is the reading for which prompt dropout prepares a network. Each reading has a memory of its
+  own: over caches, too.
   """
 
   reader: Any = part(READERS, ..., "how the network is asked, each time")
   scale: float = option(
     1.0,
-    "1: the answer with the observed tokens alone, at one call; 0: the answer without them; 2 guides. Some count from scale - 1",
+    "1: the answer with the observed tokens alone, at one call; 0: the answer without them; 2"
+    " guides. Some count from scale - 1",
     ge=0,
   )
   space: Literal["logits", "probabilities"] = option(
     "logits",
-    "what is combined. Probabilities (TESS, arXiv 2305.08379) below 0 are cut off and the rest divided by its sum, so that a large"
-    " scale forbids tokens that the observed ones make less likely",
+    "what is combined. Probabilities (TESS, arXiv 2305.08379) below 0 are cut off and the rest"
+    " divided by its sum, so that a large scale forbids tokens that the observed ones make less"
+    " likely",
   )
 
   @property
@@ -50,7 +56,9 @@ class ClassifierFree:
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The guided prediction; its head combines both answers where logits are asked for, and nowhere else."""
+    """The guided prediction; its head combines both answers where logits are asked for, and nowhere
+    else.
+    """
     readings = self._readings(query)
     asked = [
       self.reader.read(model, params, own, each, refresh=refresh)
@@ -77,8 +85,8 @@ class ClassifierFree:
     observed, weights = query.batch.observed, query.batch.weights
     if observed is None:
       raise ValueError(
-        f"reader.name='classifier_free' with scale={self.scale} guides by the observed tokens, and the batch has none;"
-        " use the reader inside it alone"
+        f"reader.name='classifier_free' with scale={self.scale} guides by the observed tokens, and"
+        " the batch has none; use the reader inside it alone"
       )
     hidden = observed if weights is None else observed & (weights > 0)
     return query, query._replace(hidden=hidden if query.hidden is None else query.hidden | hidden)

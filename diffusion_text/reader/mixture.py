@@ -17,7 +17,9 @@ def mixed(
   weights: tuple[float, ...],
   space: Literal["logits", "log_probabilities", "probabilities"],
 ) -> Prediction:
-  """The prediction whose logits combine those of all; each position pays for them where its logits are asked for."""
+  """The prediction whose logits combine those of all; each position pays for them where its logits
+  are asked for.
+  """
   widths = tuple(prediction.features.shape[-1] for prediction in predictions)
   heads = tuple(prediction.head for prediction in predictions)
   features = jnp.concatenate([prediction.features for prediction in predictions], axis=-1)
@@ -44,7 +46,8 @@ class Mixture:
   def __post_init__(self):
     if len(self.readers) != len(self.weights) or not self.readers:
       raise ValueError(
-        f"weights={self.weights} must hold one number for each of the {len(self.readers)} readers, of which there must be one"
+        f"weights={self.weights} must hold one number for each of the {len(self.readers)} readers,"
+        " of which there must be one"
       )
 
   @property

@@ -1,4 +1,6 @@
-"""Another model, asked about the same text: a scorer, a teacher, an autoregressive partner in a mixture."""
+"""Another model, asked about the same text: a scorer, a teacher, an autoregressive partner in a
+mixture.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from diffusion_text.types import Memory, Model, Params, Prediction, Query
 
 @member
 class Other:
-  """A reader of another model, whose whole tree of parameters is a group of this one's. Its states must be this model's."""
+  """A reader of another model, whose whole tree of parameters is a group of this one's. Its states
+  must be this model's.
+  """
 
   reader: Any = option(..., "how the other model is asked")
   model: Any = option(..., "the other model")
@@ -34,8 +38,9 @@ class Other:
     mine, other = model.process, self.model.process
     if (mine.vocab_size, mine.mask_id) != (other.vocab_size, other.mask_id):
       raise ValueError(
-        f"the other model has a vocabulary of {other.vocab_size} tokens and the mask {other.mask_id}, this one of"
-        f" {mine.vocab_size} and {mine.mask_id}; use models of one tokenizer and one kind of noise"
+        f"the other model has a vocabulary of {other.vocab_size} tokens and the mask"
+        f" {other.mask_id}, this one of {mine.vocab_size} and {mine.mask_id}; use models of one"
+        " tokenizer and one kind of noise"
       )
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:

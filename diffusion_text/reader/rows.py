@@ -48,7 +48,9 @@ def rows_of(model: Model, params: Params, query: Query) -> Rows:
 
 
 def whole_memory(model: Model, params: Params, query: Query) -> Float[Array, "B N D"] | None:
-  """The memory of all N positions: the query's in the window, none elsewhere; None if the query has none."""
+  """The memory of all N positions: the query's in the window, none elsewhere; None if the query has
+  none.
+  """
   if query.memory is None:
     return None
   empty = model.network.no_memory(params["network"]).astype(query.memory.dtype)

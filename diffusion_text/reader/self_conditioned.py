@@ -1,4 +1,6 @@
-"""Self-conditioning while sampling: at each call the network is shown its own last answer (arXiv 2208.04202)."""
+"""Self-conditioning while sampling: at each call the network is shown its own last answer (arXiv
+2208.04202).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from diffusion_text.types import Memory, Model, Params, Prediction, Query
 class SelfConditioned:
   """The reader inside, asked with a memory of its last answer. Each window begins without one.
 
-  A token of which nothing is to be predicted (observed, or known by now) has no memory, as in training. Around
-  `classifier_free` both of its readings are shown the guided answer; inside of it each is shown its own.
+  A token of which nothing is to be predicted (observed, or known by now) has no memory, as in
+  training. Around `classifier_free` both of its readings are shown the guided answer; inside of it
+  each is shown its own.
   """
 
   reader: Any = part(READERS, ..., "how the network is asked")
@@ -39,13 +42,14 @@ class SelfConditioned:
     self.reader.check(model)
     if not model.context.reads_noisy:
       raise ValueError(
-        f"reader.name='self_conditioned' with {model.context}, whose rows hold no token that is not known yet;"
-        " use the reader inside it alone"
+        f"reader.name='self_conditioned' with {model.context}, whose rows hold no token that is not"
+        " known yet; use the reader inside it alone"
       )
     if not model.self_conditioning:
       raise ValueError(
-        "reader.name='self_conditioned' shows a network its last answer, which train.self_conditioning=0 has not trained;"
-        " use the reader inside it alone, or train with train.self_conditioning=0.5"
+        "reader.name='self_conditioned' shows a network its last answer, which"
+        " train.self_conditioning=0 has not trained; use the reader inside it alone, or train with"
+        " train.self_conditioning=0.5"
       )
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:

@@ -12,7 +12,9 @@ from diffusion_text.types import Memory, Model, Params, Prediction, Query
 
 @member
 class WholeRow:
-  """The network reads whole rows and remembers nothing: the plain way, and the one that every cache is held to."""
+  """The network reads whole rows and remembers nothing: the plain way, and the one that every cache
+  is held to.
+  """
 
   calls: ClassVar[int] = 1
   every: ClassVar[int] = 1

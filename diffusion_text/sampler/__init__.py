@@ -1,4 +1,6 @@
-"""Samplers: which tokens change when, and to what. One loop (`sampler.loop`) for all of them; the contract is `types.Sampler`."""
+"""Samplers: which tokens change when, and to what. One loop (`sampler.loop`) for all of them; the
+contract is `types.Sampler`.
+"""
 
 # Imported when a config asks: one sampler needs none of the others.
 SAMPLERS = {

@@ -1,4 +1,6 @@
-"""Steps of Gaussian processes whose making is a choice of the sampler: DDPM, DDIM, clamping, noising anew."""
+"""Steps of Gaussian processes whose making is a choice of the sampler: DDPM, DDIM, clamping,
+noising anew.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,14 @@ class StepsTowards(Protocol):
 class GaussianGrid(Walk):
   """Posterior steps down the grid, made as the options say; the defaults are those of `grid`.
 
-  z_s = alpha_s P + k sigma_s (√(1 - ρ²) ε̂ + ρ ε), where P is the projection, ε̂ the noise about it and ε fresh noise
-  (`process.gaussian`). The step to s = 0 draws the token.
+  z_s = alpha_s P + k sigma_s (√(1 - ρ²) ε̂ + ρ ε), where P is the projection, ε̂ the noise about it
+  and ε fresh noise (`process.gaussian`). The step to s = 0 draws the token.
   """
 
   projection: Literal["expectation", "sample", "argmax", "nearest", "multi_hot"] = option(
     "expectation",
-    "P: the posterior mean, a drawn token, the likeliest, the one nearest to the mean (Diffusion-LM's clamping), or (simplex only)"
-    " all tokens that top_p leaves",
+    "P: the posterior mean, a drawn token, the likeliest, the one nearest to the mean"
+    " (Diffusion-LM's clamping), or (simplex only) all tokens that top_p leaves",
   )
   rho: float | None = option(
     None, "share of fresh noise: 0 is DDIM, 1 noises anew (TESS); None: eta · ρ_d", ge=0, le=1

@@ -1,4 +1,6 @@
-"""Walking down a grid of times, the same for every text of a length: ancestral sampling and what is made of it."""
+"""Walking down a grid of times, the same for every text of a length: ancestral sampling and what is
+made of it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Walked(NamedTuple):
 
 
 class Turn(NamedTuple):
-  """One step of every row: keys [B, u], and the times t -> s, [B, u], that each token goes through."""
+  """One step of every row: keys [B, u], and the times t -> s, [B, u], that each token goes
+  through.
+  """
 
   keys: Keys
   t: Float[Array, "B u"]
@@ -56,23 +60,26 @@ class Turn(NamedTuple):
 class Walk:
   """What samplers share that walk down the timing's grid; not a sampler itself.
 
-  A step is over once every token that it may change has been answered: at one call, if the reader answers all that is needed, and
-  at several of the same step if it answers some. So `steps` steps are `steps` calls for any process, timing and context. Draws are
-  keyed by the number of the step, not of the call.
+  A step is over once every token that it may change has been answered: at one call, if the reader
+  answers all that is needed, and at several calls if it answers some. So `steps` steps are `steps`
+  calls for any process, timing and context. Draws are keyed by the number of the step, not of the
+  call.
   """
 
   steps: int = option(..., "steps from noise to text, per unit of the context", ge=1)
   temperature: float = option(1.0, "divides the logits; 1 changes nothing, 0 is greedy", ge=0)
   top_p: float = option(
     1.0,
-    "the smallest set of tokens whose probability reaches this is kept, the crossing token included; 1 keeps all",
+    "the smallest set of tokens whose probability reaches this is kept, the crossing token"
+    " included; 1 keeps all",
     gt=0,
     le=1,
   )
   greedy_tail: bool = option(
     False,
-    "the step that makes a token clean takes the likeliest instead of a draw, as MDLM and Duo end; lowers entropy by a share that"
-    " vanishes with the steps. Where logits are leave-one-out predictions it ignores what the token itself shows, as Duo's does",
+    "the step that makes a token clean takes the likeliest instead of a draw, as MDLM and Duo"
+    " end; lowers entropy by a share that vanishes with the steps. Where logits are leave-one-out"
+    " predictions it ignores what the token itself shows, as Duo's does",
   )
 
   extra_calls: ClassVar[int] = 0
@@ -101,7 +108,9 @@ class Walk:
   def needs(
     self, model: Model, params: Params, canvas: Canvas, state: Walked
   ) -> Bool[Array, "B u"]:
-    """The tokens that this step may change; all of them where there is none, as the call is made all the same."""
+    """The tokens that this step may change; all of them where there is none, as the call is made
+    all the same.
+    """
     idle = ~jnp.any(state.left & canvas.active, axis=1, keepdims=True)
     going = (state.step < self.steps)[:, None]
     return going & canvas.active & (state.left | idle)
@@ -129,7 +138,9 @@ class Walk:
     query: Query,
     needs: Bool[Array, "B u"],
   ) -> tuple[State, Walked]:
-    """The tokens that were answered go from t to s; rows of which no token is left go on to their next step."""
+    """The tokens that were answered go from t to s; rows of which no token is left go on to their
+    next step.
+    """
     del query
     turn = self.turn(canvas, state)
     moves = state.left & needs
@@ -161,7 +172,9 @@ class Walk:
     moves: Bool[Array, "B u"],
     turn: Turn,
   ) -> tuple[State, Any]:
-    """(the tokens that move, at s, and what is remembered next); anything where `moves` does not hold."""
+    """(the tokens that move, at s, and what is remembered next); anything where `moves` does not
+    hold.
+    """
     raise NotImplementedError
 
   def transform(self, output: Float[Array, "n V"], s: Float[Array, " n"]) -> Float[Array, "n V"]:
@@ -170,7 +183,9 @@ class Walk:
     return jnp.where((s == 0)[:, None], GREEDY(output), drawn) if self.greedy_tail else drawn
 
   def _enter(self, model: Model, params: Params, canvas: Canvas, state: Walked) -> Walked:
-    """The state of rows that begin the step that they are at, or the next one that may change them."""
+    """The state of rows that begin the step that they are at, or the next one that may change
+    them.
+    """
 
     def left_at(step):
       turn = self.turn(canvas, state._replace(step=step))
@@ -196,28 +211,38 @@ class Walk:
 class Grid(Walk):
   """Posterior steps p(z_s | z_t) down the grid, for any process and any timing.
 
-  The law tends to the model's own as steps grow (total variation ~ 1 / steps; MDLM app. A, MD4 app. C).
+  The law tends to the model's own as steps grow (total variation ~ 1 / steps; MDLM app. A, MD4
+  app. C).
 
-  skip: the calls at which a row would not change are not made; its tokens are the same, one by one. Which steps change something
-  is known beforehand where that needs no prediction: for masks a row then takes at most min(steps, u) calls, and on an even grid
-  S (1 - (1 - 1/S)^u) of them (226 for S = 1000, u = 256), however many rows share the batch. First-hitting sampling (arXiv
-  2409.02908) is its limit for many steps. Processes whose tokens may change at any time skip nothing.
+  With `skip` the calls at which a row would not change are not made; its tokens are the same, one
+  by one. Which steps change something is known beforehand where that needs no prediction: for masks
+  a row then takes at most min(steps, u) calls, and on an even grid S (1 - (1 - 1/S)^u) of them (226
+  for S = 1000, u = 256), however many rows share the batch. First-hitting sampling (arXiv
+  2409.02908) is its limit for many steps. Processes whose tokens may change at any time skip
+  nothing.
 
-  kappa: below 1, Ψ-samplers (Duo++, arXiv 2602.21185). Token by token, the posterior step with probability kappa, else a guess of
-  the clean token, noised again:
+  With `kappa` below 1 these are Ψ-samplers (Duo++, arXiv 2602.21185): token by token, the posterior
+  step with probability kappa, else a guess of the clean token, noised again:
 
     Ψ(z_s | z_t, x̂) = kappa · q(z_s | z_t, x̂) + (1 - kappa) · q_s(z_s | x̂).
 
-  Both parts have the marginal q_s, so any kappa keeps the marginals, for any noise. kappa = 0 predicts and noises everything at
-  every step. For masks it is ReMDM with sigma = (1 - kappa)(1 - alpha_s): a clean token is remasked by the second part alone, with
-  that probability, and a masked one is unmasked with kappa (alpha_s - alpha_t) / (1 - alpha_t) + (1 - kappa) alpha_s =
-  (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t).
+  Both parts have the marginal q_s, so any kappa keeps the marginals, for any noise. kappa = 0
+  predicts and noises everything at every step. For masks it is ReMDM with
+
+    sigma = (1 - kappa)(1 - alpha_s):
+
+  a clean token is remasked by the second part alone, with that probability, and a masked one is
+  unmasked with
+
+    kappa (alpha_s - alpha_t) / (1 - alpha_t) + (1 - kappa) alpha_s
+      = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t).
   """
 
   skip: bool = option(False, "leaves out the calls at which a row would not change")
   kappa: float = option(
     1.0,
-    "the probability, per token and step, of the posterior step; else a guess is noised again. 0.95 noises one token in 20 again",
+    "the probability, per token and step, of the posterior step; else a guess is noised again."
+    " 0.95 noises one token in 20 again",
     ge=0,
     le=1,
   )
@@ -282,7 +307,9 @@ def noised_guess(
   t: Float[Array, " n"],
   s: Float[Array, " n"],
 ) -> State:
-  """A draw of the clean tokens by the posterior, noised to time s. A token at t = 0 is its own guess."""
+  """A draw of the clean tokens by the posterior, noised to time s. A token at t = 0 is its own
+  guess.
+  """
   said = process.posterior(of_process, state, t, output)
   guess = process.clean(of_process, draw_categorical(streams(keys, "guess"), said))
   noise = process.renoise if offers(process, Renoises) else process.corrupt

@@ -1,35 +1,35 @@
-"""The one sampling loop: ask the sampler what it needs, ask the reader, let the sampler step, repeat; unit after unit.
+"""The one sampling loop: ask the sampler what it needs, ask the reader, let the sampler step,
+repeat; unit after unit.
 
-Compiled, it is three nested loops: units (`Context.unit`), refreshes of the reader, and the cheap reads between two of them. No
-branch surrounds a cache, which XLA would copy. What never changes (keys, batch, prior) is beside the carry, so that a host loop
-may donate the carry.
+Compiled, it is three nested loops: units (`Context.unit`), refreshes of the reader, and the cheap
+reads between two of them. No branch surrounds a cache, which XLA would copy. What never changes
+(keys, batch, prior) is beside the carry, so that a host loop may donate the carry.
 
-The loop, not the sampler, keeps tokens that are not to be generated, and rows that are done, as they are. Every decision is per
-row: a row's text depends on its key, its observed tokens, the model and the choices, and on nothing else in its batch.
+The loop, not the sampler, keeps tokens that are not to be generated, and rows that are done, as
+they are. Every decision is per row: a row's text depends on its key, its observed tokens, the model
+and the choices, and on nothing else in its batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from collections.abc import Generator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from diffusion_text.core.chunked import map_rows
 from diffusion_text.core.numerics import (
   at_ids,
   differs,
-  flatten_tokens,
   select,
-  unflatten_tokens,
 )
 from diffusion_text.core.prng import streams, token_keys
 from diffusion_text.reader.rows import put_window, window
 from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.padding import generated, pad_rows
 from diffusion_text.types import (
   Batch,
@@ -48,7 +48,6 @@ from diffusion_text.types import (
 )
 
 NOT_DRAWN = -1  # `Sample.committed` of observed tokens and padding
-_FEW = 8  # where few tokens change per call, chunks are so many times smaller: each call pays for its share of the last chunk
 
 
 class Sample(NamedTuple):
@@ -56,12 +55,13 @@ class Sample(NamedTuple):
 
   Attributes:
     ids: int32 [B, L]; observed tokens and padding as they were.
-    committed: int32 [B, N], the row's own call (from 0) at which a token changed last; 0 if the prior showed it already;
-      NOT_DRAWN for observed tokens and padding.
+    committed: int32 [B, N], the row's own call (from 0) at which a token changed last; 0 if the
+      prior showed it already; NOT_DRAWN for observed tokens and padding.
     row_calls: int32 [B], network calls that each row needed.
     calls: int32 scalar, network calls made.
-    log_prob: float32 [B, N], the model's log-probability, before any transform, of the token that was committed, at the call
-      that did; 0 for tokens that never changed. None without a trace, and for a network that answers with vectors.
+    log_prob: float32 [B, N], the model's log-probability, before any transform, of the token that
+      was committed, at the call that did; 0 for tokens that never changed. None without a trace,
+      and for a network that answers with vectors.
     features: [B, N, D], the features that were read at that call. None unless they were asked for.
   """
 
@@ -119,43 +119,10 @@ class Carry(NamedTuple):
   features: Array | None
 
 
-def on_tokens(
-  model: Model,
-  params: Params,
-  prediction: Prediction,
-  where: Bool[Array, "B u"],
-  fn: Callable[..., Any],
-  *rows: Any,
-  few: bool = False,
-) -> Any:
-  """fn(process_params, output [n, …], *rows [n, …]) at the positions where `where` holds, zeros elsewhere: a tree of [B, u, …].
-
-  Outputs exist for those positions only, a chunk at a time. `fn` must not close over traced arrays.
-
-  Args:
-    model: says how many outputs exist at a time.
-    params: the whole tree.
-    prediction: of the window.
-    where: the positions that count.
-    fn: elementwise over a flat list of positions.
-    *rows: trees of arrays (or keys) [B, u, …].
-    few: True where a small part of the positions counts in most calls.
-  """
-
-  def one(consts, leaves):
-    head, of_process = consts
-    features, rest = leaves
-    return fn(of_process, head(features), *rest)
-
-  chunk = max(model.chunk // _FEW, 1) if few else model.chunk
-  flat = flatten_tokens((prediction.features, rows))
-  consts = (prediction.head, params["process"])
-  return unflatten_tokens(map_rows(one, consts, where.reshape(-1), flat, chunk=chunk), where.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """The pieces of the loop, pure functions of (params, fixed, carry); `sample` and `host_sample` put them together.
+  """The pieces of the loop, pure functions of (params, fixed, carry); `sample` and `host_sample`
+  put them together.
 
   Attributes:
     model, sampler, reader: hashable, so that a loop is a static argument of `jax.jit`.
@@ -170,7 +137,9 @@ class Loop:
   features: bool = False
 
   def fixed(self, params: Params, keys: Keys, batch: Batch) -> Fixed:
-    """What stays the same. keys: one per row, [B]; row r of any batch is generated by its own key alone."""
+    """What stays the same. keys: one per row, [B]; row r of any batch is generated by its own key
+    alone.
+    """
     process = self.model.process
     length = batch.ids.shape[1]
     positions = process.positions(length)
@@ -359,7 +328,9 @@ class Loop:
 
 
 def _log_prob(process, of_process, output, state, t, after) -> Float[Array, " n"]:
-  """log p of the token that `after` shows, by the answer that was read of `state`; 0 if it shows none."""
+  """log p of the token that `after` shows, by the answer that was read of `state`; 0 if it shows
+  none.
+  """
   ids = process.decode(of_process, after)
   shown = ids < process.vocab_size
   said = process.posterior(of_process, state, t, output)
@@ -384,14 +355,17 @@ def sample(
   trace: bool = False,
   features: bool = False,
 ) -> Sample:
-  """Text: every token of `batch` that is neither observed nor padding is generated. Equal choices compile once.
+  """Text: every token of `batch` that is neither observed nor padding is generated. Equal choices
+  compile once.
 
   Args:
     model: what is sampled from.
     params: the whole tree.
     sampler: which tokens change when.
-    key: one key, or one per row, [B]. A row's text depends on its own key, not on its place in the batch.
-    batch: observed tokens, padding and documents. None: `rows` rows of `length` tokens, of which none is observed.
+    key: one key, or one per row, [B]. A row's text depends on its own key, not on its place in the
+      batch.
+    batch: observed tokens, padding and documents. None: `rows` rows of `length` tokens, of which
+      none is observed.
     rows, length: the shape, where there is no batch.
     reader: how the network is asked; None: it reads whole rows.
     trace: whether the log-probabilities of the tokens are kept.
@@ -419,9 +393,11 @@ def host_sample(
   trace: bool = False,
   features: bool = False,
 ) -> Generator[Canvas, None, Sample]:
-  """A generator of canvases, one after each read, that returns the `Sample`: the tokens are those of `sample`.
+  """A generator of canvases, one after each read, that returns the `Sample`: the tokens are those
+  of `sample`.
 
-  For watching text appear, and for whatever must happen between two reads. The arguments are those of `sample`.
+  For watching text appear, and for whatever must happen between two reads. The arguments are those
+  of `sample`.
   """
   loop, keys, batch = _prepared(
     model, sampler, reader, key, batch, (rows, length), trace=trace, features=features
@@ -448,7 +424,8 @@ def _prepared(model, sampler, reader, key, batch, shape, *, trace, features):
     rows, length = shape
     if rows is None or length is None:
       raise ValueError(
-        f"rows={rows}, length={length}: without a batch both must be given, as in rows=8, length=256"
+        f"rows={rows}, length={length}: without a batch both must be given, as in rows=8,"
+        " length=256"
       )
     batch = Batch(jnp.zeros((rows, length), jnp.int32))
   keys = row_keys(key, batch.ids.shape[0])
@@ -457,7 +434,9 @@ def _prepared(model, sampler, reader, key, batch, shape, *, trace, features):
 
 
 def row_keys(key: Keys, rows: int) -> Keys:
-  """One key per row, [rows], named by the row's number in the batch; keys that are one per row already stay as they are."""
+  """One key per row, [rows], named by the row's number in the batch; keys that are one per row
+  already stay as they are.
+  """
   if key.ndim:
     return key
   return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))

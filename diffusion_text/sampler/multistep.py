@@ -1,4 +1,6 @@
-"""DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): deterministic steps of second order, at one network call each."""
+"""DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): deterministic steps of second order, at one
+network call each.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,11 @@ def extrapolated(
   t: Float[Array, "*n"],
   s: Float[Array, "*n"],
 ) -> Float[Array, "*n E"]:
-  """The x̂ to be used all along t -> s: half a step ahead on the line through x̂ at t (`mean`) and at `before` (`last`).
+  """The x̂ to be used all along t -> s: half a step ahead on the line through x̂ at t (`mean`) and
+  at `before` (`last`).
 
-  x̂ + (x̂ - last) / 2r, r = (λ_t - λ_before) / (λ_s - λ_t) in log-SNR λ; x̂ itself where before <= t: there is none before.
+  x̂ + (x̂ - last) / 2r, r = (λ_t - λ_before) / (λ_s - λ_t) in log-SNR λ; x̂ itself where before <=
+  t: there is none before.
   """
   now = path.log_snr(t)
   twice = 2 * (now - path.log_snr(before)) / (path.log_snr(s) - now)
@@ -64,11 +68,13 @@ def extrapolated(
 
 @member
 class Multistep(Walk):
-  """x_s = alpha_s D + sigma_s ε̂(D), D extrapolated from this call's x̂ and the last one's; the first step of a token is DDIM's.
+  """x_s = alpha_s D + sigma_s ε̂(D), D extrapolated from this call's x̂ and the last one's; the
+  first step of a token is DDIM's.
 
-  Errors fall with the square of the number of steps where DDIM's (`gaussian` with rho = 0) fall with their number, so 10 to 50 do.
-  The last step (s = 0) draws the token from this call's prediction, as all samplers do. Any timing: every token has a history of
-  its own. Memory: one more array like the state, the last x̂.
+  Errors fall with the square of the number of steps where DDIM's (`gaussian` with rho = 0) fall
+  with their number, so 10 to 50 do. The last step (s = 0) draws the token from this call's
+  prediction, as all samplers do. Any timing: every token has a history of its own. Memory: one more
+  array like the state, the last x̂.
   """
 
   def check(self, model: Model) -> None:

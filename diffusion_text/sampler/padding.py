@@ -16,7 +16,9 @@ def generated(batch: Batch) -> Bool[Array, "B L"]:
 
 
 def pad_rows(batch: Batch, extra: int) -> Batch:
-  """The batch with `extra` tokens of padding on the right of each row, in a segment of their own."""
+  """The batch with `extra` tokens of padding on the right of each row, in a segment of their
+  own.
+  """
   if not extra:
     return batch
   shape = batch.ids.shape

@@ -1,4 +1,6 @@
-"""Tau-leaping: Euler steps of the reverse jump process, with the jump rates frozen within a step."""
+"""Tau-leaping: Euler steps of the reverse jump process, with the jump rates frozen within a
+step.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,9 @@ class Leaps(Protocol):
 class TauLeaping(Walk):
   """arXiv 2205.14987; the "euler" sampler of SEDD, arXiv 2310.16834.
 
-  Any token of which something is left to predict may jump; only the step to s = 0 is the exact posterior step, so that no noise is
-  left. The law tends to the model's own as steps grow. For masks with the linear schedule a leap is the posterior step itself.
+  Any token of which something is left to predict may jump; only the step to s = 0 is the exact
+  posterior step, so that no noise is left. The law tends to the model's own as steps grow. For
+  masks with the linear schedule a leap is the posterior step itself.
   """
 
   def check(self, model: Model) -> None:

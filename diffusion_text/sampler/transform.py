@@ -14,13 +14,15 @@ from diffusion_text.types import Model
 class LogitsTransform:
   """Temperature and nucleus (arXiv 1904.09751); the defaults change nothing.
 
-  A function of logits float32 [..., V] that returns logits of the same shape, -inf where a token is ruled out.
+  A function of logits float32 [..., V] that returns logits of the same shape, -inf where a token is
+  ruled out.
   """
 
   temperature: float = option(1.0, "divides the logits; 1 changes nothing, 0 is greedy", ge=0)
   top_p: float = option(
     1.0,
-    "the smallest set of tokens whose probability reaches this is kept, the crossing token included; 1 keeps all",
+    "the smallest set of tokens whose probability reaches this is kept, the crossing token"
+    " included; 1 keeps all",
     gt=0,
     le=1,
   )
@@ -45,13 +47,15 @@ GREEDY = LogitsTransform(temperature=0.0)
 
 
 def refuse_scores(model: Model, who: str, changed: bool) -> None:
-  """Raises ValueError if logits are to be `changed` that are no law over tokens: ratios to the token shown.
+  """Raises ValueError if logits are to be `changed` that are no law over tokens: ratios to the
+  token shown.
 
   The scores of a mask are such a law, up to a factor.
   """
   process = model.process
   if changed and process.reads_logits_as == "score" and process.mask_id is None:
     raise ValueError(
-      f"{who} transforms logits, and those of {type(process).__name__} with prediction='score' are ratios to the token shown;"
-      " leave temperature, top_p and greedy_tail at 1, 1 and False, or use prediction='leave_one_out'"
+      f"{who} transforms logits, and those of {type(process).__name__} with prediction='score' are"
+      " ratios to the token shown; leave temperature, top_p and greedy_tail at 1, 1 and False, or"
+      " use prediction='leave_one_out'"
     )

@@ -1,4 +1,6 @@
-"""Readers with the sampler in the loop: caches give the tokens of whole rows, and combinators what they say; mutants must fail."""
+"""Readers with the sampler in the loop: caches give the tokens of whole rows, and combinators what
+they say; mutants must fail.
+"""
 
 import functools
 import itertools
@@ -36,7 +38,9 @@ STEPS = Grid(steps=3)
 
 @functools.cache
 def model_of(context, **options):
-  """The exact model of the language in this context; one that shows an answer again has an echo of it."""
+  """The exact model of the language in this context; one that shows an answer again has an echo of
+  it.
+  """
   return exact_model(MASKED, LANGUAGE, context=context, **options)
 
 
@@ -153,7 +157,9 @@ def test_all_tokens_per_call_are_whole_rows():
 
 
 def test_some_tokens_per_call():
-  """Slots that changed are written first, so that two tokens per call do nearly as well as four; and no token is left over."""
+  """Slots that changed are written first, so that two tokens per call do nearly as well as four;
+  and no token is left over.
+  """
   whole, _ = language_distance(WholeRow())
   some, result = language_distance(Cached(policy="some", queries=2, every=3))
   assert some < whole + 0.03 and (result.ids < V).all()
@@ -174,7 +180,9 @@ def test_stale_slots_would_be_noticed():
 
 
 def test_no_cache_is_copied():
-  """The evidence of an exact network's cache is [rows, slots, V]: no copy of that shape in the compiled loop."""
+  """The evidence of an exact network's cache is [rows, slots, V]: no copy of that shape in the
+  compiled loop.
+  """
   for model, reader in (
     (model_of(BLOCKS)[0], Cached()),
     (model_of(FULL)[0], Cached(policy="some", queries=L, every=3)),
@@ -242,7 +250,9 @@ class Watched(ExactNetwork):
 
 
 def check_memory(reader):
-  """Each reading is told of its own last answer, and of none at first; what is known is told nothing."""
+  """Each reading is told of its own last answer, and of none at first; what is known is told
+  nothing.
+  """
   model, params = model_of(FULL, **ECHO)
   model = model._replace(network=Watched(process=MASKED, echo=1.0))
   SEEN.clear()
@@ -286,7 +296,9 @@ def test_a_memory_that_is_shared_would_be_noticed():
 
 
 def test_golden_spaces():
-  """Trap 14: the same scale in two spaces, and negative mass cut off and the rest divided by its sum."""
+  """Trap 14: the same scale in two spaces, and negative mass cut off and the rest divided by its
+  sum.
+  """
   u, c = jnp.array([2.0, 0, 0, 0]), jnp.array([3.0, 1, 0, 0])
 
   def combined(scale, space):
@@ -304,7 +316,9 @@ def test_golden_spaces():
 
 
 def test_two_exact_models_are_one():
-  """An autoregressive partner knows what blocks of one token know, so that their mixture changes nothing."""
+  """An autoregressive partner knows what blocks of one token know, so that their mixture changes
+  nothing.
+  """
   model, params = model_of(Blocks(size=1))
   other, of_other = exact_model(
     MASKED, LANGUAGE, context=NextToken(), timing=AtNoise(), answer_shift=1
@@ -328,8 +342,8 @@ def test_two_exact_models_are_one():
     (lambda: Cached(policy="some"), "queries=0"),
     (lambda: Cached(queries=4), "queries=4"),
     (lambda: Cached(every=4), "every=4"),
-    (lambda: ClassifierFree(WholeRow(), -1.0), "scale"),
-    (lambda: ClassifierFree(WholeRow(), 1.0, "score"), "space"),
+    (lambda: ClassifierFree(WholeRow(), scale=-1.0), "scale"),
+    (lambda: ClassifierFree(WholeRow(), space="score"), "space"),
     (lambda: Mixture((WholeRow(),), (0.5, 0.5)), "weights"),
     (lambda: Cached().check(model_of(FULL)[0]), "reader.policy='exact'"),
     (lambda: SelfConditioned(WholeRow()).check(model_of(FULL)[0]), "train.self_conditioning=0"),

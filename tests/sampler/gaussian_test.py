@@ -1,4 +1,6 @@
-"""Grid steps of Gaussian processes: the language is reached however they are made, and options reach the process."""
+"""Grid steps of Gaussian processes: the language is reached however they are made, and options
+reach the process.
+"""
 
 import jax
 import numpy as np

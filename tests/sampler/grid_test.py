@@ -1,4 +1,6 @@
-"""Walking the grid: the exact law of its steps, the same tokens without idle calls, and marginals that Ψ-samplers keep."""
+"""Walking the grid: the exact law of its steps, the same tokens without idle calls, and marginals
+that Ψ-samplers keep.
+"""
 
 import functools
 import itertools
@@ -38,7 +40,9 @@ def drawn(model, params, sampler, rows, **options):
 
 
 def law_of_grid(language, steps):
-  """The law of so many even steps of masks: tokens that are revealed in one step do not see each other."""
+  """The law of so many even steps of masks: tokens that are revealed in one step do not see each
+  other.
+  """
   sequences, p, places = language.sequences, language.probabilities, range(language.length)
   law = np.zeros(len(p))
   for arrival in itertools.product(range(steps), repeat=language.length):
@@ -55,12 +59,16 @@ def law_of_grid(language, steps):
 
 
 def noise_floor(law, rows):
-  """The expected total variation between a law and the histogram of `rows` draws from it, and some."""
+  """The expected total variation between a law and the histogram of `rows` draws from it, and
+  some.
+  """
   return 0.5 * np.sqrt(2 * law * (1 - law) / (np.pi * rows)).sum() * 1.25
 
 
 def test_the_law_of_a_coarse_grid_and_the_same_tokens_without_idle_calls():
-  """Two steps: tokens of one step are independent, which is far from the language, and exactly so."""
+  """Two steps: tokens of one step are independent, which is far from the language, and exactly
+  so.
+  """
   model, params = exact_model(MASKED, TOY)
   result = drawn(model, params, Grid(steps=2), 8_000)
   law, got = law_of_grid(TOY, 2), TOY.histogram(result.ids)
@@ -92,7 +100,9 @@ def test_many_steps_reproduce_the_language(process, timing, kappa):
 
 
 def test_skipping_makes_as_many_calls_as_theory_says():
-  """S (1 - (1 - 1/S)^u) calls per row, however many rows there are; the time is that of each row's own step."""
+  """S (1 - (1 - 1/S)^u) calls per row, however many rows there are; the time is that of each row's
+  own step.
+  """
   seen = []
 
   @member
@@ -126,7 +136,9 @@ def test_skipping_makes_as_many_calls_as_theory_says():
 
 
 def test_a_step_waits_for_answers_that_are_late():
-  """A reader that answers one token a call: every token is drawn by an answer, and the law is still that of the grid."""
+  """A reader that answers one token a call: every token is drawn by an answer, and the law is still
+  that of the grid.
+  """
   model, params = exact_model(MASKED, TOY)
   late = drawn(model, params, Grid(steps=1), 4_000, reader=_Slow())
   assert (late.ids < 3).all() and (late.row_calls == 4).all()
@@ -310,7 +322,9 @@ def test_bad_choices_are_refused(bad):
 
 
 def test_scores_of_uniform_noise_are_not_transformed():
-  """They are ratios to the token shown, whose own logit means nothing; those of masks are a law up to a factor."""
+  """They are ratios to the token shown, whose own logit means nothing; those of masks are a law up
+  to a factor.
+  """
   model, _ = exact_model(MASKED, TOY)
   scores = model._replace(process=Uniform(vocab_size=3, prediction="score"))
   of_masks = model._replace(process=Masked(vocab_size=3, prediction="score"))
@@ -324,7 +338,9 @@ def test_scores_of_uniform_noise_are_not_transformed():
 
 
 def test_rare_tokens_keep_their_share():
-  """100 tokens of probability 1e-5 each are drawn 1e-3 of the time in all: 200 000 draws, within 4 standard errors."""
+  """100 tokens of probability 1e-5 each are drawn 1e-3 of the time in all: 200 000 draws, within 4
+  standard errors.
+  """
   logits = jnp.log(jnp.concatenate([jnp.array([1 - 1e-3]), jnp.full((100,), 1e-5)]))
 
   @jax.jit

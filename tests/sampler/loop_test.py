@@ -1,4 +1,6 @@
-"""The loop's own laws, with samplers and readers that ask much of it; and samplers that break them, which must be noticed."""
+"""The loop's own laws, with samplers and readers that ask much of it; and samplers that break them,
+which must be noticed.
+"""
 
 import dataclasses
 from typing import ClassVar

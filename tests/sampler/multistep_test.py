@@ -1,4 +1,6 @@
-"""DPM-Solver++(2M): its order, its start, its end (trap 15 of continuous.md, section 22), and mutants that must fail."""
+"""DPM-Solver++(2M): its order, its start, its end (trap 15 of continuous.md, section 22), and
+mutants that must fail.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,9 @@ STILL = StepOptions(rho=0.0)
 
 
 def errors(order):
-  """|x - exact| at log-SNR 6 (λ = 3), from x = 1 at -8, for data N(0, 0.04), whose x̂ is exact and linear: n = 10, 20, 40, 80 steps."""
+  """|x - exact| at log-SNR 6 (λ = 3), from x = 1 at -8, for data N(0, 0.04), whose x̂ is exact and
+  linear: n = 10, 20, 40, 80 steps.
+  """
   path = LogSNR(log_snr_max=6.0, log_snr_min=-8.0)
   process, data = Embedding(vocab_size=2, schedule=path, width=1), 0.04
 
@@ -134,7 +138,9 @@ class ChangesItsMind(ExactNetwork):
 
 
 def check_end(sampler):
-  """Observed tokens come back, and the text is the last prediction's, not the one before's; as many calls as steps."""
+  """Observed tokens come back, and the text is the last prediction's, not the one before's; as many
+  calls as steps.
+  """
   observed = np.broadcast_to(np.arange(L) == 1, (B, L))
   batch = Batch(np.full((B, L), 4, np.int32), observed=observed)
   model, params = exact_model(PROCESS, LANGUAGE)

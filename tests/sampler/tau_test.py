@@ -1,4 +1,6 @@
-"""Tau-leaping and Ψ-steps reach the language for every noise; leaps of masks are posterior steps."""
+"""Tau-leaping and Ψ-steps reach the language for every noise; leaps of masks are posterior
+steps.
+"""
 
 import jax
 import numpy as np
