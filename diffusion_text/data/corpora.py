@@ -1,8 +1,8 @@
 """Where text comes from.
 
-A corpus gives the documents of a split as `str`, in a fixed order, and names itself by `identity()`, a string that changes
-when the source changes (it goes into the names of cached token files). Nothing is normalised: what the file says is what the
-model sees.
+A corpus yields the documents of a split as `str`, in a fixed order. Its `identity()` is a string
+that changes when the source changes; the names of cached token files contain it. Text is never
+normalised: the model sees the file as it is.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from diffusion_text.data import pair_files, tfds_corpus
 
 SPLITS = ("train", "validation", "test")
 
-# Austen's six novels: 10,304 paragraphs (7 of them empty, between the novels), 4,007,105 characters with their line ends.
+# Austen's six novels: 10,304 paragraphs, 7 of them empty, between the novels. There are 4,007,105
+# characters with line ends: 93.0 % train, 2.0 % validation, 5.0 % test.
 AUSTEN_PARAGRAPHS = {"train": (0, 9659), "validation": (9659, 9842), "test": (9842, 10304)}
 AUSTEN_CHARACTERS = {
   "train": 3_726_564,
   "validation": 80_470,
   "test": 200_071,
-}  # line ends included: 93.0 %, 2.0 %, 5.0 %
-# The first paragraph of each novel; an empty one comes before it. The splits cut Persuasion only.
+}
+# The first paragraph of each novel, after an empty one. The splits cut Persuasion only.
 AUSTEN_NOVELS = {
   "sense_and_sensibility": 0,
   "pride_and_prejudice": 1865,
@@ -40,7 +41,7 @@ AUSTEN_NOVELS = {
 AUSTEN_NOVELS |= {"northanger_abbey": 8211, "persuasion": 9268}
 AUSTEN_SHA256 = "39397e3b3736c343fba95d41f60b878e3a7ec9a5cc545c76a3d861b0b18bbc49"
 
-# Which hundredths of the training documents stand in for a split that a folder does not have.
+# Which hundredths of the training documents replace a split that a folder does not have.
 CARVED_HUNDREDTHS = {"test": range(0, 5), "validation": range(5, 7)}
 
 SPLIT_NAMES = {
@@ -57,10 +58,14 @@ class Corpus(Protocol):
   """Documents by split."""
 
   def documents(self, split: str) -> Iterator[str]:
-    """The documents of "train", "validation" or "test". Raises ValueError or FileNotFoundError before the first of them."""
+    """The documents of "train", "validation" or "test".
+
+    Raises:
+      ValueError, FileNotFoundError: Before the first document.
+    """
 
   def identity(self) -> str:
-    """Changes if the source does."""
+    """A string that changes if the source changes."""
 
 
 def check_split(split: str) -> None:
@@ -73,9 +78,10 @@ def check_split(split: str) -> None:
 class Austen:
   """Jane Austen's six novels (public domain, shipped with the package), one document per paragraph.
 
-  Order: Sense and Sensibility, Pride and Prejudice, Mansfield Park, Emma, Northanger Abbey, Persuasion. The test split is the
-  last 5 % of the characters and the validation split the 2 % before it, both cut at a paragraph (`AUSTEN_PARAGRAPHS`): the
-  tail of Persuasion. The three splits, each document followed by a newline, are the file, byte for byte.
+  The order is Sense and Sensibility, Pride and Prejudice, Mansfield Park, Emma, Northanger Abbey,
+  Persuasion. The test split is the last 5 % of the characters and the validation split the 2 %
+  before it, both cut at a paragraph (`AUSTEN_PARAGRAPHS`); they are the last part of Persuasion.
+  The three splits, each document followed by a newline, are the file, byte for byte.
   """
 
   def documents(self, split: str) -> Iterator[str]:
@@ -87,7 +93,7 @@ class Austen:
     return iter(lzma.decompress(packed).decode("utf-8").split("\n")[begin:end])
 
   def sources(self, split: str) -> tuple[tuple[str, ...], list[int]]:
-    """(names of the novels, for each document of the split the number of its novel)."""
+    """(names of the novels, number of the novel of each document of the split)."""
     check_split(split)
     begins = list(AUSTEN_NOVELS.values())
     return tuple(AUSTEN_NOVELS), [
@@ -101,10 +107,11 @@ class Austen:
 
 @member
 class Text8:
-  """A file that is one long string, such as text8, in three contiguous parts: 90 %, 5 %, 5 % of its characters.
+  """A file that is one long string, such as text8.
 
-  For the full 100,000,000 characters of text8 these are the usual 90 M, 5 M and 5 M. Each split is one document, so no
-  separator is ever added to it.
+  The splits are three contiguous parts: 90 %, 5 % and 5 % of the characters. For the full
+  100,000,000 characters of text8 these are the usual 90 M, 5 M and 5 M. Each split is one document,
+  so no separator is ever added.
   """
 
   path: str
@@ -119,18 +126,20 @@ class Text8:
     return iter([part] if part else [])
 
   def identity(self) -> str:
-    """Path, size and time of the file."""
+    """The path, size and time of the file."""
     return f"text8:{_file_identity(_existing_text8(self.path))}"
 
 
 @member
 class Folder:
-  """A local folder of `.txt` (a document per non-empty line), `.jsonl` and `.parquet` files (a document per row, in `field`).
+  """A local folder of `.txt`, `.jsonl` and `.parquet` files.
 
-  A file belongs to the split that a folder above it, or the beginning of its name, says: train/training,
-  validation/valid/val/dev, test (`test/a.txt`, `dev.jsonl`, `devset.csv`, `train-00000-of-00003.parquet`); if neither says
-  anything, to train. Files are read in the order of their paths. If no file is marked test (validation), 5 % (2 %) of the training
-  documents stand in for it, chosen by a hash of their text, and are left out of train: equal documents always fall in the
+  A document is a non-empty line of a `.txt` file, or `field` in a row of the others. The name of a
+  folder above a file, or the beginning of the file's name, selects the split: train/training,
+  validation/valid/val/dev or test (`test/a.txt`, `dev.jsonl`, `devset.csv`,
+  `train-00000-of-00003.parquet`). All other files belong to train. Files are read in the order of
+  their paths. If no file belongs to test (validation), 5 % (2 %) of the training documents replace
+  it, chosen by a hash of their text, and are left out of train. Equal documents are always in the
   same split.
   """
 
@@ -138,7 +147,12 @@ class Folder:
   field: str = "text"
 
   def documents(self, split: str) -> Iterator[str]:
-    """Raises FileNotFoundError for a missing or empty folder, ValueError for a missing field or a split without text."""
+    """The documents of a split.
+
+    Raises:
+      FileNotFoundError: For a missing or empty folder.
+      ValueError: For a missing field or a split without text.
+    """
     check_split(split)
     files = self._files()
     return _not_empty(
@@ -147,7 +161,7 @@ class Folder:
     )
 
   def identity(self) -> str:
-    """Path, size and time of every file, and the field."""
+    """The field, and a hash of the path, size and time of every file."""
     return f"folder:{self.field}:{_files_identity(self._files())}"
 
   def _files(self) -> dict[str, list[Path]]:
@@ -164,13 +178,18 @@ class Folder:
 
 @member
 class Tfds:
-  """A tensorflow-datasets set that is prepared on disk, such as `lm1b`, `wikipedia/20230601.en` or `tiny_shakespeare:1.0.0`.
+  """A tensorflow-datasets set that is prepared on disk.
 
-  dataset: `set[/config][:version]`; the newest version on disk if none is given. data_dir: where sets are prepared; None means
-  $TFDS_DATA_DIR, else ~/tensorflow_datasets. field: the text feature. A set without a test split gives the last 5 % of its
-  training records for it, and one without validation the 2 % before those (or the last 2 %); they are left out of train.
-  Needs no TensorFlow and no network: a set that is not prepared as array_record fails at once, with the command that prepares
+  Examples are `lm1b`, `wikipedia/20230601.en` and `tiny_shakespeare:1.0.0`. The last 5 % of the
+  training records replace a missing test split. The 2 % before them (or the last 2 %) replace a
+  missing validation split. These records are left out of train. TensorFlow and the network are not
+  needed: a set that is not prepared as array_record fails at once, with the command that prepares
   it.
+
+  Attributes:
+    dataset: `set[/config][:version]`. Without a version: the newest version on disk.
+    data_dir: Where sets are prepared. None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    field: The text feature.
   """
 
   dataset: str
@@ -178,7 +197,12 @@ class Tfds:
   field: str = "text"
 
   def documents(self, split: str) -> Iterator[str]:
-    """Raises FileNotFoundError if the set is not prepared, ValueError for a wrong field, file format or an empty split."""
+    """The documents of a split.
+
+    Raises:
+      FileNotFoundError: If the set is not prepared.
+      ValueError: For a wrong field, a wrong file format or an empty split.
+    """
     check_split(split)
     directory = tfds_corpus.prepared_directory(self.dataset, self.data_dir)
     documents = tfds_corpus.documents(directory, split, self.field, SPLIT_NAMES)
@@ -189,24 +213,31 @@ class Tfds:
     )
 
   def identity(self) -> str:
-    """Prepared directory, time of preparation and field."""
+    """The field, the prepared directory and the time of preparation."""
     directory = tfds_corpus.prepared_directory(self.dataset, self.data_dir)
     return f"tfds:{self.field}:{_file_identity(directory / 'dataset_info.json')}"
 
 
 @member
 class Pairs:
-  """Pairs of a source and a target, such as sentences and their translations: a document is the two, with a newline between.
+  """Pairs of a source and a target, such as sentences and their translations.
 
-  path: a file, or a folder of files, `.tsv` or `.txt` (columns between tabs), `.csv` or `.jsonl`. source, target: where the two are:
-  the number of a column, from 0, or the name of a field; None is columns 0 and 1, or the fields "source" and "target". A line break
-  within either is read as a space. max_characters: pairs with a longer source or target are left out of every split, as are pairs with
-  an empty one. Tatoeba's `fra.txt` needs no options; the E2E challenge is its folder of trainset.csv, devset.csv and testset_w_refs.csv
-  with source="mr" and target="ref".
+  A document is the source and the target, with a newline between them. Tatoeba's `fra.txt` needs no
+  options. For the E2E challenge, `path` is the folder with trainset.csv, devset.csv and
+  testset_w_refs.csv, with source="mr" and target="ref". A line break within a source or target is
+  read as a space. Pairs with an empty source or target are left out.
 
-  Splits are those of `Folder`, except that a stand-in is chosen by a hash of the *source*: all targets of one source fall in the same
-  split. Pairs come in the order of that hash, those of one source together, so that the first ones of a split are a fair sample of
-  files that are sorted.
+  Files belong to splits as in `Folder`. The documents that replace a missing split are chosen by a
+  hash of the *source*: all targets of one source are in the same split. Pairs come in the order of
+  this hash, and all pairs with the same source are neighbours. The first pairs of a split are
+  therefore a fair sample even if the files are sorted.
+
+  Attributes:
+    path: A file, or a folder of files: `.tsv` or `.txt` (columns between tabs), `.csv` or `.jsonl`.
+    source: The number of the source's column, from 0, or the name of its field. None: column 0, or
+      the field "source".
+    target: The same for the target. None: column 1, or the field "target".
+    max_characters: Pairs with a longer source or target are left out of every split.
   """
 
   path: str
@@ -222,11 +253,16 @@ class Pairs:
       )
 
   def documents(self, split: str) -> Iterator[str]:
-    """Raises FileNotFoundError for a missing path, ValueError for a missing field or a split without pairs."""
+    """The documents of a split, source and target with a newline between them.
+
+    Raises:
+      FileNotFoundError: For a missing path.
+      ValueError: For a missing field or a split without pairs.
+    """
     return (f"{source}\n{target}" for source, target in self.pairs(split))
 
   def pairs(self, split: str) -> list[tuple[str, str]]:
-    """(source, target) of every pair of a split; raises as `documents`."""
+    """(source, target) of every pair of a split. Raises the same errors as `documents`."""
     check_split(split)
     files = self._files()
     own = _of_split(
@@ -235,12 +271,11 @@ class Pairs:
       lambda path: pair_files.read(path, self.source, self.target),
       key=lambda pair: pair[0],
     )
-    short = lambda text: self.max_characters is None or len(text) <= self.max_characters
-    kept = [
-      (source, target)
-      for source, target in own
-      if source and target and short(source) and short(target)
-    ]
+
+    def fits(text):
+      return bool(text) and (self.max_characters is None or len(text) <= self.max_characters)
+
+    kept = [(source, target) for source, target in own if fits(source) and fits(target)]
     if not kept:
       raise ValueError(
         f"{self.path} has no pairs for split={split!r} with max_characters={self.max_characters}; "
@@ -250,7 +285,7 @@ class Pairs:
     return sorted(kept, key=lambda pair: (_hash(pair[0]), pair[0]))
 
   def identity(self) -> str:
-    """Path, size and time of every file, the fields and the longest text."""
+    """The options, and a hash of the path, size and time of every file."""
     options = f"{self.source}:{self.target}:{self.max_characters}"
     return f"pairs:{options}:{_files_identity(self._files())}"
 
@@ -311,7 +346,11 @@ def _of_split(
   read: Callable[[Path], Iterator],
   key: Callable[..., str],
 ) -> Iterator:
-  """What `read` gives of a split's own files, or of the training files what the hash of its key puts in this split."""
+  """The documents of a split, from its own files or from the training files.
+
+  `read` yields the documents of a file. A split without files gets the training documents whose
+  `key` has a hash in CARVED_HUNDREDTHS, and the training split is left with the others.
+  """
   carved = {name: share for name, share in CARVED_HUNDREDTHS.items() if not files[name]}
   source = files[split] or files["train"]
   for path in source:
@@ -337,7 +376,7 @@ def _counts(files: dict[str, list[Path]]) -> str:
 
 
 def _not_empty(documents: Iterator[str], message: str) -> Iterator[str]:
-  """Draws the first document now, so that errors come before any work is done."""
+  """The same documents. The first is read now, so that errors come before any work is done."""
   first = next(documents, None)
   if first is None:
     raise ValueError(message)

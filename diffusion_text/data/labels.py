@@ -35,7 +35,7 @@ class LabelledRows(NamedTuple):
 def labelled_rows(
   arrays: TokenArrays, labels: Sequence[int], length: int, parts: int
 ) -> LabelledRows:
-  """Labelled rows [N, length]: the documents of each label as one stream, cut every `length` tokens.
+  """Labelled rows [N, length], cut every `length` tokens from the documents of each label.
 
   The parts take turns: each gets RUN rows at a time. The tokens after a label's last full row are
   dropped.

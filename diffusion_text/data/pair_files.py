@@ -1,4 +1,4 @@
-"""Readers of files of pairs, for `corpora.Pairs`: columns or fields of a row are source and target."""
+"""Readers of files of pairs, for `corpora.Pairs`: two fields of a row are source and target."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rows for sampling: known tokens around holes.
 
-In an infill text, `[16]` is a hole of 16 tokens and `[[` is a literal `[`: "a[4]b" has a hole, "a[[4]b" is the text "a[4]b".
-A bracket that does not hold a number is literal as it is.
+In an infill text, `[16]` is a hole of 16 tokens and `[[` is a literal `[`: "a[4]b" has a hole, and
+"a[[4]b" is the text "a[4]b". A bracket without a number in it is literal.
 """
 
 from __future__ import annotations

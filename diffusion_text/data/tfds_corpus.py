@@ -126,5 +126,5 @@ def _versions(directory: Path, version: str) -> list[Path]:
 
 
 def _command(name: str, root: Path) -> str:
-  call = f"tfds.builder({name!r}, data_dir={str(root)!r}, file_format='array_record').download_and_prepare()"
-  return f'python -c "import tensorflow_datasets as tfds; {call}"'
+  builder = f"tfds.builder({name!r}, data_dir={str(root)!r}, file_format='array_record')"
+  return f'python -c "import tensorflow_datasets as tfds; {builder}.download_and_prepare()"'

@@ -1,11 +1,11 @@
 """Text to ids and back.
 
-Every tokenizer is lossless: `decode(encode(text)) == text` for text that it holds. Each id stands for a fixed string of UTF-8
-bytes, and all that follows from the text of single ids (decoding, counting characters, display) is computed from that one
-table.
+Every tokenizer is lossless: `decode(encode(text)) == text` for text without unknown characters.
+Each id stands for a fixed string of UTF-8 bytes. Decoding, counting characters and display are all
+computed from this one table.
 
-`separator` is the id of "\\n", which is written between documents; None for a tokenizer that has none. `unknown` is the id
-that stands for a character outside the vocabulary; None where that is an error.
+`separator` is the id of "\\n", which is written between documents, or None. `unknown` is the id of
+a character outside the vocabulary, or None if such a character is an error.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-REPLACEMENT = (
-  "\N{REPLACEMENT CHARACTER}"  # what an unknown character decodes to: one character for one
-)
+# An unknown character decodes to this one character.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
-_CHUNK = 1 << 20  # characters that are encoded at once
+_CHUNK = 1 << 20  # characters that are encoded in one call
 
 
 class _Table:
-  """What follows from the bytes that each id stands for."""
+  """A tokenizer whose every id stands for fixed bytes: all that can be computed from the bytes."""
 
   name: ClassVar[str]
   unknown: int | None = None
@@ -38,11 +37,15 @@ class _Table:
     raise NotImplementedError
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 [L]. Raises ValueError, with the character and its place, for text that it cannot hold."""
+    """Ids int32 [L].
+
+    Raises:
+      ValueError: For text that it cannot hold, with the character and its place.
+    """
     raise NotImplementedError
 
   def to_bytes(self) -> bytes:
-    """All that `tokenizer_from_bytes` needs."""
+    """The tokenizer as bytes, for `tokenizer_from_bytes`."""
     raise NotImplementedError
 
   @functools.cached_property
@@ -52,14 +55,17 @@ class _Table:
 
   @functools.cached_property
   def character_counts(self) -> np.ndarray:
-    """int32 [V]: characters that begin in each token. A character counts where its first byte is, so none counts twice."""
+    """int32 [V], the number of characters that begin in each token.
+
+    A character counts in the token with its first byte, so no character counts twice.
+    """
     return np.array(
       [sum(byte & 0xC0 != 0x80 for byte in token) for token in self.token_bytes], np.int32
     )
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """16 hexadecimal digits; equal for equal tokenizers, whatever the process or machine."""
+    """16 hexadecimal digits, equal for equal tokenizers in every process and on every machine."""
     return hashlib.sha256(self.to_bytes()).hexdigest()[:16]
 
   @property
@@ -68,12 +74,16 @@ class _Table:
     return len(self.token_bytes)
 
   def decode(self, ids: Any) -> str:
-    """Text of ids [L]. Bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id outside the vocabulary."""
+    """The text of ids [L]. Bytes that are not UTF-8 become U+FFFD.
+
+    Raises:
+      ValueError: For an id outside the vocabulary.
+    """
     tokens = self.token_bytes
     return b"".join([tokens[i] for i in self.check(ids).tolist()]).decode("utf-8", errors="replace")
 
   def check(self, ids: Any) -> np.ndarray:
-    """The ids as a flat array. Raises ValueError for one outside the vocabulary."""
+    """The ids as a flat array. Raises ValueError for an id outside the vocabulary."""
     ids = np.asarray(ids).reshape(-1)
     ids = ids if ids.size else ids.astype(np.int32)
     wrong = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
@@ -89,9 +99,11 @@ class _Table:
 class Characters(_Table):
   """One id per character, in code-point order.
 
-  alphabet: the characters, sorted. has_unknown: one more id, the last, stands for every other character, so that held-out
-  text with a rare character can still be scored; it decodes to U+FFFD and counts as one character. Without it, such text is
-  an error.
+  Attributes:
+    alphabet: The characters, sorted.
+    has_unknown: True if one more id, the last, stands for every other character. Held-out text with
+      a rare character can then still be scored; the id decodes to U+FFFD and counts as one
+      character. If False, such text is an error.
   """
 
   alphabet: str
@@ -113,7 +125,7 @@ class Characters(_Table):
 
   @property
   def unknown(self) -> int | None:
-    """The last id, or None."""
+    """The last id, or None without an unknown id."""
     return len(self.alphabet) if self.has_unknown else None
 
   @functools.cached_property
@@ -127,7 +139,11 @@ class Characters(_Table):
     ]
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 [L], L characters. Without an unknown id, raises ValueError for a character outside the alphabet."""
+    """Ids int32 [L], for L characters.
+
+    Raises:
+      ValueError: For a character outside the alphabet, if there is no unknown id.
+    """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     ids = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1).astype(np.int32)
     wrong = self._codes[ids] != codes
@@ -159,7 +175,7 @@ class Bytes(_Table):
     return [bytes([value]) for value in range(256)]
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 [L], L bytes."""
+    """Ids int32 [L], for L bytes."""
     return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
   def to_bytes(self) -> bytes:
@@ -171,8 +187,11 @@ class Bytes(_Table):
 class SentencePiece(_Table):
   """A sentencepiece model (BPE or unigram) made by `train_sentencepiece`.
 
-  model: the serialised model. Id 0 is the `<unk>` that sentencepiece insists on; it never occurs, since rare characters fall
+  Id 0 is the `<unk>` that sentencepiece requires. It never occurs, because rare characters fall
   back to bytes.
+
+  Attributes:
+    model: The serialised model.
   """
 
   model: bytes = dataclasses.field(repr=False)
@@ -211,9 +230,10 @@ class SentencePiece(_Table):
     return tokens
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 [L]."""
+    """Ids int32 [L]."""
     text.encode("utf-8")  # sentencepiece drops lone surrogates silently; this raises
-    # sentencepiece cannot tell its own mark for a space from the same character in the text: spell that one in bytes.
+    # sentencepiece cannot tell its own mark for a space from the same character in the text, so
+    # that character is spelt in bytes.
     mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode("utf-8")]
     ids: list[int] = []
     for n, part in enumerate(text.split(_SPACE)):
@@ -234,10 +254,15 @@ def build_tokenizer(
 ) -> Characters | Bytes | SentencePiece:
   """A tokenizer learned from training documents.
 
-  kind: a key of TOKENIZERS. vocab_size: for "sentencepiece", the number of pieces. For the others it follows from the text,
-  and a number given here must agree: "bytes" has 256; "characters" has the C of the documents (and the newline, if there are
-  several documents), and C + 1 ids with the unknown id, which None means too; C asks for none, as is usual for text8 (27).
-  Raises ValueError for an unknown kind, a size that cannot be, or no text.
+  Args:
+    kind: A key of TOKENIZERS.
+    vocab_size: For "sentencepiece", the number of pieces. For "bytes", 256 or None. For
+      "characters", C + 1 or None for the C characters of the documents (with the newline, if there
+      are several documents) and an unknown id, or C for no unknown id, as is usual for text8 (27).
+    documents: Training documents.
+
+  Raises:
+    ValueError: For an unknown kind, an impossible size, or no text.
   """
   if kind not in TOKENIZERS:
     raise ValueError(f"kind={kind!r} is not a tokenizer; use one of {', '.join(TOKENIZERS)}")
@@ -276,10 +301,18 @@ def train_sentencepiece(
   model_type: str = "bpe",
   max_characters: int = 50_000_000,
 ) -> SentencePiece:
-  """Trains a lossless model in memory, on the first max_characters of the documents. The same text gives the same bytes.
+  """A lossless model, trained in memory. The same text gives the same bytes.
 
-  model_type: "bpe", or "unigram" (about ten times slower). Digits are single pieces. Raises ValueError if the text does not
-  support vocab_size pieces (259 or so at the least: the bytes, the newline, `<unk>`), or is empty.
+  Digits are single pieces.
+
+  Args:
+    documents: Training documents.
+    vocab_size: Number of pieces, at least about 259: the bytes, the newline and `<unk>`.
+    model_type: "bpe", or "unigram" (about ten times slower).
+    max_characters: Training uses only this many characters, from the beginning of the documents.
+
+  Raises:
+    ValueError: If the text is empty or too little for vocab_size pieces.
   """
   import sentencepiece  # only this tokenizer needs it
 
@@ -319,7 +352,7 @@ def train_sentencepiece(
 
 
 def tokenizer_from_bytes(data: bytes) -> Characters | Bytes | SentencePiece:
-  """The inverse of `to_bytes`. Raises ValueError for anything else."""
+  """The tokenizer that `to_bytes` saved. Raises ValueError for other bytes."""
   kind, _, payload = data.partition(b"\n")
   if kind == b"characters":
     return Characters(*json.loads(payload))
@@ -333,16 +366,17 @@ def tokenizer_from_bytes(data: bytes) -> Characters | Bytes | SentencePiece:
 
 
 def encode_document(tokenizer: Any, document: str) -> Iterator[np.ndarray]:
-  """The ids of a document in pieces of bounded size: the same ids as `encode(document)`, without its memory."""
+  """The ids of a document in pieces of bounded size, equal to `encode(document)` in less memory."""
   for chunk in _chunks(document, _CHUNK):
     yield tokenizer.encode(chunk)
 
 
 def characters(tokenizer: Any, ids: Any, weights: Any = None) -> int:
-  """Characters of the original text that ids stand for; where weights are given, of those with weight > 0 only.
+  """The number of characters of the original text that the ids stand for.
 
-  A character that several tokens share (bytes) counts with the token that holds its first byte. So rows that cut a character
-  count it once in all, and the sum over all rows of a split is the length of its text, whatever the tokenizer.
+  With weights, only ids with weight > 0 count. A character that is divided over several tokens
+  (bytes) counts with the token of its first byte. So a character that is divided over two rows
+  counts once, and the sum over all rows of a split is the length of its text for every tokenizer.
   """
   ids = np.asarray(ids)
   kept = ids if weights is None else ids[np.asarray(weights) > 0]
@@ -350,7 +384,7 @@ def characters(tokenizer: Any, ids: Any, weights: Any = None) -> int:
 
 
 def pieces(tokenizer: Any, ids: Any) -> list[str]:
-  """The text of each single token, for display; bytes that are part of a character are written `\\xNN`."""
+  """The text of each token, for display. Bytes that are part of a character are written `\\xNN`."""
   tokens = tokenizer.token_bytes
   return [
     tokens[i].decode("utf-8", errors="backslashreplace") for i in tokenizer.check(ids).tolist()
@@ -358,7 +392,10 @@ def pieces(tokenizer: Any, ids: Any) -> list[str]:
 
 
 def _chunks(text: str, size: int) -> Iterator[str]:
-  """Parts of about `size` characters, cut before a space where there is one: no sentencepiece piece crosses that point."""
+  """Parts of about `size` characters, cut before a space if there is one.
+
+  No sentencepiece piece crosses such a cut.
+  """
   begin = 0
   while len(text) - begin > size:
     cut = text.rfind(" ", begin + 1, begin + size)
@@ -372,7 +409,7 @@ def _chunks(text: str, size: int) -> Iterator[str]:
 def _training_lines(documents: Iterable[str], max_characters: int) -> Iterator[str]:
   left = max_characters
   for document in documents:
-    for line in document.split("\n"):  # the newline is a piece of its own
+    for line in document.split("\n"):  # the newline is a separate piece
       yield from _chunks(line[:left], 1 << 12)
       left -= len(line) + 1
       if left <= 0:
