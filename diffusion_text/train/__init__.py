@@ -1,11 +1,13 @@
-"""Training: one state, one pure step, one loop. It knows a `LossFn` and a `DataIterator`, and nothing of diffusion.
+"""Training: one state, one pure step, one loop.
 
-state, step          what moves, and the update that moves it
+The trainer knows a `LossFn` and a `DataIterator`, and nothing of diffusion.
+
+state, step          the training state, and the update that changes it
 optimizer            AdamW and learning-rate schedules
-sharding             the mesh, who holds what, batches across hosts
-loop, stop           the order of things, and how it ends
-multihost            several of them: how they meet, agree and end
-checkpoint, workdir  all that moves on disk, and whose directory it is
+sharding             the mesh, the placement of arrays, batches across hosts
+loop, stop           the training loop, and the ways in which it ends
+multihost            several processes: how they connect, agree and end
+checkpoint, workdir  the training state on disk, and the run that a directory belongs to
 clock, metrics, progress
 """
 

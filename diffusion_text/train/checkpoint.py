@@ -1,9 +1,11 @@
-"""Checkpoints: all that moves, saved so that a kill at any moment loses at most the steps since the last one.
+"""Checkpoints of the whole training state: a kill at any moment loses at most the steps since one.
 
-orbax writes them: in the background, each process its own shards, under a temporary name that is changed at the end. A
-checkpoint has the items `params`, `ema` (if kept), `optimizer` (step and optimizer state) and `extra`, a JSON with the data
-position, the clock, the assets (tokenizer, configuration) and a checksum of every array. None of it depends on the mesh or on how
-many processes there are, so that a run may go on with others.
+Orbax writes a checkpoint in the background, every process its own shards, under a temporary name
+that is changed at the end. A checkpoint has the items `params`, `ema` (if kept), `frozen` (if there
+are frozen parameters), `optimizer` (step and optimizer state) and `extra`, a JSON with the data
+position, the clock, the assets (tokenizer, configuration) and a checksum of every array. Nothing in
+a checkpoint depends on the mesh or on the number of processes, so a run may continue on another
+machine.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpointer:
-  """Saves checkpoints of one run: the newest `max_to_keep`, and the best one if `keep_best` says what best means."""
+  """Saves checkpoints of one run; keeps the newest `max_to_keep` and the best by `keep_best`."""
 
   def __init__(
     self,
@@ -44,15 +46,15 @@ class Checkpointer:
     assets: Mapping[str, bytes] | None = None,
     asynchronous: bool = True,
   ):
-    """Opens a directory for saving and removes what a kill left half written.
+    """Opens a directory for saving and removes checkpoints that a kill left unfinished.
 
     Args:
-      directory: local or gs://; made if absent.
-      max_to_keep: how many of the newest stay.
-      keep_best: name of an evaluation metric, lower is better; the checkpoint with the least stays too. Only steps at which
-        evaluation and saving coincide can be best.
-      assets: small files, name -> bytes, saved with every checkpoint; `read_asset` reads them.
-      asynchronous: write in the background.
+      directory: Local or gs://. It is made if absent.
+      max_to_keep: Number of newest checkpoints to keep.
+      keep_best: Name of an evaluation metric, lower is better. The checkpoint with the lowest value
+        is kept too. Only steps that are both evaluated and saved can be best.
+      assets: Small files, name -> bytes, saved with every checkpoint. `read_asset` reads them.
+      asynchronous: True to write in the background.
     """
     import orbax.checkpoint as ocp  # here, because it is slow to import
 
@@ -74,7 +76,8 @@ class Checkpointer:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(keep),
       enable_async_checkpointing=asynchronous,
-      # Made at once, so that a directory that cannot be made is an error of `save`, not of a thread that others wait for.
+      # Directories are made at once, so that a failure is an error of `save` and not of a thread
+      # that other processes wait for.
       async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
       cleanup_tmp_directories=True,
     )
@@ -83,7 +86,7 @@ class Checkpointer:
 
   @property
   def latest_step(self) -> int | None:
-    """The newest step saved or being saved; None if there is none."""
+    """The newest step that is saved or being saved, None if there is none."""
     return self._manager.latest_step()
 
   def save(
@@ -95,17 +98,21 @@ class Checkpointer:
     clock: Clock,
     metrics: Mapping[str, float] | None = None,
   ) -> None:
-    """Saves a checkpoint. Returns once the arrays are copied to the host, so that `state` may be donated.
+    """Saves a checkpoint.
+
+    Returns when the arrays are copied to the host, so that `state` may be donated.
 
     Args:
-      step: updates done. state: the whole train state.
-      data: `DataIterator.get_state()`, before the batch of this step is drawn; the same on every process.
-      clock: of the run.
-      metrics: of the evaluation at this very step; None if there was none.
+      step: Number of updates done.
+      state: The whole train state.
+      data: `DataIterator.get_state()` before the batch of this step is drawn, the same on every
+        process.
+      clock: The clock of the run.
+      metrics: The metrics of the evaluation at this step, None if there was none.
 
     Raises:
-      CheckpointError: if this or the last save failed (disk full, directory gone).
-      ValueError: if the metrics lack `keep_best`, or the processes are not at the same batch.
+      CheckpointError: If this save or the last one failed (disk full, directory gone).
+      ValueError: If the metrics lack `keep_best`, or the processes are not at the same batch.
     """
     evaluated, best = metrics is not None, None
     if metrics and self._keep_best is not None:
@@ -123,7 +130,7 @@ class Checkpointer:
       "checksums": checksums(_items(state)),
     }
     items = {name: self._args.StandardSave(tree) for name, tree in _items(state).items()}
-    with self._told(f"save step {step}"):
+    with self._explained(f"save step {step}"):
       self._manager.save(
         step,
         args=self._args.Composite(extra=self._args.JsonSave(extra), **items),
@@ -131,29 +138,30 @@ class Checkpointer:
       )
 
   def wait(self) -> None:
-    """Until the last save is on disk. Raises CheckpointError if it failed."""
-    with self._told("finish the last save"):
+    """Waits until the last save is on disk. Raises CheckpointError if it failed."""
+    with self._explained("finish the last save"):
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits and closes. Raises CheckpointError if the last save failed."""
-    with self._told("finish the last save"):
+    """Waits for the last save and closes. Raises CheckpointError if the last save failed."""
+    with self._explained("finish the last save"):
       self._manager.close()
 
   def __enter__(self) -> Checkpointer:
     return self
 
   def __exit__(self, _, error, __) -> None:
-    # After a failure the last save is waited for, as it may be good; of several processes one that is gone may never finish its part.
+    # After a failure of a run with one process the last save may still be good, so it is finished.
+    # With several processes, one of them may be gone and never finish its part.
     if error is None or jax.process_count() == 1:
       self.close()
 
-  def _told(self, what: str):
-    return _Told(f"could not {what} in {self.directory}")
+  def _explained(self, what: str):
+    return _Explained(f"could not {what} in {self.directory}")
 
 
-class _Told:
-  """Turns any error within into a CheckpointError that says where and what to look at."""
+class _Explained:
+  """A context that turns any error into a CheckpointError with the place and a hint."""
 
   def __init__(self, what: str):
     self._what = what
@@ -193,9 +201,10 @@ def _sums_of_bits(tree: Any) -> list[Array]:
 
 
 def checksums(items: Mapping[str, Any]) -> dict[str, list[int]]:
-  """item -> the sum of the bits of each of its arrays, as uint32.
+  """A table from each item to the sums of the bits of its arrays, as uint32.
 
-  Integer sums do not depend on their order, so that a checkpoint can be held against them on any mesh, without gathering it.
+  Integer sums do not depend on their order, so a checkpoint can be compared with them on any mesh
+  without being gathered.
   """
   return {
     name: [int(x) for x in jax.device_get(_sums_of_bits(tree))] for name, tree in items.items()
@@ -203,7 +212,7 @@ def checksums(items: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def steps_in(directory: str) -> list[int]:
-  """The steps of the finished checkpoints in a directory, ascending; [] if it does not exist."""
+  """The steps of the finished checkpoints in a directory, ascending. [] if it does not exist."""
   import orbax.checkpoint as ocp
 
   path = as_path(directory)
@@ -211,22 +220,25 @@ def steps_in(directory: str) -> list[int]:
 
 
 def latest_step(directory: str) -> int | None:
-  """The newest finished checkpoint; None if there is none."""
+  """The step of the newest finished checkpoint, None if there is none."""
   return max(steps_in(directory), default=None)
 
 
 def load(
   directory: str, step: int, abstract_items: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """One checkpoint, checked: (the items asked for, `extra`).
+  """(the requested items, `extra`) of one checkpoint, compared with its checksums.
 
   Args:
-    directory, step: which one.
-    abstract_items: item -> tree of `jax.ShapeDtypeStruct`; each array is read straight to its sharding, each device its part
-      only, whatever mesh it was saved from. Without a sharding it goes to the first device.
+    directory: The directory of the checkpoints.
+    step: The step of the checkpoint.
+    abstract_items: item -> tree of `jax.ShapeDtypeStruct`. Each device reads its own part of each
+      array, whatever mesh the array was saved from. An array without a sharding goes to the first
+      device.
 
   Raises:
-    CheckpointError: on every process, if a file cannot be read, or an array is missing, has another shape or does not match its checksum.
+    CheckpointError: On every process, if a file cannot be read, or an array is missing, has another
+      shape or does not match its checksum.
   """
   import orbax.checkpoint as ocp
 
@@ -239,13 +251,16 @@ def load(
     name: ocp.args.StandardRestore(jax.tree.map(placed, tree))
     for name, tree in abstract_items.items()
   }
-  # The handler itself: ocp.Checkpointer ends a restore with a barrier, at which a process that cannot read its part would be missed.
-  reader, error, restored = ocp.CompositeCheckpointHandler(), None, {}
+  # The handler itself, because ocp.Checkpointer ends a restore with a barrier, which a process that
+  # cannot read its part would never reach.
+  reader = ocp.CompositeCheckpointHandler()
+  error = None
+  restored = {}
   try:
     restored = reader.restore(
       as_path(directory) / str(step), args=ocp.args.Composite(extra=ocp.args.JsonRestore(), **args)
     )
-  except Exception as e:  # orbax raises many kinds; each means that this one cannot be used
+  except Exception as e:  # orbax raises many kinds; each means that this checkpoint is not usable
     error = e
   finally:
     reader.close()
@@ -265,16 +280,18 @@ def load(
 def load_newest(
   directory: str, abstract_items: Mapping[str, Any]
 ) -> tuple[int, dict[str, Any], dict[str, Any]]:
-  """(step, items, extra) of the newest checkpoint that can be read; says so, loudly, if it is not the newest there is.
+  """(step, items, extra) of the newest readable checkpoint.
+
+  A warning is logged for every newer checkpoint that cannot be read.
 
   Raises:
-    CheckpointError: if there is none, or none can be read; quotes why.
+    CheckpointError: If there is no checkpoint, or none can be read; quotes the reasons.
   """
   reasons = []
   for step in reversed(steps_in(directory)):
     try:
       return step, *load(directory, step, abstract_items)
-    except CheckpointError as error:  # on all processes alike
+    except CheckpointError as error:  # raised on all processes
       reason = " ".join(str(error).split())[:300]
     reasons.append(f"{directory}/{step}: {reason}")
     log.warning(
@@ -286,13 +303,21 @@ def load_newest(
     f"none of the checkpoints in {directory} can be read, and a run does not start afresh over "
     "existing data:\n  "
     + "\n  ".join(reasons)
-    + "\nIf the model or the optimizer changed, use a new workdir; if the files are damaged, move them away to start afresh."
+    + "\nIf the model or the optimizer changed, use a new workdir; "
+    "if the files are damaged, move them away to start afresh."
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """Where a run begins. source: "workdir", "restore_from" or "fresh". evaluated: the hooks have run at `step`."""
+  """The beginning of a run.
+
+  Attributes:
+    state: The train state.
+    step: Number of updates done.
+    source: "workdir", "restore_from" or "fresh".
+    evaluated: True if the hooks have already run at `step`.
+  """
 
   state: TrainState
   step: int
@@ -301,7 +326,7 @@ class Restored:
 
   @property
   def resume_step(self) -> int | None:
-    """For `MetricsWriter`: the step if this continues the metrics of the same workdir, else None."""
+    """For `MetricsWriter`: the step if this run continues the metrics of its workdir, else None."""
     return self.step if self.source == "workdir" else None
 
 
@@ -314,21 +339,24 @@ def restore(
   fresh: Callable[[], TrainState],
   restore_from: str | None = None,
 ) -> Restored:
-  """The one place that decides where a run begins. The first that applies:
+  """The state that a run begins with. This is the only place that decides it.
 
-  1. `directory` has checkpoints: this run was preempted, go on (state, data, clock).
-  2. `restore_from` is given: continue another run here (state, data; the clock starts at 0).
-  3. Otherwise afresh.
+  The first case that applies:
+
+  1. `directory` has checkpoints: this run was preempted and continues (state, data, clock).
+  2. `restore_from` is set: another run is continued here (state, data; the clock starts at 0).
+  3. Otherwise the run starts with `fresh()`.
 
   Args:
-    directory: of this run's checkpoints.
+    directory: The directory of this run's checkpoints.
     abstract_state: `jax.ShapeDtypeStruct`s with shardings, see `sharding.with_shardings`.
-    data, clock: are set to the position in the checkpoint.
-    fresh: () -> the state to begin with, already placed.
-    restore_from: directory of another run's checkpoints.
+    data: The data iterator; it is set to the position in the checkpoint.
+    clock: The clock; it is set to the time in the checkpoint.
+    fresh: () -> the state of a new run, already placed.
+    restore_from: The directory of another run's checkpoints.
 
   Raises:
-    CheckpointError: if there are checkpoints but none can be read.
+    CheckpointError: If there are checkpoints but none can be read.
   """
   if latest_step(directory) is not None:  # 1.
     restored, extra = _resume(directory, abstract_state, data, "workdir")
@@ -344,9 +372,8 @@ def _resume(
   directory: str, abstract_state: TrainState, data: DataIterator, source: str
 ) -> tuple[Restored, dict]:
   step, items, extra = load_newest(directory, _items(abstract_state))
-  data.set_state(
-    base64.b64decode(extra["data"][0])
-  )  # a list, from when each process had its own: all said the same
+  # The position is stored as a list with one entry.
+  data.set_state(base64.b64decode(extra["data"][0]))
   state = TrainState(
     items["optimizer"]["step"],
     items["params"],
@@ -359,7 +386,10 @@ def _resume(
 
 
 def _set_aside_after(directory: str, step: int) -> None:
-  """Renames checkpoints that could not be read: the run will come to their steps again and must be able to save there."""
+  """Renames checkpoints that could not be read.
+
+  The run will reach their steps again and must be able to save there.
+  """
   if jax.process_index() == 0:
     for bad in steps_in(directory):
       if bad > step:
@@ -388,18 +418,19 @@ def restore_params(
   ema: bool = True,
   step: int | None = None,
 ) -> Params:
-  """Parameters alone, for sampling and evaluation: those that moved and those that are frozen, merged.
+  """The parameters alone, for sampling and evaluation: trained and frozen ones, as one tree.
 
   Args:
-    directory: of checkpoints.
-    abstract_params: `jax.ShapeDtypeStruct`s, with shardings if there is more than one device. They are saved as float32; another
-      dtype, as bfloat16, is converted to after the check, each device its own part.
-    abstract_frozen: the same of the frozen parameters; None or empty if there are none.
-    ema: the average, if one was kept; False: the last parameters.
-    step: which checkpoint; None: the newest that can be read.
+    directory: The directory of the checkpoints.
+    abstract_params: `jax.ShapeDtypeStruct`s, with shardings if there is more than one device.
+      Parameters are saved as float32. Each device converts its own part to another dtype, such as
+      bfloat16, after the comparison with the checksums.
+    abstract_frozen: The same for the frozen parameters. None or empty if there are none.
+    ema: True for the average, if one was kept. False for the last parameters.
+    step: The step of the checkpoint. None: the newest that can be read.
 
   Raises:
-    CheckpointError: if there is none.
+    CheckpointError: If there is no such checkpoint.
   """
   chosen = latest_step(directory) if step is None else step
   if chosen is None or chosen not in steps_in(directory):
@@ -423,10 +454,10 @@ def restore_params(
 
 
 def read_asset(directory: str, name: str) -> bytes:
-  """A small file that was saved with the newest readable checkpoint, e.g. the tokenizer.
+  """The content of a small file in the newest readable checkpoint, e.g. of the tokenizer.
 
   Raises:
-    CheckpointError: if there is no checkpoint, or no such asset in it.
+    CheckpointError: If there is no checkpoint, or no such asset in it.
   """
   assets = load_newest(directory, {})[2]["assets"]
   if name not in assets:

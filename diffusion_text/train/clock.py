@@ -1,4 +1,4 @@
-"""How long training has taken and will take. Survives restarts: its state is part of every checkpoint."""
+"""The time that training has taken and will take, over restarts: checkpoints hold the clock."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from collections.abc import Callable, Mapping
 class Clock:
   """Seconds of training, rates, time left and device-hours.
 
-  Training time stands still within `paused()` (evaluation, checkpoints); device-hours do not, for the devices are held. Both
-  go on from where the last process left them; the time between two processes is not counted.
+  Training time stands still within `paused()` (evaluation, checkpoints). Device-hours go on,
+  because the devices are reserved. Both continue from the last process; the time between two
+  processes is not counted.
   """
 
   def __init__(
     self, *, devices: int = 1, window: int = 50, now: Callable[[], float] = time.monotonic
   ):
-    """devices: of the whole run. window: steps that rates are averaged over. now: a clock in seconds; tests bring their own."""
+    """Makes a clock that does not run yet.
+
+    Args:
+      devices: Number of devices of the whole run.
+      window: Number of steps that rates are averaged over.
+      now: A clock in seconds, which tests may replace.
+    """
     if devices < 1 or window < 1:
       raise ValueError(f"devices={devices} and window={window} must be at least 1")
     self._devices, self._now = devices, now
-    self._earlier = {"seconds": 0.0, "device_seconds": 0.0}  # of the processes before this one
+    self._earlier = {"seconds": 0.0, "device_seconds": 0.0}  # times of earlier processes
     self._start: float | None = None
     self._paused_since: float | None = None
     self._paused = 0.0
@@ -30,7 +37,7 @@ class Clock:
     self._recent: collections.deque[tuple[float, int, int]] = collections.deque(maxlen=window + 1)
 
   def start(self) -> None:
-    """Starts counting; again is harmless."""
+    """Starts counting. Further calls have no effect."""
     if self._start is None:
       self._start = self._now()
 
@@ -44,17 +51,17 @@ class Clock:
 
   @property
   def seconds(self) -> float:
-    """Training time of this and all earlier processes."""
+    """The training time of this and all earlier processes."""
     return self._earlier["seconds"] + self._elapsed()[0]
 
   @property
   def device_hours(self) -> float:
-    """Hours times devices, evaluation and checkpoints included."""
+    """The hours of the run times its devices, evaluation and checkpoints included."""
     return (self._earlier["device_seconds"] + self._devices * self._elapsed()[1]) / 3600
 
   @contextlib.contextmanager
   def paused(self):
-    """Training time stands still within; may be nested."""
+    """A context in which training time stands still. May be nested."""
     outer = self._paused_since is None
     if outer:
       self._paused_since = self._now()
@@ -66,12 +73,15 @@ class Clock:
         self._paused_since = None
 
   def tick(self, step: int, tokens: int) -> None:
-    """Notes that `step` updates are done, the last with `tokens` tokens."""
+    """Records that `step` updates are done, the last of them with `tokens` tokens."""
     self._tokens += tokens
     self._recent.append((self.seconds, step, self._tokens))
 
   def rates(self) -> dict[str, float]:
-    """{"steps_per_second", "tokens_per_second"} over the last steps; {} before the second tick, so compilation never counts."""
+    """{"steps_per_second", "tokens_per_second"}, averaged over the last steps.
+
+    {} before the second tick, so that compilation never counts.
+    """
     if len(self._recent) < 2 or self._recent[-1][0] <= self._recent[0][0]:
       return {}
     (t0, step0, tokens0), (t1, step1, tokens1) = self._recent[0], self._recent[-1]
@@ -81,7 +91,10 @@ class Clock:
     }
 
   def seconds_left(self, steps: int, max_seconds: float | None = None) -> float | None:
-    """Training time until `steps` updates or `max_seconds`, whichever is first; None before the rate is known."""
+    """The training time until `steps` updates or `max_seconds`, whichever comes first.
+
+    None before the rate is known.
+    """
     rate = self.rates().get("steps_per_second")
     if not rate:
       return None
@@ -89,14 +102,14 @@ class Clock:
     return left if max_seconds is None else max(min(left, max_seconds - self.seconds), 0.0)
 
   def to_dict(self) -> dict[str, float]:
-    """What a checkpoint holds: "seconds", "device_seconds"."""
+    """The part of a checkpoint about time: "seconds" and "device_seconds"."""
     return {"seconds": self.seconds, "device_seconds": self.device_hours * 3600}
 
   def from_dict(self, state: Mapping[str, float]) -> None:
-    """Continues from `to_dict` of an earlier process; before `start`.
+    """Continues from `to_dict` of an earlier process. Must be called before `start`.
 
     Raises:
-      RuntimeError: if the clock has started.
+      RuntimeError: If the clock has started.
     """
     if self._start is not None:
       raise RuntimeError(

@@ -1,4 +1,4 @@
-"""The training loop. It knows nothing of diffusion, models or configurations: all that it uses is passed in."""
+"""The training loop. Everything it uses is passed in: it knows no diffusion, model or config."""
 
 from __future__ import annotations
 
@@ -30,10 +30,15 @@ class TrainingDiverged(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-  """Something to do with the parameters every `every` steps, at step 0 and at the end: evaluation, sampling.
+  """A call with the parameters, such as evaluation or sampling.
 
-  call: (step, params) -> metrics to write, name -> float, or None. It gets the averaged parameters if there are any, and must
-  not keep them: the next step reuses their memory.
+  It happens every `every` steps, at step 0 and at the end.
+
+  Attributes:
+    every: Number of steps between two calls.
+    call: (step, params) -> metrics to write, name -> float, or None. `params` are the averaged
+      parameters if there are any. The call must not keep them, because the next step reuses their
+      memory.
   """
 
   every: int
@@ -48,13 +53,21 @@ class Hook:
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-  """How long to train and how often to do what.
+  """The length of training and the intervals of its parts.
 
-  steps: updates of the whole run. log_every, save_every: in steps. max_seconds: of training time (the clock's, which survives
-  restarts), after which the run evaluates, saves and finishes; None: no limit. profile_steps: (first, last), a profiler trace
-  of the updates from `first` up to, not including, `last`, into profile_dir. flops_per_token (of the model, forward and
-  backward) and peak_flops (of all devices): for the MFU, which is left out unless both are known. stall_seconds: a process that makes
-  no progress for so long ends (see `processes.Watchdog`); None waits for ever.
+  Attributes:
+    steps: Number of updates of the whole run.
+    log_every: Number of steps between two rows of metrics.
+    save_every: Number of steps between two checkpoints.
+    max_seconds: Training time (by the clock, which survives restarts) after which the run
+      evaluates, saves and finishes. None: no limit.
+    profile_steps: (first, last): the updates first, …, last - 1 are traced by the profiler.
+    profile_dir: The directory of the profile.
+    flops_per_token: FLOPs of the model per token, forward and backward. The MFU is left out unless
+      both this and `peak_flops` are known.
+    peak_flops: Peak FLOP/s of all devices together.
+    stall_seconds: A process that makes no progress for this time ends (see `multihost.Watchdog`).
+      None: it waits for ever.
   """
 
   steps: int
@@ -86,7 +99,13 @@ class LoopSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How training ended. status: "finished" (all steps or all the time), "preempted" or "interrupted"."""
+  """The end of training.
+
+  Attributes:
+    state: The last train state.
+    step: Number of updates done.
+    status: "finished" (all steps done or the time used up), "preempted" or "interrupted".
+  """
 
   state: TrainState
   step: int
@@ -94,7 +113,7 @@ class Result:
 
   @property
   def exit_code(self) -> int:
-    """For `sys.exit`: the launcher restarts the run on EXIT_PREEMPTED only."""
+    """The argument of `sys.exit`. The launcher restarts the run on EXIT_PREEMPTED only."""
     return {"finished": 0, "preempted": EXIT_PREEMPTED, "interrupted": EXIT_INTERRUPTED}[
       self.status
     ]
@@ -115,40 +134,47 @@ def train(
   evaluated: bool = False,
   prepare: Callable[[TrainState, Batch], Batch] | None = None,
 ) -> Result:
-  """Trains from `state.step` to the end. The order of one round is part of the contract:
+  """The result of training from `state.step` to the end.
+
+  The order of one round is part of the contract:
 
   1. Evaluate with the current (averaged) parameters, if due.
-  2. Save, if due. Comes after 1, so that a checkpoint knows its score, and before 3, so that its data position is exact.
-  3. Draw the batch, place it, prepare it. From here to the next round the data iterator is ahead of the state.
-  4. Step: dispatched, not waited for.
-  5. Check and log the metrics of the PREVIOUS step, so that the device always has the next one queued.
+  2. Save, if due. This comes after 1, so that a checkpoint knows its score, and before 3, so that
+     its data position is exact.
+  3. Draw the batch, place it, prepare it. From here to the next round the data iterator is ahead of
+     the state.
+  4. Dispatch the step, without waiting for it.
+  5. Check and log the metrics of the PREVIOUS step, so that the device always has the next one
+     queued.
 
-  Before 1 and 2 the last metrics are waited for and checked: a state that is not finite is neither evaluated nor saved.
-  SIGTERM and Ctrl-C finish the step, skip 1, save and return; the caller exits with `Result.exit_code`.
+  Before 1 and 2 the loop waits for the last metrics and checks them: a state that is not finite is
+  neither evaluated nor saved. SIGTERM and Ctrl-C finish the step, skip 1, save and return; the
+  caller exits with `Result.exit_code`.
 
   Args:
-    state: is donated to the first step; do not use it afterwards.
-    data: batches of this process, already at the position that belongs to `state`.
+    state: The state to begin with. It is donated to the first step; do not use it afterwards.
+    data: The batches of this process, already at the position that belongs to `state`.
     train_step: (state, batch) -> (state, metrics), see `step.jit_train_step`.
-    settings: see `LoopSettings`.
-    checkpointer: None saves nothing. It is waited for but not closed.
-    hooks: run in order; their metrics share one row.
-    clock: None makes a new one.
-    place: from local numpy rows to global arrays, see `sharding.global_batch`.
-    write: (step, row) to disk, e.g. a `MetricsWriter`. A row of the training loss at step n is of the n-th update.
-    report: for people, see `progress.reporter`.
-    evaluated: the hooks have already run at `state.step`, see `checkpoint.Restored`.
-    prepare: (state, batch) -> batch, what an objective needs of a batch that has been drawn (the answers of a teacher, samples
-      with their rewards), in `Batch.extras`. Its keys must come from `named_key` with a name and `state.step`, so that a run that
-      is continued prepares the same.
+    settings: See `LoopSettings`.
+    checkpointer: None saves nothing. The loop waits for it but does not close it.
+    hooks: Calls that are made in this order. Their metrics share one row.
+    clock: The clock of the run. None makes a new one.
+    place: Turns local numpy rows into global arrays, see `sharding.global_batch`.
+    write: (step, row) writes to disk, e.g. a `MetricsWriter`. The row of step n has the training
+      loss of the n-th update.
+    report: Shows a row to people, see `progress.reporter`.
+    evaluated: True if the hooks have already run at `state.step`, see `checkpoint.Restored`.
+    prepare: (state, batch) -> batch with `Batch.extras` that an objective needs (predictions of a
+      teacher, samples with their rewards). Keys must come from `named_key` with a name and
+      `state.step`, so that a continued run prepares the same batches.
 
   Raises:
-    TrainingDiverged: if the loss is not finite.
-    CheckpointError: if a checkpoint cannot be written.
+    TrainingDiverged: If the loss is not finite.
+    CheckpointError: If a checkpoint cannot be written.
   """
   clock = Clock(devices=jax.device_count()) if clock is None else clock
   step = start = int(state.step)
-  pending = None  # (step, metrics) of the update that has not been looked at
+  pending = None  # (step, metrics) of the update that is not checked yet
   profiler = _Profiler(settings)
 
   def settle(done):
@@ -218,12 +244,12 @@ def train(
 def _log_metrics(
   step: int, metrics: Any, *, settings: LoopSettings, clock: Clock, write, report, checkpointer
 ) -> None:
-  """Waits for the metrics of one update, checks that they are finite, and writes them if due."""
+  """Waits for the metrics of one update, checks that they are finite, and writes a row if due."""
   row = {name: float(value) for name, value in jax.device_get(metrics).items()}
   bad = {name: row[name] for name in GUARDED if name in row and not math.isfinite(row[name])}
   if bad:
     if checkpointer is not None:
-      checkpointer.wait()  # a good one may still be on its way to the disk
+      checkpointer.wait()  # a good checkpoint may still be on its way to the disk
     write(step, row)
     raise TrainingDiverged(_diverged(step, bad, row, checkpointer))
   if step % settings.log_every and step != settings.steps:
@@ -249,21 +275,20 @@ def _diverged(
   )
   return (
     f"training diverged at update {step}: {values} (learning_rate={row.get('learning_rate')}). "
-    f"{saved} The state after"
-    f" update {step} was not saved. Restart with a lower learning_rate, a smaller clip_norm or a "
-    "longer warm-up; if it fails"
-    " at the same update again, look at that batch."
+    f"{saved} The state after update {step} was not saved. "
+    "Restart with a lower learning_rate, a smaller clip_norm or a longer warm-up; "
+    "if it fails at the same update again, look at that batch."
   )
 
 
 class _Profiler:
-  """A trace of `settings.profile_steps`; closed even if the loop ends within."""
+  """A profiler trace of `settings.profile_steps`, closed even if the loop ends during the trace."""
 
   def __init__(self, settings: LoopSettings):
     self._settings, self._running = settings, False
 
   def before(self, step: int, state: TrainState) -> None:
-    """Starts or ends the trace before the update at `step`."""
+    """Starts or ends the trace, before the update at `step`."""
     if self._settings.profile_steps is None:
       return
     first, last = self._settings.profile_steps

@@ -1,4 +1,4 @@
-"""Metrics on disk (JSON lines and TensorBoard), and how much of the hardware a run uses."""
+"""Metrics on disk (JSON lines and TensorBoard), and the share of the hardware that a run uses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ import jax
 from diffusion_text.train.storage import as_path, is_remote
 
 FILE = "metrics.jsonl"
-UPLOAD_EVERY = 60.0  # seconds, where the files are on a network
+UPLOAD_EVERY = 60.0  # seconds between two uploads of files on a network
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The rows of a metrics file, or of the one in a directory; each is {"step": int, name: float}.
+  """The rows of a metrics file, or of the file in a directory. Each is {"step": int, name: float}.
+
+  The last line may be incomplete after a kill; it is then left out.
 
   Raises:
-    ValueError: if a line other than the last is not JSON. (The last one may be cut off when a run is killed: it is left out.)
+    ValueError: If a line other than the last is not JSON.
   """
   path = as_path(path)
   path = path / FILE if path.is_dir() else path
@@ -38,7 +40,10 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-  """Appends rows to `directory/metrics.jsonl` and to TensorBoard files beside it. Does nothing on processes other than 0."""
+  """Appends rows to `directory/metrics.jsonl` and to TensorBoard files in the same directory.
+
+  Does nothing on processes other than 0.
+  """
 
   def __init__(
     self, directory: str | os.PathLike, *, resume_step: int | None = None, tensorboard: bool = True
@@ -46,11 +51,12 @@ class MetricsWriter:
     """Opens the files.
 
     Args:
-      directory: made if absent. For one on a network, as gs://, the files are written here and copied there once a minute, and
-        at the end.
-      resume_step: the step of the checkpoint that the run goes on from: rows after it will be written again and are dropped,
-        so that no step is there twice. None for a new run: an older file is kept as `metrics.jsonl.old`.
-      tensorboard: write event files too.
+      directory: It is made if absent. If it is on a network, such as gs://, the files are written
+        to a local directory and copied once a minute, and at the end.
+      resume_step: The step of the checkpoint that the run continues from. Later rows are removed
+        from the file, because they will be written again. None for a new run: an older file is kept
+        as `metrics.jsonl.old`.
+      tensorboard: True to write event files too.
     """
     self._file = self._board = self._remote = None
     if jax.process_index() != 0:
@@ -80,7 +86,7 @@ class MetricsWriter:
       )
 
   def __call__(self, step: int, row: Mapping[str, float]) -> None:
-    """Writes one row, at once: a kill loses nothing that was written."""
+    """Writes one row at once, so that a kill loses no row."""
     if self._file is None:
       return
     self._file.write(
@@ -99,7 +105,7 @@ class MetricsWriter:
     self._uploaded = time.monotonic()
 
   def close(self) -> None:
-    """Flushes and closes; again is harmless."""
+    """Flushes and closes the files. Further calls have no effect."""
     for sink in (self._file, self._board):
       if sink is not None:
         sink.close()
@@ -114,7 +120,8 @@ class MetricsWriter:
     self.close()
 
 
-# Peak dense bfloat16 FLOP/s of one jax device, by the start of `device_kind`; a longer name goes before its own beginning.
+# Peak dense bfloat16 FLOP/s of one jax device, by the beginning of `device_kind`. A longer name
+# comes before a shorter name that it begins with.
 PEAK_FLOPS = {
   "TPU v4 lite": 138e12,  # v4i: Jouppi et al., ISCA 2021
   "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4; a device is a megacore chip
@@ -132,16 +139,21 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak bfloat16 FLOP/s of one device, e.g. of `jax.devices()[0].device_kind`; None if not known (CPUs, new chips)."""
+  """Peak bfloat16 FLOP/s of a kind of device, e.g. of `jax.devices()[0].device_kind`.
+
+  None if the peak is not known (CPUs, new chips).
+  """
   return next((peak for name, peak in PEAK_FLOPS.items() if device_kind.startswith(name)), None)
 
 
 def mfu(flops_per_token: float, tokens_per_second: float, peak: float | None) -> float | None:
-  """Model FLOP/s utilisation (arXiv:2204.02311, appendix B), a fraction; None if the peak is not known.
+  """Model FLOP/s utilisation as a fraction (arXiv:2204.02311, appendix B).
+
+  None if the peak is not known.
 
   Args:
-    flops_per_token: of the model, forward and backward, without rematerialisation.
-    tokens_per_second: of the whole run.
+    flops_per_token: FLOPs of the model, forward and backward, without rematerialisation.
+    tokens_per_second: Speed of the whole run.
     peak: FLOP/s of all devices together, see `peak_flops`.
   """
   return None if peak is None else flops_per_token * tokens_per_second / peak

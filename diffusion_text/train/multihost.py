@@ -1,6 +1,6 @@
-"""Several processes: how they find each other, agree on things, and end together. The engine is JAX's own (`jax.distributed`).
+"""Several processes: how they connect, agree and end together, on top of `jax.distributed`.
 
-Everything here is also right for one process, at no cost.
+All functions also work with one process, at no cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 T = TypeVar("T")
-EXIT_LOST = 43  # another process has ended: no fault of this one, and a launcher that knows of a preemption may start all again
+# Another process has ended. A launcher that knows of a preemption may start all processes again.
+EXIT_LOST = 43
 UNFINISHED = 5.0  # seconds that a failing process waits for the others to leave with it
 
 
@@ -28,16 +29,21 @@ def connect(
   start_timeout: int = 300,
   heartbeat_timeout: int = 100,
 ) -> None:
-  """Joins the other processes of this run, before any computation; does nothing where there is only this one.
+  """Joins the other processes of this run. Must be called before any computation.
+
+  Without coordinator, num_processes and process_id, JAX looks for a TPU VM, GKE, SLURM or Open MPI.
+  Nothing happens if this process is the only one.
 
   Args:
-    coordinator: host:port of process 0. num_processes, process_id: of this run. Give all three, or none: then JAX looks for a TPU VM,
-      GKE, SLURM or Open MPI. num_processes=1 alone does not look.
-    start_timeout: seconds until all must be here. heartbeat_timeout: seconds without a sign of life after which a process counts as
-      dead; JAX then ends all others with an error.
+    coordinator: host:port of process 0.
+    num_processes: Number of processes of the run. 1 alone: nothing is looked for.
+    process_id: The number of this process.
+    start_timeout: Seconds in which all processes must have joined.
+    heartbeat_timeout: Seconds without a sign of life after which a process counts as dead. JAX then
+      ends all others with an error.
 
   Raises:
-    ValueError: if only some of the three are given, or they do not fit together.
+    ValueError: If only some of the first three arguments are set, or if they do not fit together.
   """
   given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
   if num_processes == 1 and coordinator is None and not process_id:
@@ -67,9 +73,8 @@ def connect(
     if not missing:
       raise
     # Nothing was found: this is one process on one machine.
-  except (
-    jax.errors.JaxRuntimeError
-  ) as error:  # nothing that asks JAX for its processes may run any more
+  except jax.errors.JaxRuntimeError as error:
+    # No code that asks JAX for its processes may run from here on.
     print(
       f"error: not all processes were here after {start_timeout} s: {error}",
       file=sys.stderr,
@@ -79,7 +84,7 @@ def connect(
 
 
 def check_alone() -> None:
-  """Raises ValueError if SLURM or Open MPI have started several of what is a command of one process."""
+  """Raises ValueError if SLURM or Open MPI have started a command of one process several times."""
   for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
     if int(os.environ.get(variable, "1")) > 1:
       raise ValueError(
@@ -89,24 +94,28 @@ def check_alone() -> None:
 
 
 def is_first() -> bool:
-  """Whether this is the process that speaks and writes for all."""
-  return (
-    jax.process_index() == 0 if jax.distributed.is_initialized() else True
-  )  # without touching the devices, if it is alone
+  """True on process 0, which prints and writes for all processes."""
+  # A single process is recognised without touching its devices.
+  return jax.process_index() == 0 if jax.distributed.is_initialized() else True
 
 
 def verdict(error: Exception, refused: bool) -> tuple[str, int]:
-  """(message, exit code) of an error that ends this process: whose it is, and whether it may be the end of another process.
+  """(message, exit code) of an error that ends this process.
 
-  refused: it is one of those that tell the user what to change. Exit code 2 for these, EXIT_LOST where a collective failed and memory
-  and arguments are not to blame, else 1.
+  The message names the process, and says if the cause may be the end of another process. The exit
+  code is EXIT_LOST if a collective failed for another reason than memory or arguments, otherwise 2
+  for a refused input and 1 for anything else.
+
+  Args:
+    error: The error.
+    refused: True for an error that tells the user what to change.
   """
   if not (jax.distributed.is_initialized() and jax.process_count() > 1):
     return str(error), 2 if refused else 1
   message = f"process {jax.process_index()} of {jax.process_count()}: {error}"
   lost: BaseException | None = error
   while lost is not None and not isinstance(lost, jax.errors.JaxRuntimeError):
-    lost = lost.__cause__  # a save that could not meet the others, say
+    lost = lost.__cause__  # for example of a save that could not reach the others
   if lost is not None and not str(lost).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
     return (
       f"{message}. If the others were fine until now, one of them has ended: what it printed last "
@@ -117,7 +126,7 @@ def verdict(error: Exception, refused: bool) -> tuple[str, int]:
 
 
 def gather(content: bytes) -> list[bytes]:
-  """`content` of every process, in their order; all must call it."""
+  """`content` of every process, in their order. All processes must call it."""
   if jax.process_count() == 1:
     return [content]
   from jax.experimental import multihost_utils
@@ -130,25 +139,29 @@ def gather(content: bytes) -> list[bytes]:
 
 
 def everywhere(ok: bool) -> bool:
-  """Whether it is so on every process; all must call it."""
+  """True if `ok` is True on every process. All processes must call it."""
   return all(gather(b"1" if ok else b"")) if jax.process_count() > 1 else ok
 
 
 def together(
   work: Callable[[], T], errors: tuple[type[Exception], ...] = (ValueError, OSError)
 ) -> T:
-  """`work()`, which must not communicate with the others; if it fails with one of `errors` anywhere, it fails on all processes.
+  """The result of `work()`, which must not communicate with other processes.
+
+  If `work()` fails with one of `errors` on any process, all processes fail.
 
   Raises:
-    ValueError: on every process, with the message of the first that failed, and which that was.
+    ValueError: On every process, with the number and the message of the first that failed.
   """
   if jax.process_count() == 1:
     return work()
   try:
-    result, told = work(), b""
+    result = work()
+    message = b""
   except errors as error:
-    result, told = None, f"{error}".encode() or b"?"
-  failed = {process: text for process, text in enumerate(gather(told)) if text}
+    result = None
+    message = f"{error}".encode() or b"?"
+  failed = {process: text for process, text in enumerate(gather(message)) if text}
   if failed:
     first = min(failed)
     which = (
@@ -161,7 +174,10 @@ def together(
 
 
 def check_same(values: Mapping[str, str]) -> None:
-  """All must call it. Raises ValueError, on every process, if one of the values differs between processes."""
+  """Raises ValueError, on every process, if one of the values differs between processes.
+
+  All processes must call it.
+  """
   if jax.process_count() == 1:
     return
   for name, value in values.items():
@@ -171,17 +187,17 @@ def check_same(values: Mapping[str, str]) -> None:
       shown = [text.decode()[:200] for text in (found[0], found[other])]
       raise ValueError(
         f"the processes of a run must agree, but {name} is {shown[0]!r} on process 0 and "
-        f"{shown[1]!r} on process {other};"
-        " start all with the same command, files and versions"
+        f"{shown[1]!r} on process {other}; start all with the same command, files and versions"
       )
 
 
 def leave(code: int) -> NoReturn:
-  """Ends this process, after a failure, whatever the others do: they may wait for it in the middle of a step."""
+  """Ends this process after a failure, even if others wait for it in the middle of a step."""
   sys.stdout.flush()
   sys.stderr.flush()
   if jax.distributed.is_initialized():
-    # If all fail alike they leave in peace; if only this one does, the others learn of it because it is gone.
+    # If all processes fail, they leave together. If only this one fails, the others learn of the
+    # failure because it is gone.
     farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     farewell.start()
     farewell.join(UNFINISHED)
@@ -190,13 +206,19 @@ def leave(code: int) -> NoReturn:
 
 
 class Watchdog:
-  """Ends this process if it is not heard of for `seconds`: a collective waits for ever for a process that is stuck but alive.
+  """Ends this process if it makes no progress for `seconds`.
 
-  `with Watchdog(600) as watch`, then `watch.alive(step)` at least every 600 s. None watches nothing.
+  Without a watchdog, a collective waits for ever for a process that is stuck but alive. Use
+  `with Watchdog(600) as watch`, and call `watch.alive(step)` at least every 600 s.
   """
 
   def __init__(self, seconds: float | None, *, give_up: Callable[[int], None] = os._exit):
-    """give_up: called with exit code 1; tests bring their own."""
+    """Makes a watchdog.
+
+    Args:
+      seconds: The longest time between two calls of `alive`. None: the watchdog does nothing.
+      give_up: Ends the process; called with exit code 1. Tests may replace it.
+    """
     if seconds is not None and not seconds > 0:
       raise ValueError(f"stall_seconds={seconds} must be above 0; None waits for ever")
     self._seconds, self._give_up = seconds, give_up
@@ -222,8 +244,8 @@ class Watchdog:
       if not self._news.wait(self._seconds):
         print(
           f"error: process {jax.process_index()} of {jax.process_count()} has made no progress for "
-          f"{self._seconds:g} s after step"
-          f" {self._step}: it, another process or the disk is stuck. Ending. Where it stands:",
+          f"{self._seconds:g} s after step {self._step}: it, another process or the disk is stuck. "
+          "Ending. Where it stands:",
           file=sys.stderr,
           flush=True,
         )

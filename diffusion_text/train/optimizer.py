@@ -1,4 +1,4 @@
-"""AdamW with a learning-rate schedule, built from explicit keywords. The mathematics is optax's."""
+"""AdamW with a learning-rate schedule, built from explicit keywords. Optax does the mathematics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import optax
 from diffusion_text.train.sharding import path_names
 from diffusion_text.types import Array, Params
 
-Path = tuple[str, ...]  # where a parameter is in the nested dict, e.g. ("layers", "mlp", "kernel")
+Path = tuple[str, ...]  # names of the nested dicts, e.g. ("layers", "mlp", "kernel")
 
 
 class Optimizer(NamedTuple):
-  """An `optax.GradientTransformation` (the first two fields) that also tells its learning rate.
+  """An `optax.GradientTransformation` with its learning rate and its gradient norm.
 
-  learning_rate: int32 step -> float32, the rate of the update that takes `step` to `step + 1`.
-  norm: gradient -> float32, the global norm of what is clipped, before it is.
+  Attributes:
+    init: As in optax.
+    update: As in optax.
+    learning_rate: int32 step -> float32, the rate of the update from `step` to `step + 1`.
+    norm: gradient -> float32, the global norm, before clipping, of the gradients that are clipped.
   """
 
   init: Callable
@@ -28,15 +31,16 @@ class Optimizer(NamedTuple):
 
 
 def is_kernel(path: Path) -> bool:
-  """Whether a parameter decays by default: matrices do; norm scales, biases and embedding tables do not.
+  """True if a parameter decays by default: matrices, but not norm scales, biases and embeddings.
 
-  Goes by name, not by rank: layers are stacked for `lax.scan`, so the scale of a norm is a matrix [layers, D] too.
+  The name decides and not the rank: layers are stacked for `lax.scan`, so the scale of a norm is
+  also a matrix [layers, D].
   """
   return path[-1] == "kernel"
 
 
 def by_path(test: Callable[[Path], bool]) -> Callable[[Params], Params]:
-  """Parameters -> a tree of bools: of each, what `test` says of its path."""
+  """A function from parameters to a tree of bools, `test` of the path of each parameter."""
   return lambda params: jax.tree_util.tree_map_with_path(
     lambda path, _: test(path_names(path)), params
   )
@@ -57,16 +61,17 @@ def make_schedule(
   """The learning rate as a function of the step: linear warm-up from 0, then `schedule`.
 
   Args:
-    learning_rate: the peak, reached at `warmup_steps`.
-    steps: updates of the whole run; the schedule ends there and then stays.
-    schedule: "constant"; "cosine" (to `final_fraction` of the peak at `steps`); or "wsd", warm-up, stable, then a linear
-      decay over the last `decay_steps` (arXiv:2404.06395), whose stable part can be continued without knowing the end.
+    learning_rate: The peak, reached at `warmup_steps`.
+    steps: Number of updates of the whole run. Afterwards the rate is constant.
+    schedule: "constant"; "cosine" (to `final_fraction` of the peak at `steps`); or "wsd", which is
+      warm-up, stable, then a linear decay over the last `decay_steps` (arXiv:2404.06395). The
+      stable part of "wsd" can be continued without knowing the end.
     warmup_steps: 0 means that the first update already has the full rate.
-    decay_steps: for "wsd" only; None means the last tenth of the run.
-    final_fraction: of the peak, at the end; unused by "constant".
+    decay_steps: For "wsd" only. None means the last tenth of the run.
+    final_fraction: The rate at the end, as a fraction of the peak. Unused by "constant".
 
   Raises:
-    ValueError: for an unknown schedule or values that do not fit each other.
+    ValueError: For an unknown schedule or values that do not fit each other.
   """
   if schedule not in SCHEDULES:
     raise ValueError(f"schedule={schedule!r} is unknown; use one of {SCHEDULES}")
@@ -85,8 +90,8 @@ def make_schedule(
     )
   if decay_steps is not None and schedule != "wsd":
     raise ValueError(
-      f"decay_steps={decay_steps} is read by schedule='wsd' only, not by {schedule!r}; leave it "
-      "None"
+      f"decay_steps={decay_steps} is read by schedule='wsd' only, not by {schedule!r}; "
+      "leave it None"
     )
   decay = max(steps // 10, 1) if decay_steps is None else decay_steps
   if schedule == "wsd" and not (decay >= 1 and warmup_steps + decay <= steps):
@@ -105,9 +110,8 @@ def make_schedule(
       [steps - decay - warmup_steps],
     ),
   }[schedule]
-  warmup = optax.linear_schedule(
-    0.0, learning_rate, max(warmup_steps, 1)
-  )  # never asked when warmup_steps is 0
+  # Without warmup_steps this schedule is never used.
+  warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
   return optax.join_schedules([warmup, after], [warmup_steps])
 
 
@@ -127,18 +131,20 @@ def make_optimizer(
   decays: Callable[[Path], bool] = is_kernel,
   clips: Callable[[Path], bool] = lambda path: True,
 ) -> Optimizer:
-  """AdamW (arXiv:1711.05101) with decoupled weight decay times the learning rate, after clipping of the global norm.
+  """AdamW (arXiv:1711.05101) after clipping of the global gradient norm.
 
   Args:
-    learning_rate, steps, schedule, warmup_steps, decay_steps, final_fraction: see `make_schedule`.
-    b1, b2, eps: of Adam. b2 = 0.95 is the usual choice for transformers on text; 0.999 for small batches.
-    weight_decay: each update multiplies decaying parameters by 1 - rate · weight_decay.
-    clip_norm: gradients of a larger global norm are scaled down to it; None means never.
-    decays: path of a parameter -> whether it decays; see `is_kernel` for the default and its reason.
-    clips: path of a parameter -> whether its gradient counts in the global norm, and is scaled down with it.
+    learning_rate, steps, schedule, warmup_steps, decay_steps, final_fraction: See `make_schedule`.
+    b1, b2, eps: Constants of Adam. b2 = 0.95 is the usual choice for transformers on text, and
+      0.999 for small batches.
+    weight_decay: Each update multiplies decaying parameters by 1 - rate · weight_decay.
+    clip_norm: Gradients of a larger global norm are scaled down to this norm. None: no clipping.
+    decays: Path of a parameter -> True if the parameter decays; see `is_kernel` for the default and
+      its reason.
+    clips: Path of a parameter -> True if its gradient counts in the global norm and is scaled down.
 
   Raises:
-    ValueError: for values outside their range.
+    ValueError: For values outside their range.
   """
   rate = make_schedule(
     learning_rate=learning_rate,
@@ -167,7 +173,9 @@ def make_optimizer(
     optax.scale_by_learning_rate(rate),
   )
   chosen = by_path(clips)
-  norm = lambda gradient: optax.tree.norm(
-    jax.tree.map(lambda leaf, counts: leaf if counts else None, gradient, chosen(gradient))
-  )
+
+  def norm(gradient):
+    kept = jax.tree.map(lambda leaf, counts: leaf if counts else None, gradient, chosen(gradient))
+    return optax.tree.norm(kept)
+
   return Optimizer(chain.init, chain.update, rate, norm)

@@ -1,4 +1,4 @@
-"""What a person sees while training: one live line on a terminal, plain lines elsewhere."""
+"""Progress shown to people: one live line on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def describe(row: Mapping[str, Any]) -> str:
-  """A row of numbers as one line: step, bits per character or loss, speed, time left, use of the hardware."""
+  """A row of numbers as one line: step, bits per character or loss, speed, MFU, time left."""
   quality = next((name for name in ("bits_per_character", "loss") if name in row), None)
   parts = [f"step {row['step']}"]
   if quality:
@@ -31,7 +31,7 @@ def describe(row: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-  """3725 -> "1:02:05"; 65 -> "1:05"."""
+  """Seconds as text: 3725 -> "1:02:05", 65 -> "1:05"."""
   minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -41,21 +41,19 @@ def duration(seconds: float) -> str:
 def reporter(steps: int, *, terminal: bool | None = None) -> Iterator[Report]:
   """The `report` callback of the loop: `with reporter(steps) as report: train(…, report=report)`.
 
+  Processes other than 0 show nothing.
+
   Args:
-    steps: of the whole run.
-    terminal: draw a live line; None asks whether stdout is a terminal. Processes other than 0 show nothing.
+    steps: Number of updates of the whole run.
+    terminal: True to draw a live line. None: True if stdout is a terminal.
   """
   if jax.process_index() != 0:
     yield lambda row: None
   elif not (sys.stdout.isatty() if terminal is None else terminal):
     yield lambda row: log.info("%s", describe(row))
   else:
-    from rich.progress import (
-      BarColumn,
-      Progress,
-      TaskProgressColumn,
-      TextColumn,
-    )  # here, because it is slow to import
+    # Here, because it is slow to import.
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     with Progress(BarColumn(), TaskProgressColumn(), TextColumn("{task.description}")) as progress:
       task = progress.add_task("compiling", total=steps)

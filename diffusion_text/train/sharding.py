@@ -1,6 +1,7 @@
-"""Which device holds what: the mesh, the placement of the state, and global batches from local rows.
+"""The mesh, the placement of the state on it, and global batches from local rows.
 
-The table that says how each weight is split lives with the model; here it is a function `(path, shape) -> PartitionSpec`.
+The table of how each weight is split lives with the model. Here it is a function
+`(path, shape) -> PartitionSpec`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_text.types import Batch
 
 AXES = ("replica", "fsdp", "tensor", "sequence", "expert")
-ROWS = ("replica", "fsdp")  # the axes that share out the rows of a batch
+ROWS = ("replica", "fsdp")  # the axes that the rows of a batch are split over
 SpecFn = Callable[[tuple[str, ...], tuple[int, ...]], PartitionSpec]
 
 
 def path_names(path: Sequence[Any]) -> tuple[str, ...]:
-  """A jax key path as plain names: `["a"].b[0]` is ("a", "b", "0")."""
+  """The plain names of a jax key path: `["a"].b[0]` is ("a", "b", "0")."""
   return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
@@ -35,15 +36,19 @@ def make_mesh(
   expert: int = 1,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """The mesh that every array of a run lives on; on one device all axes are 1 and the code is the same.
+  """The mesh of every array of a run. On one device all axes are 1 and the code is the same.
+
+  One of the five sizes may be -1, which means all devices that are left.
 
   Args:
-    replica: copies of the parameters; the slow network between pods goes here. fsdp: parameters and rows are both split.
-    tensor, sequence, expert: see the model's partition table. One of the five may be -1: all devices that are left.
-    devices: default all of them, of all processes; described devices of a topology are accepted too.
+    replica: Number of copies of the parameters. The slow network between pods belongs here.
+    fsdp: Number of pieces that both parameters and rows are split into.
+    tensor, sequence, expert: See the model's partition table.
+    devices: None: all devices of all processes. Devices of a topology description work too.
 
   Raises:
-    ValueError: if the product of the axes is not the number of devices, or neither replica nor fsdp is a multiple of the number of slices.
+    ValueError: If the product of the axes is not the number of devices, or if neither replica nor
+      fsdp is a multiple of the number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = dict(zip(AXES, (replica, fsdp, tensor, sequence, expert)))
@@ -66,9 +71,10 @@ def make_mesh(
     raise ValueError(
       f"mesh {asked} needs a multiple of {fixed} devices but there are {len(devices)}; {fix}"
     )
-  # Auto: the compiler propagates shardings from the table; with Explicit axes every operation would have to name its own.
+  # Auto: the compiler propagates shardings from the table. With Explicit axes, every operation
+  # would have to name its sharding.
   types = (jax.sharding.AxisType.Auto,) * len(AXES)
-  # TPU slices, and the nodes of a GPU cluster: a fast network within each, a slow one between them.
+  # A slice of TPUs, or a node of a GPU cluster, has a fast network inside and a slow one outside.
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if slices == 1:
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
@@ -89,38 +95,40 @@ def make_mesh(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """The sharding of an array that every device holds as a whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows are split over (replica, fsdp); the other axes see the same rows."""
+  """The sharding of a batch: rows are split over (replica, fsdp), other axes see the same rows."""
   return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def row_shards(mesh: Mesh) -> int:
-  """In how many pieces the rows of a batch are split."""
+  """The number of pieces that the rows of a batch are split into."""
   return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
 def token_shards(mesh: Mesh) -> int:
-  """In how many pieces the tokens of a batch are split: its rows, and over the sequence axis each row."""
+  """The number of pieces of the tokens of a batch: rows, and each row over the sequence axis."""
   return row_shards(mesh) * mesh.shape["sequence"]
 
 
 def state_shardings(abstract_state: Any, spec_fn: SpecFn, mesh: Mesh) -> Any:
-  """The placement of a `TrainState`, as a tree like it.
+  """The placement of a `TrainState`, as a tree of the same structure.
 
-  Parameters, frozen or not, and their average are placed by the table. A leaf of the optimizer whose path ends with the path of a parameter
-  and which has its shape (the moments) is placed like that parameter; all others (counts) are on every device.
+  Parameters, frozen or not, and their average are placed by the table. A leaf of the optimizer with
+  the shape of a parameter, whose path ends with the path of that parameter (a moment), is placed
+  like the parameter. All other leaves (counts) are on every device.
 
   Args:
-    abstract_state: a `TrainState` of arrays or `jax.ShapeDtypeStruct`s.
-    spec_fn: (path, shape) of a parameter -> its PartitionSpec, e.g. (("mlp", "kernel"), (512, 2048)).
-    mesh: see `make_mesh`.
+    abstract_state: A `TrainState` of arrays or `jax.ShapeDtypeStruct`s.
+    spec_fn: (path, shape) of a parameter -> its PartitionSpec. An example of the arguments is
+      (("mlp", "kernel"), (512, 2048)).
+    mesh: See `make_mesh`.
 
   Raises:
-    ValueError: if an axis of a parameter does not divide over the devices that the table gives it.
+    ValueError: If an axis of a parameter does not divide over its devices in the table.
   """
   table = {}
   both = (abstract_state.params, abstract_state.frozen)
@@ -161,39 +169,50 @@ def _check_divides(
       "partition table"
     )
   for size, entry in zip(shape, spec):
-    over = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    if entry is None:
+      over = ()
+    elif isinstance(entry, str):
+      over = (entry,)
+    else:
+      over = tuple(entry)
     pieces = math.prod(mesh.shape[axis] for axis in over)
     if size % pieces:
       raise ValueError(
         f"{'/'.join(names)} of shape {shape}: {size} does not divide over {'×'.join(over)} = "
-        f"{pieces} devices;"
-        f" use a mesh whose {'×'.join(over)} divides {size}, or leave that axis whole in the "
-        "partition table"
+        f"{pieces} devices; use a mesh whose {'×'.join(over)} divides {size}, "
+        "or leave that axis whole in the partition table"
       )
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-  """`jax.ShapeDtypeStruct`s that carry their placement: what a checkpoint is restored to."""
+  """`jax.ShapeDtypeStruct`s with their placement, to restore a checkpoint to."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
   )
 
 
 def row_places(mesh: Mesh, rows: int) -> np.ndarray:
-  """int64, ascending: which rows of a global batch of `rows` rows this process must read, those that its devices hold.
+  """int64, ascending: the rows of a global batch of `rows` rows that this process must read.
 
-  Processes whose devices hold the same rows (tensor parallelism across hosts) read the same. On a TPU the devices of one host need
-  not hold neighbouring rows: the mesh follows the wires, and the rows follow the mesh.
+  These are the rows that its devices hold. Processes whose devices hold the same rows (tensor
+  parallelism across hosts) read the same rows. On a TPU the devices of one host need not hold
+  neighbouring rows, because the mesh follows the wires and the rows follow the mesh.
 
   Raises:
-    ValueError: if the rows do not divide over the devices.
+    ValueError: If the rows do not divide over the devices.
   """
   owners = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
   return places_of_process(owners.reshape(row_shards(mesh), -1), jax.process_index(), rows)
 
 
 def places_of_process(owners: np.ndarray, process: int, rows: int) -> np.ndarray:
-  """`row_places` as arithmetic: owners is int [row shards, devices of each shard], the process of every device."""
+  """`row_places` as pure arithmetic.
+
+  Args:
+    owners: int [row shards, devices of each shard], the process of every device.
+    process: The number of this process.
+    rows: Rows of the global batch.
+  """
   shards = len(owners)
   if rows < 1 or rows % shards:
     raise ValueError(
@@ -204,18 +223,16 @@ def places_of_process(owners: np.ndarray, process: int, rows: int) -> np.ndarray
 
 
 def global_batch(batch: Batch, mesh: Mesh, rows: int | None = None) -> Batch:
-  """Global arrays on the mesh from the rows that this process has read.
+  """jax arrays [rows, L], split over (replica, fsdp), from the rows that this process has read.
 
   Args:
-    batch: numpy arrays [rows of this process, L]: the rows of `row_places`, in that order.
-    mesh: see `make_mesh`.
-    rows: of the global batch; None if this process has read them all.
-
-  Returns:
-    jax arrays [rows, L], split over (replica, fsdp).
+    batch: numpy arrays [rows of this process, L], the rows of `row_places` in that order.
+    mesh: See `make_mesh`.
+    rows: Rows of the global batch. None if this process has read all of them.
 
   Raises:
-    ValueError: if the rows do not divide over the devices, or are not those that this process holds.
+    ValueError: If the rows do not divide over the devices, or are not the rows that this process
+      holds.
   """
   rows = len(batch.ids) if rows is None else rows
   places = row_places(mesh, rows)
@@ -227,7 +244,7 @@ def global_batch(batch: Batch, mesh: Mesh, rows: int | None = None) -> Batch:
   sharding = batch_sharding(mesh)
 
   def place(x):
-    def piece(index):  # whole shards are ours, so that the rows of one are neighbours in x too
+    def piece(index):  # this process holds whole shards, so the rows of one are neighbours in x too
       start, stop, _ = index[0].indices(rows)
       first = int(np.searchsorted(places, start))
       return x[(slice(first, first + stop - start), *index[1:])]

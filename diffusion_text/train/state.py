@@ -1,4 +1,4 @@
-"""What training moves on the devices, and where its random keys come from."""
+"""The train state on the devices, and the random keys of training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from diffusion_text.types import Array, Key, Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that an update changes. It holds no random key: keys come from `named_key`.
+  """Everything that training keeps on the devices. Random keys come from `named_key` instead.
 
   Attributes:
-    step: int32 scalar, the updates done so far.
-    params: nested dict of arrays, the parameters that move.
-    ema: like params, or None when no average is kept.
-    opt_state: whatever the optimizer keeps.
-    frozen: nested dict of arrays, the parameters that do not move (a teacher, the trunk under an adapter); saved and sharded
-      like the others. A group may be split between params and frozen, leaf by leaf.
+    step: int32 scalar, the number of updates done.
+    params: Nested dict of arrays, the parameters that are trained.
+    ema: The average of the parameters, a tree like params, or None if no average is kept.
+    opt_state: The state of the optimizer.
+    frozen: Nested dict of arrays, the parameters that are not trained (a teacher, the trunk under
+      an adapter), saved and sharded like the others. A group may be split between params and
+      frozen, leaf by leaf.
   """
 
   step: Array
@@ -37,7 +38,10 @@ class TrainState:
 
   @property
   def eval_params(self) -> Params:
-    """The parameters to evaluate and sample with, as one tree: the average if there is one, and what is frozen."""
+    """The parameters for evaluation and sampling, as one tree.
+
+    These are the average if there is one, otherwise the trained parameters, and the frozen ones.
+    """
     return merge(self.params if self.ema is None else self.ema, self.frozen)
 
 
@@ -47,12 +51,15 @@ def create_state(
   *,
   ema: bool = True,
 ) -> TrainState:
-  """The state at step 0. Pure, so that `jax.eval_shape` gives its shapes and `jax.jit(…, out_shardings=…)` builds it sharded.
+  """The state at step 0.
+
+  The function is pure: `jax.eval_shape` gives the shapes of the state and
+  `jax.jit(…, out_shardings=…)` builds it sharded.
 
   Args:
     init: () -> (params, frozen), see `core.trees.split`.
-    optimizer: anything with `init(params)`; see `optimizer.make_optimizer`.
-    ema: keep an average of the parameters, which starts at the parameters.
+    optimizer: Any object with `init(params)`; see `optimizer.make_optimizer`.
+    ema: True to keep an average of the parameters, which starts at the parameters.
   """
   params, frozen = init()
   # A copy: the train step donates its state, and one buffer cannot be donated twice.
@@ -61,11 +68,11 @@ def create_state(
 
 
 def named_key(seed: int, name: str, step: Array | int) -> Key:
-  """The key of stream `name` at `step`: the same on every host, after every restart, in every process order.
+  """The key of stream `name` at `step`, equal on every host and after every restart.
 
   Args:
-    seed: of the run, 0 <= seed < 2**32.
-    name: of the stream, such as "loss"; streams of different names are independent.
+    seed: The seed of the run, 0 <= seed < 2**32.
+    name: The name of the stream, such as "loss". Streams of different names are independent.
     step: int32 scalar, may be traced.
   """
   return jax.random.fold_in(stream(jax.random.key(seed), name), step)

@@ -19,10 +19,10 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def loss_metrics(loss: Loss) -> Metrics:
-  """What is reported of a loss: "loss" = total / count, and each of its sums / count. All float32 scalars.
+  """The reported values of a loss, float32 scalars: "loss" = total / count, and every sum / count.
 
   Raises:
-    ValueError: if one of the sums is called "loss".
+    ValueError: If one of the sums is called "loss".
   """
   if "loss" in loss.sums:
     raise ValueError(
@@ -33,36 +33,34 @@ def loss_metrics(loss: Loss) -> Metrics:
 
 
 def _at_least_something(count: Array) -> Array:
-  # A batch in which nothing is scored has sums of 0: it must give 0, not 0 / 0.
+  # A batch without scored tokens has sums of 0 and must give 0, not 0 / 0.
   return jnp.where(count > 0, count, 1.0)
 
 
 def split_rows(batch: Batch, parts: int, mesh: Mesh | None = None) -> Batch:
-  """[B, …] -> [parts, B / parts, …]: row r goes to microbatch r % parts.
+  """The batch [B, …] as microbatches [parts, B / parts, …]: row r goes to microbatch r % parts.
 
-  Interleaved on purpose. A device holds neighbouring rows, so each device gives every microbatch an equal share of its own
-  rows: no row travels, and every microbatch is spread over all devices. Contiguous microbatches would put the first on the
-  first devices and leave the others idle.
+  Rows are interleaved for a reason. A device holds neighbouring rows, so each device gives every
+  microbatch an equal share of its own rows: no row travels, and every microbatch is spread over all
+  devices. Contiguous microbatches would put the first microbatch on the first devices and leave the
+  other devices idle.
 
   Raises:
-    ValueError: if the rows do not divide by parts (times the row shards of the mesh).
+    ValueError: If the rows do not divide by parts (times the row shards of the mesh).
   """
   shards = 1 if mesh is None else row_shards(mesh)
   rows = batch.ids.shape[0]
   if rows % (parts * shards):
     raise ValueError(
       f"a batch of {rows} rows does not divide into accumulation={parts} microbatches over "
-      f"{shards} devices (replica × fsdp);"
-      f" use a multiple of {parts * shards} rows"
+      f"{shards} devices (replica × fsdp); use a multiple of {parts * shards} rows"
     )
 
   def split(x):
     x = jnp.swapaxes(x.reshape(rows // parts, parts, *x.shape[1:]), 0, 1)
-    return (
-      x
-      if mesh is None
-      else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, ROWS)))
-    )
+    if mesh is None:
+      return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, ROWS)))
 
   return jax.tree.map(split, batch)
 
@@ -78,10 +76,11 @@ def summed_gradients(
   parts: int,
   mesh: Mesh | None = None,
 ) -> tuple[Params, Loss]:
-  """The gradient of `Loss.total` and the `Loss`, both summed over `parts` microbatches, one at a time.
+  """(gradient of `Loss.total`, `Loss`), both summed over `parts` microbatches.
 
-  Sums, not means: microbatches with unequal counts of scored tokens then weigh as they do in one big batch. Every microbatch
-  gets the same key and its own `Progress.part`, so that a loss may spread its draws over the whole batch.
+  The microbatches are computed one after another. They are summed and not averaged, so microbatches
+  with unequal numbers of scored tokens weigh as in one big batch. Every microbatch gets the same
+  key and its own `Progress.part`, so that a loss may spread its draws over the whole batch.
   """
 
   def microbatch(part, rows):
@@ -105,9 +104,10 @@ def summed_gradients(
 
 
 def update_ema(ema: Params, params: Params, decay: float, step: Array) -> Params:
-  """ema + (1 - d) (params - ema) with d = min(decay, (1 + n) / (10 + n)) after n earlier updates.
+  """The new average: ema + (1 - d) (params - ema), d = min(decay, (1 + n) / (10 + n)).
 
-  The warm-up lets the average forget the initial weights: without it they dominate for 1 / (1 - decay) steps.
+  n is the number of earlier updates. This warm-up lets the average forget the initial weights,
+  which would otherwise dominate for 1 / (1 - decay) steps.
   """
   n = step.astype(jnp.float32)
   d = jnp.minimum(decay, (1 + n) / (10 + n))
@@ -125,22 +125,22 @@ def make_train_step(
 ) -> TrainStep:
   """The pure train step `(state, batch) -> (state, metrics)`; `jit_train_step` compiles it.
 
-  The loss gets the key `named_key(seed, "loss", step)`, the same for all microbatches (see `summed_gradients`).
+  The metrics are float32 scalars: loss, each of `Loss.sums` per count, grad_norm (of the gradients
+  that are clipped, before clipping), param_norm (after the update, so that it is not finite if the
+  update was not) and learning_rate. The loss gets the key `named_key(seed, "loss", step)`, the same
+  for all microbatches (see `summed_gradients`).
 
   Args:
-    loss_fn: see `types.LossFn`; returns sums over tokens.
-    optimizer: see `optimizer.make_optimizer`.
-    seed: of the run.
-    accumulation: microbatches per update; must divide the rows of the batch.
-    ema_decay: of the average of parameters; None if the state keeps none.
-    mesh: where the batch is sharded; None on one device.
-
-  Returns:
-    A step whose metrics are float32 scalars: loss, each of `Loss.sums` per count, grad_norm (of what is clipped, before it is), param_norm
-    (after the update: not finite if the update was not), learning_rate.
+    loss_fn: See `types.LossFn`; it returns sums over tokens.
+    optimizer: See `optimizer.make_optimizer`.
+    seed: The seed of the run.
+    accumulation: Number of microbatches per update; must divide the rows of the batch.
+    ema_decay: Decay of the average of the parameters. None if the state keeps no average.
+    mesh: The mesh that the batch is sharded over. None on one device.
 
   Raises:
-    ValueError: for values out of range, and when traced on a state that has an average while ema_decay is None, or the reverse.
+    ValueError: For values out of range. When traced: if the state has an average and ema_decay is
+      None, or the reverse.
   """
   if accumulation < 1:
     raise ValueError(f"accumulation={accumulation} must be at least 1; 1 means no accumulation")
@@ -180,12 +180,12 @@ def make_train_step(
 
 
 def jit_train_step(train_step: TrainStep, shardings: TrainState, mesh: Mesh) -> TrainStep:
-  """Compiles a train step over a mesh. The state that goes in is donated: its memory becomes the state that comes out.
+  """The train step, compiled over a mesh. The memory of the old state is reused for the new state.
 
   Args:
-    train_step: see `make_train_step`.
-    shardings: see `sharding.state_shardings`.
-    mesh: see `sharding.make_mesh`; 1 device or thousands, the code is the same.
+    train_step: See `make_train_step`.
+    shardings: See `sharding.state_shardings`.
+    mesh: See `sharding.make_mesh`. The code is the same for one device and for thousands.
   """
   return jax.jit(
     train_step,

@@ -1,4 +1,4 @@
-"""When training stops early: a preemption, a Ctrl-C, or the end of its time. All processes stop at the same step."""
+"""The early end of training by preemption, Ctrl-C or a time limit, on all processes together."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import threading
 import jax
 import numpy as np
 
-EXIT_PREEMPTED = (
-  42  # after SIGTERM: the launcher starts the run again, and it goes on from its checkpoint
-)
-EXIT_INTERRUPTED = 130  # after Ctrl-C: the launcher does not
+# After SIGTERM: the launcher starts the run again, and the run continues from its checkpoint.
+EXIT_PREEMPTED = 42
+# After Ctrl-C: the launcher does not start the run again.
+EXIT_INTERRUPTED = 130
 
 log = logging.getLogger(__name__)
 
 
 class Stop:
-  """Turns SIGTERM and the first Ctrl-C into a question that the loop asks once per step: `with Stop(…) as stop`.
+  """Keeps SIGTERM and the first Ctrl-C until the loop asks, once per step: `with Stop(…) as stop`.
 
-  One process obeys at its next step. Of several, one may be told alone, or a step earlier: preemption then goes through JAX's
-  own service, which picks a step that all can reach, and the rest is agreed upon at every `agree_every`th step.
+  A run of one process stops at its next step. With several processes, a signal may reach only one
+  of them, or reach them at different steps. A preemption then goes through JAX's own service, which
+  chooses a step that all can reach. For the other reasons the processes agree at every
+  `agree_every`th step.
   """
 
   def __init__(self, agree_every: int):
@@ -41,9 +43,8 @@ class Stop:
 
   def _restore(self) -> None:
     for number, handler in self._before.items():
-      if (
-        handler is not None
-      ):  # None: it was not Python's, as that of JAX's service where one process has it too
+      # None is a handler that Python did not set, for example that of JAX's service.
+      if handler is not None:
         signal.signal(number, handler)
     self._before = {}
 
@@ -58,17 +59,20 @@ class Stop:
       log.warning("preempted: this step is finished and saved")
 
   def status(self, step: int, out_of_time: bool) -> str | None:
-    """Why to stop before the update at `step`: "preempted", "interrupted", "out_of_time", or None: go on."""
-    preempted, interrupted = self._signal == signal.SIGTERM, self._signal == signal.SIGINT
+    """The reason to stop before the update at `step`, None to go on.
+
+    It is "preempted", "interrupted" or "out_of_time".
+    """
+    preempted = self._signal == signal.SIGTERM
+    interrupted = self._signal == signal.SIGINT
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils
 
       preempted = multihost_utils.reached_preemption_sync_point(step)
-      told = np.array([interrupted, out_of_time])
-      agreed = step % self._agree_every == 0
-      interrupted, out_of_time = (
-        multihost_utils.process_allgather(told).any(axis=0) if agreed else (False, False)
-      )
+      here = np.array([interrupted, out_of_time])
+      interrupted = out_of_time = False
+      if step % self._agree_every == 0:
+        interrupted, out_of_time = multihost_utils.process_allgather(here).any(axis=0)
     if preempted:
       return "preempted"
     if interrupted:

@@ -1,4 +1,4 @@
-"""Directories by name: local ones, and those on a network by URL."""
+"""Paths of directories, local or on a network."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 
 def as_path(location: Any) -> Any:
-  """A `pathlib`-like path: local, absolute, for "dir", "~/dir" and "file:///dir"; else what `etils.epath` has for the URL.
+  """A `pathlib`-like path, absolute and local for "dir", "~/dir" and "file:///dir".
 
-  epath reads gs://, s3:// and az:// where the fsspec package of that store (gcsfs, s3fs, adlfs) is installed.
+  Other URLs give a path of `etils.epath`, which reads gs://, s3:// and az:// if the fsspec package
+  of that store (gcsfs, s3fs, adlfs) is installed.
   """
   from etils import epath  # here, because only directories on a network need more than pathlib
 
   text = str(location).removeprefix("file://")
   path = epath.Path(text)
-  return (
-    path if "://" in text else path.expanduser().absolute()
-  )  # `absolute` would make gs:// a local path
+  # `absolute` would make gs:// a local path.
+  return path if "://" in text else path.expanduser().absolute()
 
 
 def is_remote(location: Any) -> bool:
-  """Whether files there cannot be appended to: a URL other than file://."""
+  """True for a URL other than file://, where files cannot be appended to."""
   return "://" in str(location).removeprefix("file://")

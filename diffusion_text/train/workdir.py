@@ -17,18 +17,18 @@ _ABSENT = "(absent)"
 def check_workdir(
   workdir: str, config_json: str | bytes, allowed: Sequence[str] = (), *, write: bool = True
 ) -> None:
-  """Writes the configuration to `workdir/config.json`, or holds the one that is there against it.
+  """Writes the configuration to `workdir/config.json`, or compares it with the file that is there.
 
-  A key that is absent, as in a configuration saved before there was such a key, counts as one that is None.
+  An absent key counts as None, so that configurations saved before a key existed still compare.
 
   Args:
-    workdir: a directory, local or gs://; made if absent.
-    config_json: the configuration as a JSON object.
-    allowed: dotted keys that may differ, with all below them: "train.steps", "logging".
-    write: False only compares, as a dry run does.
+    workdir: A directory, local or gs://. It is made if absent.
+    config_json: The configuration as a JSON object.
+    allowed: Dotted keys that may differ, with all keys below them: "train.steps", "logging".
+    write: False to compare only, as a dry run does.
 
   Raises:
-    ValueError: if the directory holds another configuration; names every key that differs.
+    ValueError: If the directory holds another configuration; names every key that differs.
   """
   path = as_path(workdir) / FILE
   config = json.loads(config_json)
@@ -57,17 +57,19 @@ def check_workdir(
 
 
 def check_shared(workdir: str) -> None:
-  """Raises ValueError if this process does not see the configuration that process 0 has written to the workdir."""
+  """Raises ValueError if this process does not see the configuration that process 0 has written."""
   if not (as_path(workdir) / FILE).exists():
     raise ValueError(
       f"{workdir} is not the same directory on every host: process 0 wrote {FILE} there and this "
-      "one does not see it; use a"
-      " gs:// path or a file system that all hosts share"
+      "one does not see it; use a gs:// path or a file system that all hosts share"
     )
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-  """{"a": {"b": 1}, "c": [2]} -> {"a.b": 1, "c": [2]}; an empty mapping is a value."""
+  """The tree with dotted keys: {"a": {"b": 1}, "c": [2]} -> {"a.b": 1, "c": [2]}.
+
+  An empty mapping is a value.
+  """
   if not isinstance(tree, dict) or not tree:
     return {prefix: tree}
   flat = {}
