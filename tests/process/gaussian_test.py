@@ -352,8 +352,8 @@ def test_ends_of_time(row):
   anew = process.renoise(params, KEYS, clean, zeros + 1)
   for state in (noise, process.prior(params, KEYS), anew):
     away = np.asarray(state - middle)
-    assert np.abs(away.mean((0, 1))).max() < 0.03 * process.noise_scale
-    np.testing.assert_allclose(away.std((0, 1)), process.noise_scale, rtol=0.03)
+    assert np.abs(away.mean((0, 1))).max() < 0.1 * process.noise_scale
+    np.testing.assert_allclose(away.std((0, 1)), process.noise_scale, rtol=0.06)
   output = jnp.zeros((*ids.shape, V))
   still = process.step(params, KEYS, noise, output, zeros + 0.5, zeros + 0.5)
   np.testing.assert_array_equal(still, noise)
