@@ -1,1 +1,1 @@
-"""What every room may use: keyed draws, numerics, chunked evaluation of rows, segments, names of mesh axes."""
+"""Code for every room: keyed draws, numerics, chunked rows, segments, options, mesh axes, trees."""

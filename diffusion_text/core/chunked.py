@@ -1,11 +1,13 @@
-"""Quantities of single rows that pass through the vocabulary, computed only for the rows that count.
+"""Functions of single rows that need logits, computed only for the rows that count.
 
-Logits [N, V] are never stored: the rows that count are gathered into chunks, each chunk's logits live for one turn of a loop,
-and the backward pass makes them again. The loop's trip count is the number of chunks that are needed, known at run time, so
-rows that do not count cost nothing in either pass.
+Logits [N, V] are never stored. The rows that count are gathered into chunks, the logits of a chunk
+exist for one turn of a loop, and the backward pass computes them again. The number of turns is the
+number of chunks that are needed, known at run time, so rows that do not count cost nothing in
+either pass.
 
-Measured, f32 on 2 CPU cores, V=32768 N=4096 D=256, forward and backward, processor time on a busy machine: full logits 2.9 s and
-1.07 GB of temporaries; here, half of the rows counting, 2.0 s, all of them 3.6 s, and 67 MB.
+Measured with V=32768, N=4096, D=256 in float32 on 2 cores of a busy CPU, forward and backward: full
+logits take 2.9 s of processor time and 1.07 GB of temporaries. This module takes 2.0 s if half of
+the rows count and 3.6 s if all do, and 67 MB.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from jaxtyping import Array, Bool, Float
 
 from diffusion_text.core.mesh_axes import TOKENS
 
-CHUNK = 256  # rows whose logits exist at once; more keeps an accelerator busier, fewer wastes less
+# Rows whose logits exist at once. More keep an accelerator busier, fewer waste less.
+CHUNK = 256
 
 
 def map_rows(
@@ -33,24 +36,26 @@ def map_rows(
   chunk: int = CHUNK,
   shards: int = 1,
 ) -> Any:
-  """`fn(consts, rows)` at the rows where `count` holds and zeros elsewhere, a tree of arrays [n, …].
+  """A tree of arrays [n, …]: `fn(consts, rows)` at the rows where `count` is True, zeros elsewhere.
 
-  Memory is O(chunk) in what `fn` makes, forward and backward. Gradients reach `consts` and `rows` (reverse mode only, and only
-  once); integers and keys are allowed in both.
+  The memory of the intermediate results of `fn` is O(chunk), forward and backward. Gradients reach
+  `consts` and `rows` in reverse mode, for first derivatives only. Integers and keys are allowed in
+  both.
 
   Args:
-    fn: (consts, rows [chunk, …]) -> a tree of arrays [chunk, …], row i of which depends on row i only. It must not close over
-      traced arrays: heads and parameters are `consts`.
-    consts: a pytree of arrays that every row reads.
-    count: the rows that count.
-    rows: a pytree of arrays [n, …].
-    chunk: rows that `fn` sees at a time, per shard.
-    shards: over how many devices the n rows are sharded, as one run of n / shards rows each (the product of the mesh axes that
-      shard the batch). Each run then gathers its own rows, `chunk` at a time, so no row moves between devices, and the gradients
-      of `consts` are summed over devices once, after the loop.
+    fn: (consts, rows [chunk, …]) -> a tree of arrays [chunk, …] whose row i depends on row i only.
+      `fn` must not close over traced arrays: heads and parameters are `consts`.
+    consts: A pytree of arrays that every row reads.
+    count: The rows that count.
+    rows: A pytree of arrays [n, …].
+    chunk: Rows in one call of `fn`, per shard.
+    shards: Number of devices that the n rows are sharded over, n / shards neighbouring rows on each
+      (the product of the mesh axes that shard the batch). Each device then gathers its own rows, so
+      no row moves between devices, and the gradients of `consts` are summed over devices once,
+      after the loop.
 
   Raises:
-    ValueError: if the sizes do not fit.
+    ValueError: If the sizes do not fit.
   """
   plan, flat_consts, leaves, split_count = _prepare(fn, consts, count, rows, chunk, shards)
   outs = _map(plan, flat_consts, leaves, split_count)
@@ -67,11 +72,12 @@ def sum_rows(
   chunk: int = CHUNK,
   shards: int = 1,
 ) -> tuple[Float[Array, ""], Any]:
-  """(the sum of the losses of the rows that count, aux): `fn(consts, rows)` returns (loss [chunk], aux: a tree of [chunk, …]).
+  """(sum of the losses of the rows that count, aux), with fn -> (loss [chunk], aux [chunk, …]).
 
-  aux is a tree of arrays [n, …], zeros where `count` does not hold, and has no gradient. The gradient of the loss is made in the
-  forward pass, while a chunk's logits are at hand, and only scaled in the backward pass: no logits are computed twice. For that the
-  gradients of consts and rows (never of logits) are kept from forward to backward. All else is as in `map_rows`.
+  aux is a tree of arrays [n, …], zeros where `count` is False, without gradient. The gradient of
+  the loss is computed in the forward pass, while the logits of a chunk exist, and the backward pass
+  only scales it: no logits are computed twice. The gradients of consts and rows (never of logits)
+  are therefore kept from the forward to the backward pass. The arguments are those of `map_rows`.
   """
   plan, flat_consts, leaves, split_count = _prepare(fn, consts, count, rows, chunk, shards)
   total, outs = _sum(plan, flat_consts, leaves, split_count)
@@ -81,20 +87,23 @@ def sum_rows(
 
 
 def _prepare(fn, consts, count, rows, chunk, shards):
-  """(plan, leaves of consts, leaves of rows [shards, n, …], count [shards, n]), after checking the sizes."""
+  """(plan, leaves of consts, leaves of rows [shards, n, …], count [shards, n]).
+
+  Raises ValueError if the sizes do not fit.
+  """
   leaves, tree = jax.tree.flatten(rows)
   const_leaves, const_tree = jax.tree.flatten(consts)
   total = count.shape[0]
   if chunk < 1 or count.ndim != 1 or any(x.shape[:1] != (total,) for x in leaves):
     shapes = [x.shape for x in leaves]
     raise ValueError(
-      f"chunk={chunk} must be at least 1; rows {shapes} must begin with n, as count {count.shape} "
-      "does"
+      f"chunk={chunk} must be at least 1; "
+      f"rows {shapes} must begin with n, as count {count.shape} does"
     )
   if shards < 1 or total % shards:
     raise ValueError(
-      f"shards={shards} must divide n={total} rows; pad the batch, or pass shards=1 where rows are"
-      " not sharded"
+      f"shards={shards} must divide n={total} rows; "
+      "pad the batch, or pass shards=1 where rows are not sharded"
     )
   chunk = min(chunk, total // shards)
   sample = [jax.ShapeDtypeStruct((chunk, *x.shape[1:]), x.dtype) for x in leaves]
@@ -113,7 +122,7 @@ def _prepare(fn, consts, count, rows, chunk, shards):
 
 
 def _one_per_shard(x):
-  """x [shards, ...] with one entry on each shard, where the mesh in scope has as many."""
+  """x [shards, ...] with one entry per shard, if the mesh in scope has this number of shards."""
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
   if x.shape[0] == 1 or math.prod(sizes.get(axis, 1) for axis in TOKENS) != x.shape[0]:
     return x
@@ -121,7 +130,7 @@ def _one_per_shard(x):
 
 
 class _Plan:
-  """What is static in one call; hashed by identity, as custom_vjp asks of a static argument."""
+  """The static part of one call, hashed by identity as custom_vjp requires."""
 
   def __init__(self, flat_fn, chunk, out_shapes, out_tree):
     self.flat_fn, self.chunk, self.out_shapes, self.out_tree = flat_fn, chunk, out_shapes, out_tree
@@ -130,15 +139,19 @@ class _Plan:
     return jax.tree.leaves(self.flat_fn(consts, leaves))
 
   def turns(self, count):
-    """(number of turns, index): of the shards, `index(i)` tells where in its rows turn i reads and writes; n means nowhere."""
+    """(number of turns, index), with index(i) -> (read, write) [shards, chunk] of turn i.
+
+    These are the numbers of the rows that the turn reads and writes in each shard; n means nowhere.
+    """
     n = count.shape[1]
     slots = -(-n // self.chunk) * self.chunk
     order = jax.vmap(lambda count: jnp.nonzero(count, size=slots, fill_value=n)[0])(count)
 
     def index(i):
       write = jax.lax.dynamic_slice_in_dim(order, i * self.chunk, self.chunk, axis=1)
-      # A last, partly filled chunk repeats a row that counts: what `fn` does with the others (overflow, say) is never seen.
-      # A shard that has run out of rows works on its first until the fullest shard is done.
+      # A last, partly filled chunk repeats a row that counts, so that `fn` never sees other rows,
+      # which might overflow. A shard without further rows works on its first row until the fullest
+      # shard is done.
       return jnp.where(write < n, write, jnp.minimum(order[:, :1], n - 1)), write
 
     return (count.sum(axis=1).max() + self.chunk - 1) // self.chunk, index
@@ -170,15 +183,18 @@ def _map_backward(plan, saved, cotangents):
 
   def pull(consts, leaves, cotangents):
     some_leaves, merge_leaves = _split(leaves)
-    fn = lambda consts, leaves: [
-      x for x, r in zip(plan.fn(merge_consts(consts), merge_leaves(leaves)), real) if r
-    ]
-    return jax.vjp(fn, consts, some_leaves)[1](cotangents)
+
+    def real_outputs(consts, leaves):
+      outs = plan.fn(merge_consts(consts), merge_leaves(leaves))
+      return [x for x, r in zip(outs, real) if r]
+
+    return jax.vjp(real_outputs, consts, some_leaves)[1](cotangents)
 
   def turn(i, grads):
     d_consts, d_leaves = grads
     read, write = index(i)
-    # Mapped over copies of the parameters, one per shard: each shard sums its own gradient and the loop holds no collective.
+    # Mapped over copies of the parameters, one per shard: each shard sums its own gradient, and the
+    # loop has no collective.
     rows = [_take(x, read) for x in leaves], [_take_or_zero(c, write) for c in cotangents]
     new_consts, new_leaves = _per_shard(pull, copies, *rows)
     d_consts = [total + new.astype(total.dtype) for total, new in zip(d_consts, new_consts)]
@@ -205,7 +221,7 @@ def _sum(plan, consts, leaves, count):
 
 
 def _sum_loop(plan, consts, leaves, count, differentiate):
-  """((sum, aux [shards, n, …]), (gradients of the sum for the real consts, and for the real leaves))."""
+  """((sum, aux [shards, n, …]), (gradients for the real consts, gradients for the real leaves))."""
   turns, index = plan.turns(count)
   (some_consts, merge_consts), (some_leaves, _) = _split(consts), _split(leaves)
 
@@ -247,7 +263,7 @@ def _sum_loop(plan, consts, leaves, count, differentiate):
 
 
 def _of_some(x, count):
-  """x [shards, …], zeros for a shard without any row that counts: it has worked on one that does not."""
+  """x [shards, …], zeros for a shard without rows that count, which has worked on another row."""
   return jnp.where(count.any(axis=1).reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
 
@@ -270,19 +286,22 @@ _sum.defvjp(_sum_forward, _sum_backward)
 
 
 def _per_shard(fn, *args):
-  """`fn` over the leading axis. One shard needs no map: batched matmuls are slower on CPU, by a tenth of the whole."""
+  """`fn` over the leading axis.
+
+  One shard needs no map, because batched matmuls are slower on CPU, by a tenth of the whole time.
+  """
   if jax.tree.leaves(args)[0].shape[0] > 1:
     return jax.vmap(fn)(*args)
   return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
 
 
 def _take(x, index):
-  """Rows `index` [shards, chunk] of x [shards, n, ...]."""
+  """Rows `index` [shards, chunk] of x [shards, n, ...], as [shards, chunk, ...]."""
   return jax.vmap(lambda x, index: x[index])(x, index)
 
 
 def _take_or_zero(x, index):
-  """The same, zeros where index is n."""
+  """Rows `index` [shards, chunk] of x [shards, n, ...], zeros where index is n."""
   return jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=0))(x, index)
 
 
@@ -296,7 +315,7 @@ def _is_real(x):
 
 
 def _split(values):
-  """(those that have a gradient, a function that puts others in their place)."""
+  """(values that have a gradient, a function that replaces them in the list of all values)."""
 
   def merge(some):
     some = iter(some)

@@ -1,4 +1,4 @@
-"""Small numerics that several rooms share: log-probabilities of tokens, per-token choice, flat lists of positions."""
+"""Small shared numerics: log-probabilities of tokens, per-token choice, flat lists of positions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-TINY = 1e-7  # the smallest time at which a weight is formed: 1/t stays finite in float32
-NEVER = -1e30  # log of zero that survives subtraction
+TINY = 1e-7  # the smallest time of a weight, so that 1 / t stays finite in float32
+NEVER = -1e30  # the logarithm of 0, finite so that differences are not NaN
 LEAST = float(jnp.finfo(jnp.float32).tiny)
 
 
 def cross_entropy(logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
-  """-log softmax(logits)[ids] in nats, by a gather and a log-sum-exp (no one-hot)."""
+  """-log softmax(logits)[ids] in nats, from a gather and a log-sum-exp (no one-hot)."""
   return jax.nn.logsumexp(logits, axis=-1) - at_ids(logits, ids)
 
 
@@ -24,14 +24,14 @@ def log_prob_of(logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Ar
 
 
 def at_ids(values: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
-  """values[..., ids]."""
+  """The value of each id: values[..., ids]."""
   return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 
 
 def smoothed_cross_entropy(
   logits: Float[Array, "*n V"], ids: Int[Array, "*n"], smoothing: float
 ) -> Float[Array, "*n"]:
-  """(1 - smoothing) · -log p(ids) + smoothing · the mean over v of -log p(v), in nats."""
+  """(1 - smoothing) · (-log p(ids)) + smoothing · (mean over v of -log p(v)), in nats."""
   cost = cross_entropy(logits, ids)
   if not smoothing:
     return cost
@@ -46,7 +46,7 @@ def entropy(logits: Float[Array, "*n V"]) -> Float[Array, "*n"]:
 
 
 def select(where: Bool[Array, "*n"], yes: Any, no: Any) -> Any:
-  """Per token: yes where true, else no, for trees of arrays with trailing axes too."""
+  """For each token `yes` if `where` is True and else `no`, also in trees with trailing axes."""
 
   def one(a, b):
     widened = where.reshape(*where.shape, *(1,) * (max(jnp.ndim(a), jnp.ndim(b)) - where.ndim))
@@ -66,7 +66,7 @@ def unflatten_tokens(tree: Any, shape: tuple[int, int]) -> Any:
 
 
 def differs(a: Any, b: Any, dims: int = 2) -> Bool[Array, "..."]:
-  """Per token (the first `dims` axes): True where any number of any leaf differs."""
+  """True for each token (the first `dims` axes) where any number of any leaf differs."""
 
   def one(x, y):
     return jnp.any((x != y).reshape(*x.shape[:dims], -1), axis=-1)

@@ -1,9 +1,10 @@
-"""Randomness by name and by token: streams of a key, and one key per position, so that no token's draw depends on its batch.
+"""Randomness by name and by token: streams of a key, and one key per position.
 
-A stream is named by a string, a row by its number in the global batch, a position by its place. Draws therefore depend neither on
-the devices nor on the microbatches of a run, and adding a stream changes no other.
+A stream is named by a string, a row by its number in the global batch, a position by its place.
+Draws therefore depend neither on the devices nor on the microbatches of a run, the draw of a token
+does not depend on its batch, and a new stream changes no other.
 
-`keys` is an array of typed keys of any shape; every `draw_` function maps over it and draws once per key.
+`keys` is an array of typed keys of any shape. Every `draw_` function draws once per key.
 """
 
 from __future__ import annotations
@@ -18,51 +19,60 @@ from diffusion_text.types import Key, Keys, Progress
 
 
 def stream(key: Key, name: str) -> Key:
-  """An independent key for what is called `name`."""
+  """An independent key, named by a string."""
   # crc32 because Python's own `hash` of a string differs from one process to the next.
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def streams(keys: Keys, name: str) -> Keys:
-  """The stream called `name` of every key: keys [...] -> keys [...]."""
+  """The stream `name` of every key: keys [...] -> keys [...]."""
   return fold(keys, zlib.crc32(name.encode()))
 
 
 def fold(keys: Keys, number: Int[Array, "..."] | int) -> Keys:
-  """Another, independent stream of every key, named by a number, or by numbers that broadcast to the keys' shape."""
+  """An independent stream of every key: keys [...] -> keys [...].
+
+  The stream is named by a number, or by numbers that broadcast to the shape of the keys.
+  """
   if jnp.ndim(number) == 0:
     return _map_keys(lambda key: jax.random.fold_in(key, number), keys)
   return _map_keys(jax.random.fold_in, keys, jnp.broadcast_to(number, keys.shape))
 
 
 def global_rows(rows: int, progress: Progress) -> Int[Array, " rows"]:
-  """The number of each row of this microbatch in the step's global batch (the trainer interleaves rows)."""
+  """The number of each row of this microbatch in the global batch of the step.
+
+  The trainer interleaves rows, see `train.step.split_rows`.
+  """
   group, parts = progress.units, progress.parts
   row = jnp.arange(rows)
   return ((row // group) * parts + jnp.asarray(progress.part)) * group + row % group
 
 
 def position_keys(key: Key, rows: int, length: int, progress: Progress | None = None) -> Keys:
-  """One key per position, named by the row's number in the global batch and the place in it: keys [rows, length]."""
+  """Keys [rows, length], named by the row's number in the global batch and the place in the row."""
   numbers = global_rows(rows, Progress() if progress is None else progress)
   return token_keys(jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers), length)
 
 
 def row_keys(seed: int, rows: int, first: int = 0) -> Keys:
-  """One key per row of text, named by the row's number: keys [rows]. Row r of any batch has the key of row r alone."""
+  """Keys [rows], named by the number of each row of text.
+
+  Row r has the same key in every batch, and alone.
+  """
   return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(
     first + jnp.arange(rows)
   )
 
 
 def token_keys(keys: Keys, length: int) -> Keys:
-  """One key per position of each row, named by the position: keys [B] -> keys [B, length]."""
+  """Keys [B, length] from keys [B] of rows: one key per position, named by the position."""
   places = jnp.arange(length)
   return jax.vmap(lambda key: jax.vmap(lambda place: jax.random.fold_in(key, place))(places))(keys)
 
 
 def row_coins(key: Key, rows: int, progress: Progress, probability: float) -> Array:
-  """bool [rows]: a coin per row of the global batch, whatever the devices and microbatches."""
+  """bool [rows]: one coin per row of the global batch, for any devices and microbatches."""
   numbers = global_rows(rows, progress)
   return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), probability))(
     numbers
@@ -87,8 +97,9 @@ def draw_integer(keys: Keys, below: int) -> Int[Array, "..."]:
 def draw_categorical(keys: Keys, logits: Float[Array, "... V"]) -> Int[Array, "..."]:
   """One id per key from softmax(logits): keys [...], logits [..., V] -> int32 [...].
 
-  Gumbel-max with the high-resolution Gumbel: plain float32 uniforms cut the tail at 15.9 and so never draw rare tokens
-  (arXiv 2409.02908 measured what that does to published samples: lower entropy, flattering generative perplexity).
+  Gumbel-max with the high-resolution Gumbel. Plain float32 uniforms cut the tail at 15.9 and so
+  never draw rare tokens, which lowers the entropy of samples and flatters generative perplexity
+  (measured on published samples in arXiv 2409.02908).
   """
 
   def draw(key, row):

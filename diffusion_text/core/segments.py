@@ -1,4 +1,4 @@
-"""Runs of equal keys within rows: how long the run of each token is, and where in it the token stands, by sorting."""
+"""Groups of tokens with equal keys within a row: the rank of each token, the size of its group."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jaxtyping import Array, Int
 def run_lengths(
   keys: Sequence[Array], order: Sequence[Array] = ()
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-  """(rank, size), int32 [B, L] each: of every token, its place from 0 among the tokens of its row that have the same keys, in
-  the order given by `order` (then by place), and how many of them there are.
+  """(rank, size), int32 [B, L] each, of every token within its group.
+
+  A group is all tokens of a row with equal keys. The rank counts from 0 in the order of `order`,
+  then of the place in the row. Found by sorting: memory is O(L) per row, time O(L log L).
 
   Args:
-    keys: arrays [B, L] of integers; tokens belong together if all keys are equal.
-    order: arrays [B, L] that rank the tokens of one run.
-
-  Memory is O(L) per row, time O(L log L).
+    keys: Arrays [B, L] of integers.
+    order: Arrays [B, L] that rank the tokens of one group.
   """
   shape = keys[0].shape
   place = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)

@@ -1,27 +1,25 @@
-"""One tree of parameters for everybody: split into what moves and what does not, and merged again."""
+"""One tree of parameters, split into trained and frozen parameters and merged again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-Path = tuple[
-  str, ...
-]  # where a parameter is in the nested dict, e.g. ("network", "head", "kernel")
+Path = tuple[str, ...]  # names of the nested dicts, e.g. ("network", "head", "kernel")
 
 
 def split(params: Any, trainable: Callable[[Path], bool]) -> tuple[Any, Any]:
-  """(params, frozen): the leaves of a nested dict for whose path `trainable` is true, and the others.
+  """(params, frozen): the leaves of a nested dict whose path is `trainable`, and the other leaves.
 
-  A group may be split between the two, leaf by leaf. A dict that keeps no leaf is left out of a side, except at the top: both sides
-  are dicts.
+  A group may be split between the two, leaf by leaf. Both results are dicts. A nested dict without
+  leaves in one result is left out of that result.
   """
   moves, rests = _split(params, trainable, ())
   return ({} if moves is None else moves), ({} if rests is None else rests)
 
 
 def merge(params: Any, frozen: Any) -> Any:
-  """The one tree of which `split` made two. Raises ValueError if a leaf is on both sides."""
+  """The tree that `split` has split. Raises ValueError if a leaf is on both sides."""
   return _merge(params, frozen, ())
 
 

@@ -1,1 +1,1 @@
-"""Evaluation: the bound on held-out text, text statistics, and exact toy languages. Objectives and samplers are passed in."""
+"""Evaluation: the bound on held-out text, and statistics of text. A function gives the nats."""

@@ -1,4 +1,4 @@
-"""The bound on held-out text, with an honest standard error."""
+"""The bound on held-out text, with its standard error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import numpy as np
 
 from diffusion_text.types import Array, Batch, Key, Params, Progress
 
-# (params, key, batch, progress) -> nats [B], weight [B]: sums over each row
+# (params, key, batch, progress) -> (nats [B], weight [B]), sums over each row.
 NatsFn = Callable[[Params, Key, Batch, Progress], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-  """An upper bound on -log p of a text, estimated from `rows` rows with `num_draws` draws of time and noise each.
+  """An upper bound on -log p of a text.
 
-  nats_per_token ± standard_error; tokens and characters that were scored (characters of the original text, whatever the tokenizer).
+  Attributes:
+    nats_per_token: The estimate of the bound.
+    standard_error: Its standard error over rows.
+    tokens: Number of scored tokens.
+    characters: Number of scored characters of the original text, for any tokenizer.
+    rows: Number of rows with a scored token.
+    num_draws: Draws of time and noise for each row.
   """
 
   nats_per_token: float
@@ -31,21 +37,26 @@ class Likelihood:
 
   @property
   def perplexity(self) -> float:
-    """exp(nats per token): an upper bound on the perplexity; inf where float64 ends, as an untrained Gaussian bound may."""
+    """exp(nats per token), an upper bound on the perplexity.
+
+    inf beyond the range of float64, which the bound of an untrained Gaussian process may exceed.
+    """
     return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
   @property
   def bits_per_char(self) -> float:
+    """The bound in bits per character of the original text."""
     return self.nats_per_token * self.tokens / self.characters / math.log(2)
 
   @property
   def bits_per_char_error(self) -> float:
+    """The standard error of `bits_per_char`."""
     return self.standard_error * self.tokens / self.characters / math.log(2)
 
   def __str__(self) -> str:
     return (
-      f"bound {self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token, perplexity <= "
-      f"{self.perplexity:.2f}, "
+      f"bound {self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token, "
+      f"perplexity <= {self.perplexity:.2f}, "
       f"{self.bits_per_char:.4f} ± {self.bits_per_char_error:.4f} bits/char "
       f"({self.rows} rows, {self.tokens:.0f} tokens, {self.characters:.0f} characters, "
       f"{self.num_draws} draws each)"
@@ -53,10 +64,11 @@ class Likelihood:
 
 
 def estimate(nats_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float]:
-  """Ratio estimate Σ nats / Σ weight and its standard error over rows (delta method, rows as independent clusters).
+  """(Σ nats / Σ weight, its standard error), by the delta method with rows as independent clusters.
 
-  The error covers both the text that happened to be held out and the draws of time and noise; low-discrepancy times make
-  the draws' part smaller than this formula assumes, so it errs on the safe side.
+  The error covers the choice of the held-out text and the draws of time and noise. Low-discrepancy
+  times make the contribution of the draws smaller than this formula assumes, so the true error is
+  smaller.
   """
   total = float(weight_B.sum())
   if total == 0:
@@ -78,9 +90,20 @@ def evaluate(
   key: Key,
   num_draws: int = 1,
 ) -> Likelihood:
-  """Scores every (batch, characters) pair; `nats_fn` should be jitted. All draws of a batch together are spread evenly over time.
+  """The bound on all batches.
 
-  Deterministic given the key: batch b uses fold_in(key, b).
+  All draws of a batch together are spread evenly over time. The result is a deterministic function
+  of the key: batch b uses fold_in(key, b).
+
+  Args:
+    nats_fn: See `NatsFn`; it should be jitted.
+    params: The parameters of the model.
+    batches: Pairs of a batch and its number of characters.
+    key: A random key.
+    num_draws: Draws of time and noise for each row.
+
+  Raises:
+    ValueError: If there is no batch, or num_draws < 1.
   """
   if num_draws < 1:
     raise ValueError(

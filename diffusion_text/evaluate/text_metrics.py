@@ -1,6 +1,6 @@
-"""What a text costs under simple models, and statistics of samples: numbers that give the bound a meaning.
+"""The cost of a text under simple models, and statistics of samples, to compare the bound with.
 
-Everything counts characters of the original text, in bits.
+Costs are in bits per character of the original text.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class NGramModel:
-  """Character n-gram model, interpolated down to uniform with Witten-Bell weights (one count per new continuation).
+  """A character n-gram model, interpolated down to uniform with Witten-Bell weights.
 
-  p_n(c | h) = (count(h c) + T(h) · p_{n-1}(c | h')) / (count(h) + T(h)), T(h) = distinct continuations of h.
+  p_n(c | h) = (count(h c) + T(h) · p_{n-1}(c | h')) / (count(h) + T(h)), where T(h) is the number
+  of distinct continuations of h, and h' is h without its first character.
+
+  Attributes:
+    order: Characters of the n-gram: 1 = unigram, 5 = 5-gram.
+    counts: counts[n - 1][history of n - 1 characters][next character].
+    alphabet: Number of characters.
   """
 
-  order: int  # characters of the n-gram: 1 = unigram, 5 = 5-gram
-  counts: Sequence[
-    dict[str, collections.Counter]
-  ]  # [n - 1][history of n - 1 characters][next character]
+  order: int
+  counts: Sequence[dict[str, collections.Counter]]
   alphabet: int
 
   @staticmethod
   def train(text: str, order: int) -> NGramModel:
+    """The model with the counts of a text."""
     if not text:
       raise ValueError("an n-gram model needs text, got an empty string; check the training split")
     counts = []
@@ -54,7 +59,10 @@ class NGramModel:
     return (self.counts[n - 1][context][char] + kinds * lower) / (total + kinds)
 
   def bits_per_char(self, text: str) -> float:
-    """Cost of `text` in bits per character, each predicted from the `order - 1` characters before it."""
+    """The cost of `text` in bits per character.
+
+    Each character is predicted from the `order - 1` characters before it.
+    """
     totals = [{h: (sum(c.values()), len(c)) for h, c in table.items()} for table in self.counts]
     seen: dict[str, float] = {}
     bits = 0.0
@@ -68,12 +76,15 @@ class NGramModel:
 
 
 def xz_bits_per_char(text: str) -> float:
-  """Size of `xz -9` of the text alone (no training text), in bits per character."""
+  """The size of `xz -9` of the text alone, without training text, in bits per character."""
   return 8 * len(lzma.compress(text.encode("utf-8"), preset=9)) / len(text)
 
 
 def token_entropy(rows: Sequence[np.ndarray]) -> float:
-  """Mean over rows of the entropy of the row's own token frequencies, nats (the companion of any sample-quality score)."""
+  """The entropy in nats of the token frequencies of a row, averaged over rows.
+
+  Report it beside any score of sample quality.
+  """
 
   def one(row: np.ndarray) -> float:
     p = np.unique(row, return_counts=True)[1] / len(row)
@@ -83,25 +94,30 @@ def token_entropy(rows: Sequence[np.ndarray]) -> float:
 
 
 def ngram_js_divergence(texts: Sequence[str], reference: str, n: int) -> float:
-  """Jensen-Shannon divergence, nats, between the character n-gram frequencies of samples and of a reference text."""
-  grams = lambda text: collections.Counter(text[i : i + n] for i in range(len(text) - n + 1))
-  ours, theirs = sum((grams(text) for text in texts), collections.Counter()), grams(reference)
-  p_total, q_total, divergence = sum(ours.values()), sum(theirs.values()), 0.0
+  """The Jensen-Shannon divergence in nats of character n-grams in samples and in a reference."""
+
+  def grams(text: str) -> collections.Counter:
+    return collections.Counter(text[i : i + n] for i in range(len(text) - n + 1))
+
+  ours = sum((grams(text) for text in texts), collections.Counter())
+  theirs = grams(reference)
+  p_total = sum(ours.values())
+  q_total = sum(theirs.values())
+  divergence = 0.0
   if not p_total or not q_total:
     raise ValueError(
       f"no {n}-gram to compare: {p_total} in the samples, {q_total} in the reference; use longer "
       "texts"
     )
   for gram in ours.keys() | theirs.keys():
-    p, q = ours[gram] / p_total, theirs[gram] / q_total
+    p = ours[gram] / p_total
+    q = theirs[gram] / q_total
     middle = (p + q) / 2
-    divergence += 0.5 * (p * math.log(p / middle) if p else 0) + 0.5 * (
-      q * math.log(q / middle) if q else 0
-    )
+    divergence += 0.5 * sum(share * math.log(share / middle) for share in (p, q) if share)
   return divergence
 
 
 def distinct_n(rows: Sequence[np.ndarray], n: int) -> float:
-  """Distinct token n-grams over all token n-grams in the rows (arXiv 1510.03055)."""
+  """The number of distinct token n-grams over the number of all in the rows (arXiv 1510.03055)."""
   grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
   return len(set(grams)) / max(len(grams), 1)

@@ -1,1 +1,1 @@
-"""How noise grows with time: alpha(t) of ids (`discrete`), log-SNR of vectors (`gaussian`)."""
+"""Noise as a function of time: alpha(t) of ids (`discrete`), log-SNR of vectors (`gaussian`)."""

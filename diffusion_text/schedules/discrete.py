@@ -1,11 +1,11 @@
-"""How fast tokens are lost: schedules alpha(t), the probability that a token is still clean at t.
+"""Schedules alpha(t): the probability that a token is still clean at time t.
 
-A schedule is a pure function of t with alpha(0) = 1 and alpha(1) = 0 **exactly**, so that no
-process needs a hidden range of t, a reconstruction term or a prior term to have a true bound.
-(Published code truncates at 1e-3 … 1e-4 and drops those terms, which moves the bound of masked
-diffusion by some 1e-4 nats per token in either direction and lowers that of GIDD by 1e-2.) Each
-schedule returns alpha *and* 1 - alpha, both to full relative float32 precision: forming `1 - alpha`
-near t = 0 loses it. Derivatives come from `jax.jvp`, never by hand.
+A schedule is a pure function of t with alpha(0) = 1 and alpha(1) = 0 **exactly**, so a process
+needs no reconstruction term and no prior term for a true bound. (Published code truncates at
+1e-3 … 1e-4 and drops these terms. This moves the bound of masked diffusion by about 1e-4 nats per
+token in either direction, and lowers the bound of GIDD by 1e-2.) Each schedule returns alpha *and*
+1 - alpha, both to full relative float32 precision, which `1 - alpha` would not have near t = 0.
+Derivatives come from `jax.jvp`, never by hand.
 
 t is a float32 array in [0, 1] of any shape; results have its shape.
 """
@@ -23,14 +23,14 @@ from diffusion_text.core.options import member, option
 
 
 class Level(NamedTuple):
-  """alpha = P(still clean) and noise = 1 - alpha, each accurate where it is small."""
+  """alpha = P(still clean) and noise = 1 - alpha, each accurate even if it is small."""
 
   alpha: Float[Array, "*n"]
   noise: Float[Array, "*n"]
 
 
 class Schedule:
-  """What schedules share. A schedule of one's own derives from this class.
+  """The base class of schedules, also of your own.
 
   Attributes:
     is_linear: True if alpha = 1 - t, so that the hazard at t = 1 is 1.
@@ -38,7 +38,7 @@ class Schedule:
 
   @property
   def is_linear(self) -> bool:
-    """False, unless a schedule says otherwise."""
+    """False, unless a schedule overrides it."""
     return False
 
   def __call__(self, t: Float[Array, "*n"]) -> Level:
@@ -124,8 +124,8 @@ def weight(schedule: Schedule, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
   """-alpha'(t) / (1 - alpha(t)): the hazard, reveals of a masked token per unit of time.
 
   The masked-diffusion bound is E_t[weight(t) · cross-entropy of the masked tokens] (MDLM eq. 10,
-  MD4 eq. 4). Finite for every t: below TINY, where no token is masked in practice, it stays that
-  of TINY.
+  MD4 eq. 4). The weight is finite for every t: below TINY, where no token is masked in practice, it
+  is the weight at TINY.
   """
   t = jnp.maximum(t, TINY)
   level, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
@@ -148,7 +148,7 @@ def on_grid(t: Float[Array, "*n"], steps: int | None) -> Float[Array, "*n"]:
 
 
 def time_of(schedule: Schedule, alpha: Float[Array, "*n"] | float) -> Float[Array, "*n"]:
-  """The time at which a schedule has this alpha, by bisection, to within 2^-24 or so."""
+  """The time at which a schedule has this alpha, found by bisection to within about 2^-24."""
   alpha = jnp.asarray(alpha, jnp.float32)
 
   def halve(_, ends):

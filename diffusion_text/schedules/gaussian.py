@@ -1,9 +1,9 @@
-"""Paths: how a vector is lost, as its log-SNR over time.
+"""Paths: the log-SNR of a noisy vector as a function of time.
 
-z_t = alpha_t x + sigma_t ε. Everything is read off the log signal-to-noise ratio,
-λ(t) = log(alpha_t² / sigma_t²), which falls from log_snr_max at t -> 0+ to log_snr_min at t = 1,
-both finite: time runs over a window of the published curve, so that the bound needs no other cut.
-(t == 0 itself is the clean vector, and what lies between is the reconstruction term.)
+z_t = alpha_t x + sigma_t ε. A path is defined by its log signal-to-noise ratio,
+λ(t) = log(alpha_t² / sigma_t²), which falls from log_snr_max at t -> 0+ to log_snr_min at t = 1.
+Both are finite: time covers a window of the published curve, so the bound needs no other cut. (t ==
+0 itself is the clean vector, and the step from t -> 0+ to it is the reconstruction term.)
 
 t is a float32 array in [0, 1] of any shape; results have its shape.
 """
@@ -23,7 +23,7 @@ from diffusion_text.core.options import member, option, part
 
 
 class Gain(NamedTuple):
-  """alpha and sigma of z = alpha x + sigma ε, and their log-SNR, each accurate where small."""
+  """alpha and sigma of z = alpha x + sigma ε, and their log-SNR, each accurate even if small."""
 
   alpha: Float[Array, "*n"]
   sigma: Float[Array, "*n"]
@@ -31,13 +31,13 @@ class Gain(NamedTuple):
 
 
 class Path:
-  """What paths share; variance preserving, unless a path says otherwise.
+  """The base class of paths, also of your own, which define `log_snr`.
 
-  A path of one's own derives from this class and defines `log_snr`.
+  A path is variance preserving unless it overrides `gain`.
   """
 
   def log_snr(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The log-SNR at time t, strictly falling."""
+    """The log-SNR at time t. It falls strictly."""
     raise NotImplementedError
 
   def gain(self, log_snr: Float[Array, "*n"]) -> Gain:
@@ -46,18 +46,19 @@ class Path:
     return Gain(alpha, jnp.exp(jax.nn.log_sigmoid(-log_snr) / 2), log_snr)
 
   def __call__(self, t: Float[Array, "*n"]) -> Gain:
-    """alpha and sigma at time t; at t == 0 those of t -> 0+."""
+    """alpha and sigma at time t. At t == 0 they are the limits for t -> 0+."""
     return self.gain(self.log_snr(t))
 
   def snr_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """-dSNR/dt >= 0, by `jax.jvp` of the log-SNR."""
+    """-dSNR/dt >= 0, from `jax.jvp` of the log-SNR."""
     value, slope = jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
     return -slope * jnp.exp(value)
 
   def time_of(self, log_snr: float | Array) -> Float[Array, ""]:
-    """The time at which the path has this log-SNR, by bisection; 0 if it lies above the path.
+    """The time at which the path has this log-SNR, found by bisection; 0 for one above the path.
 
-    Raises ValueError for a number (not for a traced value) that does not lie above the path's end.
+    Raises:
+      ValueError: For a number (not for a traced value) that is not above the end of the path.
     """
     with jax.ensure_compile_time_eval():
       highest = float(self.log_snr(jnp.float32(0)))
@@ -81,7 +82,7 @@ class Path:
 
 @member
 class LogSNR(Path):
-  """λ falls along a line (VDM, arXiv 2107.00630, its initial γ)."""
+  """λ falls linearly (VDM, arXiv 2107.00630, its initial γ)."""
 
   log_snr_max: float = option(10.0, "log-SNR at t -> 0+")
   log_snr_min: float = option(-10.0, "log-SNR at t = 1")
@@ -109,7 +110,7 @@ class Exploding(LogSNR):
 
 @member
 class Curve(LogSNR):
-  """A published curve λ(u), of which t runs over the window between log_snr_max and log_snr_min."""
+  """A published curve λ(u). t covers its window between log_snr_max and log_snr_min."""
 
   @property
   def last(self) -> float:
@@ -119,7 +120,10 @@ class Curve(LogSNR):
   def at(self, u: Float[Array, "*n"], rest: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """λ of the published curve.
 
-    rest: last - u, handed over because forming it near the end loses it in float32.
+    Args:
+      u: The time of the published curve.
+      rest: last - u, an argument because the difference near the end would lose its float32
+        precision.
     """
     raise NotImplementedError
 
@@ -128,7 +132,7 @@ class Curve(LogSNR):
     raise NotImplementedError
 
   def log_snr(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """λ at the u that t stands for."""
+    """λ at the u of time t."""
     low = self.when(self.log_snr_max)
     high = self.when(self.log_snr_min)
     return self.at(low + t * (high - low), (self.last - high) + (1 - t) * (high - low))
@@ -143,7 +147,7 @@ class VPCosine(Curve):
   def at(self, u: Float[Array, "*n"], rest: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """λ of the curve, without cancellation at either end."""
     turn = math.pi / 2 / (1 + self.offset)
-    # cos²a - cos²b = sin(b - a) sin(b + a), and cos x is the sine of what is left.
+    # cos²a - cos²b = sin(b - a) sin(b + a), and cos x = sin(π/2 - x).
     noise = jnp.log(jnp.sin(turn * u)) + jnp.log(jnp.sin(turn * (u + 2 * self.offset)))
     return 2 * jnp.log(jnp.sin(turn * rest)) - noise
 
@@ -160,8 +164,8 @@ class VPCosine(Curve):
 class SquareRoot(Curve):
   """alpha² = (1 - √(u + offset)) / (1 - √offset): Diffusion-LM (arXiv 2205.14217 eq. 14).
 
-  The chain's own ᾱ[i] is at u = (i + 1) / T; the chain of 2000 steps begins at log-SNR 4.209 and
-  ends at -15.41.
+  ᾱ[i] of the published chain is at u = (i + 1) / T. Its 2000 steps begin at log-SNR 4.209 and end
+  at -15.41.
   """
 
   offset: float = option(1e-4, "Diffusion-LM has 1e-4", gt=0, lt=1)
@@ -227,7 +231,7 @@ class Tangent(Curve):
 class Arctangent(Curve):
   """alpha = 1 / w², w = 1 + (ratio - 1) (2 / π) arctan(√(u / (1 - u)) / slope).
 
-  Smoothie (arXiv 2505.18853); w is how wide its kernel of distances is at u, in units of the
+  Smoothie (arXiv 2505.18853). w is the width of its kernel of distances at u, in units of the
   smallest width.
   """
 
@@ -252,7 +256,7 @@ class Arctangent(Curve):
     return -4 * log_width - jnp.log(-jnp.expm1(-4 * log_width))
 
   def when(self, log_snr: float) -> float:
-    """The u of a log-SNR; 2 if the curve ends before."""
+    """The u of a log-SNR; 2 if the curve ends before that log-SNR."""
     wider = math.expm1(math.log1p(math.exp(-log_snr)) / 4)  # w - 1, from alpha² = sigmoid(λ) = w^-4
     turn = math.pi / 2 * wider / (self.ratio - 1)
     if turn >= math.pi / 2:
@@ -271,7 +275,7 @@ def falling(
 
 @member
 class Table(Curve):
-  """The curve through a table of log-SNRs, linear in between: any chain's own ᾱ."""
+  """The curve through a table of log-SNRs, linear in between, for the ᾱ of any chain."""
 
   levels: tuple[float, ...] = option(
     ..., "log-SNRs at the even times u = 0 … 1, which fall and hold the window", min_length=2
@@ -309,10 +313,11 @@ def _paths() -> dict[str, type]:
 
 @member
 class Noisier(Path):
-  """Another path at SNR / F², F = factor + growth · t; its window moves with it.
+  """Another path at SNR / F², F = factor + growth · t. Its window has the same shift.
 
   A factor alone is the noise factor of Difformer (arXiv 2212.09412), ᾱ / (F² - (F² - 1) ᾱ). With
-  growth it is the time-aware variance scaling of TREC (arXiv 2402.14843), as recalled: a line in t.
+  growth it is the time-aware variance scaling of TREC (arXiv 2402.14843), linear in t; the linear
+  form has not been compared with the paper.
   """
 
   base: Path = part(_paths, LogSNR(), "the path that is made noisier")
@@ -320,12 +325,12 @@ class Noisier(Path):
   growth: float = option(0.0, "how much F grows until t = 1", ge=0)
 
   def log_snr(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """λ of the base less 2 log F."""
+    """λ of the base minus 2 log F."""
     grown = jnp.log(self.factor + self.growth * t) if self.growth else math.log(self.factor)
     return self.base.log_snr(t) - 2 * grown
 
   def gain(self, log_snr: Float[Array, "*n"]) -> Gain:
-    """alpha and sigma as the base has them at this log-SNR."""
+    """alpha and sigma of the base at this log-SNR."""
     return self.base.gain(log_snr)
 
 
