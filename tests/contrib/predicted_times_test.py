@@ -486,7 +486,7 @@ def test_a_network_learns_the_times():
   objective = PredictedTimesLosses(anchor_weight=1.0)
   model = Model(network, process, Poisson(), Full(), chunk=128, self_conditioning=0.5)
   objective.check(model)
-  rows, steps, easy = 16, 60, np.arange(8) % 2 == 0
+  rows, steps, easy = 16, 300, np.arange(8) % 2 == 0
   rng = np.random.default_rng(0)
   text = np.where(easy, 3, rng.integers(4, 16, (steps, rows, 8))).astype(np.int32)
 
@@ -515,7 +515,7 @@ def test_a_network_learns_the_times():
       mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, slope)
       square = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g**2, square, slope)
       params = jax.tree.map(
-        lambda p, m, v: p - 0.01 * m / (jnp.sqrt(v) + 1e-8), params, mean, square
+        lambda p, m, v: p - 0.005 * m / (jnp.sqrt(v) + 1e-8), params, mean, square
       )
       return (params, mean, square), miss
 
