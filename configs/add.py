@@ -1,9 +1,13 @@
-"""ADD, authentic discrete diffusion: Gaussian noise on one-hot vectors, argmax at each step (Li et al. 2025, arXiv 2510.01047).
+"""ADD, authentic discrete diffusion: Gaussian noise on one-hot vectors, argmax at each step
+(Li et al. 2025, arXiv 2510.01047).
 
-Published: image classification and captioning. The network, told the time, is trained by cross-entropy against the one-hot label; a step
-takes the argmax as a one-hot vector and goes on from it, here by noising it anew (the paper's step was not at hand in code). The
-network reads the vectors as they are, scaled to a one-hot's length, which is ours. The state is [B, L, V].
-Ours: 2.955 ± 0.033 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
+Published: image classification and captioning. The network reads the time and is trained by
+cross-entropy against the one-hot label. A step takes the argmax as a one-hot vector and continues
+from it; here the step adds fresh noise to it (the paper's step was not at hand in code). The
+network reads the vectors as they are, scaled to the length of a one-hot vector, which is our
+choice. The state is [B, L, V].
+Ours: 2.955 ± 0.033 bits/char after 500 updates of the comparison at equal tokens in
+docs/results.md, by the code at commit 3aad1fc; too few to judge it by.
   python -m experiments.train --config=configs/add.py:tiny --workdir=runs/add
 """
 
@@ -16,5 +20,5 @@ def get_config(size: str = "tiny"):
   c.process.schedule = {"name": "cosine"}
   c.objective.name = "cross_entropy"
   c.sampler = {"name": "gaussian", "steps": 100, "projection": "argmax", "rho": 1.0}
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

@@ -1,9 +1,12 @@
-"""ADLM: masked diffusion whose first layers predict the rare words, for the others to read (Rout et al. 2025, arXiv 2505.18456).
+"""ADLM: masked diffusion whose first layers predict the rare words, for the other layers to read
+(Rout et al. 2025, arXiv 2505.18456).
 
-Published: OpenWebText L=1024 perplexity <= 21.66 / 20.62 / 20.14 at 110B / 262B / 524B tokens, against <= 23.17 for MDLM retrained;
-without the anchor's loss (anchor_weight 0) <= 21.79. LM1B <= 26.40 / 24.46 at 33B / 65B. Batches of 512 rows, learning rate 3e-4, no
-weight decay; 12 anchor layers and 6 more, as two networks. Here two thirds of the layers of a size are the anchor's, so that the
-depth is that of the models compared with; `:small --config.model.layers=18 --config.model.first_stage_layers=12` is the published depth.
+Published: OpenWebText L=1024 perplexity <= 21.66 / 20.62 / 20.14 at 110B / 262B / 524B tokens,
+against <= 23.17 for MDLM retrained; without the loss of the anchor (anchor_weight 0) <= 21.79. LM1B
+<= 26.40 / 24.46 at 33B / 65B. Batches of 512 rows, learning rate 3e-4, no weight decay; 12 anchor
+layers and 6 more, as two networks. Here two thirds of the layers of a size belong to the anchor, so
+that the depth is that of the models compared with. The published depth is
+  --config=configs/adlm.py:small --config.model.layers=18 --config.model.first_stage_layers=12
 Ours: not yet run.
   python -m experiments.train --config=configs/adlm.py:tiny --workdir=runs/adlm
 """

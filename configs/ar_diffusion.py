@@ -1,9 +1,12 @@
-"""AR-Diffusion: embedding diffusion whose left tokens become clean first (Wu et al. 2023, arXiv 2305.09515).
+"""AR-Diffusion: embedding diffusion whose left tokens become clean first
+(Wu et al. 2023, arXiv 2305.09515).
 
-Published: XSum, CNN-DM, IWSLT14, CommonGen; encoder and decoder of 6 layers, 20 steps, up to 50 samples and MBR. Their times lie on lines
-through the point (2N, T), so that the last token is up to T / 2 noisier than the first; here the lines are parallel, with that slope.
-Each step clamps to the nearest embedding. Missing: the length loss and MBR.
-Ours: 2.722 ± 0.070 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
+Published: XSum, CNN-DM, IWSLT14, CommonGen; an encoder and a decoder of 6 layers, 20 steps, up to
+50 samples and MBR. The published times lie on lines through the point (2N, T), so that the last
+token is up to T / 2 noisier than the first; here the lines are parallel, with that slope. Each step
+clamps to the nearest embedding. Missing: the length loss and MBR.
+Ours: 2.722 ± 0.070 bits/char after 500 updates of the comparison at equal tokens in
+docs/results.md, by the code at commit 3aad1fc; too few to judge it by.
   python -m experiments.train --config=configs/ar_diffusion.py:tiny --workdir=runs/ar_diffusion
 """
 
@@ -18,5 +21,5 @@ def get_config(size: str = "tiny"):
   c.timing = {"name": "slanted", "spread": 0.5}
   c.objective.name = "mse_rounding"
   c.sampler = {"name": "gaussian", "steps": 20, "projection": "nearest"}
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

@@ -1,7 +1,8 @@
-"""The autoregressive model: masked diffusion in blocks of one token, left to right, in one causal pass. Its likelihood is exact.
+"""The autoregressive model: masked diffusion in blocks of one token, in one causal pass.
 
-The baseline that every diffusion model is compared with, through the same network, trainer, evaluation and sampler.
-Ours: see README.
+Its likelihood is exact. It is the baseline that every diffusion model is compared with, through the
+same network, trainer, evaluation and sampler.
+Ours: see docs/results.md, by the code at commit 3aad1fc.
   python -m experiments.train --config=configs/autoregressive.py:tiny --workdir=runs/ar
 """
 

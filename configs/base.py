@@ -1,18 +1,24 @@
 """Sizes, and the sections that all systems share. A config file says only what differs from this.
 
-`base.config(size)` gives the defaults. A section is {"name": …} and the options of that choice; an option that is not set has the
-default of its class. Any option can be set on the command line, also one that no file mentions:
+`base.config(size)` gives the defaults. A section is {"name": …} and the options of that choice; an
+option that is not set has the default of its class. Any option can be set on the command line, even
+one that no file mentions:
 
-  python -m experiments.train --config=configs/mdlm.py:tiny --config.train.steps=100 --workdir=runs/mdlm
-  python -m experiments.inspect --options=process.embedding     # meaning, default and range of every option of a choice
+  python -m experiments.train --config=configs/mdlm.py --config.train.steps=100 --workdir=runs/mdlm
 
-`owns` lists the sections and keys that make a system what it is: `experiments.compare` takes these from the system's config, and
-everything else from one base, so that systems are compared on equal terms.
+The meaning, the default and the range of every option of a choice are printed by
+
+  python -m experiments.inspect --options=process.embedding
+
+`owns` lists the sections and keys that make a system what it is: `experiments.compare` takes these
+from the system's config, and everything else from one base, so that systems are compared on equal
+terms.
 """
 
 from ml_collections import ConfigDict
 
-# name: (layers, width, heads, kv_heads, mlp_width, activation, learning rate). Parameters without embeddings in the comment.
+# name: (layers, width, heads, kv_heads, mlp_width, activation, learning rate).
+# The comments count parameters without embeddings.
 SIZES = {
   "micro": (2, 64, 2, 2, 256, "gelu", 3e-3),  #            0.1 M, for tests
   "tiny": (6, 256, 4, 4, 1024, "gelu", 2e-3),  #           4.7 M, a laptop CPU
@@ -28,7 +34,8 @@ def config(size: str = "tiny") -> ConfigDict:
   size = size or "tiny"
   if size not in SIZES:
     raise ValueError(
-      f"size {size!r} is unknown; use one of {', '.join(SIZES)}, as in --config=configs/mdlm.py:tiny"
+      f"size {size!r} is unknown; use one of {', '.join(SIZES)}, as in"
+      " --config=configs/mdlm.py:tiny"
     )
   layers, width, heads, kv_heads, mlp_width, activation, learning_rate = SIZES[size]
   large = size not in ("micro", "tiny")
@@ -42,9 +49,7 @@ def config(size: str = "tiny") -> ConfigDict:
   c.context = ConfigDict({"name": "full"})
   c.objective = ConfigDict({"name": "bound"})
   c.reader = ConfigDict({"name": "whole_row"})
-  c.sampler = ConfigDict(
-    {"name": "grid", "steps": 64}
-  )  # steps of a row; with blocks, of each block
+  c.sampler = ConfigDict({"name": "grid"})
   c.model = ConfigDict(
     {
       "name": "transformer",
@@ -54,9 +59,8 @@ def config(size: str = "tiny") -> ConfigDict:
       "kv_heads": kv_heads,  # fewer than heads: grouped-query attention
       "mlp_width": mlp_width,
       "activation": activation,
-      "dtype": "bfloat16"
-      if large
-      else "float32",  # of matmuls; parameters, logits, losses: float32
+      # Of matmuls; parameters, logits and losses are float32.
+      "dtype": "bfloat16" if large else "float32",
       "remat": "full" if size in ("1b", "8b") else "none",
       "chunk": 2048 if large else 256,  # positions whose logits exist at a time, per device
     }
@@ -82,14 +86,17 @@ def own(c: ConfigDict, *keys: str) -> None:
   c.owns = (*c.owns, *keys)
 
 
-def told_time(c: ConfigDict, how: str = "adaln") -> None:
-  """The network is shown the time of each token."""
+def time_conditioned(c: ConfigDict, how: str = "adaln") -> None:
+  """The network reads the time of each token."""
   c.model.time_conditioning = how
   own(c, "model.time_conditioning")
 
 
 def self_conditioned(c: ConfigDict, probability: float, how: str = "add") -> None:
-  """The network reads its own last answer: in training with this probability per row, while sampling at every call."""
+  """The network reads its own last prediction.
+
+  In training each row does so with this probability; in sampling every call does.
+  """
   c.model.self_conditioning = how
   c.train.self_conditioning = probability
   c.reader = ConfigDict({"name": "self_conditioned", "reader": c.reader.to_dict()})

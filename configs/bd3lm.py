@@ -1,9 +1,10 @@
 """BD3-LM: masked diffusion in blocks over a clean context (Arriola et al. 2025, arXiv 2503.09573).
 
-Published: OpenWebText L=1024 perplexity <= 22.27 / 21.68 / 20.73 with blocks of 16 / 8 / 4 (12 x 768, 850k + 150k steps of 512 rows).
-Clipped training times (timing.low, timing.high) lower the variance; python -m experiments.clip finds them for a trained model.
-Ours: see README.
-  python -m experiments.train --config=configs/bd3lm.py:tiny --config.timing.block_size=4 --workdir=runs/bd3lm
+Published: OpenWebText L=1024 perplexity <= 22.27 / 21.68 / 20.73 with blocks of 16 / 8 / 4 (12 x
+768, 850k + 150k steps of 512 rows). Clipped training times (timing.low, timing.high) lower the
+variance; `python -m experiments.clip --workdir=runs/bd3lm` finds them for a trained model.
+Ours: see docs/results.md, by the code at commit 3aad1fc.
+  python -m experiments.train --config=configs/bd3lm.py --config.context.size=4 --workdir=runs/bd3lm
 """
 
 from configs import base

@@ -1,7 +1,9 @@
-"""D3PM-absorbing: masked diffusion in T discrete steps, with its auxiliary cross-entropy (Austin et al. 2021, arXiv 2107.03006).
+"""D3PM-absorbing: masked diffusion in T discrete steps, with its auxiliary cross-entropy
+(Austin et al. 2021, arXiv 2107.03006).
 
-Published: text8 L=256 <= 1.45 / 1.47 / 1.56 bits/char at T = 1000 / 256 / 20 (12 x 768); LM1B perplexity <= 76.9.
-Ours: see README.
+Published: text8 L=256 <= 1.45 / 1.47 / 1.56 bits/char at T = 1000 / 256 / 20 (12 x 768); LM1B
+perplexity <= 76.9.
+Ours: see docs/results.md, by the code at commit 3aad1fc.
   python -m experiments.train --config=configs/d3pm.py:tiny --workdir=runs/d3pm
 """
 
@@ -12,5 +14,5 @@ def get_config(size: str = "tiny"):
   c = base.config(size)
   c.process.grid = 1000
   c.objective.auxiliary = 0.01
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

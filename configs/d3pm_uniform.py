@@ -13,5 +13,5 @@ def get_config(size: str = "tiny"):
   # prediction: as the auxiliary cross-entropy teaches it
   c.process = {"name": "uniform", "grid": 1000, "prediction": "posterior"}
   c.objective.auxiliary = 0.01
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

@@ -1,9 +1,13 @@
-"""Difformer: layer-normed embeddings, an anchor loss on the prediction, a noise factor (Gao et al. 2022, arXiv 2212.09412).
+"""Difformer: layer-normed embeddings, an anchor loss on the prediction, a noise factor
+(Gao et al. 2022, arXiv 2212.09412).
 
-Published: IWSLT14 De-En 34.48 BLEU (fairseq's), with distilled targets, length beams and an autoregressive reranker. The anchor is the
-cross-entropy of x̂'s inner products with the embeddings and stands in for rounding; trained at SNR / 16, decoded at the path itself in 20
-steps; half of the rows are told the last estimate. Layer norm has no affine map here. Missing: the length predictor and its beam.
-Ours: 2.913 ± 0.023 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
+Published: IWSLT14 De-En 34.48 BLEU (fairseq's), with distilled targets, length beams and an
+autoregressive reranker. The anchor loss is the cross-entropy of the inner products of x̂ with the
+embeddings and replaces rounding. The network is trained at SNR / 16 and decoded on the path itself
+in 20 steps; half of the rows are self-conditioned. Layer norm has no affine map here. Missing: the
+length predictor and its beam.
+Ours: 2.913 ± 0.023 bits/char after 500 updates of the comparison at equal tokens in
+docs/results.md, by the code at commit 3aad1fc; too few to judge it by.
   python -m experiments.train --config=configs/difformer.py:tiny --workdir=runs/difformer
 """
 
@@ -18,6 +22,6 @@ def get_config(size: str = "tiny"):
   c.objective = {"name": "mse_rounding", "anchor_weight": 1.0, "rounding_weight": 0.0}
   c.objective.readout = "inner"
   c.sampler = {"name": "gaussian", "steps": 20}
-  base.told_time(c)
+  base.time_conditioned(c)
   base.self_conditioned(c, 0.5)
   return c

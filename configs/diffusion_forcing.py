@@ -1,7 +1,9 @@
-"""Diffusion Forcing: every token has a time of its own (Chen et al. 2024, arXiv 2407.01392), here with masks.
+"""Diffusion Forcing: every token has a time of its own
+(Chen et al. 2024, arXiv 2407.01392), here with masks.
 
-Published for video and control, not for text. Ours: not yet run.
-  python -m experiments.train --config=configs/diffusion_forcing.py:tiny --workdir=runs/diffusion_forcing
+Published for video and control, not for text.
+Ours: not yet run.
+  python -m experiments.train --config=configs/diffusion_forcing.py --workdir=runs/diffusion_forcing
 """
 
 from configs import base

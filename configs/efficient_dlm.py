@@ -1,7 +1,8 @@
 """Efficient-DLM: blocks over a clean context, later tokens of a block masked more.
 
-Ours is a slanted line of times within the block, which keeps the bound; the published weights exp(beta (1 - t) i) do not.
-Published: 8B models adapted from autoregressive ones, by accuracy. Ours: not yet run.
+Here the times lie on a slanted line within the block, which keeps the bound; the published weights
+exp(beta (1 - t) i) do not. Published: 8B models adapted from autoregressive ones, by accuracy.
+Ours: not yet run.
   python -m experiments.train --config=configs/efficient_dlm.py:tiny --workdir=runs/efficient_dlm
 """
 

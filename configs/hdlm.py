@@ -1,6 +1,7 @@
-"""The γ-hybrid of hyperschedules: the mask absorbs and what survives is scrambled, along a wave (Fathi et al. 2025, arXiv 2504.06416).
+"""The γ-hybrid of hyperschedules: the mask absorbs and what survives is scrambled, along a wave
+(Fathi et al. 2025, arXiv 2504.06416).
 
-Published: OpenWebText and LM1B figures are of other sizes and are not repeated here.
+Published: the figures on OpenWebText and LM1B are of other sizes and are not repeated here.
 Ours: not yet run.
   python -m experiments.train --config=configs/hdlm.py:tiny --workdir=runs/hdlm
 """
@@ -13,5 +14,5 @@ def get_config(size: str = "tiny"):
   c.process = {"name": "mixed", "mixing": "gamma", "share": 0.01}
   c.timing = {"name": "hyperschedule", "kind": "wave", "width": 128}
   c.sampler.steps = 128
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

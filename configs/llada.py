@@ -1,7 +1,10 @@
-"""LLaDA: cross-entropy weighted by 1/t, decoded in order of confidence (Nie et al. 2025, arXiv 2502.09992).
+"""LLaDA: cross-entropy weighted by 1/t, decoded in order of confidence
+(Nie et al. 2025, arXiv 2502.09992).
 
-Published: 8B parameters, 2.3T tokens; no small-scale likelihood. Decoding here scores the distribution at a position, not the drawn
-token (whose probability is a biased order at temperature > 0). Ours: not yet run.
+Published: 8B parameters, 2.3T tokens; no small-scale likelihood. Decoding here scores the
+distribution at a position, not the drawn token, whose probability gives a biased order at
+temperature > 0.
+Ours: not yet run.
   python -m experiments.train --config=configs/llada.py:tiny --workdir=runs/llada
 """
 

@@ -1,9 +1,12 @@
-"""LLaDA-MoE: LLaDA's objective and decoding with a mixture of experts for every MLP (arXiv 2509.24389).
+"""LLaDA-MoE: LLaDA's objective and decoding with a mixture of experts for every MLP
+(arXiv 2509.24389).
 
-Published: 16 layers of width 2048, 64 experts of width 1024, 8 a token, 7B parameters of which 1.4B work on a token, about 20T tokens;
-RMSNorm, SwiGLU, rotary base 50,000, norms on queries and keys; losses of the router weighted 0.01 (balance) and 0.001 (z). Ours: a token
-passes as many weights as in configs/llada.py; 8 of 64 experts at the large sizes, 2 of 16 at the small ones; the norms, the two weights;
-rotary base 10,000. Not yet run.
+Published: 16 layers of width 2048, 64 experts of width 1024, 8 a token, 7B parameters of which 1.4B
+work on a token, about 20T tokens; RMSNorm, SwiGLU, rotary base 50,000, norms on queries and keys;
+losses of the router weighted 0.01 (balance) and 0.001 (z). Here: a token passes as many weights as
+in configs/llada.py; 8 of 64 experts at the large sizes, 2 of 16 at the small ones; the norms and
+the two weights are the published ones; the rotary base is 10,000.
+Ours: not yet run.
   python -m experiments.train --config=configs/llada_moe.py:tiny --workdir=runs/llada_moe
 """
 
@@ -19,5 +22,5 @@ def get_config(size: str = "tiny"):
   c.model.router_z_weight = 0.001
   c.model.qk_norm = True
   base.own(c, "model.experts", "model.experts_per_token", "model.expert_width")
-  base.own(c, "model.balance_weight", "model.router_z_weight")
+  base.own(c, "model.balance_weight", "model.router_z_weight", "model.qk_norm")
   return c

@@ -1,6 +1,8 @@
-"""Masked diffusion whose predictions should not depend on how many masks follow the text (mask-agnostic loss, arXiv 2511.21338).
+"""Masked diffusion whose predictions should not depend on how many masks follow the text
+(mask-agnostic loss, arXiv 2511.21338).
 
-Published: retrieval accuracies only. Ours: not yet run.
+Published: retrieval accuracies only.
+Ours: not yet run.
   python -m experiments.train --config=configs/mask_agnostic.py:tiny --workdir=runs/mask_agnostic
 """
 

@@ -1,10 +1,14 @@
-"""Masked-Diffuse LM: Diffusion-LM that noises important words first, cross-entropy at every step (Chen et al. 2023, arXiv 2304.04746).
+"""Masked-Diffuse LM: Diffusion-LM that noises important words first, cross-entropy at each step
+(Chen et al. 2023, arXiv 2304.04746).
 
-Published: E2E, 500 steps, 128 numbers per token, control tasks; no likelihood. Easy words are generated first. Important is tf-idf times
-entropy of a word there and rarity of a token here; soft masks are times that differ by token (see `timing.ByInformation`: a surrogate,
-the bound is that of shared times). Window of the path: that of the chain of 500 steps.
-Ours: 2.849 ± 0.056 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by.
-  python -m experiments.train --config=configs/masked_diffuse_lm.py:tiny --workdir=runs/masked_diffuse_lm
+Published: E2E, 500 steps, 128 numbers per token, control tasks; no likelihood. Easy words are
+generated first. The importance of a word is tf-idf times entropy in the paper, and the rarity of a
+token here; soft masks are times that differ by token (see `diffusion_text.timing.ByInformation`: a
+surrogate, whose bound is that of shared times). The window of the path is that of the chain of 500
+steps.
+Ours: 2.849 ± 0.056 bits/char after 500 updates of the comparison at equal tokens in
+docs/results.md, by the code at commit 3aad1fc; too few to judge it by.
+  python -m experiments.train --config=configs/masked_diffuse_lm.py --workdir=runs/masked_diffuse_lm
 """
 
 from configs import diffusion_lm

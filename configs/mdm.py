@@ -1,6 +1,8 @@
-"""MDM with multi-granularity reweighting: hard tokens and noisy rows count more (Ye et al. 2024, arXiv 2410.14157).
+"""MDM with multi-granularity reweighting: hard tokens and noisy rows count more
+(Ye et al. 2024, arXiv 2410.14157).
 
-Published: Sudoku and Countdown accuracies only (planning tasks, a 6M to 303M network). Ours: not yet run.
+Published: Sudoku and Countdown accuracies only (planning tasks, a 6M to 303M network).
+Ours: not yet run.
   python -m experiments.train --config=configs/mdm.py:tiny --workdir=runs/mdm
 """
 

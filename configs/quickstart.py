@@ -1,9 +1,12 @@
-"""The quickstart: masked diffusion on the bundled corpus in a few minutes of a laptop CPU. Run by launch/quickstart.
+"""The quickstart: masked diffusion on the bundled corpus in a few minutes of a laptop CPU.
 
-Word pieces rather than characters: in an exploratory sweep (one run each, 76 to 149 s on 2 shared cores, test split, seed 0; batch size
-and learning rate were not held equal and the script is not kept) 8192 pieces reached 2.07 bits/char, 4096 pieces 2.25, 1024 pieces
-2.98 and characters 3.88. Query/key norm, 4 heads and rope base 100 were chosen together in the same sweep (2.26 against 2.30 without
-them, about 330 steps). Treat these as reasons for the choice, not as results; the run itself is in the README.
+Run by launch/quickstart. The tokens are word pieces rather than characters. In an exploratory sweep
+by code before commit 3aad1fc (one run each, 76 to 149 s on 2 shared cores, test split, seed 0;
+batch size and learning rate were not held equal and the script is not kept) 8192 pieces reached
+2.07 bits/char, 4096 pieces 2.25, 1024 pieces 2.98 and characters 3.88. Query/key norm, 4 heads and
+rope base 100 were chosen together in the same sweep (2.26 against 2.30 without them, about 330
+steps). Treat these figures as reasons for the choice, not as results; the run itself is in
+docs/results.md.
 """
 
 from configs import base

@@ -1,8 +1,10 @@
-"""SEDD-absorb: masked diffusion trained by score entropy, with an unnormalised score (Lou et al. 2024, arXiv 2310.16834).
+"""SEDD-absorb: masked diffusion trained by score entropy, with an unnormalised score
+(Lou et al. 2024, arXiv 2310.16834).
 
-The score is a free function here, so this is MDLM plus a price on the log-normaliser (process/masked.py). Time input as published.
-Published: text8 L=256 <= 1.39 bits/char, OpenWebText L=1024 perplexity <= 24.10 (12 x 768).
-Ours: see README.
+The score is a free function here, so this is MDLM plus a price on the log-normaliser
+(process/masked.py). The network has a time input, as published. Published: text8 L=256 <= 1.39
+bits/char, OpenWebText L=1024 perplexity <= 24.10 (12 x 768).
+Ours: see docs/results.md, by the code at commit 3aad1fc.
   python -m experiments.train --config=configs/sedd_absorb.py:tiny --workdir=runs/sedd_absorb
 """
 
@@ -12,5 +14,5 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   c.process.prediction = "score"
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

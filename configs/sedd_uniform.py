@@ -1,8 +1,10 @@
-"""SEDD-uniform: uniform-state diffusion trained by score entropy (Lou et al. 2024, arXiv 2310.16834).
+"""SEDD-uniform: uniform-state diffusion trained by score entropy
+(Lou et al. 2024, arXiv 2310.16834).
 
-Published: text8 L=256 <= 1.47 bits/char, LM1B perplexity <= 40.3, OpenWebText <= 29.7 (12 x 768; geometric noise).
-The sampler reads the score as a law over clean tokens; its step is then SEDD's analytic ("Tweedie") one.
-Ours: see README.
+Published: text8 L=256 <= 1.47 bits/char, LM1B perplexity <= 40.3, OpenWebText <= 29.7 (12 x 768;
+geometric noise). The sampler reads the score as a distribution over clean tokens; its step is then
+the analytic ("Tweedie") step of SEDD.
+Ours: see docs/results.md, by the code at commit 3aad1fc.
   python -m experiments.train --config=configs/sedd_uniform.py:tiny --workdir=runs/sedd_uniform
 """
 
@@ -13,5 +15,5 @@ def get_config(size: str = "tiny"):
   c = base.config(size)
   c.process = {"name": "uniform", "prediction": "score"}
   c.process.schedule = {"name": "geometric", "sigma_min": 1e-4, "sigma_max": 20.0}
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

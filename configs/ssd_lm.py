@@ -1,11 +1,14 @@
-"""SSD-LM: simplex diffusion block by block, with multi-hot projections (Han et al. 2022, arXiv 2210.17432).
+"""SSD-LM: simplex diffusion block by block, with multi-hot projections
+(Han et al. 2022, arXiv 2210.17432).
 
-Published: RoBERTa-large, about 400 M parameters, rows of 200 tokens in blocks of 25, 1000 to 5000 steps per block; no likelihood. Blocks
-of 16 here divide the rows of 256; all blocks of a row are trained at once (noisy ‖ clean) where theirs draws one block and its context.
-A step puts k at every token of the nucleus (top_p 0.2, their default) and noises anew; "sample" is their other projection. The state is
-[B, L, V], twice in training.
-Ours: 2.958 ± 0.012 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by; at 1 and 4 steps per
-block it repeats itself (token entropy 2.0 and 2.2 nats, where text has 4.3).
+Published: RoBERTa-large, about 400 M parameters, rows of 200 tokens in blocks of 25, 1000 to 5000
+steps per block; no likelihood. Blocks of 16 here divide the rows of 256; all blocks of a row are
+trained at once (noisy ‖ clean), where the published training draws one block and its context. A
+step puts k at every token of the nucleus (top_p 0.2, the published default) and adds fresh noise;
+"sample" is the other published projection. The state is [B, L, V], twice in training.
+Ours: 2.958 ± 0.012 bits/char after 500 updates of the comparison at equal tokens in
+docs/results.md, by the code at commit 3aad1fc; too few to judge it by. At 1 and 4 steps per block
+the model repeats itself (token entropy 2.0 and 2.2 nats, where text has 4.3).
   python -m experiments.train --config=configs/ssd_lm.py:tiny --workdir=runs/ssd_lm
 """
 
@@ -21,5 +24,5 @@ def get_config(size: str = "tiny"):
   c.reader.name = "cached"
   c.sampler = {"name": "gaussian", "steps": 100, "projection": "multi_hot", "rho": 1.0}
   c.sampler.top_p = 0.2
-  base.told_time(c)
+  base.time_conditioned(c)
   return c

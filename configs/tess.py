@@ -1,11 +1,16 @@
-"""TESS: simplex diffusion with cross-entropy, tokens drawn and noised anew at each step (Mahabadi et al. 2023, arXiv 2305.08379).
+"""TESS: simplex diffusion with cross-entropy, tokens drawn and noised again at each step
+(Mahabadi et al. 2023, arXiv 2305.08379).
 
-Published: RoBERTa-large, 355 M parameters; on par with autoregressive models on four tasks, no likelihood (ours is a bound like any
-other's, since cross-entropy is only what is trained). Half of the rows read the mean of the noisy and the last predicted probabilities, the
-others the mean with the uniform distribution, their stand-in. The coin is per row (published: per device). Missing: span infilling, and
-the time told to noisy positions alone. The state is [B, L, V], 1 GiB at 32 x 256 x 32k.
-Ours: 2.967 ± 0.038 bits/char after 500 updates of the README's comparison at equal tokens, too few to judge it by; 2.145 ± 0.087 with
-process.prediction = "leave_one_out", the logits without a token's own evidence, which is added exactly.
+Published: RoBERTa-large, 355 M parameters; on par with autoregressive models on four tasks, no
+likelihood (ours is a bound like any other, since cross-entropy is only what is trained). Half of
+the rows read the mean of the noisy and the last predicted probabilities; the others read the mean
+of the noisy probabilities and the uniform distribution, as in the paper. The coin is per row
+(published: per device). Missing: span infilling, and the time shown to noisy positions alone. The
+state is [B, L, V], 1 GiB at 32 x 256 x 32k.
+Ours: 2.967 ± 0.038 bits/char after 500 updates of the comparison at equal tokens in
+docs/results.md, by the code at commit 3aad1fc; too few to judge it by. 2.145 ± 0.087 with
+process.prediction="leave_one_out": the logits leave the evidence of the token itself out, and it is
+added exactly.
   python -m experiments.train --config=configs/tess.py:tiny --workdir=runs/tess
 """
 
@@ -19,7 +24,7 @@ def get_config(size: str = "tiny"):
   c.objective.name = "cross_entropy"
   c.sampler = {"name": "gaussian", "steps": 100, "projection": "sample", "rho": 1.0}
   c.sampler.top_p = 0.99
-  base.told_time(c)
+  base.time_conditioned(c)
   base.self_conditioned(c, 0.5, how="mean")
   c.model.absent = "uniform"
   base.own(c, "model.absent")

@@ -1,13 +1,19 @@
-"""TREC: self-conditioned embedding diffusion, rewarded for what self-conditioning is good for (Liu et al. 2024, arXiv 2402.14843).
+"""TREC: self-conditioned embedding diffusion with a reward for what self-conditioning adds
+(Liu et al. 2024, arXiv 2402.14843).
 
-Published: translation, paraphrase and question generation. Two parts are its own: "reinforced conditioning", against self-conditioning that
-degrades as training goes on (objective/reinforced.py), and "time-aware variance scaling", against states in sampling that training never
-saw (process.noise_growth). Here on top of Difformer's losses and sampler.
-Recalled and not checked, for no source at hand has the formulas: that the factor of the noise is a line in t, from 3 to 4.5, and that the
-reward is BLEU. Theirs clips what two readings differ by, at a value unknown here: objective.advantage_clip, which is off. Chosen by us: the
-weight of the reward, and that both rows are drawn.
-Ours: 2.898 ± 0.038 bits/char after 500 updates of the README's comparison at equal tokens, as Difformer's 2.913 ± 0.023: its rows had a
-BLEU of about 0.02 by then (metrics.jsonl), with or without the last answer, so the reward had hardly begun.
+Published: translation, paraphrase and question generation. Two parts are new in the paper:
+"reinforced conditioning", against self-conditioning that degrades as training goes on
+(contrib/reinforced_conditioning.py), and "time-aware variance scaling", against states in sampling
+that training never reached (process.training_schedule.growth). Here both are added to the losses
+and the sampler of Difformer.
+From memory and not checked, because no source at hand has the formulas: that the factor of the
+noise is a line in t, from 3 to 4.5, and that the reward is BLEU. The paper clips the difference
+between the rewards of the two readings, at a value unknown here: objective.advantage_clip, which is
+off. The weight of the reward, and drawing both rows, are our choices.
+Ours: 2.898 ± 0.038 bits/char after 500 updates of the comparison at equal tokens in
+docs/results.md, by the code at commit 3aad1fc, as Difformer's 2.913 ± 0.023. Its rows had a BLEU of
+about 0.02 by then (metrics.jsonl), with or without the last prediction, so the reward had hardly
+begun.
   python -m experiments.train --config=configs/trec.py:tiny --workdir=runs/trec
 """
 
