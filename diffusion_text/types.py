@@ -1,21 +1,35 @@
-"""The contracts. Every other file may import this one; it imports none of ours and names no published system.
+"""The contracts between rooms.
 
-Axis letters, in annotations and in names, explained only here:
+Every other file may import this one. This file imports no other file of the project and names no
+published system.
 
-  B  rows of a batch            L  tokens of a row              N  positions of the state (= L unless a process says otherwise)
-  u  positions of a window      V  vocabulary                   M  candidates of one soft token
-  D  width of the network       H  attention heads              G  key/value heads (G divides H)
-  K  width of one head          F  width of the MLP             E  width of a diffusion vector
-  Q  queries of one call        S  sampling steps               n  a flat list of positions
-  L' positions that the network reads for a row (L' >= N)
+Axis letters, in annotations and in names, are explained only here:
+
+  B   rows of a batch
+  L   tokens of a row
+  L'  positions that the network reads for a row (L' >= N)
+  N   positions of the state of a row (= L unless a process changes it)
+  n   a flat list of positions
+  u   positions of a window
+  V   vocabulary
+  M   candidates of one soft token
+  E   width of a diffusion vector
+  D   width of the network
+  F   width of the MLP
+  H   attention heads
+  G   key/value heads (G divides H)
+  K   width of one head
+  Q   queries of one call
+  S   sampling steps
 
 Three ideas hold the project together (docs/concepts.md):
-  1. every token has its own time: `t` is [B, N]; 0 = clean, 1 = noise; a prompt is t = 0;
-  2. the network predicts the clean token, whatever the process is;
-  3. one rule, over `Layout`, decides who sees whom.
+  1. Every token has its own time. `t` is [B, N]: 0 = clean, 1 = noise, and a prompt has t = 0.
+  2. The network predicts the clean token, for every process.
+  3. One rule, over `Layout`, decides which position sees which.
 
-Six choices make a system: process, timing, context, objective, reader, sampler. Members are frozen dataclasses of plain
-values: hashable, equal when their options are equal, static under `jax.jit`. Arrays live in `params`, one tree for everybody:
+Six choices make a system: process, timing, context, objective, reader, sampler. Members are frozen
+dataclasses of plain values: hashable, equal if their options are equal, and static under `jax.jit`.
+Arrays live in `params`, one tree for everybody:
 {"network": …, "process": …, "timing": …, and the groups of an objective}.
 """
 
@@ -31,16 +45,21 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxtyping import Key as KeyArray
 
 Key = KeyArray[Array, ""]  # one typed key (`jax.random.key`)
-Keys = KeyArray[Array, "..."]  # an array of them, one per position
+Keys = KeyArray[Array, "..."]  # an array of typed keys, one per position
 Params = Any  # a nested dict of arrays
-State = Any  # z_t: ids [..., N] for discrete processes, vectors [..., N, E] for continuous ones, or a tree of such arrays
-Memory = Any  # what a reader carries from call to call: a pytree of arrays of fixed shapes
-Cache = Any  # a network's own pytree
-SamplerState = Any  # what a sampler carries from call to call: a pytree of arrays of fixed shapes
+# z_t: ids [..., N] of a discrete process, vectors [..., N, E] of a continuous one, or a tree of
+# such arrays.
+State = Any
+Memory = Any  # the state of a reader between calls: a pytree of arrays of fixed shapes
+Cache = Any  # the cache of a network: a pytree of arrays
+SamplerState = Any  # the state of a sampler between calls: a pytree of arrays of fixed shapes
 
 
 def pytree(*static: str) -> Callable[[type], type]:
-  """A decorator that makes a class a frozen dataclass and a pytree; the fields named in `static` are metadata."""
+  """A decorator that makes a class a frozen dataclass and a pytree.
+
+  The fields named in `static` are metadata.
+  """
 
   def wrap(cls: type) -> type:
     cls = dataclasses.dataclass(frozen=True)(cls)
@@ -50,35 +69,42 @@ def pytree(*static: str) -> Callable[[type], type]:
   return wrap
 
 
-# What the network reads.
+# The inputs of the network.
 
 
 @pytree()
 class Layout:
-  """Who sees whom, as three integers per position.
+  """Which position sees which, as three integers per position.
 
   Query q may see key k if and only if
     segment[q] == segment[k]  and
     ((block[q] == block[k] and noisy[q] == noisy[k]) or (not noisy[k] and block[k] < block[q])).
 
-  Each field is int32 `[B, L']` or `[1, L']`, or None, which means "the same for every position". So `Layout()` is
-  bidirectional attention over the whole row, at no cost.
+  Each field is int32 [B, L'] or [1, L'], or None if it is the same for every position. So
+  `Layout()` is bidirectional attention over the whole row, at no cost.
+
+  Attributes:
+    segment: The document of each position.
+    block: The block of each position.
+    noisy: 1 = noisy, 0 = clean.
   """
 
   segment: Array | None = None
   block: Array | None = None
-  noisy: Array | None = None  # 1 = noisy, 0 = clean
+  noisy: Array | None = None
 
 
 @pytree()
 class Inputs:
-  """What stands at each position. Every channel that is present is embedded, and the embeddings are summed.
+  """The content of each position. Every channel that is not None is embedded and added.
 
   Attributes:
-    ids: int32 [B, L'], below the process's `input_sizes`; or int32 [B, L', M], M candidates that are read as one soft token.
-    weights: float32 [B, L', M], the share of each candidate (they sum to 1); None when ids is [B, L'].
+    ids: int32 [B, L'], below the `input_sizes` of the process. Or int32 [B, L', M], M candidates
+      that are read as one soft token.
+    weights: float32 [B, L', M], the share of each candidate (they sum to 1). None if ids is
+      [B, L'].
     vectors: float32 [B, L', E], read by a linear map.
-    position: int32 [B, L'] or [1, L'], the rotary position of each token; None means 0 … L'-1.
+    position: int32 [B, L'] or [1, L'], the rotary position of each token. None: 0 … L' - 1.
   """
 
   ids: Array | None = None
@@ -93,14 +119,19 @@ class Inputs:
 
 
 class InputSizes(NamedTuple):
-  """Sizes of the tables that embed `Inputs`: ids below `ids`, vectors of `vectors` numbers; 0 where the channel is absent."""
+  """Sizes of the tables that embed `Inputs`, 0 for an absent channel.
+
+  Attributes:
+    ids: All ids are below this number.
+    vectors: Numbers of a vector.
+  """
 
   ids: int = 0
   vectors: int = 0
 
 
 class Span(NamedTuple):
-  """Positions start … stop - 1, static and hashable (a slice is not, before Python 3.12)."""
+  """Positions start … stop - 1, static and hashable (before Python 3.12 a slice is not)."""
 
   start: int
   stop: int
@@ -113,16 +144,17 @@ class Span(NamedTuple):
 
 @pytree("copies", "tokens", "answers")
 class Rows:
-  """What the network reads for B rows.
+  """The inputs of the network for B rows.
 
   Attributes:
-    inputs: of L' positions.
-    t: float32 [B, L'], the time that the network is shown at each position.
-    layout: of L' positions.
-    weights: float32 [B, L'], what each position weighs in the losses of routers; None: all the same.
-    copies: 2 if the row is a noisy copy and then a clean copy of the same positions, else 1.
-    tokens: where the N noisy tokens stand; empty (start == stop) if they are not read at all.
-    answers: where the N tokens are answered; empty if the rows are only remembered (a cache is filled).
+    inputs: The content of L' positions.
+    t: float32 [B, L'], the time that the network reads at each position.
+    layout: The layout of L' positions.
+    weights: float32 [B, L'], the weight of each position in the losses of routers. None: equal.
+    copies: 2 if the row is a noisy copy and then a clean copy of the same positions, otherwise 1.
+    tokens: The positions of the N noisy tokens; empty (start == stop) if they are not read at all.
+    answers: The positions with the predictions of the N tokens; empty if the rows only fill a
+      cache.
   """
 
   inputs: Inputs
@@ -134,16 +166,19 @@ class Rows:
   answers: Span
 
 
-# What the network answers.
+# The outputs of the network.
 
 
 @pytree("transposed")
 class Head:
-  """The map from features to logits, as data: a prediction that holds one can be carried through loops and returned from jit.
+  """The map from features to logits.
+
+  It is data, so a prediction with a head can be carried through loops and returned from jit.
 
   Attributes:
-    kernel: [D, V], or [V, D] if `transposed` (a table that is tied, which is never materialised the other way round).
+    kernel: [D, V], or [V, D] if `transposed` (a tied table, of which no transposed copy is made).
     bias: float32 [V], or None.
+    transposed: True if the kernel is [V, D].
   """
 
   kernel: Array
@@ -151,7 +186,7 @@ class Head:
   transposed: bool = False
 
   def __call__(self, features: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
-    """Logits float32; the product runs in the dtype of the features and accumulates in float32."""
+    """Logits float32. The product runs in the dtype of the features and accumulates in float32."""
     flat = features.reshape(-1, features.shape[-1])
     kernel = self.kernel.astype(features.dtype)
     contracted = 1 if self.transposed else 0
@@ -165,25 +200,27 @@ class Head:
 
 @pytree()
 class IdentityHead:
-  """Features that are logits already (exact networks in tests)."""
+  """The head of features that are logits already (exact networks in tests)."""
 
   def __call__(self, features: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    """The features."""
+    """The features, unchanged."""
     return features
 
 
 @pytree("widths", "weights", "space")
 class MixedHead:
-  """Several predictions as one: features are concatenated, and the logits are Σ_k weight_k · logits_k.
+  """The head of several predictions as one: logits = Σ_k weight_k · logits_k.
 
-  Classifier-free guidance and mixtures of models are both this.
+  The features of the predictions are concatenated. Classifier-free guidance and mixtures of models
+  both use this head.
 
   Attributes:
-    heads: one per prediction.
-    widths: how many features each of them has (static).
-    weights: one number per head (static).
-    space: what is combined. "logits": the logits as they are. "log_probabilities": after normalisation. "probabilities":
-      probabilities, those below 0 cut off and the rest divided by their sum.
+    heads: One head per prediction.
+    widths: The number of features of each prediction (static).
+    weights: One number per head (static).
+    space: The quantity that is summed. "logits": the logits. "log_probabilities": the logits after
+      normalisation. "probabilities": probabilities; negative sums are set to 0, and the result is
+      normalised.
   """
 
   heads: tuple[Any, ...]
@@ -192,7 +229,7 @@ class MixedHead:
   space: Literal["logits", "log_probabilities", "probabilities"] = "logits"
 
   def __call__(self, features: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
-    """Logits float32; -inf where no probability is left."""
+    """Logits float32, -inf for a token without probability."""
     ends = [sum(self.widths[: i + 1]) for i in range(len(self.widths))]
     parts = jnp.split(features, ends[:-1], axis=-1)
     logits = [head(part) for head, part in zip(self.heads, parts, strict=True)]
@@ -208,17 +245,20 @@ class MixedHead:
 
 @pytree()
 class Prediction:
-  """The network's answer, before the vocabulary is touched. At V = 32k the head is most of the work, so whoever reads the answer
-  computes logits only for the positions that count.
+  """The prediction of the network, as features and a head.
+
+  At V = 32k the head is most of the work. Callers therefore compute logits only for the positions
+  that count.
 
   Attributes:
-    features: [B, N, D], of the answered positions only.
-    head: features [..., D] -> logits float32 [..., V] (or [..., output_size]); a pytree.
-    losses: name -> float32 scalar per token, the network's own losses (routers), already weighted: the engine adds their sum
-      to the mean that is minimised, and reports each under its name.
-    stages: answers of earlier stages, of a network that has several.
-    hidden: layer -> [B, N, D], the hidden layers that were asked for.
-    fresh: bool [B, N], positions that were answered by this call (a cached reader answers some); None: all.
+    features: [B, N, D], of the predicted positions only.
+    head: features [..., D] -> logits float32 [..., V] (or [..., output_size]), a pytree.
+    losses: name -> float32 scalar per token, the network's own losses (routers), already weighted.
+      The engine adds their sum to the mean that is minimised, and reports each under its name.
+    stages: Predictions of the earlier stages of a network with several stages.
+    hidden: layer -> [B, N, D], the requested hidden layers.
+    fresh: bool [B, N], the positions that this call has predicted (a cached reader predicts some).
+      None: all positions.
   """
 
   features: Array
@@ -230,7 +270,7 @@ class Prediction:
 
   @property
   def logits(self) -> Float[Array, "B N V"]:
-    """All logits at once: for tests and small vocabularies."""
+    """All logits at once, for tests and small vocabularies."""
     return self.head(self.features)
 
 
@@ -239,15 +279,19 @@ class Prediction:
 
 @pytree()
 class Batch:
-  """One batch of token rows; numpy arrays on the host, global jax arrays on the devices.
+  """One batch of token rows: numpy arrays on the host, global jax arrays on the devices.
 
   Attributes:
     ids: int32 [B, L], each below V.
-    observed: bool [B, L], tokens that are known: t = 0, never scored, never altered. None: no token is observed.
-    dropped: bool [B, L], the observed tokens that the network is not shown: noise at t = 1. None: it is shown all of them.
-    weights: float32 [B, L], 0 = padding. None: every token counts 1.
-    segment: int32 [B, L], the document of each token within its row; padding has one of its own. None: one document.
-    extras: name -> array [B, ...] or [B, L, ...], what `prepare` has added for an objective. Timings never see extras.
+    observed: bool [B, L], tokens that are known: they have t = 0, no loss, and are never altered.
+      None: no token is observed.
+    dropped: bool [B, L], the observed tokens that the network reads as noise at t = 1. None: the
+      network reads all observed tokens.
+    weights: float32 [B, L], 0 for padding. None: every token has weight 1.
+    segment: int32 [B, L], the document of each token within its row; padding has its own segment.
+      None: one document.
+    extras: name -> array [B, ...] or [B, L, ...], added by `prepare` for an objective. Timings
+      never see extras.
   """
 
   ids: Array
@@ -260,13 +304,16 @@ class Batch:
 
 @pytree("parts", "units")
 class Progress:
-  """Where in training a loss is asked for.
+  """The place of a batch within training.
 
   Attributes:
     step: int32 scalar, the optimizer step.
-    part, parts: this is microbatch `part` of `parts` of the step's global batch. Row j of it is row j · parts + part of the
-      global batch (the trainer interleaves, see `train.split_rows`).
-    units: how many units each row of the batch has been cut into, where a timing draws for units.
+    part: The number of this microbatch in the global batch of the step. Row j of the microbatch is
+      row j · parts + part of the global batch (the trainer interleaves rows, see
+      `train.step.split_rows`).
+    parts: The number of microbatches of the step.
+    units: The number of units that each row of the batch is cut into, for a timing that draws for
+      units.
   """
 
   step: Array | int = 0
@@ -279,9 +326,10 @@ class Loss(NamedTuple):
   """A loss as sums, so that microbatches, devices and evaluation batches add up without bias.
 
   Attributes:
-    total: float32 scalar, summed over tokens (nats if the objective is a bound); what is minimised is total / count.
-    count: float32 scalar, the weight of the tokens that were scored; does not depend on params.
-    sums: name -> float32 scalar; the trainer reports sum / count under that name.
+    total: float32 scalar, summed over tokens (in nats if the objective is a bound). The trainer
+      minimises total / count.
+    count: float32 scalar, the weight of the scored tokens, which does not depend on params.
+    sums: name -> float32 scalar. The trainer reports sum / count under this name.
   """
 
   total: Array
@@ -294,12 +342,12 @@ class Loss(NamedTuple):
 
 
 class LossFn(Protocol):
-  """All that the trainer knows of diffusion."""
+  """The loss of a batch: everything that the trainer knows of diffusion."""
 
   def __call__(
     self, params: Params, frozen: Params, key: Key, batch: Batch, progress: Progress
   ) -> Loss:
-    """The loss of a batch, differentiable in params; `frozen` holds what is read and never moved."""
+    """The loss of a batch, differentiable in `params` and not in `frozen`."""
 
 
 class DataIterator(Protocol):
@@ -309,14 +357,21 @@ class DataIterator(Protocol):
     """The next batch."""
 
   def get_state(self) -> bytes:
-    """The position, before the next batch is drawn."""
+    """The position before the next batch."""
 
   def set_state(self, state: bytes) -> None:
-    """Goes to a position that `get_state` gave."""
+    """Goes to a position that `get_state` returned."""
 
 
 class Tokenizer(Protocol):
-  """Text to ids and back, without loss for text that it knows."""
+  """Text to ids and back, without loss for text without unknown characters.
+
+  Attributes:
+    name: The kind of tokenizer.
+    vocab_size: V.
+    separator: The id that is written between documents.
+    fingerprint: A string that is equal for equal tokenizers.
+  """
 
   name: str
   vocab_size: int
@@ -324,24 +379,29 @@ class Tokenizer(Protocol):
   fingerprint: str
 
   def encode(self, text: str) -> Any:
-    """int32 [L]. Raises ValueError, with the character and its place, for text that it cannot hold."""
+    """Ids int32 [L].
+
+    Raises:
+      ValueError: For text that it cannot hold, with the character and its place.
+    """
 
   def decode(self, ids: Any) -> str:
     """The text of ids [L]."""
 
   def to_bytes(self) -> bytes:
-    """All that is needed to build it again; saved beside every checkpoint."""
+    """The tokenizer as bytes, saved in every checkpoint."""
 
 
 class DataFacts(NamedTuple):
-  """What members may know of the data when their parameters are made.
+  """Facts about the data, for members that make their parameters.
 
   Attributes:
-    length: positions of a row; for a timing, of one unit.
+    length: Positions of a row; for a timing, positions of one unit.
     vocab_size: V.
-    token_counts: () -> int64 [V], how often each token occurs in the training split; counted on the first call.
-    document_counts: () -> int64 [V], in how many documents each token occurs.
-    steps: optimizer steps of the run.
+    token_counts: () -> int64 [V], occurrences of each token in the training split, counted on the
+      first call.
+    document_counts: () -> int64 [V], the number of documents that contain each token.
+    steps: Optimizer steps of the run.
   """
 
   length: int
@@ -352,13 +412,15 @@ class DataFacts(NamedTuple):
 
 
 class Times(NamedTuple):
-  """One draw of a timing; no gradient flows through it.
+  """One draw of a timing. No gradient flows through it.
 
   Attributes:
     t: float32 [B, N], the time of each token.
-    dt_dtau: float32 [B, N], the speed over the shared clock τ, so that E_τ[dt_dtau · rate] is the bound.
+    dt_dtau: float32 [B, N], the derivative of t by the shared clock τ, so that the bound is
+      E_τ[dt_dtau · nelbo_rate].
     tau: float32 [B, units], the shared clock of each unit.
-    network_time: float32 [B, N], the time that the network is shown: t, unless t would tell the token.
+    network_time: float32 [B, N], the time that the network reads: t, unless t would reveal the
+      token.
   """
 
   t: Array
@@ -368,13 +430,15 @@ class Times(NamedTuple):
 
 
 class TokenCosts(NamedTuple):
-  """What each token cost in one draw; no gradient, before weights. Learned timings are fitted to it.
+  """The cost of each token in one draw, without gradient and before weights.
+
+  Learned timings are fitted to these costs.
 
   Attributes:
     nats: float32 [B, N], dt_dtau · nelbo_rate; zeros for a process without a bound.
-    loss: float32 [B, N], the objective's loss at that time.
+    loss: float32 [B, N], the loss of the objective at the time of the token.
     weight: float32 [B, N], 0 for padding and observed tokens.
-    counted: bool [B, N], where a loss was computed at all.
+    counted: bool [B, N], True where a loss was computed.
   """
 
   nats: Array
@@ -387,22 +451,22 @@ class TokenCosts(NamedTuple):
 
 
 class Network(Protocol):
-  """A neural network as pure functions. Its options are its fields.
+  """A neural network as pure functions. Its fields are its options.
 
   Attributes:
-    remembers: True if it reads `memory`, so that `remember` and `no_memory` may be called.
+    remembers: True if the network reads `memory`, so that `remember` and `no_memory` may be called.
   """
 
   remembers: bool
 
   def check(self, model: Model, data: Any) -> None:
-    """Raises ValueError, with the fix, for a context or data settings that it cannot serve."""
+    """Raises ValueError, with the fix, for a context or data settings that do not fit."""
 
   def decays(self, path: tuple[str, ...]) -> bool:
-    """True if weight decay should reach the parameter at `path` (names from the root)."""
+    """True if the parameter at `path` (names from the root) has weight decay."""
 
   def init(self, key: Key) -> Params:
-    """Parameters, a nested dict of float32 arrays."""
+    """The parameters, a nested dict of float32 arrays."""
 
   def apply(
     self,
@@ -413,7 +477,15 @@ class Network(Protocol):
     key: Key | None = None,
     hidden_layers: tuple[int, ...] = (),
   ) -> Prediction:
-    """The answers for `rows.answers`. memory: what self-conditioning remembers of each token; key turns dropout on."""
+    """The predictions at `rows.answers`.
+
+    Args:
+      params: The parameters.
+      rows: The inputs.
+      memory: The self-conditioning memory of each token.
+      key: Turns dropout on.
+      hidden_layers: Layers to return in `Prediction.hidden`.
+    """
 
   def cache(self, params: Params, rows: Rows, slots: int) -> Cache:
     """An empty cache with `slots` slots for each of the rows."""
@@ -427,37 +499,40 @@ class Network(Protocol):
     *,
     memory: Float[Array, "B Q D"] | None = None,
   ) -> tuple[Prediction, Cache]:
-    """Writes the Q tokens of `rows` (L' = Q) into `slots`, then lets them attend to every slot that has been written.
+    """(predictions of the Q tokens of `rows` (L' = Q), the next cache).
 
-    The prediction answers all Q tokens; where `rows.answers` is empty, nothing needs to be answered.
+    The tokens are written into `slots` first and then attend to every written slot. If
+    `rows.answers` is empty, only the cache is used.
     """
 
   def remember(self, params: Params, estimate: Float[Array, "n E"]) -> Float[Array, "n D"]:
-    """What the network keeps of an estimate of the clean token (`Process.estimate`), for its next call."""
+    """The self-conditioning memory [n, D] of a clean token's estimate (`Process.estimate`)."""
 
   def no_memory(self, params: Params) -> Float[Array, " D"]:
-    """The memory of a token of which there is no estimate; what `apply` uses where `memory` is None."""
+    """The memory [D] of a token without an estimate, which `apply` uses if `memory` is None."""
 
 
 class Process(Protocol):
-  """A corruption of clean tokens and its reversal. Pure; `params` is {} when nothing is learned.
+  """A corruption of clean tokens and its reversal, as pure functions.
 
-  Methods of the second to fifth group are elementwise over positions: they accept [B, N] or a flat list [n] (states [n, …],
-  outputs [n, V]), with one key per position, so that callers pay for the logits of few positions only and no token's draw
-  depends on its batch.
+  `params` is {} if nothing is learned. Methods of the second to fifth group are elementwise over
+  positions: they accept [B, N] or a flat list [n] (states [n, …], outputs [n, V]), with one key per
+  position. Callers therefore compute the logits of few positions only, and the draw of a token does
+  not depend on its batch.
 
   Attributes:
     vocab_size: V.
-    output_size: numbers per position that the network answers: V, or E for a process that reads a vector.
-    input_sizes: sizes of the tables of `Inputs`.
-    estimate_size: numbers per token of `estimate`.
-    mask_id: the id of the mask, or None.
-    reads_logits_as: what the network's output means.
+    output_size: Numbers per position of the network's output: V, or E for a process that reads a
+      vector.
+    input_sizes: Sizes of the tables of `Inputs`.
+    estimate_size: Numbers per token of `estimate`.
+    mask_id: The id of the mask, or None.
+    reads_logits_as: The meaning of the network's output.
     has_bound: True if `nelbo_rate` and `boundary_terms` bound -log p(x).
-    rate_at_noise_is_nll: True if `nelbo_rate` at t = 1 is the cross-entropy of the clean token, so that times which are 0 or 1
-      give a bound.
-    noise_is_learned: True if `corrupt` depends on trained parameters of a discrete draw: then the bound's gradient needs
-      `objective/score_function.py`.
+    rate_at_noise_is_nll: True if `nelbo_rate` at t = 1 is the cross-entropy of the clean token, so
+      that times of only 0 and 1 give a bound.
+    noise_is_learned: True if `corrupt` makes a discrete draw that depends on trained parameters.
+      The gradient of the bound then needs `objective/score_function.py`.
   """
 
   vocab_size: int
@@ -473,19 +548,19 @@ class Process(Protocol):
   # Rows.
 
   def init(self, key: Key, facts: DataFacts) -> Params:
-    """Learned embeddings or schedules, and counted constants; {} if there are none."""
+    """The parameters: learned embeddings, counted constants. {} if there are none."""
 
   def positions(self, length: int) -> int:
-    """N, the positions of the state of a row of L tokens."""
+    """N, the number of positions of the state of a row of L tokens."""
 
   def in_positions(self, batch: Batch) -> Batch:
     """The batch with every field in the N positions of the state."""
 
   def clean(self, params: Params, ids: Int[Array, "*b L"]) -> State:
-    """The state of clean tokens: what `corrupt` gives at t = 0."""
+    """The state of clean tokens, equal to `corrupt` at t = 0."""
 
   def decode(self, params: Params, state: State) -> Int[Array, "*b L"]:
-    """The ids, below V, that a state at t = 0 stands for."""
+    """The ids, below V, of a state at t = 0."""
 
   # Noise.
 
@@ -493,23 +568,27 @@ class Process(Protocol):
     """The state at t = 1, one position per key."""
 
   def corrupt(self, params: Params, keys: Keys, clean_state: State, t: Float[Array, "*n"]) -> State:
-    """A draw of q(z_t | clean state); where t == 0 it is the clean state exactly."""
+    """A draw of q(z_t | clean state), exactly the clean state where t == 0."""
 
   def round_time(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The time up to the grid of a process in discrete time; t itself for the others."""
+    """t rounded up to the grid of a process in discrete time; t for other processes."""
 
   def time_of(self, log_snr: float) -> Float[Array, ""]:
-    """The time at which the log signal-to-noise ratio is `log_snr`. Raises ValueError for a process that has none."""
+    """The time at which the log signal-to-noise ratio is `log_snr`.
+
+    Raises:
+      ValueError: For a process without a signal-to-noise ratio.
+    """
 
   def inputs(self, params: Params, state: State, t: Float[Array, "*n"]) -> Inputs:
-    """What the network reads of a state [B, N, …]."""
+    """The inputs of the network for a state [B, N, …]."""
 
-  # What the network's output says.
+  # Posteriors.
 
   def posterior(
     self, params: Params, state: State, t: Float[Array, "*n"], output: Float[Array, "*n V"]
   ) -> Float[Array, "*n V"]:
-    """log p(x_i = v | z), normalised, own evidence included."""
+    """log p(x_i = v | z), normalised, with the evidence of z_i included."""
 
   def leave_one_out(
     self, params: Params, state: State, t: Float[Array, "*n"], output: Float[Array, "*n V"]
@@ -519,12 +598,12 @@ class Process(Protocol):
   def estimate(
     self, params: Params, state: State, t: Float[Array, "*n"], output: Float[Array, "*n V"]
   ) -> Float[Array, "*n E"]:
-    """The guess of the clean token, [..., estimate_size], that a self-conditioned network is shown at its next call."""
+    """An estimate of the clean token, [..., estimate_size], for self-conditioning."""
 
   # Likelihood.
 
   def has_loss(self, params: Params, state: State, t: Float[Array, "*n"]) -> Bool[Array, "*n"]:
-    """True where `nelbo_rate` may be non-zero; the logits of other positions need not be computed."""
+    """True where `nelbo_rate` may be non-zero, so that logits are needed."""
 
   def nelbo_rate(
     self,
@@ -534,19 +613,22 @@ class Process(Protocol):
     t: Float[Array, "*n"],
     output: Float[Array, "*n V"],
   ) -> Float[Array, "*n"]:
-    """Nats per unit of time: the integrand of the bound."""
+    """The integrand of the bound, in nats per unit of time."""
 
   def boundary_terms(
     self, params: Params, keys: Keys, ids: Int[Array, "B L"], start: float | Array = 0.0
   ) -> Float[Array, "B N"]:
-    """Nats: prior and reconstruction terms, where rates are counted from time `start` on. No network is called."""
+    """The prior and reconstruction terms in nats. No network is called.
+
+    `start` is the time from which on the bound integrates `nelbo_rate`.
+    """
 
   # Reverse.
 
   def may_change(
     self, params: Params, keys: Keys, state: State, t: Float[Array, "*n"], s: Float[Array, "*n"]
   ) -> Bool[Array, "*n"]:
-    """False only where `step` with the same keys leaves the state as it is, whatever the output."""
+    """True where `step` with the same keys may change the state for some output."""
 
   def step(
     self,
@@ -561,14 +643,15 @@ class Process(Protocol):
 
 
 class Model(NamedTuple):
-  """A probabilistic model of text: hashable, and static under jit.
+  """A probabilistic model of text, hashable and static under jit.
 
   Attributes:
-    network, process, timing, context: the members.
-    chunk: positions whose logits exist at a time, per device; memory grows with chunk · V, never with B · L · V.
-    shards: over how many devices the rows of a batch are split.
-    self_conditioning: probability, per row, with which a loss reads the network twice, the second time with its own first
-      answer as memory.
+    network, process, timing, context: The members.
+    chunk: Positions whose logits exist at the same time, per device. Memory grows with chunk · V,
+      never with B · L · V.
+    shards: The number of devices that the rows of a batch are split over.
+    self_conditioning: The probability, per row, that a loss makes a second forward pass with the
+      first prediction as memory.
   """
 
   network: Network
@@ -581,38 +664,50 @@ class Model(NamedTuple):
 
 
 class Timing(Protocol):
-  """The time of each token, and nothing else: any timing goes with any process and any context.
+  """The time of each token. Any timing goes with any process and any context.
 
-  A timing draws for [rows, tokens] whatever the rows are: the engine cuts a batch into units (`Context.unit`) and joins the
-  draws again.
+  A timing draws for [rows, tokens]. The engine cuts a batch into units (`Context.unit`) before the
+  draw and joins the draws again.
 
   Attributes:
-    path: "continuous": each token sweeps [0, 1] once while the clock does. "jumps": t is 0 or 1. "none": neither, a surrogate.
+    path: "continuous": t of each token goes from 0 to 1 once while the clock does. "jumps": t is 0
+      or 1. "none": neither, so the loss is a surrogate.
   """
 
   path: Literal["continuous", "jumps", "none"]
 
   def init(self, key: Key, facts: DataFacts) -> Params:
-    """Parameters; {} if nothing is learned. `facts.length` is the number of tokens of one unit."""
+    """The parameters, {} if nothing is learned. `facts.length` is the length of a unit."""
 
   def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
-    """Times for a training or evaluation batch, as if no token were observed (the engine sets those to t = 0)."""
+    """Times for a training or evaluation batch, as if no token were observed.
+
+    The engine sets t = 0 for observed tokens.
+    """
 
   def grid(
     self, params: Params, steps: int, lengths: Int[Array, " B"], length: int
   ) -> Float[Array, "B S1 {length}"]:
-    """[B, steps + 1, length] from 1 to 0: the times that a sampler visits, by the length of each row."""
+    """Times [B, steps + 1, length] from 1 to 0 of the steps of a sampler.
+
+    Row b has its own length lengths[b].
+    """
 
   def fit(self, params: Params, times: Times, costs: TokenCosts) -> Float[Array, ""] | float:
-    """A scalar of value 0, summed over tokens, whose gradient trains the timing; in the same units as `draw`."""
+    """A scalar of value 0, summed over tokens, whose gradient trains the timing.
+
+    The arguments have the same units as in `draw`.
+    """
 
 
 class Context(Protocol):
-  """Which rows the network reads, and who sees whom in them.
+  """The rows that the network reads, and their layout.
 
   Attributes:
-    unit: positions that are finished together when sampling and that share a draw of the timing; None: the whole row.
-    reads_noisy: False if the rows hold no noisy token, so that the network has no answer to be shown again.
+    unit: The number of positions that are sampled together and share a draw of the timing. None:
+      the whole row.
+    reads_noisy: True if the rows hold noisy tokens. False: there is no prediction at a noisy token
+      for self-conditioning.
   """
 
   unit: int | None
@@ -631,26 +726,37 @@ class Context(Protocol):
     batch: Batch,
     progress: Progress,
   ) -> Rows:
-    """The rows of a loss. noisy, clean, noise: inputs of z_t, of the clean state and of the prior, [B, N]."""
+    """The rows of a loss.
+
+    Args:
+      key: A random key.
+      noisy: Inputs [B, N] of z_t.
+      clean: Inputs [B, N] of the clean state.
+      noise: Inputs [B, N] of a draw of the prior.
+      times: The draw of the timing.
+      batch: The batch, in positions.
+      progress: The place within training.
+    """
 
   def sampling_rows(
     self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
   ) -> Rows:
-    """The rows that answer the same question while sampling; clean tokens of `noisy` are those with t = 0.
+    """The rows for the same predictions while sampling. Tokens with t = 0 are clean.
 
-    L' = N, or N + 1 where a position before the row answers for its first token: readers that gather go by `tokens`, `answers`.
+    L' = N, or N + 1 if a position before the row predicts the first token. Readers that gather use
+    `Rows.tokens` and `Rows.answers`.
     """
 
   def positions_read(self, length: int) -> int:
-    """How many positions the network reads for a training row of `length`; FLOP counts ask this."""
+    """The number of positions that the network reads for a training row, for FLOP counts."""
 
 
 class Objective(Protocol):
-  """What is minimised. Its fields are options only; the model is an argument.
+  """The loss of training. Its fields are options only; the model is an argument.
 
   Attributes:
-    passes: forward passes of the network per training step, self-conditioning apart.
-    trains: groups of `params` that receive gradient.
+    passes: Forward passes of the network per training step, without self-conditioning.
+    trains: The groups of `params` that receive gradient.
     costs_nll: True if the loss of a token is -log p of the clean token, weighted by dt_dtau.
   """
 
@@ -659,32 +765,32 @@ class Objective(Protocol):
   costs_nll: bool
 
   def check(self, model: Model) -> None:
-    """Raises ValueError, with the fix, for a model that it cannot train."""
+    """Raises ValueError, with the fix, for a model that this objective cannot train."""
 
   def init(self, model: Model, key: Key, facts: DataFacts) -> Mapping[str, Params]:
-    """Groups of parameters of its own; {} for most."""
+    """Additional groups of parameters, {} for most objectives."""
 
   def __call__(
     self, model: Model, params: Params, key: Key, batch: Batch, times: Times, progress: Progress
   ) -> tuple[Loss, TokenCosts | None]:
-    """The loss, and what each token cost; None instead of the costs if the objective brought times of its own."""
+    """(loss, cost of each token). The costs are None if the objective draws its own times."""
 
 
 # Sampling.
 
 
 class Query(NamedTuple):
-  """One question to the network while sampling.
+  """One request to the network while sampling.
 
   Attributes:
-    state: of the whole row, [B, N, …].
-    t: float32 [B, N]: 0 for what is finished, 1 for what comes after the window.
+    state: [B, N, …], of the whole row.
+    t: float32 [B, N], 0 for finished positions and 1 for positions after the window.
     start: int32 scalar, the first position of the window.
     needs: bool [B, u], the predictions of the window that the sampler will use.
-    batch: in positions (observed, weights, segment).
-    noise: the row's own draw of the prior, [B, N, …].
-    hidden: bool [B, N], observed positions that this reading must not see; None: none.
-    memory: [B, u, D], what self-conditioning remembers of the window; None: nothing.
+    batch: The batch, in positions (observed, weights, segment).
+    noise: [B, N, …], a draw of the prior for each row.
+    hidden: bool [B, N], observed positions that this pass must not see. None: no position.
+    memory: [B, u, D], the self-conditioning memory of the window, or None.
   """
 
   state: State
@@ -698,18 +804,21 @@ class Query(NamedTuple):
 
 
 class Reader(Protocol):
-  """How the network is asked while sampling. Options only, as optax's init and update; memory lives in the loop's carry.
+  """How a sampler calls the network. Its fields are options only.
+
+  `init` and `read` work like optax's init and update: the memory lives in the carry of the loop.
 
   Attributes:
-    calls: network calls per read.
-    every: how often a read must be a refresh (1: always; nothing is cached inside a window).
+    calls: Network calls per read.
+    every: A read must be a refresh after this number of reads (1: always, so that nothing is cached
+      within a window).
   """
 
   calls: int
   every: int
 
   def check(self, model: Model) -> None:
-    """Raises ValueError, with the fix, for a model that it cannot ask."""
+    """Raises ValueError, with the fix, for a model that this reader cannot call."""
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
     """The memory before the first read."""
@@ -717,22 +826,23 @@ class Reader(Protocol):
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool
   ) -> tuple[Prediction, Memory]:
-    """The prediction of the window, [B, u], and the next memory. `refresh` is static."""
+    """(prediction of the window [B, u], next memory). `refresh` is static."""
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """The memory once the window is clean."""
+    """The memory after the window has become clean."""
 
 
 class Canvas(NamedTuple):
-  """What a sampler sees: the window only.
+  """The window, which is all that a sampler sees.
 
   Attributes:
-    state: [B, u, …].
-    active: bool [B, u], tokens that are to be generated.
-    keys: one per token, [B, u].
-    call: int32 [B], the row's own network calls in this window so far.
-    lengths: int32 [B], how many positions of the window are text (neither padding nor beyond the row).
-    segment: int32 [B, u], the document of each token; None: one.
+    state: [B, u, …], the state of the window.
+    active: bool [B, u], the tokens to generate.
+    keys: [B, u], one key per token.
+    call: int32 [B], the number of network calls of each row in this window so far.
+    lengths: int32 [B], the number of positions of the window with text (neither padding nor beyond
+      the row).
+    segment: int32 [B, u], the document of each token. None: one document.
   """
 
   state: State
@@ -744,29 +854,31 @@ class Canvas(NamedTuple):
 
 
 class Sampler(Protocol):
-  """Which tokens change when, and to what. Options only. No decision may depend on another row of the batch.
+  """Which tokens change at each step, and to what. Its fields are options only.
+
+  No decision may depend on another row of the batch.
 
   Attributes:
-    extra_calls: network calls that a step makes itself (a scorer), per step.
+    extra_calls: Network calls that each step makes itself (a scorer).
   """
 
   extra_calls: int
 
   def check(self, model: Model) -> None:
-    """Raises ValueError, with the fix, for a model that it cannot sample from."""
+    """Raises ValueError, with the fix, for a model that this sampler cannot sample from."""
 
   def init(self, model: Model, params: Params, canvas: Canvas) -> SamplerState:
-    """What is drawn or computed once per window, before its first call."""
+    """The state before the first call of a window, with all draws that are made once per window."""
 
   def needs(
     self, model: Model, params: Params, canvas: Canvas, state: SamplerState
   ) -> Bool[Array, "B u"]:
-    """The predictions that the next step will use. A row that needs none is done."""
+    """True for predictions that the next step will use. A row that needs none is done."""
 
   def times(
     self, model: Model, params: Params, canvas: Canvas, state: SamplerState
   ) -> Float[Array, "B u"]:
-    """The time of each active token at this call (others are at 0 whatever it says)."""
+    """The time of each active token at this call. All other tokens have time 0."""
 
   def step(
     self,
@@ -778,4 +890,7 @@ class Sampler(Protocol):
     query: Query,
     needs: Bool[Array, "B u"],
   ) -> tuple[State, SamplerState]:
-    """The next state of the window and of the sampler. The loop freezes inactive tokens and finished rows."""
+    """(next state of the window, next state of the sampler).
+
+    The loop freezes inactive tokens and finished rows.
+    """

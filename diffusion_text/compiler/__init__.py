@@ -1,1 +1,1 @@
-"""What a compiled program says of itself: topologies without hardware, the text of programs, tables of chips."""
+"""Analysis of compiled programs: topologies without hardware, the text of programs, chips."""

@@ -1,8 +1,9 @@
-"""What TPU chips can do, by their makers' figures, and what a collective costs on their torus at best. Peaks: nothing here is measured.
+"""Peak figures of TPU chips by their maker, and the least time of a collective on their torus.
 
-Sources: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e: bf16 FLOP/s, memory and its bandwidth, and "bidirectional ICI bandwidth per
-chip" (400, 1200, 800 GB/s over 4, 6, 4 ports), which is twice ports × `link`. Rings close (wrap) along a whole pod's 16 on the 2D
-tori and along multiples of 4 on the 3D torus; elsewhere an axis is a line.
+Nothing here is measured. Sources: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e for bf16 FLOP/s,
+memory and its bandwidth, and "bidirectional ICI bandwidth per chip" (400, 1200, 800 GB/s over 4, 6,
+4 ports), which is twice ports × `link`. Axes are rings along the 16 chips of a whole pod on the 2D
+tori and along multiples of 4 on the 3D torus. All other axes are lines.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """flops: bf16 FLOP/s. memory: bytes of HBM. bandwidth: bytes/s of HBM. link: bytes/s of one ICI link in one direction.
-  ring: an axis of the slice closes to a ring if its length is a multiple of this."""
+  """The peak figures of a chip.
+
+  Attributes:
+    flops: bf16 FLOP/s.
+    memory: Bytes of HBM.
+    bandwidth: Bytes/s of HBM.
+    link: Bytes/s of one ICI link in one direction.
+    ring: An axis of the slice is a ring if its length is a multiple of this number.
+  """
 
   flops: float
   memory: float
@@ -33,7 +41,11 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-  """The chip of a topology such as "v5e:16x16". Raises ValueError for a name that is not in the table or has no size."""
+  """The chip of a topology such as "v5e:16x16".
+
+  Raises:
+    ValueError: For a name that is not in the table or has no size.
+  """
   name, _, sizes = topology.partition(":")
   if name not in CHIPS or not sizes:
     raise ValueError(
@@ -46,10 +58,17 @@ def chip_of(topology: str) -> Chip:
 def collective_seconds(
   chip: Chip, kind: str, payload: float, group: Sequence[Sequence[int]], slice_shape: Sequence[int]
 ) -> float:
-  """The least time of one collective on an otherwise idle torus, without latency.
+  """The least time in seconds of one collective on an otherwise idle torus, without latency.
 
-  payload: bytes per chip of the whole array (see `hlo.Collective`). group: coordinates of the chips that take part. The bytes that each
-  chip must receive go over the links along the axes in which those coordinates differ: two links for a ring, one for a line.
+  The bytes that each chip must receive go over the links along the axes in which the coordinates of
+  the group differ: two links for a ring, one for a line.
+
+  Args:
+    chip: The chip.
+    kind: One of `hlo.COLLECTIVES`.
+    payload: Bytes per chip of the whole array, see `hlo.Collective`.
+    group: Coordinates of the chips that take part.
+    slice_shape: Sizes of the axes of the slice.
   """
   count = len(group)
   if count < 2:
@@ -62,9 +81,8 @@ def collective_seconds(
     extent == slice_shape[axis] and extent % chip.ring == 0 for axis, extent in zip(spread, extents)
   ]
   bandwidth = chip.link * sum(1 + ring for ring in rings)
-  if (
-    kind == "all-to-all"
-  ):  # every byte travels a quarter of a ring (half of a line) on average, both ways
+  if kind == "all-to-all":
+    # Every byte travels a quarter of a ring (half of a line) on average, in both directions.
     return payload * max(extents) / (4 * bandwidth)
   passes = 2 if kind == "all-reduce" else 1
   return passes * payload * (count - 1) / count / max(bandwidth, chip.link)

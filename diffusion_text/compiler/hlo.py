@@ -1,7 +1,8 @@
-"""Reading a compiled program: how often each instruction runs, what it moves between chips, what it moves to and from memory.
+"""The text of a compiled program: how often each instruction runs, and the bytes that it moves.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs, so a scanned network looks as cheap as one layer.
-Here the loops are walked with their trip counts. What comes out is arithmetic on the text of the program, not a measurement.
+XLA's own cost analysis counts the body of a loop once, so a scanned network looks as cheap as one
+layer. Here loops count with their numbers of turns. The results are arithmetic on the text of the
+program, not measurements.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ BYTES = {
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-# Instructions that touch no memory themselves, or whose work is counted where it is: loops in their bodies.
+# Instructions that touch no memory themselves, or whose work is counted elsewhere, as that of loops
+# in their bodies.
 FREE = {
   *(
     "parameter",
@@ -60,7 +62,10 @@ FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a program. shape is HLO text, as in `bf16[8,128]{1,0:T(8,128)S(1)}` or a tuple of such."""
+  """One line of a program.
+
+  `shape` is HLO text such as `bf16[8,128]{1,0:T(8,128)S(1)}`, or a tuple of such shapes.
+  """
 
   name: str
   shape: str
@@ -72,7 +77,15 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """An instruction, the computation that it stands in, how often it runs, and whether it is part of a fusion."""
+  """An instruction that runs.
+
+  Attributes:
+    instruction: The instruction.
+    computation: The name of the computation that contains the instruction.
+    times: How often it runs.
+    fused: True inside a fusion.
+    asynchronous: True if the program goes on while it runs.
+  """
 
   instruction: Instruction
   computation: str
@@ -83,8 +96,17 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One kind of traffic. payload: bytes per chip and run of the whole array (what an all-gather makes, what an all-reduce sums).
-  group: the partitions of the first group. asynchronous: the program goes on while it runs."""
+  """A collective operation of a program.
+
+  Attributes:
+    kind: One of COLLECTIVES.
+    payload: Bytes per chip and run of the whole array, which is the result of an all-gather and the
+      operand of an all-reduce.
+    times: How often it runs.
+    group: The partitions of the first group.
+    asynchronous: True if the program goes on while it runs.
+    name: The name of the instruction.
+  """
 
   kind: str
   payload: float
@@ -95,13 +117,19 @@ class Collective:
 
 
 class Program:
-  """The text of a compiled program (`compiled.as_text()`), read.
-
-  unknown_trips: what a loop counts whose number of turns the compiler does not know (here: the loop over chunks of the vocabulary,
-  which depends on how many tokens are scored). Raises ValueError if the text has no entry.
-  """
+  """A compiled program as a table of computations, read from `compiled.as_text()`."""
 
   def __init__(self, text: str, unknown_trips: float = 1.0):
+    """Reads a program.
+
+    Args:
+      text: The text of a compiled module.
+      unknown_trips: The number of turns of a loop for which the compiler does not know the number.
+        The loop over chunks of rows with logits is one: its turns depend on the scored tokens.
+
+    Raises:
+      ValueError: If the text has no entry.
+    """
     self.unknown_trips = unknown_trips
     self.computations: dict[str, list[Instruction]] = {}
     self.entry, current = "", None
@@ -126,11 +154,11 @@ class Program:
 
   @functools.cached_property
   def shapes(self) -> dict[tuple[str, str], str]:
-    """(computation, instruction) -> shape."""
+    """A table (computation, instruction) -> shape."""
     return {(name, i.name): i.shape for name, body in self.computations.items() for i in body}
 
   def steps(self) -> Iterator[Step]:
-    """Every instruction that runs, from the entry on, with how often; fusions are entered too."""
+    """Every instruction that runs, from the entry on, inside fusions too."""
     yield from self._walk(self.entry, 1.0, False, False)
 
   def _walk(
@@ -163,7 +191,10 @@ class Program:
           yield from self._walk(callee, times, True, asynchronous or overlapped)
 
   def trips(self, loop: Instruction) -> float:
-    """The turns of a while loop: what the compiler notes, or a count from 0 to a constant, or `unknown_trips`."""
+    """The number of turns of a while loop.
+
+    This is the compiler's note, or a count from 0 to a constant, or `unknown_trips`.
+    """
     if known := re.search(r'"?known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)', loop.attributes):
       return float(known.group(1))
     condition = {i.name: i for i in self.computations[_called(loop.attributes, "condition")[0]]}
@@ -188,16 +219,16 @@ class Program:
       if updated is None or updated.opcode != "add"
       else [_constant(body.get(name)) for name in updated.operands]
     )
-    step = next(
-      (step for step in steps if step is not None), 1
-    )  # windowed products are unrolled: two a turn
+    # Windowed products are unrolled and count in steps of 2.
+    step = next((step for step in steps if step is not None), 1)
     return math.ceil(bound / step)
 
   def collectives(self) -> list[Collective]:
     """Every collective that runs, in the order of the program.
 
-    One that the TPU compiler spreads over several fusions, to run beside their matmuls, stands in each of them under one channel
-    and is counted once, as often as the rarest of them runs.
+    The TPU compiler spreads some collectives over several fusions, to run beside their matmuls.
+    Such a collective appears in each of the fusions under one channel. It counts once, as often as
+    the rarest of them runs.
     """
     found, spread = [], {}
     for step in self.steps():
@@ -209,7 +240,8 @@ class Program:
       if kind == "all-gather":
         payload *= max(len(group), 1)
       if kind == "all-reduce" and "all-reduce-scatter" in step.computation:
-        kind = "reduce-scatter"  # the TPU compiler's fusion of an all-reduce with the slice that each chip keeps
+        # The TPU compiler's fusion of an all-reduce with the slice that each chip keeps.
+        kind = "reduce-scatter"
       this = Collective(kind, payload, step.times, group, step.asynchronous, step.instruction.name)
       channel = re.search(r"channel_id=(\d+).*chain_id=", step.instruction.attributes)
       if channel is None:
@@ -222,12 +254,17 @@ class Program:
     return [*found, *spread.values()]
 
   def matmul_flops(self) -> float:
-    """Multiply-adds × 2 of every matrix product that the compiler sees: recomputation and repeated work included, what is inside of
-    Pallas kernels not."""
+    """The FLOPs of every matrix product that the compiler sees, 2 per multiply-add.
+
+    Recomputation and repeated work count. Products inside Pallas kernels do not.
+    """
     return sum(step.times * self._flops(step) for step in self.steps())
 
   def costs(self) -> list[tuple[float, float, float]]:
-    """(times, FLOPs, bytes) of each instruction outside of fusions; a fusion has the FLOPs of what is in it."""
+    """(times, FLOPs, bytes) of each instruction outside fusions.
+
+    A fusion has the FLOPs of the instructions in it.
+    """
     rows = []
     for step in self.steps():
       if not step.fused:
@@ -259,20 +296,25 @@ class Program:
     return flops
 
   def memory_bytes(self) -> float:
-    """Bytes that all instructions read from and write to a chip's main memory, each array once per instruction that uses it.
+    """Bytes that all instructions read from and write to the main memory of a chip.
 
-    Arrays that the compiler keeps in the fast memory of the chip (memory space S(1)) are free; a slice counts what it takes, an
-    update in place what it puts. What a Pallas kernel fetches more than once is not known here.
+    Each array counts once per instruction that uses it. Arrays in the fast memory of the chip
+    (memory space S(1)) are free. A slice counts the part that it reads, an update in place the part
+    that it writes. Repeated reads by a Pallas kernel are not known here.
     """
     return sum(step.times * self._touched(step) for step in self.steps() if not step.fused)
 
   def _touched(self, step: Step) -> float:
-    instruction, shape_of = step.instruction, lambda name: self.shapes[step.computation, name]
+    instruction = step.instruction
     opcode = instruction.opcode
+
+    def shape_of(name):
+      return self.shapes[step.computation, name]
+
     if opcode in FREE or (
       opcode == "custom-call" and "tpu_custom_call" not in instruction.attributes
     ):
-      return 0.0  # custom calls other than Pallas kernels are the compiler's own notes
+      return 0.0  # custom calls other than Pallas kernels are notes of the compiler
     if opcode in ("dynamic-slice", "slice", "gather"):
       return 2 * size(instruction.shape, in_memory=True)
     if opcode == "dynamic-update-slice":
@@ -309,39 +351,37 @@ class Program:
     return total if users else 0.0
 
   def _written(self, fusion: str) -> float:
-    """Bytes that a fusion writes, if it updates arrays in place; else infinity."""
+    """Bytes that a fusion writes, if it updates arrays in place, otherwise infinity."""
     body = {i.name: i for i in self.computations[fusion]}
     root = next(i for i in body.values() if i.is_root)
     results = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if all(i.opcode != "dynamic-update-slice" for i in results):
       return math.inf
-    of = lambda i: size(
-      body[i.operands[1]].shape if i.opcode == "dynamic-update-slice" else i.shape
-    )
-    return sum(map(of, results))
+    updates = [
+      body[i.operands[1]].shape if i.opcode == "dynamic-update-slice" else i.shape for i in results
+    ]
+    return sum(map(size, updates))
 
 
 def size(shape: str, in_memory: bool = False) -> float:
-  """Bytes of an HLO shape, of all parts of a tuple; with `in_memory`, of those parts only that are in a chip's main memory."""
+  """The bytes of all parts of an HLO shape.
+
+  With `in_memory`, only parts in the main memory of the chip count.
+  """
   total = 0.0
   for part in _parts(shape):
     match = re.match(r"(\w+)\[([\d,<=]*)\]", part)
     if match is None or (in_memory and re.search(r"S\([1-9]\d*\)", part)):
       continue
     dtype, dims = match.groups()
-    item = (
-      BYTES.get(dtype)
-      if dtype in BYTES
-      else 1
-      if dtype.startswith("f8") or dtype in ("s8", "u8")
-      else 4
-    )
+    is_byte = dtype.startswith("f8") or dtype in ("s8", "u8")
+    item = BYTES.get(dtype, 1 if is_byte else 4)
     total += item * math.prod(int(d.lstrip("<=")) for d in dims.split(",") if d)
   return total
 
 
 def _constant(instruction: Instruction | None) -> int | None:
-  """The value of a scalar integer constant; None for anything else."""
+  """The value of a scalar integer constant, None for anything else."""
   found = (
     re.match(r"(-?\d+)\)", instruction.attributes)
     if instruction is not None and instruction.opcode == "constant"
@@ -351,19 +391,20 @@ def _constant(instruction: Instruction | None) -> int | None:
 
 
 def _pairs(attributes: str, axis: int, inputs: int, window: int, outputs: int) -> int:
-  """How many (output, window) places of one axis of a convolution meet an input that is not padding. The TPU compiler writes
-  batched products as convolutions most of whose window is padding."""
+  """The number of (output, window) places of one axis of a convolution without padded inputs.
+
+  The TPU compiler writes batched products as convolutions whose window is mostly padding.
+  """
   text = re.search(r"window=\{([^}]*)\}", attributes)
   found = dict(re.findall(r"(\w+)=([\w\-]+)", text.group(1) if text else ""))
-  of = lambda key, default: (
-    int(found[key].split("x")[axis].split("_")[0]) if key in found else default
-  )
-  stride, low, spread, step = (
-    of("stride", 1),
-    of("pad", 0),
-    of("lhs_dilate", 1),
-    of("rhs_dilate", 1),
-  )
+
+  def of_axis(key: str, default: int) -> int:
+    return int(found[key].split("x")[axis].split("_")[0]) if key in found else default
+
+  stride = of_axis("stride", 1)
+  low = of_axis("pad", 0)
+  spread = of_axis("lhs_dilate", 1)
+  step = of_axis("rhs_dilate", 1)
   place = np.arange(outputs)[:, None] * stride + np.arange(window) * step - low
   return int(((place >= 0) & (place <= (inputs - 1) * spread) & (place % spread == 0)).sum())
 
@@ -373,8 +414,11 @@ def _dims(shape: str) -> list[int]:
 
 
 def replica_group(attributes: str) -> tuple[int, ...]:
-  """The first group of partitions of a collective, in whichever way it is written: `replica_groups={{0,1},…}`, `[4,2]<=[2,4]T(1,0)`,
-  `mesh['a'=4,'b'=2] {'a'}`, or source_target_pairs."""
+  """The first group of partitions of a collective.
+
+  The attribute is `replica_groups={{0,1},…}`, `[4,2]<=[2,4]T(1,0)` or `mesh['a'=4,'b'=2] {'a'}`, or
+  source_target_pairs.
+  """
   if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
     return tuple(map(int, pairs.groups()))
   if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
@@ -394,7 +438,10 @@ def replica_group(attributes: str) -> tuple[int, ...]:
 
 
 def _mesh_group(mesh: str, axes: str) -> tuple[int, ...]:
-  """Partitions that differ in `axes` ('a', or 'a':(2)4 for the 4 of a's size after the first 2) and are 0 in all others."""
+  """Partitions that differ in `axes` only, and are 0 in all other axes.
+
+  `axes` names 'a', or 'a':(2)4 for the 4 of the size of a after the first 2.
+  """
   sizes = {name: int(size) for name, size in re.findall(r"'([\w.]+)'=(\d+)", mesh)}
   numbers = np.arange(math.prod(sizes.values()), dtype=int).reshape(list(sizes.values()))
   chosen = []
@@ -410,12 +457,12 @@ def _mesh_group(mesh: str, axes: str) -> tuple[int, ...]:
 
 
 def _parts(shape: str) -> list[str]:
-  """The leaves of a shape."""
+  """The leaves of a shape, as a list of shapes."""
   return re.findall(r"\w+\[[\d,<=]*\](?:\{[^}]*\})?", shape)
 
 
 def _called(attributes: str, key: str) -> list[str]:
-  """Names of the computations that an instruction calls under this attribute."""
+  """The names of the computations that an instruction calls under this attribute."""
   found = re.findall(rf"(?:^|[ ,])(?:{key})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", attributes)
   return [
     name.strip().lstrip("%") for many, one in found for name in (many.split(",") if many else [one])
@@ -442,7 +489,8 @@ def _instruction(line: str) -> Instruction | None:
   opening = rest.find("(")
   closing = _close(rest, opening)
   operands, opcode = rest[opening + 1 : closing], rest[:opening]
-  # Constants and parameters have no operands; what stands in their parentheses is kept with the attributes.
+  # Constants and parameters have no operands. The text in their parentheses is kept with the
+  # attributes.
   leaf = opcode in ("constant", "parameter")
   names = () if leaf else tuple(re.findall(r"%([\w.\-]+)", operands))
   return Instruction(

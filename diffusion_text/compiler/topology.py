@@ -1,7 +1,8 @@
-"""A config compiled for a TPU slice that is not there: memory per chip, collectives, and a roofline. Needs libtpu, and no TPU.
+"""A config compiled for a TPU slice without a TPU: memory per chip, collectives and a roofline.
 
-The compiler is the real one, so that what it refuses (memory, a kernel) is refused here; the times are arithmetic on the program that
-it made (`hlo`) with the chips' peaks (`chips`), hence a bound on speed that no run will reach.
+This needs libtpu. The compiler is the real one, so errors of a real run (memory, a kernel) appear
+here too. The times are arithmetic on the compiled program (`hlo`) with the peaks of the chips
+(`chips`), and therefore a bound on speed that no run will reach.
 """
 
 from __future__ import annotations
@@ -30,25 +31,27 @@ from diffusion_text.types import Batch
 
 
 def topology_devices(topology: str) -> list[Any]:
-  """The devices of a TPU slice, described and not present. Raises ValueError for an unknown name, or if libtpu is not installed."""
+  """Descriptions of the devices of a TPU slice, which need not exist.
+
+  Raises:
+    ValueError: For an unknown name, or if libtpu is not installed.
+  """
   chip_of(topology)
   from jax.experimental import topologies
 
-  # libtpu looks for a machine and its neighbours; these answer for them.
+  # libtpu asks for its machine and the neighbours; these variables answer.
   for key, value in {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
   }.items():
     os.environ.setdefault(key, value)
-  os.environ.setdefault(
-    "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-  )  # nothing is opened: it may be loaded in several processes
+  # Several processes may load libtpu, because no device is opened.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   try:
     return topologies.get_topology_desc(topology, "tpu").devices
-  except (
-    Exception
-  ) as error:  # jax raises different kinds for a missing library and an impossible shape
+  except Exception as error:
+    # Jax raises different kinds for a missing library and an impossible shape.
     raise ValueError(
       f"topology={topology!r} cannot be described: {error}; is libtpu installed (pip install -e "
       "'.[tpu]')?"
@@ -57,10 +60,20 @@ def topology_devices(topology: str) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """One compiled program on one topology. Bytes are per chip. tokens and model_flops: of one run of the program, over all chips.
+  """One compiled program on one topology.
 
-  unknown_trips: turns assumed of loops whose number is known at run time only: those over chunks of the vocabulary, as if every token
-  were scored. attention: FLOPs of one run, over all chips, inside of the attention kernels, which the text does not show.
+  Attributes:
+    topology: The name of the topology.
+    text: The text of the program.
+    arguments, temporaries, peak: Bytes per chip.
+    coordinates: The coordinates of each chip.
+    tokens: Tokens of one run, over all chips.
+    model_flops: FLOPs of the model in one run, over all chips.
+    attention: FLOPs inside the attention kernels in one run, over all chips, which the text does
+      not show.
+    unknown_trips: The assumed number of turns of loops over chunks of rows with logits, as if every
+      token were scored. The true number is known at run time only.
+    seconds: The time of compilation.
   """
 
   topology: str
@@ -77,7 +90,10 @@ class Compiled:
 
 
 def compile_step(experiment: Experiment, topology: str) -> Compiled:
-  """The whole train step of an experiment built on `topology_devices(topology)`. Raises what the compiler raises."""
+  """The compiled train step of an experiment that was built on `topology_devices(topology)`.
+
+  Errors of the compiler are raised.
+  """
   settings, data, model = experiment.train, experiment.data, experiment.model
   batch = Batch(_rows(experiment, settings.batch_size, jnp.int32))
   tokens = settings.batch_size * data.length
@@ -86,7 +102,8 @@ def compile_step(experiment: Experiment, topology: str) -> Compiled:
   def lower():
     return experiment.jitted_step(loss).lower(experiment.abstract_state(), batch)
 
-  # Forward; again where it is not kept; backward, whose kernels make the scores anew for dq and for dk, dv: 7 products to 2.
+  # One forward pass, another one with rematerialisation, and the backward pass, whose kernels
+  # compute the scores again for dq and for dk, dv: 7 products compared with 2.
   passes = 1 + (model.network.remat != "none") + 3.5
   read = model.context.positions_read(data.length)
   per_token = attention_flops(model.network, data.length, read=read)
@@ -98,9 +115,9 @@ def compile_step(experiment: Experiment, topology: str) -> Compiled:
 
 
 def compile_sampler(experiment: Experiment, topology: str) -> Compiled:
-  """The sampler of the config, on as many rows as the evaluation scores at a time, parameters placed as in training.
+  """The compiled sampler of an experiment, on a batch of evaluation, placed as in training.
 
-  For `memory` only: how often its loops turn depends on the text, so that there is nothing to make a roofline of.
+  Use `memory` only, and no roofline: the turns of its loops depend on the text.
   """
   rows = experiment.evaluate.batch_size
   state = experiment.abstract_state()
@@ -127,12 +144,14 @@ def _compiled(experiment, topology, lower, tokens, flops, attention, turns) -> C
     lowered = lower()
   start = time.perf_counter()
   with tempfile.TemporaryDirectory() as directory:
-    # The compiler writes its program down itself: `compiled.as_text()` cannot read back what it makes for chips with sparse cores.
+    # The compiler writes the program to a file, because `compiled.as_text()` fails for chips with
+    # sparse cores.
     compiled = lowered.compile(
       compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
     )
     programs = list(pathlib.Path(directory).glob("*.after_optimizations.txt"))
-    # None: compiled before, by a cache. The step is by far the largest, should there be others.
+    # No file: the program came from the compilation cache. The step is by far the largest program,
+    # if there are several.
     text = max((path.read_text() for path in programs), key=len) if programs else compiled.as_text()
   memory = compiled.memory_analysis()
   return Compiled(
@@ -152,10 +171,16 @@ def _compiled(experiment, topology, lower, tokens, flops, attention, turns) -> C
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Least seconds of one run of a program on one chip, by resource; all chips do the same.
+  """The least seconds of one run of a program on each chip, by resource.
 
-  compute: all FLOPs at the peak. memory: all bytes at the peak. chip: instructions one after the other, each as slow as the slower
-  of its compute and its memory. network: all collectives; hidden: those of them that the program starts before it waits for them.
+  Attributes:
+    compute: All FLOPs at the peak.
+    memory: All bytes at the peak.
+    chip: The instructions one after another, each as slow as the slower of its compute and memory.
+    network: All collectives.
+    hidden: The asynchronous collectives, which are part of `network`.
+    tokens_per_chip: Tokens of one run.
+    model_seconds: FLOPs of the model at the peak, the time of a perfect program.
   """
 
   compute: float
@@ -164,21 +189,21 @@ class Roofline:
   network: float
   hidden: float
   tokens_per_chip: float
-  model_seconds: float  # FLOPs of the model at the peak: what a perfect program would take
+  model_seconds: float
 
   @property
   def step(self) -> float:
-    """Asynchronous collectives run beside the chip's work, the others stop it."""
+    """The least seconds of one run. Asynchronous collectives run beside the work of the chip."""
     return max(self.chip, self.hidden) + self.network - self.hidden
 
   @property
   def mfu(self) -> float:
-    """Model FLOPs (no recomputation) over what the chip could do in `step`."""
+    """Model FLOPs, without recomputation, over the peak FLOPs of the chip in `step`."""
     return self.model_seconds / self.step
 
   @property
   def binds(self) -> str:
-    """The resource that would be slowest alone."""
+    """The name of the resource that would be slowest alone."""
     return max((self.compute, "compute"), (self.memory, "memory"), (self.network, "network"))[1]
 
 
@@ -212,18 +237,18 @@ def _seconds(collective, compiled: Compiled, chip: Chip) -> float:
 
 
 def memory(name: str, compiled: Compiled) -> str:
-  """What a compiled program needs of a chip's memory, in two lines."""
+  """The memory that a compiled program needs on a chip, as two lines of text."""
   return (
     f"{name} on {compiled.topology}, {len(compiled.coordinates)} chips (compiled in "
     f"{compiled.seconds:.0f} s)\n"
-    f"memory       {verdict(compiled)}: arguments {compiled.arguments / GIB:.2f}, temporaries "
-    f"{compiled.temporaries / GIB:.2f},"
-    f" peak by the compiler {compiled.peak / GIB:.2f} GiB per chip"
+    f"memory       {verdict(compiled)}: arguments {compiled.arguments / GIB:.2f}, "
+    f"temporaries {compiled.temporaries / GIB:.2f}, "
+    f"peak by the compiler {compiled.peak / GIB:.2f} GiB per chip"
   )
 
 
 def report(name: str, compiled: Compiled) -> str:
-  """What is known of a compiled program, in lines: memory and verdict, collectives by kind, roofline."""
+  """Lines of text about a compiled program: memory, collectives by kind, roofline."""
   chip, line = chip_of(compiled.topology), roofline(compiled)
   program = Program(compiled.text, compiled.unknown_trips)
   total = collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
@@ -236,30 +261,33 @@ def report(name: str, compiled: Compiled) -> str:
       row[2] + seconds,
       row[3] + seconds * c.asynchronous,
     )
-  ms = lambda seconds: f"{seconds * 1e3:,.1f} ms"
+
+  def ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
+
   lines = [memory(name, compiled)]
   for (kind, size), (times, payload, seconds, hidden) in sorted(
     total.items(), key=lambda item: -item[1][2]
   ):
     lines.append(
       f"collective   {kind} over {size}: {times:,.0f} runs, {payload / 1e9:,.3f} GB of arrays per "
-      f"chip, {ms(seconds)},"
-      f" {ms(hidden)} of it asynchronous"
+      f"chip, {ms(seconds)}, {ms(hidden)} of it asynchronous"
     )
   lines += [
     f"roofline     compute {ms(line.compute)} ({line.model_seconds / line.compute:.0%} of it the "
-    "model's own FLOPs), memory"
-    f" {ms(line.memory)}, both per instruction {ms(line.chip)}, network {ms(line.network)}, "
-    f"{ms(line.hidden)} of it beside other work",
+    f"model's own FLOPs), memory {ms(line.memory)}, both per instruction {ms(line.chip)}, "
+    f"network {ms(line.network)}, {ms(line.hidden)} of it beside other work",
     f"             at best {ms(line.step)} per run, {line.tokens_per_chip / line.step:,.0f} "
-    f"tokens/s per chip, MFU {line.mfu:.0%};"
-    f" {line.binds} binds; with no overlap at all {ms(line.chip + line.network)}, MFU"
-    f" {line.model_seconds / (line.chip + line.network):.0%}",
+    f"tokens/s per chip, MFU {line.mfu:.0%}; {line.binds} binds; "
+    f"with no overlap at all {ms(line.chip + line.network)}, "
+    f"MFU {line.model_seconds / (line.chip + line.network):.0%}",
   ]
   return "\n".join(lines)
 
 
 def verdict(compiled: Compiled) -> str:
-  """Whether arguments and temporaries fit the memory of the chip, as in "fits: 11.2 of 16 GiB"."""
-  chip, need = chip_of(compiled.topology), compiled.arguments + compiled.temporaries
-  return f"{'fits' if need <= chip.memory else 'does not fit'}: {need / GIB:.1f} of {chip.memory / GIB:.0f} GiB"
+  """Text that says if arguments and temporaries fit the chip, such as "fits: 11.2 of 16 GiB"."""
+  chip = chip_of(compiled.topology)
+  need = compiled.arguments + compiled.temporaries
+  fits = "fits" if need <= chip.memory else "does not fit"
+  return f"{fits}: {need / GIB:.1f} of {chip.memory / GIB:.0f} GiB"
