@@ -42,10 +42,10 @@ def remembered(
     head, of_network, of_process = consts
     features, state, t = rows
     estimate = jax.lax.stop_gradient(model.process.estimate(of_process, state, t, head(features)))
-    return model.network.remember(of_network, estimate).astype(jnp.float32)
+    return model.network.remember(of_network, estimate)
 
   consts = (prediction.head, params["network"], params["process"])
   rows = flatten_tokens((prediction.features, state, t))
   flat = map_rows(one, consts, where.reshape(-1), rows, chunk=model.chunk, shards=shards)
-  empty = model.network.no_memory(params["network"]).astype(jnp.float32)
+  empty = model.network.no_memory(params["network"]).astype(flat.dtype)
   return jnp.where(where[..., None], unflatten_tokens(flat, where.shape), empty)

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from diffusion_text.context.memory import remembered
 from diffusion_text.core.chunked import map_rows, sum_rows
 from diffusion_text.core.numerics import (
   cross_entropy,
@@ -255,7 +256,11 @@ def read(
   coins = stream(key, "self_conditioning")
   told = row_coins(coins, batch.ids.shape[0], progress, model.self_conditioning)
   first = jax.lax.stop_gradient(ask(None, ()))
-  memory = _remembered(model, params, first, state, times.t, told)
+  # Of tokens that have a loss, in the rows that are told.
+  where = process.has_loss(own, state, times.t) & told[:, None]
+  held = jax.lax.stop_gradient((state, times.t))
+  of_process = params | {"process": jax.lax.stop_gradient(own)}
+  memory = remembered(model, of_process, first, *held, where, shards=model.shards)
   return Noised(clean, state, times, rows, ask(memory, hidden_layers), (first, told))
 
 
@@ -277,28 +282,6 @@ def _rows(model, params, key, batch, times, progress, clean, noisy) -> Rows:
   return model.context.training_rows(
     stream(key, "context"), noisy, clean, noise, times, positions, progress
   )
-
-
-def _remembered(
-  model: Model, params: Params, first: Prediction, state: State, t: Array, told: Array
-) -> Float[Array, "B N D"]:
-  """What the network keeps of its first answer, of tokens that have a loss in the rows that are
-  told.
-  """
-  process, network = model.process, model.network
-  own = jax.lax.stop_gradient(params["process"])
-  where = process.has_loss(own, state, t) & told[:, None]
-
-  def kept(consts, row):
-    head, process_params, network_params = consts
-    features, state, t = row
-    estimate = process.estimate(process_params, state, t, head(features))
-    return network.remember(network_params, jax.lax.stop_gradient(estimate))
-
-  consts = first.head, own, params["network"]
-  held = jax.lax.stop_gradient((first.features, state, t))
-  memory = map_tokens(model, kept, consts, where, held)
-  return select(where, memory, network.no_memory(params["network"]).astype(memory.dtype))
 
 
 # Sums over tokens.
