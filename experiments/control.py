@@ -16,9 +16,7 @@ from experiments.flags import config_flag, run, workdir_flag
 
 WORKDIR = workdir_flag()
 BASE = config_flag("configs/control.py", name="base")  # what generator and judge share
-SYSTEM = config_flag(
-  "configs/mdlm.py", name="system"
-)  # the generator's process, schedule, timing, objective, sampler
+SYSTEM = config_flag("configs/mdlm.py", name="system")  # what the generator owns
 JUDGE = config_flag("configs/autoregressive.py", name="judge")
 TARGET = flags.DEFINE_string("target", "emma", "the source that text should seem to be from")
 GUIDANCE = flags.DEFINE_enum(
@@ -46,25 +44,29 @@ SEED = flags.DEFINE_integer("seed", 0, "of classifiers and samples", lower_bound
 
 
 def main(_):
+  from diffusion_text.experiment.registry import with_steps
   from diffusion_text.studies import control
   from diffusion_text.studies.compare import merge
+  from diffusion_text.studies.control_report import report
 
   settings = control.Settings(
     target=TARGET.value,
-    strengths=[float(strength) for strength in STRENGTHS.value],
+    strengths=tuple(float(strength) for strength in STRENGTHS.value),
     classifier_steps=CLASSIFIER_STEPS.value,
     **{flag.name: flag.value for flag in (GUIDANCE, WRT, INNER_STEPS, NUM, SEED)},
   )
   workdir, base = pathlib.Path(WORKDIR.value), BASE.value
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["system"])).stem
   config = merge(base, SYSTEM.value)
-  config.sampler.steps = STEPS.value or base.sampler.steps
+  steps = STEPS.value or base.sampler.get("steps")
+  if steps:
+    config.sampler = with_steps("sampler", config.sampler.to_dict(), steps)
   generator = control.trained_in(config, workdir / name)
   steered = control.steer(generator, settings)
   config = merge(base, JUDGE.value)
   config.train.steps = JUDGE_STEPS.value
   judge = control.trained_in(config, workdir / "judge", generator.experiment.tokenizer)
-  print(control.report(steered, judge, settings))
+  print(report(steered, judge, settings))
 
 
 if __name__ == "__main__":

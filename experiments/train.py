@@ -22,9 +22,9 @@ def main(_):
   from diffusion_text.experiment import summary as plan
   from diffusion_text.experiment.build import build, config_json
   from diffusion_text.experiment.run import (
-    MAY_DIFFER,
     check_loss,
     check_sampler,
+    check_workdir,
     checkpoints,
     train_workdir,
     training_data,
@@ -36,7 +36,7 @@ def main(_):
   if DRY_RUN.value:
     check_sampler(experiment)
     check_loss(experiment)
-    train.check_workdir(WORKDIR.value, config_json(experiment.config), MAY_DIFFER, write=False)
+    check_workdir(WORKDIR.value, config_json(experiment.config), write=False)
     tokens, _ = training_data(experiment)
     show(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")
     step = train.latest_step(checkpoints(WORKDIR.value))

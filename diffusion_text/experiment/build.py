@@ -316,7 +316,13 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
   check_sizes(data, settings, evaluate, mesh)
   data.make_corpus()
   network_options = dict(parts["model"])
-  chunk = network_options.pop("chunk", None) or 256
+  chunk = network_options.pop("chunk", None)
+  chunk = 256 if chunk is None else chunk
+  if type(chunk) is not int or chunk < 1:
+    raise ValueError(
+      f"config.model.chunk={chunk!r} must be an integer of at least 1: positions whose logits exist"
+      " at a time; 256 is usual on a CPU, 2048 on accelerators"
+    )
   members = {
     kind: registry.construct(kind, parts[kind])
     for kind in ("timing", "context", "reader", "sampler")

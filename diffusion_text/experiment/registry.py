@@ -11,9 +11,10 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 import pydantic
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from diffusion_text.context import CONTEXTS
 from diffusion_text.contrib import CONTRIB
@@ -35,12 +36,15 @@ TABLES = {
 }
 
 
-def construct(kind: str, section: Mapping[str, Any], **sizes: Any) -> Any:
-  """The member that `config.<kind>` chooses.
+def construct(
+  kind: str, section: Mapping[str, Any], *, where: str | None = None, **sizes: Any
+) -> Any:
+  """The member that a section chooses.
 
   Args:
-    kind: the section: a key of `TABLES`.
+    kind: the choice: a key of `TABLES`.
     section: {"name": …} and options; those that are None are not set.
+    where: the section's place in the config, for messages; None: config.<kind>.
     **sizes: what build adds; a config must not set these.
 
   Raises:
@@ -48,12 +52,14 @@ def construct(kind: str, section: Mapping[str, Any], **sizes: Any) -> Any:
       wrong type or out of range, and options that do not fit together.
   """
   table = {**TABLES[kind], **CONTRIB.get(kind, {})}
-  return _member(table, section, f"config.{kind}", sizes)
+  return _member(table, section, where or f"config.{kind}", sizes)
 
 
 def settings(cls: type, section: Mapping[str, Any], where: str) -> Any:
   """`cls` made of a section without a name (`config.data`, `config.train` …). Raises ValueError as `construct` does."""
-  return _make(cls, dict(section), where, {}, where)
+  if not isinstance(section, Mapping):
+    raise ValueError(f"{where}={section!r} must be a section, as in {where}.{next(iter(cls.__pydantic_fields__))}=…")
+  return _make(cls, section, where, {}, where)
 
 
 def find(kind: str, name: str) -> type:
@@ -162,9 +168,12 @@ def _class(table: Mapping[str, Any], name: Any, where: str) -> type:
     return chosen
   module, _, attribute = chosen.partition(":")
   try:
-    return getattr(importlib.import_module(module), attribute)
+    cls = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError) as error:
     raise ValueError(f"{where}={name!r} cannot be imported: {error}") from error
+  if not is_pydantic_dataclass(cls):
+    raise ValueError(f"{where}={name!r} is no class made by diffusion_text.core.options.member")
+  return cls
 
 
 def _member(table: Any, section: Any, where: str, sizes: Mapping[str, Any]) -> Any:
@@ -204,13 +213,16 @@ def _value(info: Any, value: Any, where: str) -> Any:
   table = (info.json_schema_extra or {}).get("table")
   if table is None:
     return _tuples(value)
-  if isinstance(value, Mapping):
-    return _member(table, value, where, {})
-  if isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
-    return tuple(_member(table, one, f"{where}[{i}]", {}) for i, one in enumerate(value))
-  if isinstance(value, str):  # a part without options of its own may be given by its name alone
-    return _member(table, {"name": value}, where, {})
-  return _tuples(value)
+  if get_origin(info.annotation) is tuple:
+    if not isinstance(value, list | tuple):
+      raise ValueError(f"{where}={value!r} must be a list of sections with a name each")
+    return tuple(_part(table, one, f"{where}[{i}]") for i, one in enumerate(value))
+  return _part(table, value, where)
+
+
+def _part(table: Any, value: Any, where: str) -> Any:
+  """A member of a combinator; one without options of its own may be given by its name alone."""
+  return _member(table, {"name": value} if isinstance(value, str) else value, where, {})
 
 
 def _tuples(value: Any) -> Any:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -194,7 +193,8 @@ def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIte
 
   def check() -> tuple[TokenArrays, TrainIterator]:
     check_sampler(experiment)
-    train.check_workdir(workdir, config, may_differ, write=False)
+    check_loss(experiment)
+    check_workdir(workdir, config, may_differ, write=False)
     return training_data(experiment)
 
   config, together = config_json(experiment.config), train.multihost.together
@@ -214,9 +214,8 @@ def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIte
     *(() if restore_from is None else (_checkpoint_directory(restore_from),)),
   ):
     check_tokenizer(experiment, directory)
-  together(
-    lambda: train.check_workdir(workdir, config, may_differ)
-  )  # written once nothing can be refused any more
+  # It is written once nothing can be refused any more.
+  together(lambda: check_workdir(workdir, config, may_differ))
   together(lambda: train.check_shared(workdir))
   return corpus, iterator
 
@@ -227,12 +226,13 @@ def train_workdir(
   *,
   terminal: bool | None = None,
   stall_seconds: float | None = None,
+  wrap_step: Callable[[train.TrainStep], train.TrainStep] = lambda step: step,
 ) -> train.Result:
   """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one.
 
   Raises ValueError, before anything is trained or written, for a sampler that does not fit, a workdir of another config or tokenizer,
   and sizes that do not fit the corpus; if that happens to one of several processes, on all of them. stall_seconds: of several processes,
-  see `train.LoopSettings`.
+  see `train.LoopSettings`. wrap_step: what the loop calls in place of the compiled train step, for meters.
   """
   corpus, iterator = prepare(experiment, workdir)
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
@@ -260,7 +260,7 @@ def train_workdir(
       return train.train(
         restored.state,
         iterator,
-        experiment.jitted_step(loss_fn),
+        wrap_step(experiment.jitted_step(loss_fn)),
         loop_settings(experiment, workdir, stall_seconds if jax.process_count() > 1 else None),
         checkpointer=saver,
         hooks=[train.Hook(settings.evaluate_every, _evaluation_hook(experiment))],
@@ -434,6 +434,18 @@ def generate(
 
 
 def read_run_config(workdir: str) -> ml_collections.ConfigDict | None:
-  """The config that a workdir belongs to; None for a new workdir."""
+  """The config that a workdir belongs to; None for a new workdir. Raises ValueError for one that an earlier version wrote."""
   path = as_path(workdir) / "config.json"
-  return ml_collections.ConfigDict(json.loads(path.read_text())) if path.exists() else None
+  return config_from_json(path.read_text()) if path.exists() else None
+
+
+def check_workdir(
+  workdir: str, config: str, may_differ: Sequence[str] = MAY_DIFFER, *, write: bool = True
+) -> None:
+  """Writes the config to the workdir, or holds the one that is there against it.
+
+  Raises:
+    ValueError: for a workdir of another config, with every key that differs, and for one that an earlier version wrote.
+  """
+  read_run_config(workdir)
+  train.check_workdir(workdir, config, may_differ, write=write)

@@ -70,7 +70,7 @@ class DataSettings:
       "target": self.target,
       "max_characters": self.max_characters,
     }
-    return registry.settings(CORPORA[self.corpus], options, "data")
+    return registry.settings(CORPORA[self.corpus], options, "config.data")
 
   def make_tokenizer(self) -> Any:
     """The tokenizer of `tokenizer_path`, or one learned from the training split."""

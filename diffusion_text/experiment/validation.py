@@ -19,7 +19,8 @@ def scoring_model(model: Model, evaluate: EvaluateSettings) -> Model:
   """The model under which the bound is reported: that of training, if its times give a bound; otherwise with another timing.
 
   Raises:
-    ValueError: for an `evaluate.timing` that gives no bound, and for self-conditioning of a network that has none.
+    ValueError: for an `evaluate.timing` that gives no bound, an `evaluate.decode_at` of a process without a log-SNR, and
+      self-conditioning of a network that has none.
   """
   remembers = model.network.remembers
   always = 1.0 if remembers else 0.0
@@ -30,8 +31,11 @@ def scoring_model(model: Model, evaluate: EvaluateSettings) -> Model:
       " model.self_conditioning, or leave it unset"
     )
   scoring = model._replace(self_conditioning=always if probability is None else probability)
+  if evaluate.decode_at is not None:
+    model.process.time_of(evaluate.decode_at)
   if evaluate.timing is not None:
-    scoring = scoring._replace(timing=registry.construct("timing", evaluate.timing))
+    timing = registry.construct("timing", evaluate.timing, where="config.evaluate.timing")
+    scoring = scoring._replace(timing=timing)
     if model.process.has_bound and not engine.is_bound(scoring, Bound()):
       raise ValueError(
         f"evaluate.timing={evaluate.timing} gives no bound for {model.process}; use"

@@ -46,7 +46,7 @@ from diffusion_text.studies.benchmark import hardware
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.comparison import caption, notes, plot, quality, table
 from diffusion_text.train.workdir import flatten
-from diffusion_text.types import Batch, LossFn
+from diffusion_text.types import Batch
 
 FEWEST_STEPS = 20  # below this a budget trains nothing
 
@@ -132,8 +132,8 @@ class Comparison:
       raise ValueError(
         f"budget={self.budget} and steps={self.steps}: give one, CPU-seconds or training steps of each system"
       )
-    for name in ("budget", "steps", "num_samples", "num_draws", "max_rows"):
-      if (value := getattr(self, name)) is not None and not value > 0:
+    for name, value in self.choices.items():
+      if name != "calls" and value is not None and not value > 0:
         raise ValueError(f"{name}={value} must be above 0")
     for name in ("max_seconds", "restore_from"):
       if (value := self.base.train.get(name)) is not None:
@@ -144,6 +144,18 @@ class Comparison:
       raise ValueError(
         f"calls={self.calls} must be network calls, each at least 1, such as 8,32,128"
       )
+
+  @property
+  def choices(self) -> dict[str, Any]:
+    """What a comparison is made of besides its base: results of other choices are of another comparison."""
+    return {
+      "budget": self.budget,
+      "steps": self.steps,
+      "calls": self.calls,
+      "num_samples": self.num_samples,
+      "num_draws": self.num_draws,
+      "max_rows": self.max_rows,
+    }
 
   @property
   def amount(self) -> str:
@@ -171,15 +183,11 @@ class Comparison:
 
   def claim(self, *, write: bool = True) -> None:
     """Raises ValueError if the workdir holds another comparison, or results of a system whose config has changed since."""
-    choices = {
-      key: getattr(self, key)
-      for key in ("budget", "steps", "calls", "num_samples", "num_draws", "max_rows")
-    }
     for name in self.files:
       merged, _ = self.system(name)  # every file is read now, before any compute
       if (self.workdir / name / "results.json").exists():
         train.check_workdir(str(self.workdir / name), config_json(merged), ("train",), write=False)
-    everything = json.dumps({**choices, "base": json.loads(config_json(self.base))})
+    everything = json.dumps({**self.choices, "base": json.loads(config_json(self.base))})
     train.check_workdir(str(self.workdir), everything, write=write)
 
   def data(self) -> DataSettings:
@@ -218,19 +226,6 @@ def metered(step: Any, cpu: float = 0.0, wall: float = 0.0) -> train.TrainStep:
     return state, {**metrics, "cpu_seconds": cpu, "wall_seconds": wall}
 
   return call
-
-
-@dataclasses.dataclass(frozen=True)
-class Metered(Experiment):
-  """An experiment whose train step is `metered`, counting on from the last checkpoint of `workdir`."""
-
-  workdir: str = dataclasses.field(kw_only=True)
-
-  def jitted_step(self, loss_fn: LossFn) -> train.TrainStep:
-    step = train.latest_step(checkpoints(self.workdir))
-    if step is None:
-      return metered(super().jitted_step(loss_fn))
-    return metered(super().jitted_step(loss_fn), *used(self.workdir, step))
 
 
 def used(workdir: str, step: int) -> tuple[float, float]:
@@ -346,8 +341,11 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   )  # saving is CPU time too
   experiment = build(config, tokenizer=tokenizer)
   print(plan.summary(experiment), flush=True)
-  fields = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
-  result = train_workdir(Metered(**fields, workdir=str(directory)), str(directory), terminal=False)
+  done = train.latest_step(checkpoints(str(directory)))
+  before = (0.0, 0.0) if done is None else used(str(directory), done)
+  result = train_workdir(
+    experiment, str(directory), terminal=False, wrap_step=lambda step: metered(step, *before)
+  )
   if result.status != "finished":
     raise SystemExit(result.exit_code)
   how = {"num_draws": comparison.num_draws, "max_rows": comparison.max_rows}

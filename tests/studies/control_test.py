@@ -1,7 +1,6 @@
-"""The control experiment on two made-up novels: labels, classifiers, and the whole demonstration with networks that know nothing."""
+"""The control study on two made-up novels: labels, classifiers, and the whole demonstration with networks that know nothing."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,8 @@ import numpy as np
 import pytest
 
 from configs import base
+from diffusion_text.core.options import member
+from diffusion_text.core.prng import position_keys
 from diffusion_text.data.corpora import AUSTEN_NOVELS, CORPORA, Austen
 from diffusion_text.data.labels import LabelledRows, labelled_rows
 from diffusion_text.data.token_arrays import TokenArrays
@@ -16,12 +17,12 @@ from diffusion_text.experiment.build import build
 from diffusion_text.experiment.run import Trained
 from diffusion_text.model.classifier import Classifier
 from diffusion_text.process.embedding import Embedding
-from diffusion_text.schedules.gaussian import PATHS
-from diffusion_text.studies import control
+from diffusion_text.schedules.gaussian import LogSNR
+from diffusion_text.studies import control, control_report
 from diffusion_text.types import Inputs
 
 
-@dataclasses.dataclass(frozen=True)
+@member
 class TwoNovels:
   """One of a's and b's, one of c's and d's, in turns."""
 
@@ -64,50 +65,61 @@ def test_rows_are_of_one_source_and_parts_are_disjoint():
 def test_a_classifier_reads_soft_tokens_as_it_reads_tokens_and_knows_its_window():
   ids = jnp.array([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]])
   for options in ({"window": 3, "pool": "max"}, {}):
-    classifier = Classifier(2, 6, 8, **options)
-    params = classifier.init(jax.random.key(0)) | {
-      "out": {"kernel": jnp.ones((8, 2)), "bias": jnp.zeros(2)}
-    }
+    classifier = Classifier(classes=2, input_size=6, width=8, **options)
+    params = classifier.init(jax.random.key(0))
+    params |= {"out": {"kernel": jnp.ones((8, 2)), "bias": jnp.zeros(2)}}
     apply = jax.jit(classifier.apply)
-    hard, soft = (
-      apply(params, Inputs(ids=ids)),
-      apply(params, Inputs(vectors=jax.nn.one_hot(ids, 6))),
-    )
+    hard = apply(params, Inputs(ids=ids))
+    soft = apply(params, Inputs(vectors=jax.nn.one_hot(ids, 6)))
     np.testing.assert_allclose(hard, soft, atol=1e-5)
     same = np.allclose(hard[0], hard[1], atol=1e-5)
     assert same == (classifier.window == 1), "a bag knows no order, a window does"
   with pytest.raises(ValueError, match="vectors of 5 numbers"):
     classifier.apply(params, Inputs(vectors=jnp.ones((1, 2, 5))))
   with pytest.raises(ValueError, match="window=2 must be odd"):
-    Classifier(2, 6, window=2)
-  with pytest.raises(ValueError, match="pool='sum'"):
-    Classifier(2, 6, pool="sum")
+    Classifier(classes=2, input_size=6, window=2)
+  with pytest.raises(ValueError, match="pool"):
+    Classifier(classes=2, input_size=6, pool="sum")
 
 
 def test_a_classifier_of_noised_vectors_is_surer_of_clearer_ones():
-  process = Embedding(4, PATHS["log_snr"](log_snr_max=6.0, log_snr_min=-6.0), width=8)
-  generator = types.SimpleNamespace(
-    experiment=types.SimpleNamespace(process=process),
-    params={"process": process.init(jax.random.key(0))},
-  )
+  process = Embedding(vocab_size=4, schedule=LogSNR(log_snr_max=6.0, log_snr_min=-6.0), width=8)
+  of_process = process.init(jax.random.key(0), None)
   label = np.arange(64) % 2
   ids = np.random.default_rng(0).integers(0, 2, (64, 6)) + 2 * label[:, None]
-  rows = LabelledRows(ids.astype(np.int32), label.astype(np.int32), label.astype(np.int32))
+  ids, label = ids.astype(np.int32), label.astype(np.int32)
   judged = control.train_classifier(
-    Classifier(2, 8, 16, timed=True),
-    rows,
-    read=control.noised(generator),
+    Classifier(classes=2, input_size=8, width=16, timed=True),
+    LabelledRows(ids, label, label),
+    read=control.noised(process, {"process": of_process}),
     seed=0,
     steps=150,
     batch_size=32,
   )
+
+  @jax.jit
+  def answers(t):
+    keys = position_keys(jax.random.key(1), *ids.shape)
+    state = process.corrupt(of_process, keys, process.clean(of_process, ids), t)
+    return judged.log_prob(process.inputs(of_process, state, t), t)
+
   right = []
   for time in (0.1, 0.95):
-    t = jnp.full(ids.shape, time)
-    state = process.corrupt(generator.params["process"], jax.random.key(1), ids, t)
-    logp = judged.log_prob(process.inputs(generator.params["process"], state, t), t)
-    right.append(float(jnp.mean(logp[jnp.arange(64), label])))
+    logp = answers(jnp.full(ids.shape, time))
+    right.append(float(np.mean(np.asarray(logp)[np.arange(64), label])))
   assert right[0] > -0.1 and right[1] < right[0] - 0.1 and right[1] > -1.2, right
+
+
+def untrained(config, tokenizer=None):
+  experiment = build(config, tokenizer=tokenizer, devices=jax.devices()[:1])
+  params, _ = jax.jit(experiment.init)(jax.random.key(0))
+  return Trained(experiment, params, 0)
+
+
+def cells(report, column):
+  """The numbers of a column of the table."""
+  lines = [line.split("|") for line in report.splitlines() if line.startswith("|")][2:]
+  return [float(line[column].split("±")[0].split("%")[0]) for line in lines]
 
 
 def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monkeypatch):
@@ -118,34 +130,51 @@ def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monke
   config.model.update({"width": 16, "mlp_width": 32, "layers": 1})
   config.data.update({"length": 8, "cache_dir": str(tmp_path)})
   config.sampler.steps = 8
-  experiment = build(config)
-  config.timing.name, config.sampler.steps = "left_to_right", 1
-  exact = build(config, tokenizer=experiment.tokenizer)
-  generator, judge = (Trained(e, e.init_params(jax.random.key(0)), 0) for e in (experiment, exact))
-  settings = control.Settings(target="first", strengths=[16.0], num=32, classifier_steps=80)
-  report = control.report(control.steer(generator, settings), judge, settings)
-  lines = [line.split("|") for line in report.splitlines() if line.startswith("|")][2:]
-  by_evaluator, by_guide = (
-    [float(line[column].split("±")[0].split("%")[0]) for line in lines] for column in (2, 3)
-  )
+  generator = untrained(config)
+  config.timing.name, config.context.name, config.sampler.steps = "at_noise", "next_token", 1
+  judge = untrained(config, generator.experiment.tokenizer)
+  settings = control.Settings(target="first", strengths=(16.0,), num=32, classifier_steps=80)
+  report = control_report.report(control.steer(generator, settings), judge, settings)
+  by_evaluator, by_guide = cells(report, 2), cells(report, 3)
   # The evaluator has only seen rows of one novel; where the guide is content with most of the letters, it need not be.
-  assert (
-    by_guide[1] >= by_guide[0] + 20 and by_evaluator[1] > by_evaluator[0] and by_evaluator[2] > 90
-  ), report
-  assert "strength 16 raises success" in report and all("+0 %" in line[5] for line in lines)
+  assert by_guide[1] >= by_guide[0] + 20 and by_evaluator[1] > by_evaluator[0], report
+  assert by_evaluator[2] > 90, report
+  assert "strength 16 raises success" in report and cells(report, 5) == [0.0, 0.0, 0.0]
   with pytest.raises(ValueError, match="target='third' is no source"):
     control.steer(generator, dataclasses.replace(settings, target="third"))
-  with pytest.raises(ValueError, match="not Masked"):
+  with pytest.raises(ValueError, match="which Masked does not offer; guidance='logits' serves"):
     control.steer(generator, dataclasses.replace(settings, guidance="latents"))
 
 
+def test_latents_are_steered_too(tmp_path, monkeypatch):
+  """The other kind of control, on an embedding process whose network knows nothing."""
+  monkeypatch.setitem(CORPORA, "austen", TwoNovels)
+  monkeypatch.setattr(control, "BATCH", 16)
+  config = base.config("micro")
+  config.model.update({"width": 16, "mlp_width": 32, "layers": 1})
+  config.data.update({"length": 8, "cache_dir": str(tmp_path)})
+  config.process = {"name": "embedding", "width": 8, "prediction": "leave_one_out"}
+  config.sampler.steps = 16
+  settings = control.Settings(
+    target="first", strengths=(4.0,), num=32, classifier_steps=80, guidance="latents", inner_steps=3
+  )
+  steered = control.steer(untrained(config), settings)
+  free, guided = (
+    np.mean(steered.evaluator.answers(ids) == steered.target) for _, ids, _ in steered.samples
+  )
+  assert guided > free + 0.2, (free, guided)
+
+
 def test_the_verdict_asks_for_both_and_settings_are_checked():
-  row = control.Row("0", 0.2, 0, 0, 5.0, 0, 4.0, 0.9, 8)
-  better = lambda success, nats: dataclasses.replace(row, name="2", success=success, nats=nats)
-  assert control.verdict([row, better(0.51, 5.9)]).startswith("control shown")
-  assert control.verdict([row, better(0.45, 5.9)]).startswith("control not shown")
-  assert control.verdict([row, better(0.9, 6.1)]).startswith("no strength")
+  row = control_report.Row("0", 0.2, 0, 0, 5.0, 0, 4.0, 0.9, 8)
+
+  def better(success, nats):
+    return dataclasses.replace(row, name="2", success=success, nats=nats)
+
+  assert control_report.verdict([row, better(0.51, 5.9)]).startswith("control shown")
+  assert control_report.verdict([row, better(0.45, 5.9)]).startswith("control not shown")
+  assert control_report.verdict([row, better(0.9, 6.1)]).startswith("no strength")
   with pytest.raises(ValueError, match="num=33 must be a multiple of 32 rows; use 64"):
-    control.Settings("emma", [1.0], num=33)
-  with pytest.raises(ValueError, match="guidance='both'"):
-    control.Settings("emma", [1.0], guidance="both")
+    control.Settings("emma", (1.0,), num=33)
+  with pytest.raises(ValueError, match="guidance"):
+    control.Settings("emma", (1.0,), guidance="both")
