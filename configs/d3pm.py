@@ -12,7 +12,7 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process.grid = 1000
+  c.process.time_steps = 1000
   c.objective.auxiliary = 0.01
   base.time_conditioned(c)
   return c

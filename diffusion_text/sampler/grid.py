@@ -66,7 +66,7 @@ class Walk:
   call.
   """
 
-  steps: int = option(..., "steps from noise to text, per unit of the context", ge=1)
+  steps: int = option(64, "steps from noise to text, per unit of the context", ge=1)
   temperature: float = option(1.0, "divides the logits; 1 changes nothing, 0 is greedy", ge=0)
   top_p: float = option(
     1.0,
