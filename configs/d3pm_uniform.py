@@ -11,7 +11,7 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   # prediction: as the auxiliary cross-entropy teaches it
-  c.process = {"name": "uniform", "grid": 1000, "prediction": "posterior"}
+  c.process = {"name": "uniform", "time_steps": 1000, "prediction": "posterior"}
   c.objective.auxiliary = 0.01
   base.time_conditioned(c)
   return c
