@@ -1,4 +1,4 @@
-"""Programs read from their text: loops with their trip counts, collectives, bytes and FLOPs, small enough to count by hand."""
+"""Programs read from their text: turns of loops, collectives, bytes and FLOPs, counted by hand."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import pytest
 from diffusion_text.compiler.chips import CHIPS, GIB, chip_of, collective_seconds
 from diffusion_text.compiler.hlo import Program, replica_group, size
 
-# Two nested loops: 12 turns of a layer (an all-reduce of 8 KiB, a matmul fusion), in each of which an unrolled loop from 0 to 4 by 2
-# permutes; then a loop whose trips only the run knows; an all-gather spread over two fusions; a fusion that is a reduce-scatter.
+# Two nested loops: 12 turns of a layer (an all-reduce of 8 KiB, a matmul fusion), and in each turn
+# an unrolled loop from 0 to 4 by 2 with a permute. Then a loop whose turns only the run knows, an
+# all-gather spread over two fusions, and a fusion that is a reduce-scatter. Backslashes join lines.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -29,7 +30,8 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %i.2 = s32[] get-tuple-element(%p.2), index=0
   %x.2 = bf16[4,8]{1,0} get-tuple-element(%p.2), index=1
   %next.2 = s32[] add(%i.2, %two)
-  %permute = (bf16[4,8]{1,0}, bf16[4,8]{1,0}) collective-permute-start(%x.2), channel_id=1, source_target_pairs={{0,1},{1,2}}
+  %permute = (bf16[4,8]{1,0}, bf16[4,8]{1,0}) collective-permute-start(%x.2), channel_id=1, \
+source_target_pairs={{0,1},{1,2}}
   %done = bf16[4,8]{1,0} collective-permute-done(%permute)
   ROOT %t.2 = (s32[], bf16[4,8]{1,0}) tuple(%next.2, %done)
 }
@@ -51,7 +53,8 @@ TEXT = """HloModule jit_step, is_scheduled=true
   ROOT %lt.4 = pred[] compare(%i.4, %n), direction=LT
 }
 
-%layer_body (p.5: (s32[], bf16[16,32], bf16[12,32,8], f32[2048])) -> (s32[], bf16[16,32], bf16[12,32,8], f32[2048]) {
+%layer_body (p.5: (s32[], bf16[16,32], bf16[12,32,8], f32[2048])) -> \
+(s32[], bf16[16,32], bf16[12,32,8], f32[2048]) {
   %p.5 = (s32[], bf16[16,32]{1,0}, bf16[12,32,8]{2,1,0}, f32[2048]{0}) parameter(0)
   %one = s32[] constant(1)
   %i.5 = s32[] get-tuple-element(%p.5), index=0
@@ -60,12 +63,14 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %g.5 = f32[2048]{0} get-tuple-element(%p.5), index=3
   %next.5 = s32[] add(%i.5, %one)
   %y.5 = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} fusion(%x.5, %w.5, %i.5), kind=kOutput, calls=%matmul
-  %sum.5 = f32[2048]{0} all-reduce(%g.5), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  %sum.5 = f32[2048]{0} all-reduce(%g.5), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0), \
+to_apply=%add
   %zero.5 = s32[] constant(0)
   %small.5 = bf16[4,8]{1,0} constant({...})
   %pack.5 = (s32[], bf16[4,8]{1,0}) tuple(%zero.5, %small.5)
   %loop.5 = (s32[], bf16[4,8]{1,0}) while(%pack.5), condition=%inner_cond, body=%inner_body
-  ROOT %t.5 = (s32[], bf16[16,32]{1,0}, bf16[12,32,8]{2,1,0}, f32[2048]{0}) tuple(%next.5, %x.5, %w.5, %sum.5)
+  ROOT %t.5 = (s32[], bf16[16,32]{1,0}, bf16[12,32,8]{2,1,0}, f32[2048]{0}) \
+tuple(%next.5, %x.5, %w.5, %sum.5)
 }
 
 %vocab_cond (p.6: (s32[], s32[], f32[64])) -> pred[] {
@@ -80,19 +85,22 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %i.7 = s32[] get-tuple-element(%p.7), index=0
   %n.7 = s32[] get-tuple-element(%p.7), index=1
   %v.7 = f32[64]{0} get-tuple-element(%p.7), index=2
-  %sum.7 = f32[64]{0} all-reduce(%v.7), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %sum.7 = f32[64]{0} all-reduce(%v.7), channel_id=3, \
+replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
   ROOT %t.7 = (s32[], s32[], f32[64]{0}) tuple(%i.7, %n.7, %sum.7)
 }
 
 %async_collective_start (x.8: f32[10]) -> (f32[40], f32[10]) {
   %x.8 = f32[10]{0} parameter(0)
-  %gather.8 = f32[40]{0} all-gather(%x.8), channel_id=4, replica_groups=mesh['a'=2,'b'=4] {'b'}, frontend_attributes={chain_id="1"}
+  %gather.8 = f32[40]{0} all-gather(%x.8), channel_id=4, \
+replica_groups=mesh['a'=2,'b'=4] {'b'}, frontend_attributes={chain_id="1"}
   ROOT %t.8 = (f32[40]{0}, f32[10]{0}) tuple(%gather.8, %x.8)
 }
 
 %async_collective_done (x.9: f32[10]) -> f32[40] {
   %x.9 = f32[10]{0} parameter(0)
-  ROOT %gather.9 = f32[40]{0} all-gather(%x.9), channel_id=4, replica_groups=mesh['a'=2,'b'=4] {'b'}, frontend_attributes={chain_id="1"}
+  ROOT %gather.9 = f32[40]{0} all-gather(%x.9), channel_id=4, \
+replica_groups=mesh['a'=2,'b'=4] {'b'}, frontend_attributes={chain_id="1"}
 }
 
 %all-reduce-scatter (x.10: f32[800]) -> f32[100] {
@@ -102,7 +110,8 @@ TEXT = """HloModule jit_step, is_scheduled=true
   ROOT %part.10 = f32[100]{0} dynamic-slice(%sum.10, %zero.10), dynamic_slice_sizes={100}
 }
 
-ENTRY %main (x: bf16[16,32], w: bf16[12,32,8], g: f32[2048], v: f32[64], s: f32[10], r: f32[800]) -> f32[100] {
+ENTRY %main (x: bf16[16,32], w: bf16[12,32,8], g: f32[2048], v: f32[64], s: f32[10], \
+r: f32[800]) -> f32[100] {
   %x = bf16[16,32]{1,0} parameter(0)
   %w = bf16[12,32,8]{2,1,0} parameter(1)
   %g = f32[2048]{0} parameter(2)
@@ -111,7 +120,8 @@ ENTRY %main (x: bf16[16,32], w: bf16[12,32,8], g: f32[2048], v: f32[64], s: f32[
   %r = f32[800]{0} parameter(5)
   %zero = s32[] constant(0)
   %pack = (s32[], bf16[16,32]{1,0}, bf16[12,32,8]{2,1,0}, f32[2048]{0}) tuple(%zero, %x, %w, %g)
-  %layers = (s32[], bf16[16,32]{1,0}, bf16[12,32,8]{2,1,0}, f32[2048]{0}) while(%pack), condition=%layer_cond, body=%layer_body
+  %layers = (s32[], bf16[16,32]{1,0}, bf16[12,32,8]{2,1,0}, f32[2048]{0}) while(%pack), \
+condition=%layer_cond, body=%layer_body
   %pack.1 = (s32[], s32[], f32[64]{0}) tuple(%zero, %zero, %v)
   %vocab = (s32[], s32[], f32[64]{0}) while(%pack.1), condition=%vocab_cond, body=%vocab_body
   %kernel = f32[100]{0} custom-call(%r), custom_call_target="tpu_custom_call"
@@ -146,8 +156,8 @@ def test_flops_and_bytes():
   program = Program(TEXT, unknown_trips=5)
   matmul = 2 * 16 * 32 * 8
   assert program.matmul_flops() == 12 * matmul
-  # Per turn the fusion reads x, one layer of w and the counter; its result stays in fast memory.
-  # The counters' sums: three scalars. A kernel counts as a fusion does.
+  # In each turn the fusion reads x, one layer of w and the counter. Its result is in fast memory.
+  # The sum of a counter reads and writes three scalars. A kernel counts like a fusion.
   fused = 16 * 32 * 2 + 32 * 8 * 2 + 4
   once = sum(times * moved for times, flops, moved in program.costs() if flops)
   assert once == 12 * fused
@@ -157,7 +167,10 @@ def test_flops_and_bytes():
 
 
 def test_a_padded_window_counts_what_is_not_padding():
-  line = "  %c = bf16[8,6,64]{2,1,0} convolution(%x.3, %k), window={size=6 pad=5_5 rhs_reversal=1}, dim_labels=b0f_0oi->b0f"
+  line = (
+    "  %c = bf16[8,6,64]{2,1,0} convolution(%x.3, %k), "
+    "window={size=6 pad=5_5 rhs_reversal=1}, dim_labels=b0f_0oi->b0f"
+  )
   body = TEXT.replace("ROOT %conv.3", "%conv.3").replace(
     "dim_labels=bf_io->bf\n",
     "dim_labels=bf_io->bf\n  %k = bf16[6,64,96]{2,1,0} constant({...})\n  %x.4 = "
@@ -196,7 +209,10 @@ def test_sizes():
 
 
 def test_collectives_on_a_torus():
-  """By hand: bytes received per chip over the links of the axes that a group spans, two links an axis where it closes to a ring."""
+  """By hand: bytes received per chip over the links of the axes that a group spans.
+
+  An axis has two links if it is a ring.
+  """
   chip, pod = CHIPS["v5e"], (16, 16)
   row, square = [(x, 0) for x in range(16)], [(x, y) for x in range(16) for y in range(16)]
   part = [(x, 0) for x in range(8)]
@@ -205,9 +221,8 @@ def test_collectives_on_a_torus():
   assert collective_seconds(chip, "reduce-scatter", 256e9, square, pod) == pytest.approx(
     255e9 / 200e9
   )
-  assert collective_seconds(chip, "all-gather", 8e9, part, pod) == pytest.approx(
-    7e9 / 50e9
-  )  # a line
+  # A line.
+  assert collective_seconds(chip, "all-gather", 8e9, part, pod) == pytest.approx(7e9 / 50e9)
   assert collective_seconds(chip, "collective-permute", 1e9, row[:2], pod) == pytest.approx(
     1e9 / 50e9
   )

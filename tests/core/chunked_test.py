@@ -73,7 +73,10 @@ def test_sum_equals_dense():
 
   def dense(consts, features, labels, count):
     cost, aux = with_aux(consts, (features, labels))
-    keep = lambda x: jnp.where(count.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+
+    def keep(x):
+      return jnp.where(count.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+
     return jnp.sum(keep(cost)), jax.tree.map(keep, aux)
 
   expected = jax.jit(jax.value_and_grad(dense, (0, 1), has_aux=True))
@@ -102,7 +105,7 @@ def test_aux_has_no_gradient():
 
 
 def test_closing_over_a_traced_array_raises():
-  """What a row reads is an argument; a value of `fn`'s surroundings would silently lose gradient."""
+  """Everything that a row reads is an argument. A captured value would lose its gradient."""
   features, consts, labels, count = make()
 
   def loss(kernel, reduce):

@@ -1,4 +1,4 @@
-"""Where text comes from: fixed splits, folders, tensorflow-datasets without TensorFlow, and errors that say what to do."""
+"""Corpora: fixed splits, folders, tensorflow-datasets without TensorFlow, errors with the fix."""
 
 import hashlib
 import json
@@ -118,7 +118,7 @@ def test_a_folder_with_train_only_is_split_by_hash(tmp_path):
   assert (
     0.04 < len(splits["test"]) / 2000 < 0.06 and 0.013 < len(splits["validation"]) / 2000 < 0.027
   )
-  # A document does not change its split because another file comes: nothing leaks from train into test.
+  # A new file does not change the split of a document: nothing leaks from train into test.
   (tmp_path / "more.txt").write_text("\n".join(f"more {n}" for n in range(500)))
   assert set(splits["test"]) <= set(corpora.Folder(str(tmp_path)).documents("test"))
 
@@ -160,8 +160,8 @@ def test_folder_errors(tmp_path):
 def test_tfds_set_that_is_not_prepared_fails_at_once_with_the_command(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"name='lm1b' is not prepared under") as error:
     corpora.Tfds("lm1b", data_dir=str(tmp_path)).documents("train")
-  command = f"tfds.builder('lm1b', data_dir={str(tmp_path)!r}, file_format='array_record').download_and_prepare()"
-  assert command in str(error.value)
+  command = f"tfds.builder('lm1b', data_dir={str(tmp_path)!r}, file_format='array_record')"
+  assert f"{command}.download_and_prepare()" in str(error.value)
 
 
 def test_tfds_finds_the_newest_version_and_the_only_config(tmp_path):
@@ -215,8 +215,8 @@ class Haiku(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self):
-    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)})
-    return tfds.core.DatasetInfo(builder=self, features=features)
+    features = {"text": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)}
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, manager):
     return {"train": self._rows(200), "test": self._rows(5)}
@@ -235,10 +235,13 @@ from diffusion_text.data import corpora
 
 corpus = corpora.Tfds("haiku", data_dir=root)
 splits = {split: list(corpus.documents(split)) for split in corpora.SPLITS}
-assert {split: len(documents) for split, documents in splits.items()} == {"train": 196, "validation": 4, "test": 5}, splits
-assert sorted(splits["train"] + splits["validation"]) == sorted(f"line {n} ü\\n" for n in range(200))
+sizes = {split: len(documents) for split, documents in splits.items()}
+assert sizes == {"train": 196, "validation": 4, "test": 5}, splits
+lines = splits["train"] + splits["validation"]
+assert sorted(lines) == sorted(f"line {n} ü\\n" for n in range(200))
 assert corpus.identity() != corpora.Tfds("haiku", data_dir=root, field="n").identity()
-for field, message in [("body", "no feature field='body', it holds ['n', 'text']"), ("n", "holds int, not text")]:
+wrong = {"body": "no feature field='body', it holds ['n', 'text']", "n": "holds int, not text"}
+for field, message in wrong.items():
   try:
     corpora.Tfds("haiku", data_dir=root, field=field).documents("train")
   except ValueError as error:

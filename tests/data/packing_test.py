@@ -1,4 +1,4 @@
-"""Packing: every token in its place, once; documents whole, and apart."""
+"""Packing: every token once and in its place, whole documents in different segments."""
 
 import hypothesis
 import numpy as np
@@ -48,7 +48,7 @@ def test_a_stream_epoch_has_every_token_and_less_than_a_row_twice(size, length, 
     counts = np.bincount(batch.ids.reshape(-1), minlength=size)
     assert set(counts) <= {1, 2} and (counts == 2).sum() == -size % length
     assert batch.weights is None and batch.segment is None
-    # Rows are contiguous, but for the one place where the circle closes.
+    # Rows are contiguous, except at the one place where the circle closes.
     assert (np.diff(batch.ids, axis=1) % size == 1 % size).all()
 
 
@@ -113,9 +113,8 @@ def test_documents_are_packed_greedily(sizes, length):
   packed = packing.whole_documents(np.arange(offsets[-1]), offsets, length)
   used = packed.ends - packed.begins
   first = np.diff(np.append(packed.starts, offsets[-1]))[np.isin(packed.starts, packed.begins)]
-  assert (used <= length).all() and (
-    used[:-1] + first[1:] > length
-  ).all()  # the next one would not have fitted
+  # No row is too long, and the first segment of the next row would not have fitted.
+  assert (used <= length).all() and (used[:-1] + first[1:] > length).all()
 
 
 def test_documents_of_the_length_of_a_row_need_no_weights_and_no_segments():

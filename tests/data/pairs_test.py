@@ -1,4 +1,4 @@
-"""Pairs of a source and a target: files, splits by the source, rows with the source given, and the same batches everywhere."""
+"""Pairs: files, splits by the source, rows with an observed source, equal batches everywhere."""
 
 import json
 import os
@@ -16,7 +16,7 @@ DATA = Path(os.environ.get("DIFFUSION_TEXT_DATA", "/nowhere"))
 
 
 def tsv(tmp_path, lines, names=("train.tsv", "dev.tsv", "test.tsv")):
-  """A folder that has the lines as each of its splits, so that none is carved out of another."""
+  """A folder with the lines in each of its splits, so that no split is carved out of another."""
   for name in names:
     (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
   return str(tmp_path)
@@ -34,9 +34,8 @@ def test_a_file_is_split_by_the_source_and_its_order_is_a_hash(tmp_path):
   assert 60 < len(pairs["test"]) < 150 and 15 < len(pairs["validation"]) < 70
   for each in pairs.values():
     numbers = [int(target.split()[1]) for _, target in each]
-    assert numbers[1::2] == [
-      n + 1 for n in numbers[::2]
-    ]  # targets of one source together, in the order of the file
+    # Targets of one source are neighbours, in the order of the file.
+    assert numbers[1::2] == [n + 1 for n in numbers[::2]]
     assert numbers != sorted(numbers)
   assert next(corpus.documents("test")) == "\n".join(pairs["test"][0])
 

@@ -1,4 +1,4 @@
-"""Token arrays and batches: encoded once, every token once, the same whatever the process count, and exact after a restart."""
+"""Token arrays and batches: encoded once, every token once, equal batches for any processes."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ class Lines:
   lines: tuple[str, ...]
 
   def documents(self, split):
-    """The same for every split."""
+    """The same documents for every split."""
     return iter(self.lines)
 
   def identity(self):
@@ -208,7 +208,7 @@ def test_a_restarted_iterator_goes_on_where_the_first_stopped(changes):
   next(first)
   assert first.get_state() != state
   second = _iterator(arrays, **changes)
-  next(second)  # what was made ahead must be thrown away
+  next(second)  # batches made in advance must be thrown away
   second.set_state(state)
   assert second.get_state() == state
   for batch in expected[7:]:
@@ -222,9 +222,8 @@ def test_the_global_batch_does_not_depend_on_the_process_count(packing_kind):
   arrays = _arrays(203, documents=[0, 7, 30, 33, 41, 90, 120, 128, 136, 203])
 
   def global_batches(count):
-    shares = [
-      range(4)[p::count] for p in range(count)
-    ]  # not neighbours: a mesh may share out the rows in any way
+    # No neighbours: a mesh may split the rows in any way.
+    shares = [range(4)[p::count] for p in range(count)]
     iterators = [_iterator(arrays, packing_kind=packing_kind, places=share) for share in shares]
     batches = [[next(iterator) for iterator in iterators] for _ in range(8)]
     assert len({iterator.get_state() for iterator in iterators}) == 1
@@ -315,15 +314,14 @@ def test_evaluation_has_every_token_once(packing_kind):
   ids, weights, segments = map(np.concatenate, (ids, weights, segments))
   np.testing.assert_array_equal(ids[weights > 0], arrays.tokens)
   np.testing.assert_array_equal(segments == 0, weights == 0)
-  _assert_same(*(next(iter(batches)) for _ in range(2)))  # it can be gone through again
+  _assert_same(*(next(iter(batches)) for _ in range(2)))  # batches can be iterated again
 
 
 def test_evaluation_fields_that_say_nothing_are_none():
   batches = list(pipeline.evaluation_batches(_arrays(80), length=10, batch_size=4))
   assert [(batch.weights, batch.segment) for batch in batches] == [(None, None)] * 2
-  batches = list(
-    pipeline.evaluation_batches(_arrays(70), length=10, batch_size=4)
-  )  # full rows, the last batch is not
+  # All rows are full and the last batch is not.
+  batches = list(pipeline.evaluation_batches(_arrays(70), length=10, batch_size=4))
   assert [batch.weights.sum() for batch in batches] == [40, 30] and all(
     batch.segment is None for batch in batches
   )

@@ -1,4 +1,4 @@
-"""Rows for sampling: what is known, what is open, and what is neither."""
+"""Rows for sampling: observed tokens, tokens to generate, and padding."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ _BYTES = tokenizers.Bytes()
 
 
 def _known(batch, row=0, tokenizer=_BYTES):
-  """Text of a row with `_` for each open token, padding left out."""
+  """The text of a row with `_` for each token to generate, padding left out."""
   real = slice(None) if batch.weights is None else batch.weights[row] > 0
   ids, given = batch.ids[row][real], batch.observed[row][real]
   return "".join(

@@ -1,4 +1,4 @@
-"""Tokenizers: nothing is lost, characters are counted once, and the same text gives the same bytes."""
+"""Tokenizers: nothing is lost, characters count once, and the same text gives the same bytes."""
 
 import functools
 
@@ -10,7 +10,8 @@ from hypothesis import strategies
 from diffusion_text.data import corpora, tokenizers
 
 _QUICK = hypothesis.settings(max_examples=60, deadline=None, database=None)
-# Surrogates are no text; the others are what tokenizers trip over: marks for spaces, runs of spaces, controls, long characters.
+# No surrogates, which are not text. The examples are difficult for tokenizers: marks for spaces,
+# runs of spaces, controls, characters of several bytes.
 _CHARACTERS = strategies.characters(exclude_categories=["Cs"]) | strategies.sampled_from(
   "▁  \n\r\t\0é日😀<0x>unk"
 )
@@ -200,9 +201,8 @@ def test_encoding_in_parts_gives_the_same_ids(monkeypatch):
   parts = list(tokenizers.encode_document(tokenizer, document))
   assert len(parts) > 20
   np.testing.assert_array_equal(np.concatenate(parts), tokenizer.encode(document))
-  parts = list(
-    tokenizers.encode_document(tokenizer, "x" * 120)
-  )  # nowhere to cut: other ids perhaps, but nothing is lost
+  # There is no space to cut at. The ids may differ, but nothing is lost.
+  parts = list(tokenizers.encode_document(tokenizer, "x" * 120))
   assert tokenizer.decode(np.concatenate(parts)) == "x" * 120
 
 

@@ -23,13 +23,15 @@ from diffusion_text.types import Batch
 
 
 def test_a_bound_too_large_for_a_perplexity_is_still_told():
-  """17,274 nats per token were seen, of a Gaussian system after 500 updates."""
+  """A Gaussian system had 17,274 nats per token after 500 updates."""
   result = Likelihood(17_274.0, 1.0, 100.0, 300.0, 2, 1)
   assert math.isinf(result.perplexity) and "perplexity <= inf" in str(result)
 
 
 def test_uniform_model_has_perplexity_v():
-  nats_fn = lambda params, key, batch, progress: (jnp.full(4, 10 * np.log(7.0)), jnp.full(4, 10.0))
+  def nats_fn(params, key, batch, progress):
+    return jnp.full(4, 10 * np.log(7.0)), jnp.full(4, 10.0)
+
   result = evaluate(
     nats_fn, {}, [(Batch(jnp.zeros((4, 10))), 40)] * 3, jax.random.key(0), num_draws=2
   )
@@ -50,7 +52,10 @@ def test_bits_count_characters_whatever_the_tokenizer():
 def test_standard_error_is_that_of_repeated_experiments():
   rng = np.random.default_rng(0)
   weights = rng.integers(5, 20, 400).astype(float)
-  draw = lambda: estimate(weights * (2 + rng.normal(size=400)), weights)
+
+  def draw():
+    return estimate(weights * (2 + rng.normal(size=400)), weights)
+
   ratios, errors = np.array([draw() for _ in range(300)]).T
   assert errors.mean() == pytest.approx(ratios.std(), rel=0.15)
   assert ratios.mean() == pytest.approx(2.0, abs=4 * ratios.std() / 300**0.5)
@@ -63,10 +68,11 @@ def test_padding_rows_do_not_count():
 
 def test_draws_are_spread_over_time():
   seen = []
-  nats_fn = lambda params, key, batch, progress: (
-    seen.append((progress.part, progress.parts)) or jnp.ones(2),
-    jnp.ones(2),
-  )
+
+  def nats_fn(params, key, batch, progress):
+    seen.append((progress.part, progress.parts))
+    return jnp.ones(2), jnp.ones(2)
+
   evaluate(nats_fn, {}, [(Batch(jnp.zeros((2, 1))), 2)], jax.random.key(0), num_draws=3)
   assert seen == [(0, 3), (1, 3), (2, 3)]
 
@@ -74,7 +80,7 @@ def test_draws_are_spread_over_time():
 def test_nothing_to_score_is_an_error():
   with pytest.raises(ValueError, match="held-out batch"):
     evaluate(lambda *_: None, {}, [], jax.random.key(0))
-  with pytest.raises(ValueError, match="given or padding"):
+  with pytest.raises(ValueError, match="observed or padding"):
     estimate(np.zeros(2), np.zeros(2))
   with pytest.raises(ValueError, match="num_draws=0"):
     evaluate(lambda *_: None, {}, [], jax.random.key(0), num_draws=0)
@@ -82,7 +88,7 @@ def test_nothing_to_score_is_an_error():
 
 def test_ngram_probabilities_sum_to_one_and_follow_witten_bell():
   model = NGramModel.train("abab", 2)
-  # P(b) = (2 + 2/3)/6 where 3 counts the unknown character; P(b | a) = (2 + 1 * P(b)) / 3.
+  # P(b) = (2 + 2/3) / 6, where 3 includes the unknown character. P(b | a) = (2 + 1 * P(b)) / 3.
   unigram = (2 + 2 / 3) / 6
   assert model.bits_per_char("ab") == pytest.approx(
     -(np.log2(unigram) + np.log2((2 + unigram) / 3)) / 2
@@ -148,7 +154,7 @@ def test_report_is_one_file_that_needs_no_network(tmp_path):
 
 @pytest.mark.parametrize("known", ["none", "some", "all"])
 def test_markov_posterior_equals_enumeration(known):
-  """Forward-backward against listing all sequences of a small chain."""
+  """Forward-backward equals a sum over all sequences of a small chain."""
   chain = MarkovChain.branchy(3, vocab_size=3, length=4, successors=2)
   grid = np.indices((3,) * 4).reshape(4, -1).T.astype(np.int32)
   law = np.exp(chain.log_likelihood(grid))
@@ -161,7 +167,10 @@ def test_markov_posterior_equals_enumeration(known):
     "all": np.zeros((20, 4), bool),
   }[known]
   evidence = masked_evidence(jnp.asarray(np.where(masked, 3, ids)), 3)
-  softmax = lambda logits: np.asarray(jax.nn.softmax(logits, axis=-1))
+
+  def softmax(logits):
+    return np.asarray(jax.nn.softmax(logits, axis=-1))
+
   np.testing.assert_allclose(
     softmax(chain.posterior(evidence)), softmax(table.posterior(evidence)), atol=2e-6
   )

@@ -28,7 +28,7 @@ IMPLEMENTATIONS = {
 }
 TILED = ("chunked", "pallas_tpu", "pallas_gpu")
 
-L = 44  # no multiple of a tile
+L = 44  # not a multiple of a tile
 SEGMENT = jnp.array([[0] * 9 + [1] * 13 + [2] * 22, [0] * 44])
 # name -> layout of two rows of L positions
 LAYOUTS = {
@@ -134,7 +134,11 @@ def test_shapes_and_dtypes(shape, implementation):
 @given(st.integers(0, 2**31 - 1), st.booleans())
 def test_random_ids(seed, runs):
   rng = np.random.RandomState(seed)
-  pick = lambda n: np.sort(rng.randint(0, n, (2, L)), axis=1) if runs else rng.randint(0, n, (2, L))
+
+  def pick(n):
+    values = rng.randint(0, n, (2, L))
+    return np.sort(values, axis=1) if runs else values
+
   q_layout, k_layout = (
     Layout(*(jnp.asarray(pick(n), jnp.int32) for n in (3, 4, 2))) for _ in range(2)
   )
@@ -153,7 +157,10 @@ def test_empty_tiles_are_computed_in_neither_pass(implementation):
   )
   q, k, v, g, c = arrays(32, 64)
   hidden = (np.arange(64) >= 32)[None, :, None, None]
-  bad = lambda x: np.where(hidden, np.float32(np.nan), x)
+
+  def bad(x):
+    return np.where(hidden, np.float32(np.nan), x)
+
   out, lse, dq, dk, dv = everything(IMPLEMENTATIONS[implementation])(
     q, bad(k), bad(v), g, c, q_layout, k_layout
   )
@@ -167,11 +174,8 @@ def test_padding_has_no_influence_on_value_or_gradient(implementation):
   layout = two_rows(layouts.padded(jnp.array([11, 26]), L))
   real = (np.arange(L) < np.array([[11], [26]]))[:, :, None, None]
   args, other = (list(map(np.asarray, arrays(L, L, seed=seed))) for seed in (0, 1))
-  args = (
-    *args[:3],
-    np.where(real, args[3], 0),
-    np.where(real[..., 0], args[4], 0),
-  )  # nobody reads the padding's answer
+  # The output of padding is not read.
+  args = (*args[:3], np.where(real, args[3], 0), np.where(real[..., 0], args[4], 0))
   swapped = *(np.where(real, a, 9 * b) for a, b in zip(args[:3], other)), *args[3:]
   for name, a, b in zip(
     ("out", "lse", "dq", "dk", "dv"), fn(*args, layout, layout), fn(*swapped, layout, layout)
@@ -188,7 +192,7 @@ def leak(fn, length=12, b=4):
   """
   layout = layouts.noisy_clean(length, b)
   q, k, v, g, c = map(np.asarray, arrays(2 * length, 2 * length, B=1))
-  run, worst = everything.__wrapped__(fn), 0.0  # traced anew: the rule may have been replaced
+  run, worst = everything.__wrapped__(fn), 0.0  # traced again: the rule may have been replaced
   for i in range(length // b):
     of_block = ((np.arange(2 * length) // b == i) * np.float32(1))[None, :, None]
     *_, dk, dv = run(q, k, v, g * of_block[..., None], c * of_block, layout, layout)
@@ -250,7 +254,9 @@ def test_attention_merged_by_log_sum_exp_is_attention_over_all_keys():
     weight = jax.nn.softmax(jnp.stack([lse for _, lse in parts]), axis=0)
     return sum(w[..., None] * out for w, (out, _) in zip(weight, parts))
 
-  whole = lambda q, k, v: attention(q, k, v, Layout(), Layout())
+  def whole(q, k, v):
+    return attention(q, k, v, Layout(), Layout())
+
   both = [
     jax.jit(jax.value_and_grad(lambda *x, fn=fn: (fn(*x) * g).sum(), (0, 1, 2)))(q, k, v)
     for fn in (merged, whole)
@@ -261,7 +267,10 @@ def test_attention_merged_by_log_sum_exp_is_attention_over_all_keys():
 def test_chunked_memory_is_linear_in_length():
   def temporary(length):
     x, layout = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32), layouts.causal(length)
-    loss = lambda q, k, v: attention(q, k, v, layout, layout).sum()
+
+    def loss(q, k, v):
+      return attention(q, k, v, layout, layout).sum()
+
     return (
       jax.jit(jax.grad(loss, (0, 1, 2)))
       .lower(x, x, x)
@@ -281,9 +290,8 @@ def test_chunked_memory_is_linear_in_length():
 def test_dispatch_tries_in_order_and_reports_every_reason(monkeypatch):
   q, k, v, *_ = arrays(8, 8)
   call = functools.partial(attention, q, k, v, Layout(), Layout())
-  np.testing.assert_array_equal(
-    call(), call(implementation="xla")
-  )  # on CPU neither kernel is for us
+  # On CPU neither kernel is available.
+  np.testing.assert_array_equal(call(), call(implementation="xla"))
   with pytest.raises(
     NotImplementedError, match=r"pallas_tpu: needs a TPU.*pallas_gpu: needs a GPU"
   ):

@@ -23,7 +23,7 @@ CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 @functools.cache
 def chips(name):
-  """Four devices of a described TPU, or a skip that says why not."""
+  """Four devices of a described TPU, or a skip with the reason."""
   pytest.importorskip("libtpu", reason="pip install libtpu to compile for TPU without one")
   os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
   return topologies.get_topology_desc(CHIPS[name], "tpu").devices[:4]
@@ -46,9 +46,10 @@ def value_and_grads(fn, L):
 def test_compiles_for_tpu_inside_shard_map(chip, L):
   devices = chips(chip)
   mesh = Mesh(np.array(devices), ("data",))
-  shape = lambda heads: jax.ShapeDtypeStruct(
-    (4, L, heads, 128), jnp.bfloat16, sharding=NamedSharding(mesh, P("data"))
-  )
+
+  def shape(heads):
+    sharding = NamedSharding(mesh, P("data"))
+    return jax.ShapeDtypeStruct((4, L, heads, 128), jnp.bfloat16, sharding=sharding)
 
   def step(q, k, v):
     value, grads = value_and_grads(
@@ -68,9 +69,8 @@ def test_compiles_for_tpu_inside_shard_map(chip, L):
     f" temporary {temporary} bytes"
   )
   assert compiled.as_text().count("tpu_custom_call") == 3  # forward, dq, dk and dv
-  assert (
-    temporary < 4 * L * 8 * 128 * 2 * 2
-  )  # a few copies of q: linear in L, and nothing like 8 * L * L
+  # A few copies of q: linear in L, and far below 8 * L * L.
+  assert temporary < 4 * L * 8 * 128 * 2 * 2
 
 
 def test_too_large_a_tile_is_our_error_not_the_compilers():
@@ -90,7 +90,7 @@ def test_too_large_a_tile_is_our_error_not_the_compilers():
 
 
 def test_tiles_just_under_the_limit_fit_the_chip():
-  """The estimate that our error rests on is not below what the compiler needs."""
+  """The estimate behind our error is not below the memory that the compiler needs."""
   device, tiles = chips("v5e")[0], (512, 1024)
   assert (
     0.6 * pallas_tpu.VMEM_LIMIT < pallas_tpu._vmem_bytes(*tiles, 128, 2) <= pallas_tpu.VMEM_LIMIT
@@ -105,11 +105,13 @@ def test_tiles_just_under_the_limit_fit_the_chip():
 
 @pytest.mark.parametrize("dtype,width", [("bfloat16", 128), ("float32", 64)])
 def test_lowers_for_cuda(dtype, width):
-  shape = lambda heads: jax.ShapeDtypeStruct((2, 1024, heads, width), dtype)
+  def shape(heads):
+    return jax.ShapeDtypeStruct((2, 1024, heads, width), dtype)
+
   step = value_and_grads(
     functools.partial(attention, implementation="pallas_gpu", return_lse=True, soft_cap=5.0), 1024
   )
-  # From 0.12 on Pallas asks jax itself, too, for which device it lowers.
+  # From 0.12 on, Pallas also asks jax for the device that it lowers for.
   h200 = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
   here = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h200)
   with compile_for("gpu", "NVIDIA H200"), jax.sharding.use_abstract_mesh(here):

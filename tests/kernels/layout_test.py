@@ -1,4 +1,4 @@
-"""The rule, its builders, and what tiles say of it."""
+"""The layout rule, its builders, and its summaries per tile."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from diffusion_text.types import Layout
 
 
 def sentence(q, k):
-  """The sentence of `types.Layout`, one pair at a time."""
+  """The rule of `types.Layout`, one pair of positions at a time."""
   (q_segment, q_block, q_noisy), (k_segment, k_block, k_noisy) = q, k
   if q_segment != k_segment:
     return False
@@ -53,7 +53,7 @@ def test_rule_is_the_sentence_is_dense_is_tiles(q, k):
     tiles = mask.reshape(12 // q_tile, q_tile, 8 // k_tile, k_tile).swapaxes(1, 2)
     assert not tiles[kinds == layouts.EMPTY].any()
     assert tiles[kinds == layouts.FULL].all()
-    if q_tile == k_tile == 1:  # of single positions the summary knows everything
+    if q_tile == k_tile == 1:  # the summary of single positions is exact
       assert not (kinds == layouts.PARTIAL).any()
 
 

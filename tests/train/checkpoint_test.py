@@ -1,4 +1,4 @@
-"""Checkpoints: exact, kept as asked, and never silently wrong."""
+"""Checkpoints: exact, kept as configured, and never silently wrong."""
 
 import dataclasses
 import logging
@@ -105,7 +105,7 @@ def test_without_an_average(tmp_path):
   restored, _ = _restore(f"file://{tmp_path}", abstract=_abstract(ema=False))
   assert restored.state.ema is None and not restored.evaluated
   with pytest.raises(CheckpointError, match="ema"):
-    _restore(tmp_path)  # a run that wants an average does not get a wrong one
+    _restore(tmp_path)  # a run with an average does not get a wrong one
 
 
 def test_precedence(copy, tmp_path):
@@ -197,9 +197,8 @@ def test_keeps_the_newest_and_the_best(tmp_path):
   }
   _save(tmp_path, range(1, 7), metrics=scores, max_to_keep=2, keep_best="bpc")
   assert checkpoint.steps_in(tmp_path) == [2, 5, 6]
-  _save(
-    tmp_path, [7], metrics={7: {"bpc": 0.5}}, max_to_keep=2, keep_best="bpc"
-  )  # remembered by another process
+  # As if by another process, which must know the earlier scores.
+  _save(tmp_path, [7], metrics={7: {"bpc": 0.5}}, max_to_keep=2, keep_best="bpc")
   assert checkpoint.steps_in(tmp_path) == [6, 7]
 
 
@@ -271,7 +270,7 @@ TARGETS = {
 
 
 def test_a_checkpoint_moves_between_meshes(tmp_path):
-  """No array is ever whole anywhere, where the table splits it: every device holds its part, before saving and after restoring."""
+  """Arrays that the table splits are never whole: a device holds its part, saved and restored."""
   four = tr.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
   fresh, _, step, _ = toy.build(mesh=four)
   state, _ = step(fresh(), tr.global_batch(next(toy.Rows()), four))
@@ -305,7 +304,7 @@ def test_a_checkpoint_moves_between_meshes(tmp_path):
 
 
 def test_no_weight_is_whole_while_it_is_made():
-  """The compiled initialisation has no array of the full shape of a weight that the table splits."""
+  """The compiled initialisation has no array with the full shape of a split weight."""
   fresh, *_ = toy.build(mesh=tr.make_mesh(fsdp=4, tensor=2))
   text = fresh.lower().compile().as_text()
   assert "f32[2,2,4]" in text  # [layers, D, D] over fsdp = 4 and tensor = 2

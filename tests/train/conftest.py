@@ -1,4 +1,4 @@
-"""Eight virtual devices: the sharding tests need them, and the rest shows that it does not mind."""
+"""Eight virtual devices: the sharding tests need them, and all other tests work with them."""
 
 import jax
 

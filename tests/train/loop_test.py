@@ -1,4 +1,4 @@
-"""The loop: its order, its endings, and that a kill changes nothing."""
+"""The loop: its order, its ends, and runs that a kill does not change."""
 
 import dataclasses
 import os
@@ -80,7 +80,7 @@ def test_ten_steps_equal_five_then_a_kill_then_five(tmp_path):
 
 
 def _start_several(workdir, processes, *options, last=()):
-  """Processes of one run; `last`: further options of the last of them."""
+  """The processes of one run. `last` are further options of the last process."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -104,7 +104,7 @@ def _started(running, workdir):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_exits_with_42(tmp_path, processes):
-  """With several processes only one is told, and all end at one step."""
+  """With several processes only one gets the signal, and all end at one step."""
   running = _start_several(
     tmp_path / "run", processes, "--steps", 100000, "--seconds_per_step", 0.05
   )
@@ -119,7 +119,7 @@ def test_sigterm_saves_and_exits_with_42(tmp_path, processes):
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path):
-  """kill -9 of one of two: the other says that it is not its own fault, and ends with a code of its own."""
+  """After kill -9 of one of two processes, the other reports it and ends with another code."""
   running = _start_several(tmp_path / "run", 2, "--steps", 100000, "--seconds_per_step", 0.05)
   _started(running, tmp_path / "run")
   running[1].kill()
@@ -198,7 +198,7 @@ def test_a_stuck_process_ends_itself(capfd):
 
 
 class Recorder:
-  """A run of the toy in this process that writes down what happens, in order."""
+  """A run of the toy in this process that records all events in order."""
 
   def __init__(
     self, directory=None, *, loss_fn=toy.noisy_loss, settings=None, every=2, call=None, **options
@@ -256,13 +256,8 @@ def test_order_of_the_loop(tmp_path):
   )
   assert recorder.events == [
     *("evaluate 0", "scores 0"),
-    *(
-      "draw 0",
-      "step",
-      "draw 1",
-      "step",
-      "log 1",
-    ),  # the first step's metrics are read after the second is on its way
+    # The metrics of the first step are read after the second is dispatched.
+    *("draw 0", "step", "draw 1", "step", "log 1"),
     *("log 2", "evaluate 2", "scores 2", "save at draw 2"),
     *("draw 2", "step", "draw 3", "step", "log 3"),
     *("log 4", "evaluate 4", "scores 4", "save at draw 4"),
@@ -292,7 +287,7 @@ def _poison_at(step):
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_nan_stops_before_anything_is_saved(tmp_path, step):
-  """At step 3 the poisoned state is the one that the save at 4 would take; it must be looked at first."""
+  """The poisoned state of step 3 would be saved at step 4; it must be checked before."""
   recorder = Recorder(tmp_path, loss_fn=_poison_at(step))
   with pytest.raises(
     tr.TrainingDiverged, match=rf"diverged at update {step + 1}: loss=nan"
@@ -310,9 +305,8 @@ def test_nan_stops_before_anything_is_saved(tmp_path, step):
 def test_a_gradient_that_is_not_finite_stops_too():
   def loss_fn(params, frozen, key, batch, progress):
     loss = toy.plain_loss(params, frozen, key, batch, progress)
-    return loss._replace(
-      total=loss.total + jnp.sqrt(0 * params["head"]["bias"][0])
-    )  # value 0, derivative nan
+    # The value of the added term is 0, and its derivative is NaN.
+    return loss._replace(total=loss.total + jnp.sqrt(0 * params["head"]["bias"][0]))
 
   with pytest.raises(
     tr.TrainingDiverged, match=r"update 1: grad_norm=nan, param_norm=nan .*There is no checkpoint"
@@ -321,7 +315,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
 
 
 def test_a_batch_is_prepared_after_it_is_drawn_by_the_step(tmp_path):
-  """What `prepare` adds reaches the loss as extras; a run that is continued prepares the same."""
+  """Extras from `prepare` reach the loss, and a continued run prepares the same extras."""
 
   def prepare(state, batch):
     key = tr.named_key(0, "prepare", state.step)
@@ -404,7 +398,7 @@ def test_reports_speed_and_use_of_the_hardware():
 
 
 def test_profile(tmp_path, root):
-  """In a process of its own: jax's profiler crashes where libtpu has been loaded without a TPU, as the compile tests do."""
+  """In another process: jax's profiler crashes after the compile tests, which load libtpu."""
   code = f"""
 from diffusion_text import train as tr
 from tests.train.loop_test import Recorder

@@ -60,7 +60,7 @@ def test_tensorboard_files_hold_the_values(tmp_path):
 
 
 def test_a_directory_on_a_network_gets_copies(tmp_path, monkeypatch):
-  """A scheme of our own that stands for one: nothing is appended there, nothing lands in a local folder called after the URL."""
+  """A test scheme for a network: no file is appended to, and no local folder has the URL's name."""
   monkeypatch.chdir(tmp_path)
   register_path_cls("teststore://")(lambda url: tmp_path / str(url).removeprefix("teststore://"))
   with MetricsWriter("teststore://run", tensorboard=False) as writer:

@@ -1,4 +1,4 @@
-"""Schedules against values worked out by hand; the decay mask; errors."""
+"""Schedules against values computed by hand, the decay mask, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -81,17 +81,15 @@ def test_first_update_is_adam_by_hand_and_clipping_bounds_its_moments():
     learning_rate=0.1, steps=10, schedule="constant", clip_norm=5.0, eps=1e-30
   )
   updates, state = optimizer.update(gradient, optimizer.init(params), params)
-  np.testing.assert_allclose(
-    updates["w"]["bias"], [-0.1, 0.1], rtol=1e-5
-  )  # m / sqrt(v) is the sign at the first step
+  # m / sqrt(v) is the sign at the first step.
+  np.testing.assert_allclose(updates["w"]["bias"], [-0.1, 0.1], rtol=1e-5)
   moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
-  np.testing.assert_allclose(
-    moments[0], [0.1 * 3.0, 0.1 * -4.0], rtol=1e-5
-  )  # clipped from norm 50 to 5
+  # Clipped from norm 50 to 5.
+  np.testing.assert_allclose(moments[0], [0.1 * 3.0, 0.1 * -4.0], rtol=1e-5)
 
 
 def test_what_is_not_clipped_has_no_part_in_the_norm():
-  """However large its gradient is, the moments of the rest are the same; and its own is not scaled down."""
+  """A large gradient that is not clipped changes no other moments, and is not scaled down."""
   params = {"network": {"bias": jnp.zeros(2)}, "timing": {"levels": jnp.zeros(3)}}
   optimizer = make_optimizer(
     learning_rate=0.1, steps=10, clip_norm=5.0, clips=lambda path: path[0] != "timing"

@@ -1,4 +1,4 @@
-"""What a person sees, and what an import costs."""
+"""The progress that people see, and the cost of the import."""
 
 import logging
 import os
@@ -39,7 +39,8 @@ def test_live_line_on_a_terminal(capsys):
 
 
 def test_importing_is_light():
-  code = "import sys, diffusion_text.train; print({'orbax', 'rich', 'tensorboardX', 'tensorflow'} & sys.modules.keys())"
+  heavy = {"orbax", "rich", "tensorboardX", "tensorflow"}
+  code = f"import sys, diffusion_text.train; print({heavy} & sys.modules.keys())"
   env = os.environ | {"PYTHONPATH": str(pathlib.Path(progress.__file__).parents[2])}
   out = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env

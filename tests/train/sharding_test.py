@@ -1,4 +1,4 @@
-"""Many devices give what one gives, hold what the table says, and move no rows."""
+"""Many devices compute the same as one, hold the parts of the table, and move no rows."""
 
 import functools
 import re
@@ -77,7 +77,10 @@ def test_a_moment_is_not_mistaken_for_a_parameter_with_the_same_last_name():
 
 
 def test_accumulation_moves_no_rows():
-  """Splitting a sharded batch into microbatches compiles to no communication; contiguous microbatches would not."""
+  """A sharded batch is split into microbatches without communication.
+
+  Contiguous microbatches would communicate.
+  """
   mesh = tr.make_mesh()
   batch = tr.global_batch(Batch(ids=np.zeros((32, 4), np.int32)), mesh)
   moves = re.compile("all-to-all|collective-permute|all-gather|all-reduce")
@@ -131,21 +134,15 @@ def test_errors_name_the_parameter_and_the_batch():
 
 
 def test_rows_are_shared_out_by_process():
-  share = lambda owners, process: sharding.places_of_process(np.array(owners), process, 8).tolist()
+  def share(owners, process):
+    return sharding.places_of_process(np.array(owners), process, 8).tolist()
+
   own = [[0], [0], [1], [1]]  # [row shards, devices of each]
   assert share(own, 0) == [0, 1, 2, 3] and share(own, 1) == [4, 5, 6, 7]
-  across = [
-    [0, 1],
-    [0, 1],
-    [2, 3],
-    [2, 3],
-  ]  # tensor parallel over two processes: they read the same rows
-  assert [share(across, p) for p in range(4)] == [
-    [0, 1, 2, 3],
-    [0, 1, 2, 3],
-    [4, 5, 6, 7],
-    [4, 5, 6, 7],
-  ]
+  # Tensor parallel over two processes, which read the same rows.
+  across = [[0, 1], [0, 1], [2, 3], [2, 3]]
+  first, second = [0, 1, 2, 3], [4, 5, 6, 7]
+  assert [share(across, p) for p in range(4)] == [first, first, second, second]
   assert share([[0], [1], [1], [0]], 0) == [0, 1, 6, 7]  # a mesh that follows the wires of a TPU
   assert share([[0, 1], [1, 1]], 0) == [0, 1, 2, 3] and share([[0, 1], [1, 1]], 1) == list(range(8))
   assert tr.row_places(tr.make_mesh(), 16).tolist() == list(range(16))
@@ -162,9 +159,9 @@ def test_global_batch_keeps_rows_in_order_and_none():
 
 
 def test_slices_and_nodes_share_rows_only():
-  """Devices of two slices: the axis that is split between them is one of rows, and each slice keeps its devices together."""
+  """An axis of rows is split between two slices, and each slice keeps its devices together."""
 
-  class Device:  # stands in for a GPU of a node, whose slice_index is the node's number
+  class Device:  # a GPU of a node, whose slice_index is the number of the node
     platform, device_kind = "gpu", "stand-in"
 
     def __init__(self, number):

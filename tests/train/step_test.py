@@ -40,7 +40,7 @@ def _piece(batch, i, parts):
 
 
 def test_the_mean_of_microbatch_means_would_not_pass():
-  """The mutant: it must differ by far more than the tolerance above, or that test shows nothing."""
+  """Mutant: it must differ by far more than the tolerance above, or the test above is empty."""
   params, batch = toy.init_params(), next(toy.Rows())
   key, step = tr.named_key(0, "loss", 0), jnp.int32(0)
   gradient, loss = _gradients(8)(params, {}, key, batch, step)
@@ -188,16 +188,15 @@ def test_loss_falls():
 
 def test_named_keys_are_fixed_and_independent():
   data = jax.random.key_data
-  expected = jax.random.fold_in(
-    jax.random.fold_in(jax.random.key(7), 0xDE211109), 5
-  )  # zlib.crc32(b"loss")
+  # 0xDE211109 is zlib.crc32(b"loss").
+  expected = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 0xDE211109), 5)
   np.testing.assert_array_equal(data(tr.named_key(7, "loss", 5)), data(expected))
   others = [tr.named_key(7, "corrupt", 5), tr.named_key(7, "loss", 6), tr.named_key(8, "loss", 5)]
   assert len({tuple(data(k).tolist()) for k in [expected, *others]}) == 4
 
 
 def test_what_is_frozen_is_read_and_never_moves():
-  """The same loss as with everything moving, and no trace of what is frozen in average, moments or gradient."""
+  """The loss is the same, and average, moments and gradient hold no frozen parameters."""
   fresh, _, step, _ = toy.build(toy.plain_loss, start=toy.init_with_frozen_head)
   start, batch = fresh(), next(toy.Rows())
   head = jax.tree.map(np.asarray, start.frozen)

@@ -1,4 +1,7 @@
-"""A linear language model with a noise-dependent loss, small enough to train in every test. Also a program: see `main`."""
+"""A linear language model with a noise-dependent loss, small enough to train in every test.
+
+It is also a program, see `main`.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,12 @@ def init_params():
 
 
 def init():
-  """(params, frozen) of the toy, of which everything moves."""
+  """(params, frozen) of the toy, with all parameters trained."""
   return init_params(), {}
 
 
 def init_with_frozen_head():
-  """(params, frozen) of the toy whose head does not move."""
+  """(params, frozen) of the toy with a frozen head."""
   return split(init_params(), lambda path: path[0] != "head")
 
 
@@ -53,7 +56,7 @@ def _nll(params, inputs_BxL, ids_BxL):
 
 
 def noisy_loss(params, frozen, key, batch, progress):
-  """Masked-token loss; its noise depends on the key and the microbatch."""
+  """A masked-token loss, whose noise depends on the key and the microbatch."""
   params = merge(params, frozen)
   a, b = jax.random.split(jax.random.fold_in(key, progress.part))
   t = jax.random.uniform(a, (batch.ids.shape[0], 1))
@@ -64,7 +67,7 @@ def noisy_loss(params, frozen, key, batch, progress):
 
 
 def plain_loss(params, frozen, key, batch, progress):
-  """Deterministic: predicts each token from the one before."""
+  """A deterministic loss: each token is predicted from the token before it."""
   del key, progress
   params = merge(params, frozen)
   nll = _nll(params, jnp.roll(batch.ids, 1, axis=1), batch.ids) * batch.weights
@@ -105,7 +108,7 @@ def optimizer(steps=50):
 
 
 def build(loss_fn=noisy_loss, *, accumulation=1, ema_decay=0.9, mesh=None, opt=None, start=init):
-  """(fresh, abstract state, jitted step, mesh): all that `train` needs of the toy."""
+  """(fresh, abstract state, jitted step, mesh) of the toy, for `train`."""
   opt = optimizer() if opt is None else opt
   mesh = tr.make_mesh(fsdp=1, devices=jax.devices()[:1]) if mesh is None else mesh
 
@@ -127,7 +130,7 @@ def build(loss_fn=noisy_loss, *, accumulation=1, ema_decay=0.9, mesh=None, opt=N
 
 
 def main():
-  """Trains the toy in a process of its own, so that the process can be killed."""
+  """Trains the toy in a separate process, which can be killed."""
   parser = argparse.ArgumentParser()
   parser.add_argument("workdir", type=pathlib.Path)
   parser.add_argument("--steps", type=int, default=10)
@@ -139,7 +142,7 @@ def main():
   parser.add_argument("--no_data", type=int, default=0)
   args = parser.parse_args()
   logging.basicConfig(level=logging.INFO)
-  logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells much
+  logging.getLogger("absl").setLevel(logging.WARNING)  # orbax logs a lot
   if args.processes > 1:
     tr.multihost.connect(
       f"localhost:{args.port}", args.processes, args.process, heartbeat_timeout=10
@@ -166,7 +169,7 @@ def _main(args):
   places = tr.row_places(mesh, ROWS)
 
   class Watched(Rows):
-    """Writes down every draw, and kills the process, as a power cut would, at one of them."""
+    """Records every draw, and kills the process at one of them, like a power cut."""
 
     def __next__(self):
       time.sleep(args.seconds_per_step)

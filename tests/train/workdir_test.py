@@ -1,4 +1,4 @@
-"""A workdir refuses another configuration and says what differs."""
+"""A workdir refuses another configuration and lists the differences."""
 
 import json
 
