@@ -1,5 +1,6 @@
-"""What a self-conditioned network remembers of its last answer: one function for training and for
-sampling."""
+"""What a self-conditioned network remembers of its last prediction: one function for training and
+for sampling.
+"""
 
 from __future__ import annotations
 

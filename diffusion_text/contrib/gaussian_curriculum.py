@@ -4,8 +4,8 @@ softened tokens before it reads hard ones.
 A one-hot token under Gaussian noise, z = (nu · x + ε) / sqrt(1 + nu²) in R^V, has an argmax that is
 distributed as uniform-state diffusion with
 
-  alpha = (V · P - 1) / (V - 1)                                                          (its eq.
-  10) P = P(argmax z = x) = E_m[Phi(nu - m)],  m the largest of V - 1 standard normals
+  alpha = (V · P - 1) / (V - 1)                                                      (its eq. 10)
+  P = P(argmax z = x) = E_m[Phi(nu - m)],  m the largest of V - 1 standard normals
 
 so z and the discrete z_t = argmax z are drawn together, at the nu that has the schedule's alpha_t.
 The loss is the rate of the discrete process at z_t; the network reads softmax(z / temperature),
@@ -59,7 +59,7 @@ STEP, TOP = (
 
 @runtime_checkable
 class SharesNoise(Protocol):
-  """What the curriculum asks of a process besides `Process`; one without a mask has clean and
+  """What the curriculum asks of a process beyond `Process`; one without a mask has clean and
   uniform shares only.
   """
 

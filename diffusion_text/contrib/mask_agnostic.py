@@ -2,9 +2,8 @@
 2511.21338).
 
 A masked token means "unknown", and masks appended to a row say nothing about it; yet they distract
-the network, whose answers get worse with their number. The row is therefore read twice, as it is
-and
-followed by masks, and the two predictions are drawn together:
+the network, whose predictions get worse with their number. The row is therefore read twice, as it
+is and followed by masks, and the two predictions are drawn together:
 
   loss = Σ over tokens with a loss of w(t) · (CE + agreement · TV) / Σ over all tokens,
   TV = 1/2 Σ_v |p_v - p'_v|

@@ -9,11 +9,11 @@ by squares; nothing of the fit reaches the guess. The sampler asks that network,
 the times at the clock that comes next.
 
 So does their code with the flags of their training script (bc-li/neodiff: scheduler/nonsim.py,
-neodiff_model.py), but for three things. Their level 0 keeps a little noise and is ranked too; here
-it is t = 0, the token itself, of which there is nothing to predict, so a sampler's times end half a
-level above it. Their layer reads a source by cross-attention and knows no places; ours is one of
-the transformer's own, over a row in which the source stands. And it shares no map with the network
-that it serves.
+neodiff_model.py), but for three things. In NeoDiff level 0 is slightly noisy and takes part in the
+ranking; here it is t = 0, the clean token, which needs no prediction, so sampling stops half a
+level above it. The published layer reads a source by cross-attention and has no positions; ours is
+a layer of the transformer over a row that contains the source. And the predictor shares no
+parameters with the network that it serves.
 """
 
 from __future__ import annotations
@@ -217,11 +217,10 @@ class PredictedTimes(Walk):
   """While the clock falls in even steps, z = alpha_t P + k sigma_t ε with a t per token, predicted
   from x̂ at the clock that comes next.
 
-  Times need not fall: a token that looks wrong beside the others may be given more noise than it
-    had,
-  which is why each step takes its noise anew. At clock 0 tokens are drawn from this call's
-  prediction, as all samplers do. Temperature and top_p change what P and the tokens are taken from,
-  not the x̂ that times are predicted from, which is what training showed: the network's answer.
+  Times may rise: a token that looks wrong next to the others can get more noise than before. Every
+  step therefore draws fresh noise. At clock 0 tokens are drawn from this call's prediction, as in
+  all samplers. Temperature and top_p affect P and the drawn tokens, but not the x̂ that the time
+  predictor reads, because it was trained on the unmodified prediction.
   """
 
   projection: Literal["expectation", "sample", "argmax", "nearest"] = option(
@@ -250,7 +249,7 @@ class PredictedTimes(Walk):
   def may_change(
     self, model: Model, params: Params, canvas: Canvas, turn: Turn
   ) -> Bool[Array, "B u"]:
-    """Every token may: it is noised anew."""
+    """Every token may change: it gets fresh noise."""
     return jnp.ones(turn.t.shape, bool)
 
   def next_times(
@@ -275,7 +274,7 @@ class PredictedTimes(Walk):
     moves: Bool[Array, "B u"],
     turn: Turn,
   ) -> tuple[State, Any]:
-    """The tokens, aimed at the projection and noised anew to their predicted times."""
+    """The tokens, aimed at the projection, with fresh noise at their predicted times."""
     process, own = model.process, params["process"]
 
     def one(process_params, output, keys, text, t, clock):

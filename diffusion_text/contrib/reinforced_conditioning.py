@@ -1,9 +1,9 @@
-"""Reinforced conditioning (TREC, arXiv 2402.14843): the network is rewarded for what being shown
-its own last answer is good for.
+"""Reinforced conditioning (TREC, arXiv 2402.14843): the network is rewarded for what
+self-conditioning adds.
 
-Self-conditioning degrades as training goes on: the first answer gets good, the second copies it,
-and what it adds vanishes. So beside the losses of embedding diffusion the second reading, which is
-shown the first one's answer, is a policy. Of each row
+Self-conditioning degrades as training goes on: the first prediction gets good, the second copies
+it, and what it adds vanishes. So, in addition to the losses of embedding diffusion, the second
+reading, which is conditioned on the first prediction, is trained as a policy. Of each row
 
   ŵ ~ Π_i p(w_i | z_t, shown),  ŵ' ~ Π_i p(w_i | z_t)
   A = R(ŵ) - R(ŵ'), cut to ± advantage_clip
@@ -12,7 +12,7 @@ shown the first one's answer, is a policy. Of each row
 where ŵ and ŵ' are independent draws of the second and of the first reading, and R in [0, 1] says
 how well the n tokens of a row agree with the text. The gradient is that of - reward_weight · n ·
 E[R(ŵ)] without bias where nothing is cut and weights are 0 or 1: ŵ' knows nothing of ŵ, so R(ŵ') is
-a baseline (REINFORCE, Williams 1992), and rows whose second answer is no better than the first are
+a baseline (REINFORCE, Williams 1992), and rows whose second draw is no better than the first are
 pushed away from it. Per token that is reward_weight nats for all of R. No gradient reaches the
 first reading.
 
@@ -126,8 +126,8 @@ class ReinforcedConditioning(EmbeddingLosses):
     super().check(model)
     if not model.self_conditioning:
       raise ValueError(
-        "objective.name='reinforced_conditioning' rewards a second reading, and this network is read"
-        " once; set model.self_conditioning='add' and train.self_conditioning=0.5"
+        "objective.name='reinforced_conditioning' rewards a second reading, and this network is"
+        " read once; set model.self_conditioning='add' and train.self_conditioning=0.5"
       )
 
   def __call__(
@@ -181,7 +181,7 @@ def draw_answers(
   noised: engine.Noised,
   told: Bool[Array, " B"],
 ) -> tuple[Int[Array, "B N"], Float[Array, "B N"]]:
-  """(ids, their log p in nats): a draw of each token that has a loss, in the rows that are told;
+  """(ids, their log p in nats): a draw of each token that has a loss, in the conditioned rows;
   the others are the text's, at 0.
   """
   process = model.process

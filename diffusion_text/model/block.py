@@ -25,7 +25,7 @@ class Stores(NamedTuple):
 
 
 class Shared(NamedTuple):
-  """What every layer reads besides the stream.
+  """What every layer reads in addition to the stream.
 
   Attributes:
     rotary: cosines and sines of the positions of the tokens, [B or 1, L, 1, K / 2].

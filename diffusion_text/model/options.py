@@ -80,7 +80,7 @@ class TransformerOptions:
   )
   experts_per_token: int = option(0, "experts that each token passes", ge=0)
   expert_width: int = option(0, "hidden width of each expert", ge=0)
-  shared_width: int = option(0, "hidden width of an MLP that every token passes besides", ge=0)
+  shared_width: int = option(0, "hidden width of an MLP that every token passes too", ge=0)
   balance_weight: float = option(
     0.0, "weight of the router's load-balance loss; 0.01 is usual (LLaDA-MoE)", ge=0
   )

@@ -1,8 +1,8 @@
-"""Self-conditioning: the network reads its own last answer beside the noisy token.
+"""Self-conditioning: the network reads its own last prediction with the noisy token.
 
-The idea is that of Analog Bits (arXiv 2208.04202, section 2.3). The answer reaches the network as
-an *estimate* e of the clean token (`Process.estimate`): the mean of an embedding, or probabilities.
-A position at t > 0 whose noisy token is embedded as h then holds
+The idea is that of Analog Bits (arXiv 2208.04202, section 2.3). The prediction reaches the network
+as an *estimate* e of the clean token (`Process.estimate`): the mean of an embedding, or
+probabilities. A position at t > 0 whose noisy token is embedded as h then holds
 
   mode   there is an estimate    there is none    the linear map R
   add    h + R e                 h + a            a table of its own, zeros before training
@@ -13,9 +13,9 @@ before the embedding (TESS, arXiv 2305.08379), as both maps are linear. "add" is
 e to the input of a linear map does (Analog Bits; SED, arXiv 2211.04236), whose added rows are zero
 at first.
 
-What stands in where there is no estimate, a, is a choice (`absent`): "zeros", no vector at all; or
+What replaces a missing estimate, a, is a choice (`absent`): "zeros", no vector at all; or
 "uniform", R u for the u that is 1/V on every token, the mean embedding: the convention of TESS,
-whose missing answer has zero logits. The two differ by half the mean of the table.
+whose missing prediction has zero logits. The two differ by half the mean of the table.
 
 R e is the *memory* of a token (`Network.remember`): it is made where the estimate is, so that
 estimates over V exist for a chunk of positions at a time and D numbers are kept.
@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 
 class SelfConditioning(nnx.Module):
-  """How a network reads its own last answer. Parameters: the map R, in mode "add" only."""
+  """How a network reads its own last prediction. Parameters: the map R, in mode "add" only."""
 
   def __init__(self, mode: str, absent: str, estimate_size: int, width: int):
     self.mode = mode

@@ -19,11 +19,9 @@ is the cross-entropy:
   posterior   the network's p itself (CDCD's score        p ∝ q(z_0+ | x_v): t = 0 reconstruction,
               interpolation, arXiv 2211.15089, and TESS   with the prior the boundary terms of the
               have this term alone)                       bound
-  inner       softmax_v <x̂, x_v>                          softmax_v <z_0+, x_v> (Diffusion-LM,
-  arXiv
-              (Difformer, arXiv 2212.09412)               2205.14217: lm_head of x_start, tied to
-              the
-                                                          embedding)
+  inner       softmax_v <x̂, x_v>                          softmax_v <z_0+, x_v>
+              (Difformer, arXiv 2212.09412)               (Diffusion-LM, arXiv 2205.14217: lm_head
+                                                          of x_start, tied to the embedding)
 
 With label smoothing s the anchor is (1 - s) times that and s times the mean over v of -log p(v).
 
@@ -79,8 +77,8 @@ WEIGHTINGS: dict[str, Callable[[Array], Array]] = {  # of the log-SNR
 
 @runtime_checkable
 class Vectors(Protocol):
-  """What embedding losses ask of a process besides `Process`: a token is a vector, and noise is
-  added.
+  """What embedding losses ask of a process beyond `Process`: a token is a vector, and noise is
+  added to it.
 
   Attributes:
     size: E, the numbers of a vector.

@@ -1,7 +1,7 @@
 """What every loss shares: times, noise, readings of the network, and sums over tokens whose logits
 exist a chunk at a time.
 
-  1. `draw_times`    one time per token, on the grid of the process: 0 where observed, 1 where dropped
+  1. `draw_times`    one time per token, on the process's grid: 0 where observed, 1 where dropped
   2. `corrupted`     z_t ~ q(z_t | x): the one place where noise enters
   3. `read`          the context's rows through the network; twice if the model conditions on itself
   4. `token_loss`    an objective's loss of each token, with the bound of the same draw beside it
@@ -60,7 +60,7 @@ TokenFn = Callable[
 ]
 
 
-# Which tokens count, and who is told what.
+# Which tokens count, and which prompts are hidden.
 
 
 def scored_weights(batch: Batch) -> Float[Array, "B N"]:
@@ -180,9 +180,9 @@ class Noised(NamedTuple):
     state: z_t [B, N, …].
     times: [B, N] each.
     rows: what the network read.
-    prediction: its answer; the second one where it was read twice.
-    first: (the first answer, bool [B]: the rows that were shown it) where it was read twice, else
-      None.
+    prediction: that of the network; of the second reading where there are two.
+    first: with self-conditioning, (the prediction of the first reading, bool [B]: the rows whose
+      second reading was conditioned on it); otherwise None.
   """
 
   clean: State
@@ -226,10 +226,11 @@ def read(
   """The batch, corrupted and read by the network.
 
   Where the model conditions on itself (Analog Bits, arXiv 2208.04202) the network is read twice at
-  the same state and times: without an answer, and then, in the rows whose coin says so, with what
-  it keeps of its first one. The first answer is held constant, and the map by which it is kept is
-  trained. The bound holds for whatever is computed from z_t and t, so that of the second answer is
-  a bound. It is not the likelihood of a sampler that hands on the answer of its previous step.
+  the same state and times: without a prediction, and then, in the rows whose coin says so, with
+  what it keeps of its first one. The first prediction is held constant, and the map by which it is
+  kept is trained. The bound holds for whatever is computed from z_t and t, so that of the second
+  prediction is a bound. It is not the likelihood of a sampler that hands on the prediction of its
+  previous step.
 
   Args:
     key: the key of the loss; streams of it are drawn here.

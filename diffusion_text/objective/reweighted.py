@@ -35,7 +35,7 @@ from diffusion_text.types import (
 
 @runtime_checkable
 class Divergent(Protocol):
-  """What `Reweighted` asks of a process besides `Process`. Both are elementwise over positions."""
+  """What `Reweighted` asks of a process beyond `Process`. Both are elementwise over positions."""
 
   def divergence(
     self,

@@ -41,7 +41,7 @@ from diffusion_text.types import (
 
 @runtime_checkable
 class LearnedNoise(Protocol):
-  """What `ScoreFunction` asks of a process besides `Process`."""
+  """What `ScoreFunction` asks of a process beyond `Process`."""
 
   def log_corruption(
     self, params: Params, clean_state: State, state: State, t: Float[Array, "*n"]
@@ -66,7 +66,7 @@ class ScoreFunction(OneReading):
   """
 
   passes: ClassVar[float] = 2.0
-  # "noise": the parameters that the draw itself depends on, which no other objective moves.
+  # "noise": the parameters that the draw itself depends on, which no other objective trains.
   trains: ClassVar[frozenset[str]] = OneReading.trains | {"noise"}
 
   def check(self, model: Model) -> None:

@@ -15,8 +15,8 @@ from diffusion_text.types import Batch, DataFacts, Key, Params
 def by_position(fn: Callable[..., Array], *arrays: Array) -> Array:
   """fn of [B, …] slices of arrays [B, L, …], one position at a time: [B, L, …].
 
-  So [B, V] exists, and [B, L, V] does not. A flat list [n, …] is handed over as it is: whoever has
-  flattened it has cut it into chunks, too.
+  So [B, V] exists, and [B, L, V] does not. A flat list [n, …] is handed over as it is: callers that
+  flatten it cut it into chunks, too.
   """
   if arrays[0].ndim < 2:
     return fn(*arrays)

@@ -36,7 +36,7 @@ class Distance(Tabled):
   those of embeddings: use a window down to about -20. The state is the one [B, N, V] array.
   """
 
-  learned: bool = option(False, "whether the loss moves the table; False keeps it as it was drawn")
+  learned: bool = option(False, "whether the loss trains the table; False keeps it as it was drawn")
   kernel_width: float = option(
     1.5, "the width above, 1.5 in Smoothie for rows of length √width", gt=0
   )

@@ -31,7 +31,7 @@ class Tabled(Gaussian):
     " outgrow the noise)",
   )
   learned: bool = option(
-    True, "whether the loss moves the table; False keeps it as it was drawn (SED freezes its own)"
+    True, "whether the loss trains the table; False keeps it as it was drawn (SED freezes its own)"
   )
 
   def __post_init__(self):
@@ -65,7 +65,7 @@ class Embedding(Tabled):
   apart.
 
   The network reads z / √(alpha² Var x + sigma²), of unit variance, through a linear map. The noise
-  σ0 upon x itself of Diffusion-LM is the first level of the path here: z at t -> 0+, which the
+  σ0 on x itself of Diffusion-LM is the first level of the path here: z at t -> 0+, which the
   reconstruction term reads.
   """
 

@@ -22,7 +22,7 @@ at P, as in Diffusion-LM's clamping. ρ = 0 is DDIM, and Euler's step where the 
 Two published habits leave the marginals, and are off unless asked for. `StepOptions.fixed_large`
 scales the fresh noise by sigma_t in place of sigma_s, the variance of the forward step in place of
 the posterior's (DiffuSeq, arXiv 2210.08933; GENIE, arXiv 2212.11685). A `training_schedule` of its
-own corrupts along another path than steps walk, so that the network is told a noisier time than it
+own corrupts along another path than steps walk, so that the network reads a noisier time than it
 sees (Difformer, arXiv 2212.09412: `schedules.gaussian.Noisier`): the bound is that of what is
 trained.
 
@@ -31,11 +31,10 @@ is p(x_i | z_i) ∝ q(z_i | x_i), of the token's own vector alone. It costs no n
 leans on no other token the bound holds for every timing, whichever token becomes clean first. (With
 the network's p in its place it would hold for a shared time only.) It keeps embeddings apart, too.
 
-`boundary_terms(…, start)` moves that end of the bound: a token is decoded at the time `start`, out
-of its own vector, and its clearer views, which others may see, follow from it at no cost, as
-q(z_s | z_t, x) is known. So there is a bound for every start, and each network has a best one:
-where a vector already tells its token, SNR multiplies errors of x̂ that a network not trained on
-the bound never learns to avoid.
+`boundary_terms(…, start)` sets where the bound starts: each token is decoded from its own vector at
+the time `start`; the clearer times cost nothing, because q(z_s | z_t, x) is known once x is. Every
+start gives a valid bound, and each network has a best one: at high SNR the rate multiplies
+prediction errors that only training on the bound removes.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class StepOptions:
     " only) all tokens that top_p leaves",
   )
   rho: float | None = option(
-    None, "share of fresh noise: 0 is DDIM, 1 noises anew; None: eta · ρ_d", ge=0, le=1
+    None, "share of fresh noise: 0 is DDIM, 1 all fresh; None: eta · ρ_d", ge=0, le=1
   )
   eta: float = option(1.0, "of ρ_d where rho is not set; 1 is the DDPM posterior", ge=0, le=1)
   score_temperature: float = option(
@@ -232,7 +231,7 @@ class Gaussian(PerToken):
   def renoise(
     self, params: Params, keys: Keys, vectors: Float[Array, "*n E"], t: Float[Array, "*n"]
   ) -> Float[Array, "*n E"]:
-    """As `corrupt`, along the path that steps walk: for samplers that noise a prediction anew."""
+    """As `corrupt`, along the path that steps walk: for samplers that add noise to a prediction."""
     del params
     return self._noised(self.schedule, keys, vectors, t)
 

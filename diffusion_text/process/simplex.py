@@ -23,7 +23,7 @@ from diffusion_text.types import Inputs, Params
 class Simplex(Gaussian):
   """Vectors of V numbers, in noise of standard deviation k · sigma: the SNR does not depend on k.
 
-  The network is given vectors of V numbers. The softmax of z is a dense soft token: a linear map
+  The network reads vectors of V numbers. The softmax of z is a dense soft token: a linear map
   without bias, whose rows are the embeddings of the tokens, makes it their mean, near a single one
   for large k. A clean token (t == 0) is read as the token itself, as published models read their
   prompts. The state is the one [B, N, V] array that this kind of diffusion cannot do without.
@@ -42,7 +42,7 @@ class Simplex(Gaussian):
   )
   reading: Literal["softmax", "raw"] = option(
     "softmax",
-    "what the network is given: softmax(z), or z scaled to the length that a one-hot has, for z"
+    "what the network reads: softmax(z), or z scaled to the length that a one-hot has, for z"
     " itself grows with √V",
   )
 

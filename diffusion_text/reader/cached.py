@@ -106,8 +106,8 @@ class Cached:
     return prediction, (cache, select(read, visible_state(query)[0], memory[1]))
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """The slots of the window, written once more: now the window is clean. Whoever reads the row
-    anew needs none of this.
+    """The slots of the window, written once more: now the window is clean. A policy that reads the
+    whole row again needs none of this.
     """
     if self.policy == "some":
       return memory

@@ -14,8 +14,8 @@ from diffusion_text.types import Memory, Model, Params, Prediction, Query
 
 @member
 class ClassifierFree:
-  """u + scale · (c - u) of the answers c with and u without the observed tokens, which the second
-  reading sees as noise at t = 1.
+  """u + scale · (c - u) of the predictions c with and u without the observed tokens, which the
+  second reading sees as noise at t = 1.
 
   It is the reading for which prompt dropout prepares a network. Each reading has a memory of its
   own: over caches, too.

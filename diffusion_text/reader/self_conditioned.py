@@ -1,5 +1,5 @@
-"""Self-conditioning while sampling: at each call the network is shown its own last answer (arXiv
-2208.04202).
+"""Self-conditioning while sampling: each call reads the prediction of the last call
+(arXiv 2208.04202).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from diffusion_text.types import Memory, Model, Params, Prediction, Query
 
 @member
 class SelfConditioned:
-  """The reader inside, asked with a memory of its last answer. Each window begins without one.
+  """The reader inside, with a memory of its last prediction. Each window begins without one.
 
   A token of which nothing is to be predicted (observed, or known by now) has no memory, as in
-  training. Around `classifier_free` both of its readings are shown the guided answer; inside of it
-  each is shown its own.
+  training. Around `classifier_free` both of its readings see the guided prediction; inside it each
+  reading sees its own.
   """
 
   reader: Any = part(READERS, ..., "how the network is asked")
@@ -38,7 +38,7 @@ class SelfConditioned:
     return self.reader.every
 
   def check(self, model: Model) -> None:
-    """Refuses a network that was never shown an answer."""
+    """Refuses a network that was not trained with self-conditioning."""
     self.reader.check(model)
     if not model.context.reads_noisy:
       raise ValueError(
@@ -59,7 +59,7 @@ class SelfConditioned:
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The prediction by a network that is told its last one."""
+    """The prediction of a network that is conditioned on its last one."""
     inner, last = memory
     state, t = window(visible_state(query), query.start, query.needs.shape[1])
     unknown = model.process.has_loss(params["process"], state, t)

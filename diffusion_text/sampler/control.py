@@ -1,5 +1,5 @@
 """Control: any sampler, steered by the gradient of a classifier, so that the text has an attribute
-c that the generator never heard of.
+c that the generator was not trained on.
 
 Bayes' rule for one token is log p(x_i = v | z, c) = log p(x_i = v | z) + log p(c | x_i = v, z) +
 constant. The classifier is asked once, at the soft tokens p (the prediction itself), and its answer
@@ -16,7 +16,7 @@ calls are those of the sampler.
 
 A controlled sampler is a sampler. In blocks, the classifier sees the block that is being drawn and
 nothing else. What the classifier has learned lies in a group of `params`; a number there that
-multiplies `log_prob` is a strength that can be changed without compiling anew.
+multiplies `log_prob` is a strength that can be changed without another compilation.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class LogitControl(Controlled):
   logits = p_iv (g_iv - Σ_u p_iu g_iu), as published: a token without probability gets none, and
   published strengths are 100 to 2000.
 
-  Logits of all positions of the window exist at once, [B, u, V] float32, besides the soft tokens.
+  Logits of all positions of the window exist at once, [B, u, V] float32, as the soft tokens do.
   """
 
   wrt: Literal["probabilities", "logits"] = option("probabilities", "what the gradient is taken by")

@@ -1,5 +1,5 @@
 """Steps of Gaussian processes whose making is a choice of the sampler: DDPM, DDIM, clamping,
-noising anew.
+fresh noise.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GaussianGrid(Walk):
     " (Diffusion-LM's clamping), or (simplex only) all tokens that top_p leaves",
   )
   rho: float | None = option(
-    None, "share of fresh noise: 0 is DDIM, 1 noises anew (TESS); None: eta · ρ_d", ge=0, le=1
+    None, "share of fresh noise: 0 is DDIM, 1 all fresh (TESS); None: eta · ρ_d", ge=0, le=1
   )
   eta: float = option(1.0, "of ρ_d where rho is not set; 1 is the DDPM posterior", ge=0, le=1)
   score_temperature: float = option(

@@ -42,7 +42,7 @@ class WalksTowards(Protocol):
     noise: Array,
     options: StepOptions,
   ) -> State:
-    """z_s given the prediction that is aimed at."""
+    """z_s, aimed at this prediction."""
 
 
 def extrapolated(

@@ -66,7 +66,7 @@ class Proposal(NamedTuple):
 
 
 class View(NamedTuple):
-  """What a budget and a revision see besides the proposal.
+  """What a budget and a revision see in addition to the proposal.
 
   Attributes:
     model, params: the model, for those that ask a network themselves or noise tokens.
@@ -107,14 +107,14 @@ class Reveal:
   revise: Any = part(REVISIONS, None, "what becomes of other tokens; None: nothing")
   told: Literal["shared", "own"] | None = option(
     None,
-    "the times that the network is told: 'shared', for every token the time at which as many tokens"
+    "the times that the network reads: 'shared', for every token the time at which as many tokens"
     " wait; 'own', its own level for each. None: 'shared' with a mask, 'own' without",
   )
 
   extra_calls: ClassVar[int] = 0
 
   def check(self, model: Model) -> None:
-    """Raises ValueError where the network could not be told what it needs to know."""
+    """Raises ValueError where the network could not read the times that it needs."""
     if not self._own_times(model):
       if self.revise is not None and self.revise.levels_between:
         raise ValueError(
@@ -146,7 +146,7 @@ class Reveal:
   def times(
     self, model: Model, params: Params, canvas: Canvas, state: Waiting
   ) -> Float[Array, "B u"]:
-    """What the network is told (the option `told`)."""
+    """The times that the network reads (the option `told`)."""
     del params, canvas
     if self._own_times(model):
       return state.level
@@ -187,7 +187,7 @@ class Reveal:
     return text, Waiting(waiting, level, state.total, step)
 
   def propose(self, view: View, t: Float[Array, "B u"]) -> Proposal:
-    """The proposal for the answered tokens, whom the network was told to be at t, by one pass over
+    """The proposal for the answered tokens, which the network read at the times t, by one pass over
     their logits.
     """
     process, canvas = view.model.process, view.canvas

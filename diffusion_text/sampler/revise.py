@@ -35,13 +35,13 @@ class Change(NamedTuple):
 
 
 class Revision(Protocol):
-  """What happens at a call besides the commitment.
+  """What happens at a call in addition to the commitment.
 
   Attributes:
     reads: whose candidates it reads: "committed" (of no other token), "waiting" or "active" (of
       visible tokens too).
     levels_between: True if tokens are left at levels between 0 and 1, which the network must then
-      be told.
+      read as its times.
   """
 
   reads: Literal["committed", "waiting", "active"]

@@ -38,7 +38,7 @@ class SelfCorrecting(Grid):
   """The steps of `grid`, then corrections one token at a time.
 
   After `steps` steps the text is clean. In each of up to `corrections` further calls the network
-  reads it as if it were at `correction_time`, every active token is drawn anew at
+  reads it as if it were at `correction_time`, every active token is drawn again at
   `correction_temperature`, and in each row the one token that gains most, log p(new) - log p(old),
   takes its new value (the leftmost of equals). A row stops when no token has a likelier value than
   its own: then no draw can gain any more. This climbs towards a mode and lowers entropy; it is no

@@ -62,10 +62,10 @@ def exact_model(
   """(a model that knows the language, its parameters).
 
   Args:
-    process: its parameters are made here, unless they are given as `process_params`.
+    process: its parameters are made here, or passed as `process_params`.
     language: what the network knows.
-    timing: one shared time, unless it is given.
-    context: bidirectional rows, unless it is given.
+    timing: None: one shared time.
+    context: None: bidirectional rows.
     answer_shift: of the network: 1 for a context whose answers stand one place before the token.
     reads: of the network: "softmax" for a process that shows the softmax of its state.
     self_conditioning: of the model.

@@ -13,7 +13,7 @@ from diffusion_text.types import Inputs, InputSizes, Layout, Params, Rows, Span
 
 
 def small_transformer(**changes: Any) -> Transformer:
-  """Two layers of width 32 that read 12 ids and answer 11; and the options given."""
+  """Two layers of width 32 that read 12 ids and predict 11; with these options."""
   options = {"layers": 2, "width": 32, "heads": 4, "mlp_width": 64, "time_width": 16}
   options |= {"input_sizes": InputSizes(12), "output_size": 11, "attention": ("xla",)}
   return Transformer(**(options | {"scan_layers": False} | changes))
@@ -44,7 +44,7 @@ def rows_of(
   layout: Layout | None = None,
   **fields: Any,
 ) -> Rows:
-  """Rows in which every position is a token and is answered; and the fields given."""
+  """Rows in which every position is a token and is answered; with these fields."""
   rows, length = inputs.shape
   everything = Span(0, length)
   t = np.broadcast_to(np.float32(t), (rows, length)) if np.ndim(t) == 0 else t

@@ -17,10 +17,13 @@ from diffusion_text.types import Head, InputSizes, Key, Params, Prediction, Rows
 class TableNetwork:
   """Features are the embedding of what stands at a position, and of how many masks it sees.
 
-  Parameters: "table" [ids, D] and "in" [E, D] embed, "out" [D, V] is the head, "crowd" [D] is added
-    once
-  per visible mask, "memory" [estimate_size, D] keeps an estimate, "first" [D, V] is the head of a
-  first stage that answers with twice the features. It is blind to everything else, to the time too.
+  It is blind to everything else, to the time too. Its parameters:
+
+    table, in  [ids, D] and [E, D], embed ids and vectors
+    out        [D, V], the head
+    crowd      [D], added once per visible mask
+    memory     [estimate_size, D], keeps an estimate
+    first      [D, V], the head of a first stage that predicts with twice the features
 
   Attributes:
     mask_id: the id whose number is counted; None: none is.

@@ -2,8 +2,8 @@
 
 `clock`: draws that are spread evenly over the global batch, and even grids. `along_row`: by place,
 or the same for all tokens. `counted`: noise or clean, and nothing in between. `by_token`: by what
-the token is, or by an intrinsic clock of its own. `learned`: at a pace that is fitted to what time
-costs.
+the token is, or by an intrinsic clock of its own. `learned`: along a clock that is fitted to what
+each stretch of time costs.
 """
 
 from diffusion_text.timing.along_row import Hyperschedule, Independent, Shared, Slanted

@@ -133,11 +133,12 @@ class ByInformation(Even):
   tokens (`rarity`). Published information is of words, with tf-idf in the latter; here it is of
   tokens.
 
-  A surrogate: each token does sweep [0, 1] once, but its times depend on what it is. A network that
-  is told them reads the token off them, and what the token costs then bounds nothing; so the
-  network is told the clock, as published ones are, which makes training and sampling alike. A bound
-  would have to pay for the order. Neither published sampler knows the tokens that it is about to
-  write: both walk steps that all tokens share, and so does this grid.
+  A surrogate: each token does sweep [0, 1] once, but its times depend on what the token is. A
+  network that reads its own times can infer the token from them, and the cost of the token then
+  bounds nothing. So the network reads the clock, as the published networks do, which also makes
+  training and sampling alike. A bound would have to pay for the order. Neither published sampler
+  knows the tokens that it is about to write: both walk steps that all tokens share, and so does
+  this grid.
   """
 
   spread: float = option(1.0, "how much earlier tokens lead; 0 is one time for all", ge=0)

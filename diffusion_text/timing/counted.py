@@ -23,8 +23,7 @@ class ExactCount(Even):
   global batch. Where a token at t = 1 costs -log p this is the bound of `Shared`, as each k = 1 … n
   is equally likely there too, at a lower variance, as k is not binomial given a time.
 
-  The network is told t, never k / n: the noise level is what the evidence of a token is computed
-  with.
+  The network reads t, never k / n: the evidence of a token is computed from its noise level.
   """
 
   path: ClassVar[Literal["jumps"]] = "jumps"

@@ -1,4 +1,4 @@
-"""Timings whose pace is learned: stretches of time that cost more take a larger share of the clock.
+"""Timings that are learned: stretches of time that cost more take a larger share of the clock.
 
 Time is cut into `bins` even stretches, and the k-th takes the share floor / bins + (1 - floor) ·
 softmax(levels)_k of the clock. Each token falls from 1 to 0 once, so what is summed is a bound
@@ -9,9 +9,10 @@ adds nothing to the loss but a gradient.
 by "nats": a token that costs c nats per unit of the clock in stretch k is worth -c^power · log
 share_k, so that shares become as E[cost^power]^(1 / power) of their stretch, the floor permitting:
 
-  power 1  the same expected cost in every stretch of the clock (time warping, CDCD, arXiv
-  2211.15089, section 3.3) power 2  the least second moment of what a token costs (Plaid, arXiv
-  2305.18619, trains its noise schedule for that)
+  power 1  the same expected cost in every stretch of the clock
+           (time warping, CDCD, arXiv 2211.15089, section 3.3)
+  power 2  the least second moment of what a token costs
+           (Plaid, arXiv 2305.18619, trains its noise schedule for that)
 
 by "loss": exp(10 · size) · softmax(levels) is fitted, by squares, to what the objective's loss
 rises by in each stretch, so that the loss rises evenly over the clock. For an exact network both
@@ -36,8 +37,9 @@ _SIZE_GAIN = 10.0
 
 @member
 class Learned:
-  """One pace for all positions of a row: a learned noise schedule. The network is told the time of
-  each token, not the clock."""
+  """The same learned times for all positions of a row: a learned noise schedule. The network reads
+  the time of each token, not the clock.
+  """
 
   bins: int = option(50, "even stretches of time whose shares of the clock are learned", ge=2)
   floor: float = option(0.1, "the part of the clock that stays spread evenly", gt=0, le=1)
@@ -60,15 +62,16 @@ class Learned:
       )
 
   def init(self, key: Key, facts: DataFacts) -> Params:
-    """{"levels": float32 [..., bins]}, and "size" [...] by loss, zeros: the pace of the clock, and
-    a loss of 1 at t = 1."""
+    """{"levels": float32 [..., bins]}, and "size" [...] by loss. All are zero: time equals the
+    clock, and the loss is 1 at t = 1.
+    """
     del key
     shape = self._positions(facts.length)
     params = {"levels": jnp.zeros((*shape, self.bins), jnp.float32)}
     return params if self.by == "nats" else {**params, "size": jnp.zeros(shape, jnp.float32)}
 
   def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
-    """Times at the pace learned so far."""
+    """Times of the clock as learned so far."""
     rows, length = batch.ids.shape
     tau = low_discrepancy(key, rows, progress)[:, None]
     shares = jax.lax.stop_gradient(self.shares(params, length))
@@ -86,14 +89,15 @@ class Learned:
     return jnp.broadcast_to(t.at[-1].set(0.0), (lengths.shape[0], steps + 1, length))
 
   def fit(self, params: Params, times: Times, costs: TokenCosts) -> Float[Array, ""]:
-    """0, whose gradient moves the levels (and `size`) to what each token cost."""
+    """0, whose gradient fits the levels (and `size`) to what each token cost."""
     each = self._by_nats if self.by == "nats" else self._by_loss
     value = jnp.sum(each(params, times, costs))
     return value - jax.lax.stop_gradient(value)
 
   def shares(self, params: Params, length: int) -> Float[Array, "P bins"]:
-    """The stretches' shares of the clock, each row summing to 1; P is `length` or, if positions
-    share a pace, 1."""
+    """The stretches' shares of the clock, each row summing to 1; P is `length`, or 1
+    if positions share their times.
+    """
     return self.floor / self.bins + (1 - self.floor) * self._inner(params, length)
 
   def expected(self, params: Params, t: Float[Array, "B N"]) -> Float[Array, "B N"]:
@@ -118,7 +122,7 @@ class Learned:
   def _by_nats(self, params: Params, times: Times, costs: TokenCosts) -> Array:
     shares = self.shares(params, times.t.shape[1])
     _, stretch = _passed(jax.lax.stop_gradient(shares), times.tau)
-    # What is impossible costs infinity, and says nothing of the pace.
+    # What is impossible costs infinity, and says nothing about the shares.
     cost = jnp.where(jnp.isfinite(costs.nats), costs.nats, 0.0)
     if self.power != 1:
       cost = self.unit * (jnp.maximum(cost, 0.0) / self.unit) ** self.power
@@ -132,11 +136,11 @@ class Learned:
 
 @member
 class ByPosition(Learned):
-  """A pace for each position of a row: the adaptive schedule of SeqDiffuSeq (arXiv 2212.10325),
+  """Learned times for each position of a row: the schedule of SeqDiffuSeq (arXiv 2212.10325),
   over whose steps the loss of each position rises evenly.
 
-  Published schedules are interpolated anew every 20,000 steps from averages of the loss by step and
-  position; ours move with every update. A position is a place in the row: of pairs, whose target
+  Published schedules are computed again every 20,000 steps from averages of the loss by step and
+  position; ours change with every update. A position is a place in the row: of pairs, whose target
   begins where the source ends, that is not the place in the target. A text that is shorter has the
   first positions.
   """
