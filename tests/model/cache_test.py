@@ -71,7 +71,10 @@ def in_blocks(network, params, cache, slot=SLOT):
 
 def uncached_blocks(network, params):
   """The same of one row: noisy tokens, and then clean ones."""
-  twice = lambda x: np.concatenate([x, x], axis=1)
+
+  def twice(x):
+    return np.concatenate([x, x], axis=1)
+
   noisy = np.repeat(np.array([[1, 0]], np.int32), L, axis=1)
   layout = Layout(twice(SEGMENT), twice(PLACE // SIZE), noisy)
   ids = np.concatenate([NOISY, CLEAN], axis=1)
@@ -122,13 +125,18 @@ def test_left_to_right_equals_the_uncached_row():
 
 
 def test_some_tokens_of_a_bidirectional_row_are_written_again():
-  """In one layer, whose keys do not depend on other tokens, the rewritten row is read as if anew; a
-  layout without fields is a row in which all see all; slots beyond the last are not written."""
+  """In one layer, whose keys do not depend on other tokens, the rewritten row is read as a new one.
+
+  A layout without fields is a row in which all see all; slots beyond the last are not written.
+  """
   network = small_transformer(layers=1)
   params = noisy_parameters(network)
   _, cache = extend(network, params, empty(network, params), CLEAN, 0 * T, Layout(), PLACE, SLOT)
   change = np.array([[1, 5, 6, 11], [0, 2, 3, 4]])
-  take = lambda x: np.take_along_axis(x, change, axis=1)
+
+  def take(x):
+    return np.take_along_axis(x, change, axis=1)
+
   ids = CLEAN.copy()
   np.put_along_axis(ids, change, take(NOISY), axis=1)
   features, after = extend(

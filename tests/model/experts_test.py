@@ -22,7 +22,10 @@ T, D, F, N, K = 7, 6, 5, 4, 2
 
 def loop(x, share, expert, up, gate, down):
   """One token at a time, one of its experts at a time, in float64."""
-  silu = lambda a: a / (1 + np.exp(-a))
+
+  def silu(a):
+    return a / (1 + np.exp(-a))
+
   out = np.zeros((T, D))
   for t in range(T):
     for j in range(K):
@@ -35,20 +38,26 @@ def loop(x, share, expert, up, gate, down):
 def test_experts_equal_the_loop(shift):
   """Also where some of the experts are on other devices (numbers out of range)."""
   random = np.random.default_rng(0)
-  draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+
+  def draw(*shape):
+    return random.normal(size=shape).astype(np.float32)
+
   x, share, up, gate, down = draw(T, D), draw(T, K), draw(N, D, F), draw(N, D, F), draw(N, F, D)
   expert = np.stack([random.permutation(N)[:K] for _ in range(T)]).astype(np.int32) - shift
-  total = lambda *args: jnp.sum(every_expert(args[0], args[1], expert, *args[2:]))
+
+  def result(x, share, *weights):
+    return every_expert(x, share, expert, *weights)
+
+  def total(*args):
+    return jnp.sum(result(*args))
+
   args = (x, share, up, gate, down)
-  both = jax.jit(
-    lambda *args: (every_expert(*args[:2], expert, *args[2:]), jax.grad(total, range(5))(*args))
-  )
+  both = jax.jit(lambda *args: (result(*args), jax.grad(total, range(5))(*args)))
   out, grads = both(*args)
   np.testing.assert_allclose(out, loop(x, share, expert, up, gate, down), atol=2e-5)
   moves = [1e-4 * np.float64(draw(*a.shape)) for a in args]
-  for number, (grad, move) in enumerate(
-    zip(grads, moves)
-  ):  # each against a central difference of the loop, in one direction
+  # Each gradient against a central difference of the loop, in one direction.
+  for number, (grad, move) in enumerate(zip(grads, moves)):
     there, back = [list(args), list(args)]
     there[number], back[number] = args[number] + move, args[number] - move
     slope = (
@@ -64,7 +73,10 @@ def test_losses_of_the_router():
   padding counts nowhere."""
   logits = np.full((1, 4, N), -20.0, np.float32)
   logits[0, np.arange(4), np.arange(4)] = 20.0  # token i is sure of expert i
-  softmax = lambda logits: np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+  def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
   chosen = np.arange(4)[None, :, None]
   even = routing(logits, softmax(logits), chosen, None)
   np.testing.assert_allclose([even.balance, even.z], [1.0, 400.0], rtol=1e-5)
@@ -112,15 +124,18 @@ def test_experts_compile_for_tpu_over_their_axis():
   pytest.importorskip("libtpu", reason="pip install libtpu to compile for TPU without one")
   devices = np.array(topology_devices("v5e:2x2")).reshape(1, 1, 2, 1, 2)
   mesh = Mesh(devices, AXES)
-  shape = lambda spec, dtype, *sizes: jax.ShapeDtypeStruct(
-    sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec))
-  )
+
+  def shape(spec, dtype, *sizes):
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
+
   bf16, weights = jnp.bfloat16, ("expert", None, "tensor")
   x, chosen = shape((), bf16, 2, 128, 256), shape((), jnp.int32, 2, 128, 2)
   up, down = shape(weights, bf16, 4, 256, 256), shape(("expert", "tensor", None), bf16, 4, 256, 256)
-  loss = lambda x, share, up, gate, down, chosen: jnp.sum(
-    mixture(x, share, chosen, up, gate, down).astype(jnp.float32) ** 2
-  )
+
+  def loss(x, share, up, gate, down, chosen):
+    return jnp.sum(mixture(x, share, chosen, up, gate, down).astype(jnp.float32) ** 2)
+
   with jax.set_mesh(mesh), compile_for("tpu", "TPU v5 lite"):
     step = jax.jit(jax.grad(loss, range(5)))
     program = Program(

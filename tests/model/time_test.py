@@ -45,7 +45,10 @@ def whole(layout, length=10):
 def test_none_ignores_the_time_and_has_no_parameters_for_it():
   network = network_of("none")
   params = noisy_parameters(network)
-  at = lambda t: logits_of(network, params, IDS, t, whole(Layout()))
+
+  def at(t):
+    return logits_of(network, params, IDS, t, whole(Layout()))
+
   np.testing.assert_array_equal(at(T), at(T + 0.5))
   assert "time" not in params
 
@@ -73,7 +76,10 @@ def test_gradients_reach_every_parameter_of_the_time(choice):
 def test_time_is_per_token(choice):
   """In a causal row one token's own time changes nothing before it, and itself."""
   layout = whole(layouts.causal(10))
-  at = lambda t: np.asarray(logits_of(network_of(choice), parameters_of(choice), IDS, t, layout))
+
+  def at(t):
+    return np.asarray(logits_of(network_of(choice), parameters_of(choice), IDS, t, layout))
+
   other = T.copy()
   other[:, 4] = 0.9
   change = np.abs(at(other) - at(T)).max(axis=(0, 2))
@@ -118,8 +124,13 @@ class TestPrefix:
     what the prefix holds."""
     params = parameters_of("prefix")
     plain = small_transformer(input_sizes=InputSizes(13))
-    hidden = lambda x, layer: x @ layer["kernel"] + layer["bias"]
-    silu = lambda x: x / (1 + np.exp(-x))
+
+    def hidden(x, layer):
+      return x @ layer["kernel"] + layer["bias"]
+
+    def silu(x):
+      return x / (1 + np.exp(-x))
+
     angles = 1000 * 0.4 * 10_000.0 ** (-np.arange(128) / 128)
     waves = np.concatenate([np.cos(angles), np.sin(angles)])
     held = silu(hidden(silu(hidden(waves, params["time"]["inner"])), params["time"]["outer"]))

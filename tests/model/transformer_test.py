@@ -104,7 +104,10 @@ def test_answers_are_cut_by_the_network():
     ]
 
   whole, some, none = read(params, IDS)
-  parts = lambda p: (p.features, p.stages[0].features, p.hidden)
+
+  def parts(prediction):
+    return prediction.features, prediction.stages[0].features, prediction.hidden
+
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a[:, 3:7], b, atol=1e-6), parts(whole), parts(some)
   )
@@ -304,9 +307,10 @@ def test_every_matrix_is_placed_and_decays(change):
 @pytest.mark.parametrize("first_stage_layers", [0, 1])
 def test_flops_agree_with_the_compiler(first_stage_layers, monkeypatch):
   """Our count of a forward pass against XLA's own, unrolled (a loop's body would count once)."""
-  at_once = lambda self, answer: expected_embedding(
-    (answer.head, self.embedding[...]), answer.features
-  )
+
+  def at_once(self, answer):
+    return expected_embedding((answer.head, self.embedding[...]), answer.features)
+
   monkeypatch.setattr(FirstStage, "read", at_once)
   sizes = {"width": 128, "kv_heads": 2, "mlp_width": 512, "input_sizes": InputSizes(513)}
   network = small_transformer(first_stage_layers=first_stage_layers, output_size=512, **sizes)
