@@ -1,4 +1,4 @@
-"""The anchored bound: which tokens are rare, values and gradients against brute force, what is refused."""
+"""The anchored bound: rare tokens, values and gradients against brute force, what is refused."""
 
 import dataclasses
 import functools
@@ -137,8 +137,9 @@ def test_it_reports_the_bound_of_the_same_draw_and_is_it_without_weight():
 
 
 def test_noisy_clean_rows_read_the_noisy_half():
-  """Blocks: 2 L positions are read, and both answers are of the noisy copy. Equal heads then cost the
-  same on rare tokens."""
+  """Blocks read 2 L positions, and both predictions are of the noisy copy. Equal heads then cost
+  the same on rare tokens.
+  """
   equal = NET | {"first": NET["out"] / 2}
   loss = jit(lambda b: loss_of(Anchored(threshold=12), equal, b, model_of(Blocks(size=4))))(
     Batch(IDS)
@@ -158,8 +159,9 @@ def test_bad_options_are_refused(option):
 
 
 def test_it_trains_the_first_stage_of_a_real_network():
-  """With the first stage's loss, its head moves at once; the last head gets the gradient that it has
-  without."""
+  """With the first stage's loss its head gets a gradient at once; the gradient of the last head
+  stays as it is without.
+  """
   network = Transformer(
     layers=2,
     width=8,

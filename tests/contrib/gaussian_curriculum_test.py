@@ -1,5 +1,6 @@
-"""Duo's curriculum: the coupling of Gaussian and uniform noise, the law of its draws, and what is left of
-it when it is over."""
+"""Duo's curriculum: the coupling of Gaussian and uniform noise, the law of its draws, and what is
+left of it when it is over.
+"""
 
 import dataclasses
 import functools
@@ -57,7 +58,9 @@ def test_two_tokens_in_closed_form():
 
 @pytest.mark.parametrize("vocab_size", [3, 27, 50257, 200_000])
 def test_level_against_monte_carlo(vocab_size):
-  """m, the largest of V - 1 normals, drawn by the inverse of its law in float64; then P = E[Phi(nu - m)]."""
+  """P = E[Phi(nu - m)], where m, the largest of V - 1 normals, is drawn by the inverse of its law
+  in float64.
+  """
   rng, rows = np.random.default_rng(0), 2000
   log_u = -rng.exponential(size=rows) / (vocab_size - 1)
   low, high = np.full(rows, -9.0), np.full(rows, 12.0)
@@ -99,8 +102,9 @@ def test_window_of_the_paper():
 
 @pytest.mark.parametrize("number,count", [(1, 1), (5, 5), (6, 3), (50256, 3)])
 def test_largest_normals_are_order_statistics(number, count):
-  """Falling; and each, through its distribution function, has the mean of its beta law. All of them are
-  all the normals."""
+  """They fall, and each, through its distribution function, has the mean of its beta law. All of
+  them are all the normals.
+  """
   rows = 10_000
   draw = jax.jit(largest_normals, static_argnums=(1, 2))
   z = np.asarray(draw(row_keys(1, rows), number, count), np.float64)
@@ -128,7 +132,9 @@ def check_distinct(draw):
 
 
 def in_floyds_order(keys, first, vocab_size, count):
-  """Mutant: Floyd's algorithm gives a uniform set, but not in random order (the last ids never come first)."""
+  """Mutant: Floyd's algorithm gives a uniform set, but not in random order: the last ids never come
+  first.
+  """
   chosen = first[..., None] * 0 + vocab_size  # no id
   for j, last in enumerate(range(vocab_size - count, vocab_size - 1)):
     pick = draw_integer(fold(keys, j), last + 1)
@@ -203,7 +209,9 @@ def test_a_table_for_another_vocabulary_fails(monkeypatch, name, mutant):
 
 
 def test_soft_tokens_have_the_moments_of_the_full_softmax():
-  """V = 6: mean and second moments of every token's weight equal those of a softmax over a Gaussian in R^V."""
+  """For V = 6 mean and second moments of every token's weight equal those of a softmax over a
+  Gaussian in R^V.
+  """
   rows, alphas = 20_000, (0.1, 0.7)
   for alpha, _, ids, some in zip(alphas, *draws(V, V, alphas, rows, 0.3), strict=True):
     weights = np.zeros((rows, V))
@@ -224,7 +232,9 @@ def test_soft_tokens_have_the_moments_of_the_full_softmax():
 
 
 def test_few_candidates_hold_nearly_all_of_the_softmax():
-  """V = 10 and a temperature far above the paper's: M = 5 of 10 against all, in the weight of the largest."""
+  """For V = 10 and a temperature far above the paper's, M = 5 of 10 against all, in the weight of
+  the largest.
+  """
   few, all_of_them = (draws(M, 10, [0.5], 4000, 0.05)[2].max(-1).mean() for M in (5, 10))
   assert abs(few - all_of_them) < 0.01
 
@@ -247,8 +257,9 @@ def loss_of(objective, model, network, batch, step=0, key=9):
 
 @pytest.mark.parametrize("context", [Full(), Blocks(size=4)], ids=["full", "blocks"])
 def test_after_the_curriculum_the_loss_is_the_bound(context):
-  """Value and gradient, for the same key; before it they differ, and nothing is called a bound at any
-  step. A timing is fitted afterwards only."""
+  """Value and gradient are those of the bound, for the same key; before the end they differ, and
+  nothing is called a bound at any step. A timing is fitted afterwards only.
+  """
   model = model_of(context=context)
 
   def total(network, objective, step):
@@ -272,8 +283,9 @@ def test_after_the_curriculum_the_loss_is_the_bound(context):
 
 
 def test_soft_tokens_harden():
-  """The temperature falls log-linearly; at a temperature of nearly zero the network reads the state, in
-  the window of times."""
+  """The temperature falls log-linearly; at a temperature of nearly zero the network reads the
+  state, in the window of times.
+  """
   network = TableNetwork()
   objective = objective_of(candidates=3, temperature=1.0, final_temperature=1e-6, low=0.2, high=0.6)
 
@@ -298,8 +310,9 @@ def test_soft_tokens_harden():
 
 
 def test_cold_tokens_cost_what_hard_ones_do():
-  """At temperature zero the expected loss is that of the same process with hard tokens, over the same
-  window."""
+  """At temperature zero the expected loss is that of the same process with hard tokens, over the
+  same window.
+  """
   ids = np.random.default_rng(5).integers(0, V, (1024, 8)).astype(np.int32)
   cold = objective_of(candidates=3, temperature=1e-7, final_temperature=1e-7, low=0.3, high=0.8)
 

@@ -1,4 +1,4 @@
-"""The mask-agnostic loss against the formula with every logit in memory, and mutants that must fail."""
+"""The mask-agnostic loss against the formula with all logits in memory, and mutants that fail."""
 
 import dataclasses
 import functools
@@ -49,7 +49,10 @@ def masks_seen(state, segment):
 
 
 def check_rows(row, longer, batch):
-  """The second reading is the first and masks after its last token; how many are in its document, [B]."""
+  """(the tokens of the last one's document, [B, L], how many masks are in it, [B]).
+
+  The second reading is the first with masks after its last token.
+  """
   end = L - 1 if batch.weights is None else 8
   own = np.zeros((B, L), np.int32) if batch.segment is None else batch.segment
   tail = slice(row.t.shape[1], None)
@@ -65,7 +68,9 @@ def check_rows(row, longer, batch):
 
 
 def check_mask_agnostic(cls, batch):
-  """Value and gradient equal the formula with every logit in memory, given how many masks were appended."""
+  """Value and gradient equal the formula with all logits in memory, for the number of masks that
+  were appended.
+  """
   objective = cls(agreement=0.7, appended=4)
   network = TableNetwork(mask_id=V, router=0.2)
   model = model_of(network, chunk=5, shards=2)

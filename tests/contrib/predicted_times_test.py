@@ -1,5 +1,6 @@
-"""Times that a network predicts: labels by the rank of the loss, a fit that reaches the predictor alone, and
-a sampler that walks the predicted times."""
+"""Times that a network predicts: labels by the rank of the loss, a fit that reaches the predictor
+alone, and a sampler that walks the predicted times.
+"""
 
 import dataclasses
 import functools
@@ -57,8 +58,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 class Predictor:
-  """A network of one number per token: Σ guess · weights + slope · clock; `says(rows)` in its place, if it
-  is given. It keeps the rows that it reads."""
+  """A network of one number per token: Σ guess · weights + slope · clock, or `says(rows)` unless
+  that is None. It keeps the rows that it reads.
+  """
 
   def __init__(self, says=None):
     self.says, self.asked = says, []
@@ -127,8 +129,9 @@ def test_poisson_quantiles_are_scipys():
 
 
 def reference_labels(timing, tau, cost, counts, segment=None):
-  """As their code makes them: the r-th lowest loss of n has the quantile (r - 1/2) / n of the row's law of
-  times; of each document."""
+  """The labels of the published code: the r-th lowest loss of n in a document has the quantile
+  (r - 1/2) / n of the row's law of times.
+  """
   labels, most = np.zeros(cost.shape), timing.levels - 1
   segment = np.zeros(cost.shape) if segment is None else segment
   documents = [(i, document) for i in range(len(cost)) for document in np.unique(segment[i])]
@@ -210,8 +213,11 @@ SEGMENT = np.broadcast_to(np.arange(L) // 3, (B, L)).astype(np.int32)
 
 
 def check_fit(cls, timing):
-  """The error of the predicted times, written out: by the mean of the answer, the row's clock, and mse + 2
-  · cross-entropy, the weight of the time and the smoothing left out; of the tokens that are noisy."""
+  """The error of the predicted times of noisy tokens, written out.
+
+  It follows from the mean of the prediction, the row's clock, and mse + 2 · cross-entropy, without
+  the weight of the time and without the smoothing.
+  """
   predictor = Predictor(lambda rows: 0.25)
   model, batch = model_of(Silent(predictor), timing), dataclasses.replace(BATCH, segment=SEGMENT)
 
@@ -337,8 +343,9 @@ def clock_of(rows):
 
 @pytest.mark.parametrize("projection", ["expectation", "sample", "argmax"])
 def test_even_times_are_steps_of_fresh_noise(projection):
-  """A network that predicts the clock makes of it the grid sampler with ρ = 1, in law: the same means and
-  variances of what the network reads, call by call."""
+  """A network that predicts the clock makes it the grid sampler with ρ = 1, in law: the same means
+  and variances of what the network reads, call by call.
+  """
   rows, answers = 600, np.float32([0.0, 1.0, 2.0, 0.5, 1.5])
   batch = Batch(np.zeros((rows, 2), np.int32))
   predicted, seen = walk(
@@ -378,8 +385,9 @@ def wave(rows):
 
 
 def check_walk(cls):
-  """Times are what was predicted, per token, rising ones too; observed tokens stay; what the network reads
-  has the noise of its time."""
+  """Times are those predicted, per token, rising ones too; observed tokens stay; what the network
+  reads has the noise of its time.
+  """
   rows, steps = 400, 6
   batch = jax.tree.map(lambda leaf: np.repeat(leaf[:1], rows, axis=0), BATCH)
   network = Served(Predictor(wave), 100 * np.eye(V, dtype=np.float32)[0])
@@ -404,8 +412,9 @@ def test_the_network_is_told_the_predicted_times():
 
 
 def test_a_token_that_is_being_made_is_never_taken_for_known():
-  """Where less than nothing is predicted, half a level is left, so that the network answers and the last
-  step draws."""
+  """Where less than nothing is predicted, half a level is left, so that the network answers and the
+  last step draws.
+  """
   result, seen = walk(PredictedTimes(steps=6), Served(Predictor(lambda rows: -1.0)))
   for call, (_, t) in enumerate(seen):
     np.testing.assert_allclose(t, np.where(COUNTS, 0.5 / 99 if call else 1.0, 0.0), rtol=1e-5)
@@ -430,8 +439,9 @@ class ForgetsWhatIsObserved(PredictedTimes):
 
 
 def check_guess(cls):
-  """What times are predicted from: the network's own answer where tokens are active, cold as the sampler
-  may be, and the observed tokens; and the documents of the row."""
+  """Times are predicted from the network's own prediction where tokens are active, however cold the
+  sampler is, from the observed tokens, and from the documents of the row.
+  """
   asked = []
 
   def keeps(rows):
@@ -468,7 +478,7 @@ def test_mutants_of_the_guess_fail(mutant):
 
 
 def test_a_network_learns_the_times():
-  """Of tokens half of which are always the same, the easy ones are predicted less noise than the others."""
+  """Where half of the tokens are always the same, less noise is predicted for these easy ones."""
   process = Embedding(vocab_size=16, schedule=VPCosine(), width=8)
   network = Transformer(
     layers=1,

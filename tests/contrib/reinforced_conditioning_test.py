@@ -1,5 +1,6 @@
-"""Reinforced conditioning: BLEU is sacrebleu's, the policy's gradient is that of the expected reward, and
-the value is untouched."""
+"""Reinforced conditioning: BLEU is sacrebleu's, the policy's gradient is that of the expected
+reward, and the value is untouched.
+"""
 
 import functools
 
@@ -48,8 +49,9 @@ def bleu_of(*rows):
 
 
 def test_bleu_is_sacrebleus():
-  """Sentence BLEU with one added from 2-grams on, of rows that repeat themselves; of the tokens that
-  count alone, and within documents."""
+  """Sentence BLEU with one added from 2-grams on, of rows that repeat themselves; only of the
+  tokens that count, and within documents.
+  """
   sacrebleu = pytest.importorskip("sacrebleu")
   rng = np.random.default_rng(0)
   target = rng.integers(0, 3, (60, 9))
@@ -115,8 +117,9 @@ def test_the_value_is_that_of_the_losses():
 
 
 def expected_reward(net, weight):
-  """- weight · Σ over told rows of n E[accuracy], whose gradient is wanted: p of the true tokens, shown
-  what they were, held constant."""
+  """- weight · Σ over conditioned rows of n E[accuracy], whose gradient is wanted: p of the true
+  tokens, conditioned on a first prediction that is held constant.
+  """
   noised = read(NET)
   first, told = noised.first
   estimate = PROCESS.estimate(PARAMS["process"], noised.state, noised.times.t, first.logits)
@@ -154,8 +157,8 @@ class Punishes(ReinforcedConditioning):
 
 
 def check_gradient(cls, draws):
-  """Over draws of both rows at one state: the mean gradient is that of the expected accuracy, to 4.5
-  standard errors.
+  """Over draws of both rows at one state the mean gradient is that of the expected accuracy, to
+  4.5 standard errors.
 
   Returns the largest entry of each array of the gradient in standard errors: what the test can see.
   """

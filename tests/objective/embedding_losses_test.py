@@ -1,5 +1,6 @@
-"""The losses of embedding diffusion: each term against its definition, what its gradient reaches, and the
-bound beside them."""
+"""The losses of embedding diffusion: each term against its definition, what its gradient reaches,
+and the bound beside them.
+"""
 
 import dataclasses
 import functools
@@ -36,7 +37,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 class Linear(TableNetwork):
-  """A linear network of vectors, blind to the other positions; whole vocabularies are vectors too."""
+  """A linear network of vectors, blind to other positions; whole vocabularies are vectors too."""
 
   def _embed(self, params, rows):
     inputs = rows.inputs
@@ -99,7 +100,7 @@ def by_hand(process, params, drawn):
 
 
 def check_terms(cls, process):
-  """Every term, summed over the scored tokens alone, and the total; the bound is that of `Bound`."""
+  """Every term, summed over scored tokens alone, and the total; the bound is that of `Bound`."""
   params = params_of(process)
   options = {"rounding_weight": 0.5, "anchor_weight": 2.0}
   objectives = cls(**options), cls(weighting="snr", max_weight=3.0, **options), Bound()
@@ -145,7 +146,7 @@ def test_mutants_of_the_terms_fail(mutant):
 
 
 def test_targets_are_weights():
-  """Regressing the noise or v is regressing x with another weight (VP paths); min-SNR cuts it off."""
+  """Regressing the noise or v is regressing x with another weight (VP paths); min-SNR clips it."""
   t, rng = np.linspace(0.1, 0.9, 5, dtype=np.float32), np.random.default_rng(0)
   alpha, sigma, _ = (np.asarray(x) for x in PROCESS.schedule(t))
   x, guess, noise = rng.normal(size=(3, 5))
@@ -199,7 +200,7 @@ def test_decoding_early_is_a_bound_of_its_own():
 
 
 def check_gradients(process):
-  """Trap 7: rounding and prior reach the embedding and not the network; mse and the anchor reach both."""
+  """Rounding and prior reach the embedding and not the network; mse and the anchor reach both."""
   params, model = params_of(process), model_of(process)
   none = 1e-12  # the mse cannot be left out, only weighed down
   terms = {
@@ -243,8 +244,11 @@ def test_what_gradients_reach():
 
 @functools.cache
 def collapse():
-  """readout -> each term per token, [number of scales], of V = 100 independent tokens, 8 numbers each
-  times a scale, under the best denoiser (which is the evidence)."""
+  """readout -> each term per token, [number of scales].
+
+  There are V = 100 independent tokens of 8 numbers each times a scale, under the best denoiser,
+  which is the evidence.
+  """
   size, rows = 100, 200
   path = SquareRoot(log_snr_max=4.209, log_snr_min=-15.41)
   process = Embedding(
@@ -278,7 +282,7 @@ def collapse():
 
 
 def test_mse_alone_collapses_the_embedding_and_the_other_terms_hold_it():
-  """Trap 7, on the sqrt chain: mse falls to 0 with the table, both cross-entropies rise to log V."""
+  """On the sqrt chain mse falls to 0 with the table, and both cross-entropies rise to log V."""
   terms = collapse()["posterior"]
   mse, rounding, anchor = (terms[name] for name in ("mse", "rounding", "anchor"))
   # Published are the numbers of another table of the same law.
@@ -290,8 +294,9 @@ def test_mse_alone_collapses_the_embedding_and_the_other_terms_hold_it():
 
 
 def test_read_out_by_inner_products():
-  """Trap 7, published numbers: both cross-entropies rise to log V as the table shrinks, and weigh against
-  the mse."""
+  """At published numbers both cross-entropies rise to log V as the table shrinks, and weigh against
+  the mse.
+  """
   terms = collapse()["inner"]
   mse, rounding, anchor = (terms[name] for name in ("mse", "rounding", "anchor"))
   np.testing.assert_allclose(rounding, (1.30, 2.95, 4.53, 4.604), rtol=0.12)

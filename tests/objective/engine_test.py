@@ -1,4 +1,4 @@
-"""The engine of losses: times, noise, readings and sums, on a made-up network and on the exact one."""
+"""The engine of losses: times, noise, readings and sums, on a table network and the exact one."""
 
 import dataclasses
 import functools
@@ -262,7 +262,9 @@ def conditioned(network=None, **options):
 
 
 def check_gradient(read, model):
-  """The gradient is that of one reading which is shown a constant, and the map that keeps it is trained."""
+  """The gradient is that of one reading that is conditioned on a constant, and the map that keeps
+  it is trained.
+  """
 
   def total(network, memory_of):
     params = {**PARAMS, "network": network}
@@ -382,7 +384,7 @@ def test_the_bound_of_two_readings():
 
 
 def test_a_jump_costs_the_cross_entropy_of_the_posterior():
-  """exact_count with uniform noise: t is 0 or 1, where the rate says nothing and -log p everything."""
+  """With exact_count and uniform noise t is 0 or 1, where the rate says nothing and -log p all."""
   process = Uniform(vocab_size=3)
   ids = TOY.systematic(8192)
   model = Model(ExactNetwork(process=process), process, ExactCount(), Full(), chunk=ids.size)

@@ -1,5 +1,6 @@
-"""The score-function gradient, exactly: every pair of draws of a small row, weighted by its probability,
-and no sampling at all."""
+"""The score-function gradient, exactly: every pair of draws of a small row, weighted by its
+probability, and no sampling at all.
+"""
 
 import functools
 
@@ -67,7 +68,7 @@ def loss_of(objective, params, batch, states, t=0.4):
 
 
 def probability(params, batch):
-  """q(z | x) of each state, [2^L], differentiable; 0 for states in which an observed token is masked."""
+  """q(z | x) of each state, [2^L], differentiable; 0 for states with a masked observed token."""
   masked = jax.nn.softplus(params["power"])[IDS] * jnp.log(0.4)
   chance = jnp.exp(masked) * (times_of(batch).t > 0)
   return jnp.prod(jnp.where(STATES, chance, 1 - chance), axis=1)
@@ -86,7 +87,9 @@ def expected_loss(params, batch):
 
 
 def check_gradient_is_unbiased(objective, batch):
-  """Σ over pairs of q(z1) q(z2) · gradient = gradient of the expectation, for network, noise and value."""
+  """Σ over pairs of q(z1) q(z2) · gradient is the gradient of the expectation, for network, noise
+  and value.
+  """
   states = jnp.asarray(STATES)
 
   def one(pair):

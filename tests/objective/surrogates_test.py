@@ -1,5 +1,6 @@
-"""Every objective × what all of them promise; then the options of each against the formula written out,
-and mutants that must fail."""
+"""Every objective × what all of them promise; then the options of each against the formula written
+out, and mutants that must fail.
+"""
 
 import dataclasses
 import functools
@@ -60,7 +61,7 @@ def loss_of(objective, model, params, batch, key=9, progress=START):
 
 @every_row
 def test_losses_of_the_network_are_added_once(name):
-  """As the mean over readings, per token of text; they are no part of what is reported as the bound."""
+  """As the mean over readings, per token of text; they are no part of the reported bound."""
   objective, process = ROWS[name]
   networks = [TableNetwork(mask_id=V, router=router) for router in (0.3, 0.0)]
 
@@ -101,7 +102,7 @@ def test_a_uniform_predictor_costs_log_v(name):
 
 
 def full_logits(network, objective, model, params, cost):
-  """Σ weight · cost(clean, state, t, dt_dtau, logits) with every logit in memory, for the same draw."""
+  """Σ weight · cost(clean, state, t, dt_dtau, logits) with all logits in memory, for one draw."""
   key = jax.random.key(9)
   params = {**params, "network": network}
   times = engine.draw_times(model, params, stream(key, "times"), BATCH, START)
@@ -132,7 +133,7 @@ def gidd(ids, z, t, speed, logits):
 
 
 def posterior_of_uniform(ids, z, t, speed, logits):
-  """Leave-one-out logits l_v and z_i seen through noise: p_v ∝ e^l_v (alpha [v = z] + (1 - alpha) / V)."""
+  """-log p_x, p_v ∝ e^l_v (alpha [v = z] + (1 - alpha) / V), l_v the leave-one-out logits."""
   noise = t[..., None]
   seen = jnp.log((1 - noise) * jax.nn.one_hot(z, V) + noise / V)
   return ce(ids, logits + seen)
@@ -227,8 +228,10 @@ def test_mutants_of_the_formulas_fail(name, objective, process):
 
 
 def test_focusing_by_hand():
-  """One token of probability p: loss (1 - p)^γ · CE, slope in CE as the docstring says, finite for a
-  token that is certain."""
+  """One token of probability p: loss (1 - p)^γ · CE, slope in CE as the docstring says.
+
+  Both are finite for a token that is certain.
+  """
   zero = np.int32(0)
 
   @jit
