@@ -15,7 +15,10 @@ EXTRAS = {
 setup(
   name="diffusion_text",
   version="0.1.0",
-  description="Train, compare and decode every kind of text diffusion with one transformer, one trainer and one likelihood, in JAX",
+  description=(
+    "Train, compare and decode every kind of text diffusion with one transformer, one trainer and "
+    "one likelihood, in JAX"
+  ),
   long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
@@ -26,7 +29,7 @@ setup(
     "absl-py>=2.1",
     "flax>=0.12",
     "grain>=0.2.10",
-    "importlib_resources",  # tensorflow-datasets needs it and does not declare it on Python >= 3.9
+    "importlib_resources",  # tensorflow-datasets needs but does not declare it on Python >= 3.9
     "jax>=0.10",
     "jaxtyping>=0.2.36",
     "matplotlib>=3.8",
