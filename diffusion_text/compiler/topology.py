@@ -53,8 +53,8 @@ def topology_devices(topology: str) -> list[Any]:
   except Exception as error:
     # Jax raises different kinds for a missing library and an impossible shape.
     raise ValueError(
-      f"topology={topology!r} cannot be described: {error}; is libtpu installed (pip install -e "
-      "'.[tpu]')?"
+      f"topology={topology!r} cannot be described: {error}; "
+      "is libtpu installed (pip install -e '.[tpu]')?"
     ) from error
 
 
@@ -275,12 +275,12 @@ def report(name: str, compiled: Compiled) -> str:
     )
   lines += [
     f"roofline     compute {ms(line.compute)} ({line.model_seconds / line.compute:.0%} of it the "
-    f"model's own FLOPs), memory {ms(line.memory)}, both per instruction {ms(line.chip)}, "
-    f"network {ms(line.network)}, {ms(line.hidden)} of it beside other work",
+    f"model's own FLOPs), memory {ms(line.memory)}, both per instruction {ms(line.chip)}, network "
+    f"{ms(line.network)}, {ms(line.hidden)} of it beside other work",
     f"             at best {ms(line.step)} per run, {line.tokens_per_chip / line.step:,.0f} "
     f"tokens/s per chip, MFU {line.mfu:.0%}; {line.binds} binds; "
-    f"with no overlap at all {ms(line.chip + line.network)}, "
-    f"MFU {line.model_seconds / (line.chip + line.network):.0%}",
+    f"with no overlap at all {ms(line.chip + line.network)}, MFU "
+    f"{line.model_seconds / (line.chip + line.network):.0%}",
   ]
   return "\n".join(lines)
 

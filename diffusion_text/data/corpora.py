@@ -208,8 +208,8 @@ class Tfds:
     documents = tfds_corpus.documents(directory, split, self.field, SPLIT_NAMES)
     return _not_empty(
       documents,
-      f"{self.dataset} has no records for split={split!r}; it is too small to carve one from. Use "
-      "a larger set",
+      f"{self.dataset} has no records for split={split!r}; it is too small to carve one from. "
+      "Use a larger set",
     )
 
   def identity(self) -> str:
@@ -248,8 +248,8 @@ class Pairs:
   def __post_init__(self):
     if self.max_characters is not None and self.max_characters < 1:
       raise ValueError(
-        f"data.max_characters={self.max_characters} must be at least 1; None keeps pairs of any "
-        "length"
+        f"data.max_characters={self.max_characters} must be at least 1; "
+        "None keeps pairs of any length"
       )
 
   def documents(self, split: str) -> Iterator[str]:
@@ -302,9 +302,9 @@ CORPORA = {"austen": Austen, "text8": Text8, "folder": Folder, "tfds": Tfds, "pa
 def _existing_text8(path: str) -> Path:
   if not Path(path).is_file():
     raise FileNotFoundError(
-      f"path={path!r} is not a file; download http://mattmahoney.net/dc/text8.zip, unzip it, and "
-      "give the "
-      "path of the file `text8`"
+      f"path={path!r} is not a file; "
+      "download http://mattmahoney.net/dc/text8.zip, unzip it, and give the path of the file "
+      "`text8`"
     )
   return Path(path)
 
@@ -410,8 +410,8 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
       if not isinstance(row, dict) or not isinstance(row.get(field), str):
         held = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
-          f"{path}:{number} has no text in field={field!r}, it holds {held}; set field= to the one "
-          "with the text"
+          f"{path}:{number} has no text in field={field!r}, it holds {held}; "
+          "set field= to the one with the text"
         )
       if row[field]:
         yield row[field]
@@ -423,8 +423,8 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
   file = pyarrow.parquet.ParquetFile(path)
   if field not in file.schema_arrow.names:
     raise ValueError(
-      f"{path} has no column field={field!r}, it holds {file.schema_arrow.names}; set field= to "
-      "the one with the text"
+      f"{path} has no column field={field!r}, it holds {file.schema_arrow.names}; "
+      "set field= to the one with the text"
     )
   kind = file.schema_arrow.field(field).type
   if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):

@@ -62,8 +62,8 @@ def labelled_rows(
     part = np.arange(len(own)) // RUN % parts
     if len(np.unique(part)) < parts:
       raise ValueError(
-        f"label {label} has {len(own)} rows of {length} tokens, too few for {parts} parts; use "
-        "shorter rows"
+        f"label {label} has {len(own)} rows of {length} tokens, too few for {parts} parts; "
+        "use shorter rows"
       )
     rows, kinds, places = (
       [*rows, own],

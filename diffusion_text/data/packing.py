@@ -204,23 +204,23 @@ def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | N
   """
   if end is None:
     raise ValueError(
-      "packing 'pairs' needs a tokenizer with a newline, to write between source and target; use "
-      "bytes or sentencepiece"
+      "packing 'pairs' needs a tokenizer with a newline, to write between source and target; "
+      "use bytes or sentencepiece"
     )
   begins, ends = np.asarray(offsets[:-1]), np.asarray(offsets[1:])
   newlines = np.append(np.flatnonzero(np.asarray(tokens) == end), len(tokens))
   turns = newlines[np.searchsorted(newlines, begins)]
   if (wrong := np.flatnonzero((turns <= begins) | (turns + 1 >= ends))).size:
     raise ValueError(
-      f"document {wrong[0]} is no source and target with a newline between; packing 'pairs' goes "
-      "with data.corpus='pairs'"
+      f"document {wrong[0]} is no source and target with a newline between; "
+      "packing 'pairs' goes with data.corpus='pairs'"
     )
   # The document of a split with one document has no separator at its end.
   sizes = ends - begins + (tokens[ends - 1] != end)
   if not (fits := sizes <= length).any():
     raise ValueError(
-      f"length={length}, but the shortest of {len(sizes)} pairs has {sizes.min()} tokens; use a "
-      "larger length"
+      f"length={length}, but the shortest of {len(sizes)} pairs has {sizes.min()} tokens; "
+      "use a larger length"
     )
   return PairRows(tokens, length, end, begins[fits], turns[fits], ends[fits])
 
@@ -282,8 +282,8 @@ def check_length(length: int, tokens: np.ndarray) -> None:
   """Raises ValueError unless 1 <= length <= tokens."""
   if not 1 <= length <= len(tokens):
     raise ValueError(
-      f"length={length} for a split of {len(tokens)} tokens; use 1 <= length <= {len(tokens)}, or "
-      "more text"
+      f"length={length} for a split of {len(tokens)} tokens; "
+      f"use 1 <= length <= {len(tokens)}, or more text"
     )
 
 

@@ -41,8 +41,8 @@ def _column(name: str, value: str | None, default: int) -> int:
     return default
   if not value.isdecimal():
     raise ValueError(
-      f"data.{name}={value!r} is a name, but columns between tabs have numbers; use '0' for the "
-      "first"
+      f"data.{name}={value!r} is a name, but columns between tabs have numbers; "
+      "use '0' for the first"
     )
   return int(value)
 
@@ -56,8 +56,7 @@ def _tabbed(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
       if len(columns) <= max(source, target):
         raise ValueError(
           f"{path}:{number} has {len(columns)} columns between tabs, but data.source={source} and "
-          f"data.target={target} are asked for;"
-          " columns are counted from 0"
+          f"data.target={target} are asked for; columns are counted from 0"
         )
       yield columns[source], columns[target]
 

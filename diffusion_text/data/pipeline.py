@@ -97,8 +97,8 @@ def train_iterator(
   places = np.arange(batch_size) if places is None else np.asarray(places)
   if not places.size or places.min() < 0 or places.max() >= batch_size:
     raise ValueError(
-      f"places={places.tolist()} are not rows of a batch of {batch_size}; use numbers from 0 to "
-      f"{batch_size - 1}"
+      f"places={places.tolist()} are not rows of a batch of {batch_size}; "
+      f"use numbers from 0 to {batch_size - 1}"
     )
   packing.check_length(length, arrays.tokens)
   if seed < 0:

@@ -72,8 +72,8 @@ def _parse(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
       parts[-1] += "["
     elif int(mark.group(1)) == 0:
       raise ValueError(
-        f"text {text!r} has a hole of 0 tokens, {mark.group()!r} at {mark.start()}; use [1] or "
-        "more, or [[0] for a literal [0]"
+        f"text {text!r} has a hole of 0 tokens, {mark.group()!r} at {mark.start()}; "
+        "use [1] or more, or [[0] for a literal [0]"
       )
     else:
       parts += [int(mark.group(1)), ""]
@@ -96,8 +96,8 @@ def _batch(
   for (ids, _), text in zip(rows, texts):
     if len(ids) > length:
       raise ValueError(
-        f"text {text!r} is {len(ids)} tokens long, more than length={length}; use length >= "
-        f"{longest} or a shorter text"
+        f"text {text!r} is {len(ids)} tokens long, more than length={length}; "
+        f"use length >= {longest} or a shorter text"
       )
   ids_BxL = np.zeros((len(rows), length), np.int32)
   observed_BxL = np.ones((len(rows), length), bool)

@@ -37,8 +37,8 @@ def prepared_directory(name: str, data_dir: str | None) -> Path:
     configs = {config: versions for config, versions in configs.items() if versions}
     if len(configs) > 1:
       raise ValueError(
-        f"name={name!r} has several configs on disk; use one of "
-        f"{', '.join(f'{path}/{config}' for config in configs)}"
+        f"name={name!r} has several configs on disk; "
+        f"use one of {', '.join(f'{path}/{config}' for config in configs)}"
       )
     found = next(iter(configs.values()), [])
   if not found:
@@ -75,14 +75,14 @@ def documents(
   if field not in (builder.info.features or {}):
     held = sorted(builder.info.features or {})
     raise ValueError(
-      f"{directory} has no feature field={field!r}, it holds {held}; set field= to the one with "
-      "the text"
+      f"{directory} has no feature field={field!r}, it holds {held}; "
+      "set field= to the one with the text"
     )
   own = {split_names[name]: name for name in builder.info.splits if name in split_names}
   if "train" not in own and split not in own:
     raise ValueError(
-      f"{directory} has only the splits {sorted(builder.info.splits)}; split={split!r} cannot be "
-      "carved without a train"
+      f"{directory} has only the splits {sorted(builder.info.splits)}; "
+      f"split={split!r} cannot be carved without a train"
     )
   source = builder.as_data_source(split=split_instruction(split, own))
   for begin in range(0, len(source), RECORDS_AT_ONCE):
@@ -90,8 +90,8 @@ def documents(
       text = record[field]
       if not isinstance(text, bytes | str):
         raise ValueError(
-          f"{directory}: feature field={field!r} holds {type(text).__name__}, not text; set field= "
-          "to a Text feature"
+          f"{directory}: feature field={field!r} holds {type(text).__name__}, not text; "
+          "set field= to a Text feature"
         )
       yield text.decode("utf-8") if isinstance(text, bytes) else text
 

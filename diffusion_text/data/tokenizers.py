@@ -113,8 +113,8 @@ class Characters(_Table):
   def __post_init__(self):
     if not self.alphabet or list(self.alphabet) != sorted(set(self.alphabet)):
       raise ValueError(
-        f"alphabet={self.alphabet!r} must hold distinct characters in order; use "
-        "''.join(sorted(set(text)))"
+        f"alphabet={self.alphabet!r} must hold distinct characters in order; "
+        "use ''.join(sorted(set(text)))"
       )
 
   @property
@@ -152,9 +152,8 @@ class Characters(_Table):
         place = int(np.flatnonzero(wrong)[0])
         raise ValueError(
           f"character {text[place]!r} at {place} is not among the {len(self.alphabet)} of the "
-          "alphabet; remove it, "
-          f"learn the alphabet from text that has it, or use vocab_size={len(self.alphabet) + 1} "
-          "to have an unknown id"
+          "alphabet; remove it, learn the alphabet from text that has it, or use "
+          f"vocab_size={len(self.alphabet) + 1} to have an unknown id"
         )
       ids[wrong] = len(self.alphabet)
     return ids
@@ -201,8 +200,8 @@ class SentencePiece(_Table):
     processor, newline = self._processor, self._processor.piece_to_id("\n")
     if newline == processor.unk_id() or not processor.is_byte(processor.piece_to_id("<0x00>")):
       raise ValueError(
-        "this sentencepiece model has no newline piece or no byte fallback, so it loses text; use "
-        "train_sentencepiece"
+        "this sentencepiece model has no newline piece or no byte fallback, so it loses text; "
+        "use train_sentencepiece"
       )
 
   @functools.cached_property
@@ -288,9 +287,8 @@ def learn_characters(documents: Iterable[str], vocab_size: int | None = None) ->
     raise ValueError("no characters in the documents; use a corpus with text")
   if vocab_size not in (None, len(seen), len(seen) + 1):
     raise ValueError(
-      f"vocab_size={vocab_size}, but the documents hold {len(seen)} characters; use {len(seen)} "
-      "(others are an error), "
-      f"{len(seen) + 1} (with an unknown id) or None"
+      f"vocab_size={vocab_size}, but the documents hold {len(seen)} characters; "
+      f"use {len(seen)} (others are an error), {len(seen) + 1} (with an unknown id) or None"
     )
   return Characters("".join(sorted(seen)), has_unknown=vocab_size != len(seen))
 
@@ -345,8 +343,8 @@ def train_sentencepiece(
     )
   except RuntimeError as error:
     raise ValueError(
-      f"vocab_size={vocab_size} does not suit this text; use another, or more text. sentencepiece "
-      f"says: {error}"
+      f"vocab_size={vocab_size} does not suit this text; use another, or more text. "
+      f"sentencepiece says: {error}"
     ) from error
   return SentencePiece(model.getvalue())
 

@@ -55,9 +55,8 @@ class Likelihood:
 
   def __str__(self) -> str:
     return (
-      f"bound {self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token, "
-      f"perplexity <= {self.perplexity:.2f}, "
-      f"{self.bits_per_char:.4f} ± {self.bits_per_char_error:.4f} bits/char "
+      f"bound {self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token, perplexity <= "
+      f"{self.perplexity:.2f}, {self.bits_per_char:.4f} ± {self.bits_per_char_error:.4f} bits/char "
       f"({self.rows} rows, {self.tokens:.0f} tokens, {self.characters:.0f} characters, "
       f"{self.num_draws} draws each)"
     )
@@ -73,8 +72,8 @@ def estimate(nats_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float]:
   total = float(weight_B.sum())
   if total == 0:
     raise ValueError(
-      "no token was scored: every position is observed or padding; check the batch's `observed` "
-      "and `weights`"
+      "no token was scored: every position is observed or padding; "
+      "check the batch's `observed` and `weights`"
     )
   ratio = float(nats_B.sum()) / total
   rows = int((weight_B > 0).sum())

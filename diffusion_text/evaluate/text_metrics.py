@@ -106,8 +106,8 @@ def ngram_js_divergence(texts: Sequence[str], reference: str, n: int) -> float:
   divergence = 0.0
   if not p_total or not q_total:
     raise ValueError(
-      f"no {n}-gram to compare: {p_total} in the samples, {q_total} in the reference; use longer "
-      "texts"
+      f"no {n}-gram to compare: {p_total} in the samples, {q_total} in the reference; "
+      "use longer texts"
     )
   for gram in ours.keys() | theirs.keys():
     p = ours[gram] / p_total

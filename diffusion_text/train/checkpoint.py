@@ -435,8 +435,8 @@ def restore_params(
   chosen = latest_step(directory) if step is None else step
   if chosen is None or chosen not in steps_in(directory):
     raise CheckpointError(
-      f"there is no checkpoint {'' if step is None else step} in {directory}; it has "
-      f"{steps_in(directory)}"
+      f"there is no checkpoint {'' if step is None else step} in {directory}; "
+      f"it has {steps_in(directory)}"
     )
   item = "ema" if ema and (as_path(directory) / str(chosen) / "ema").exists() else "params"
 

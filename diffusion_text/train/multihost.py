@@ -88,8 +88,8 @@ def check_alone() -> None:
   for variable in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
     if int(os.environ.get(variable, "1")) > 1:
       raise ValueError(
-        f"this command is one process, but {variable}={os.environ[variable]}; start it once, as in "
-        "srun --ntasks=1"
+        f"this command is one process, but {variable}={os.environ[variable]}; "
+        "start it once, as in srun --ntasks=1"
       )
 
 
@@ -243,9 +243,9 @@ class Watchdog:
     while not self._done:
       if not self._news.wait(self._seconds):
         print(
-          f"error: process {jax.process_index()} of {jax.process_count()} has made no progress for "
-          f"{self._seconds:g} s after step {self._step}: it, another process or the disk is stuck. "
-          "Ending. Where it stands:",
+          f"error: process {jax.process_index()} of {jax.process_count()} has made no progress "
+          f"for {self._seconds:g} s after step {self._step}: it, another process or the disk is "
+          "stuck. Ending. Where it stands:",
           file=sys.stderr,
           flush=True,
         )

@@ -56,8 +56,8 @@ def make_mesh(
   asked = " ".join(f"{axis}={size}" for axis, size in sizes.items())
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
     raise ValueError(
-      f"mesh {asked}: sizes must be at least 1, and at most one of them -1 (fills); got -1 for "
-      f"{free}"
+      f"mesh {asked}: sizes must be at least 1, and at most one of them -1 (fills); "
+      f"got -1 for {free}"
     )
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if free and len(devices) % fixed == 0:
@@ -165,8 +165,8 @@ def _check_divides(
 ) -> None:
   if len(spec) > len(shape):
     raise ValueError(
-      f"{'/'.join(names)} has shape {shape} but its spec {spec} names {len(spec)} axes; fix the "
-      "partition table"
+      f"{'/'.join(names)} has shape {shape} but its spec {spec} names {len(spec)} axes; "
+      "fix the partition table"
     )
   for size, entry in zip(shape, spec):
     if entry is None:
@@ -179,8 +179,8 @@ def _check_divides(
     if size % pieces:
       raise ValueError(
         f"{'/'.join(names)} of shape {shape}: {size} does not divide over {'×'.join(over)} = "
-        f"{pieces} devices; use a mesh whose {'×'.join(over)} divides {size}, "
-        "or leave that axis whole in the partition table"
+        f"{pieces} devices; use a mesh whose {'×'.join(over)} divides {size}, or leave that axis "
+        "whole in the partition table"
       )
 
 
@@ -216,8 +216,8 @@ def places_of_process(owners: np.ndarray, process: int, rows: int) -> np.ndarray
   shards = len(owners)
   if rows < 1 or rows % shards:
     raise ValueError(
-      f"a batch of {rows} rows does not divide over {shards} devices (replica × fsdp); use "
-      f"{-(-max(rows, 1) // shards) * shards}"
+      f"a batch of {rows} rows does not divide over {shards} devices (replica × fsdp); "
+      f"use {-(-max(rows, 1) // shards) * shards}"
     )
   return np.arange(rows).reshape(shards, -1)[(owners == process).any(axis=1)].reshape(-1)
 
@@ -238,8 +238,8 @@ def global_batch(batch: Batch, mesh: Mesh, rows: int | None = None) -> Batch:
   places = row_places(mesh, rows)
   if len(places) != len(batch.ids):
     raise ValueError(
-      f"this process has read {len(batch.ids)} rows, but holds {len(places)} of {rows}; read those "
-      "of row_places"
+      f"this process has read {len(batch.ids)} rows, but holds {len(places)} of {rows}; "
+      "read those of row_places"
     )
   sharding = batch_sharding(mesh)
 

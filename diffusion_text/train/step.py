@@ -153,8 +153,8 @@ def make_train_step(
     if (state.ema is None) != (ema_decay is None):
       held = "no" if state.ema is None else "an"
       raise ValueError(
-        f"ema_decay={ema_decay} but the state has {held} average; create it with "
-        f"ema={ema_decay is not None}"
+        f"ema_decay={ema_decay} but the state has {held} average; "
+        f"create it with ema={ema_decay is not None}"
       )
     key = named_key(seed, "loss", state.step)
     gradient, loss = summed_gradients(

@@ -140,7 +140,7 @@ def test_collectives_are_counted_as_often_as_they_run():
     "permute": ("collective-permute", 64, 12 * 2, (0, 1), True),
     "sum.5": ("all-reduce", 8192, 12, (0, 2, 4, 6), False),
     "sum.7": ("all-reduce", 256, 5, (0, 1), False),
-    "gather.9": ("all-gather", 160, 1, (0, 1, 2, 3), True),  # once, though it stands in two fusions
+    "gather.9": ("all-gather", 160, 1, (0, 1, 2, 3), True),  # once, although in two fusions
     "sum.10": ("reduce-scatter", 3200, 1, (), False),
   }
 

@@ -268,9 +268,8 @@ def test_tfds_reads_a_set_without_tensorflow(tmp_path):
 def test_importing_the_package_loads_nothing_heavy():
   program = (
     "import sys; from diffusion_text.data import corpora, packing, pipeline, prompts, "
-    "token_arrays, tokenizers;"
-    "print([name for name in ('grain', 'sentencepiece', 'pyarrow', 'tensorflow_datasets') if name "
-    "in sys.modules])"
+    "token_arrays, tokenizers;print([name for name in ('grain', 'sentencepiece', 'pyarrow', "
+    "'tensorflow_datasets') if name in sys.modules])"
   )
   environment = os.environ | {"PYTHONPATH": str(Path(corpora.__file__).parents[2])}
   result = subprocess.run(

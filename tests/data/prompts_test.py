@@ -11,9 +11,9 @@ _BYTES = tokenizers.Bytes()
 def _known(batch, row=0, tokenizer=_BYTES):
   """The text of a row with `_` for each token to generate, padding left out."""
   real = slice(None) if batch.weights is None else batch.weights[row] > 0
-  ids, given = batch.ids[row][real], batch.observed[row][real]
+  ids, observed = batch.ids[row][real], batch.observed[row][real]
   return "".join(
-    piece if known else "_" for piece, known in zip(tokenizers.pieces(tokenizer, ids), given)
+    piece if known else "_" for piece, known in zip(tokenizers.pieces(tokenizer, ids), observed)
   )
 
 
