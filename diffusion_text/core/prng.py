@@ -13,7 +13,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.types import Key, Keys, Progress
 
@@ -71,7 +71,7 @@ def token_keys(keys: Keys, length: int) -> Keys:
   return jax.vmap(lambda key: jax.vmap(lambda place: jax.random.fold_in(key, place))(places))(keys)
 
 
-def row_coins(key: Key, rows: int, progress: Progress, probability: float) -> Array:
+def row_coins(key: Key, rows: int, progress: Progress, probability: float) -> Bool[Array, " rows"]:
   """bool [rows]: one coin per row of the global batch, for any devices and microbatches."""
   numbers = global_rows(rows, progress)
   return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), probability))(

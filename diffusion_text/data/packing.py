@@ -18,6 +18,7 @@ import functools
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int, Integer
 
 from diffusion_text import types
 
@@ -30,7 +31,7 @@ class Packed(Protocol):
   count: int  # rows of one epoch
   length: int
 
-  def rows(self, numbers: np.ndarray) -> types.Batch:
+  def rows(self, numbers: Int[np.ndarray, " n"]) -> types.Batch:
     """A batch of rows, from an endless sequence of epochs.
 
     Number n >= 0 is row n % count of epoch n // count.
@@ -65,7 +66,7 @@ class Stream:
     """Rows of one epoch."""
     return -(-len(self.tokens) // self.length)
 
-  def rows(self, numbers: np.ndarray) -> types.Batch:
+  def rows(self, numbers: Int[np.ndarray, " n"]) -> types.Batch:
     """A batch with ids int32 [n, length] only: every token counts and no row has padding."""
     begins = numbers % self.count * self.length
     if self.random_offset:
@@ -113,7 +114,7 @@ class Ranges:
       return False
     return bool((_segment(self.starts, self.begins) != _segment(self.starts, self.ends - 1)).any())
 
-  def rows(self, numbers: np.ndarray) -> types.Batch:
+  def rows(self, numbers: Int[np.ndarray, " n"]) -> types.Batch:
     """A batch with ids int32, weights float32 and segment int32, [n, length].
 
     Weights and segment are None if they are trivial in every row of the split. A number < 0 gives a
@@ -169,7 +170,7 @@ class PairRows:
     """Rows of one epoch."""
     return len(self.begins)
 
-  def rows(self, numbers: np.ndarray) -> types.Batch:
+  def rows(self, numbers: Int[np.ndarray, " n"]) -> types.Batch:
     """A batch with ids int32 and observed bool, [n, length].
 
     A number < 0 gives a row of padding. Only then does the batch have weights, 0 in such a row.
@@ -188,7 +189,9 @@ class PairRows:
     return types.Batch(ids=ids, observed=observed, weights=weights)
 
 
-def pair_rows(tokens: np.ndarray, offsets: np.ndarray, length: int, end: int | None) -> PairRows:
+def pair_rows(
+  tokens: Integer[np.ndarray, " T"], offsets: Int[np.ndarray, " D"], length: int, end: int | None
+) -> PairRows:
   """The rows of all pairs that fit in `length` tokens, both ends included.
 
   Longer pairs are left out, never cut.
@@ -234,7 +237,7 @@ def without_padding(weights: types.Array, ids: types.Array, end: int) -> types.A
   return weights * ~((ids == end) & (before == end))
 
 
-def straight_stream(tokens: np.ndarray, length: int) -> Ranges:
+def straight_stream(tokens: Integer[np.ndarray, " T"], length: int) -> Ranges:
   """The rows of the stream, cut every `length` tokens, each token exactly once.
 
   The last row may be padded, even if it is the only row.
@@ -243,7 +246,9 @@ def straight_stream(tokens: np.ndarray, length: int) -> Ranges:
   return Ranges(tokens, length, begins, np.minimum(begins + length, len(tokens)))
 
 
-def whole_documents(tokens: np.ndarray, offsets: np.ndarray, length: int) -> Ranges:
+def whole_documents(
+  tokens: Integer[np.ndarray, " T"], offsets: Int[np.ndarray, " D"], length: int
+) -> Ranges:
   """The rows of documents packed in order, every token in exactly one row.
 
   A document goes into the current row if the whole document fits there, otherwise it opens the next
@@ -267,7 +272,7 @@ def whole_documents(tokens: np.ndarray, offsets: np.ndarray, length: int) -> Ran
   return Ranges(tokens, length, begins, np.append(begins[1:], len(tokens)), starts)
 
 
-def segment_starts(offsets: np.ndarray, length: int) -> np.ndarray:
+def segment_starts(offsets: Int[np.ndarray, " D"], length: int) -> Int[np.ndarray, " R"]:
   """int64, sorted: where each document begins, and every `length` tokens within the document.
 
   Empty documents are left out.
@@ -278,7 +283,7 @@ def segment_starts(offsets: np.ndarray, length: int) -> np.ndarray:
   return np.repeat(np.asarray(offsets[:-1]), cuts) + within * length
 
 
-def check_length(length: int, tokens: np.ndarray) -> None:
+def check_length(length: int, tokens: Integer[np.ndarray, " T"]) -> None:
   """Raises ValueError unless 1 <= length <= tokens."""
   if not 1 <= length <= len(tokens):
     raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from diffusion_text.types import Array, Batch, Key, Params, Progress
 
@@ -62,7 +63,9 @@ class Likelihood:
     )
 
 
-def estimate(nats_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float]:
+def estimate(
+  nats_B: Float[np.ndarray, " B"], weight_B: Float[np.ndarray, " B"]
+) -> tuple[float, float]:
   """(Σ nats / Σ weight, its standard error), by the delta method with rows as independent clusters.
 
   The error covers the choice of the held-out text and the draws of time and noise. Low-discrepancy

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Int
 
 from diffusion_text.core.prng import stream
 from diffusion_text.core.trees import merge
@@ -67,7 +68,7 @@ def create_state(
   return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), frozen)
 
 
-def named_key(seed: int, name: str, step: Array | int) -> Key:
+def named_key(seed: int, name: str, step: Int[Array, ""] | int) -> Key:
   """The key of stream `name` at `step`, equal on every host and after every restart.
 
   Args:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from diffusion_text.train.optimizer import Optimizer
 from diffusion_text.train.sharding import ROWS, batch_sharding, replicated, row_shards
@@ -103,7 +104,7 @@ def summed_gradients(
   return jax.lax.scan(accumulate, zeros, (jnp.arange(parts, dtype=jnp.int32), pieces))[0]
 
 
-def update_ema(ema: Params, params: Params, decay: float, step: Array) -> Params:
+def update_ema(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
   """The new average: ema + (1 - d) (params - ema), d = min(decay, (1 + n) / (10 + n)).
 
   n is the number of earlier updates. This warm-up lets the average forget the initial weights,
