@@ -1,7 +1,7 @@
 """Writes targets for held-out sources and scores them: one row of a table for each workdir that was trained on pairs.
 
   python -m experiments.translate --workdirs=runs/mdlm,runs/diffuseq,runs/tess --num=200 --mbr=1,4
-  python -m experiments.translate --workdirs=runs/mdlm --sampler=name=ordered --sampler=order=entropy --show=10
+  python -m experiments.translate --workdirs=runs/mdlm --sampler=name=reveal --show=10
 
 --mbr: the text is the consensus of so many samples, which are scored against each other; a reference is never seen.
 """
@@ -22,7 +22,7 @@ STEPS = flags.DEFINE_integer(
   "steps", None, "of the time grid; default from each config", lower_bound=1
 )
 SAMPLER = flags.DEFINE_multi_string(
-  "sampler", [], "a key of config.sampler and its value, as in top_p=0.9; may be repeated"
+  "sampler", [], "an option of config.sampler, as in top_p=0.9; may be repeated"
 )
 NUM_DRAWS = flags.DEFINE_integer(
   "num_draws", 2, "draws of time and noise per pair, for the bound", lower_bound=1
@@ -34,15 +34,13 @@ JSON = flags.DEFINE_bool("json", False, "print one JSON line per system instead"
 
 def main(_):
   from diffusion_text.experiment import run as runs
-  from diffusion_text.experiment.registry import named_value
+  from diffusion_text.experiment.decoding import sampler_of
   from diffusion_text.studies import translate
 
   if not WORKDIRS.value or not all(text.isdecimal() and int(text) for text in MBR.value):
     raise ValueError(
       f"--workdirs={WORKDIRS.value} --mbr={MBR.value}: give directories of runs, and numbers such as 1,4"
     )
-  overrides = [] if STEPS.value is None else [("sampler.steps", STEPS.value)]
-  overrides += [named_value(text, "sampler") for text in SAMPLER.value]
   chosen = {
     "split": SPLIT.value,
     "samples": sorted(map(int, MBR.value)),
@@ -51,10 +49,16 @@ def main(_):
   }
   rows = []
   for workdir in WORKDIRS.value:
-    trained = runs.load(workdir, overrides)
+    trained = runs.load(workdir)
+    sampler = sampler_of(trained.experiment, SAMPLER.value, steps=STEPS.value)
     rows.append(
       translate.measure(
-        pathlib.Path(workdir).name, trained, num=NUM.value, num_draws=NUM_DRAWS.value, **chosen
+        pathlib.Path(workdir).name,
+        trained,
+        num=NUM.value,
+        num_draws=NUM_DRAWS.value,
+        sampler=sampler,
+        **chosen,
       )
     )
     for source, text, reference in rows[-1]["examples"][: SHOW.value]:

@@ -15,7 +15,7 @@ from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.run import Trained
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.translation import bleu, consensus, exact_match
-from diffusion_text.types import Batch
+from diffusion_text.types import Batch, Sampler
 
 HEADER = (
   "system",
@@ -70,28 +70,31 @@ def source_ids(experiment: Experiment, source: str) -> np.ndarray:
   return np.append(experiment.tokenizer.encode(source), np.int32(experiment.tokenizer.separator))
 
 
-def write_targets(trained: Trained, sources: Sequence[str], num: int, seed: int) -> Written:
-  """`num` samples for each source. Sample s of source r has the key (seed, r, s), whatever else is asked for."""
+def write_targets(
+  trained: Trained, sources: Sequence[str], num: int, seed: int, sampler: Sampler | None = None
+) -> Written:
+  """`num` samples for each source. Sample s of source r has the key (seed, r, s), whatever else is asked for.
+
+  sampler: in place of the config's.
+  """
   experiment, length = trained.experiment, trained.experiment.data.length
   starts = [source_ids(experiment, source) for source in sources]
   ids = np.zeros((len(sources), length), np.int32)
   for row, start in zip(ids, starts):
     row[: len(start)] = start
   observed = np.arange(length) < np.array([[len(start)] for start in starts])
-  sample_keys = lambda key: jax.vmap(lambda sample: jax.random.fold_in(key, sample))(
-    jnp.arange(num)
-  )
-  keys = jax.vmap(sample_keys)(row_keys(seed, len(sources)))
+  # Keys [sources, num].
+  fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
+  keys = fold(row_keys(seed, len(sources)), jnp.arange(num))
   key_data = np.asarray(jax.random.key_data(keys)).reshape(len(sources) * num, -1)
   place = np.repeat(np.arange(len(sources)), num)
   rows, calls = [], []
   for first in range(0, len(place), ROWS):
-    picked = np.minimum(
-      first + np.arange(ROWS), len(place) - 1
-    )  # of one shape: the last rows are drawn again and dropped
+    # All calls have one shape: the last rows are drawn again and dropped.
+    picked = np.minimum(first + np.arange(ROWS), len(place) - 1)
     batch = Batch(ids[place[picked]], observed[place[picked]])
     keys = jax.random.wrap_key_data(jnp.asarray(key_data[picked]))
-    result = experiment.sample(trained.params, keys, batch)
+    result = experiment.sample(trained.params, keys, batch, sampler=sampler)
     keep = min(ROWS, len(place) - first)
     rows.extend(np.asarray(result.ids)[:keep])
     calls.extend(np.asarray(result.row_calls)[:keep])
@@ -119,11 +122,15 @@ def measure(
   scorer: str,
   seed: int,
   num_draws: int,
+  sampler: Sampler | None = None,
 ) -> dict[str, Any]:
-  """Everything that the table says of one system, and its samples. samples: the numbers n of samples that a text is chosen from."""
+  """Everything that the table says of one system, and its samples.
+
+  samples: the numbers n of samples that a text is chosen from. sampler: in place of the config's.
+  """
   experiment = trained.experiment
   task = held_out_task(experiment, split, num)
-  written = write_targets(trained, task.sources, max(samples), seed)
+  written = write_targets(trained, task.sources, max(samples), seed, sampler)
   scores = {}
   for n in samples:
     texts = [each[consensus(each[:n], scorer)] for each in written.texts]
@@ -136,19 +143,17 @@ def measure(
   scored, decode_at = chosen_decoding(trained, num_draws=num_draws)
   likelihood = run.score(scored.experiment, trained.params, split=split, num_draws=num_draws)
   return {
-    **{
-      "name": name,
-      "step": trained.step,
-      "sources": len(task.sources),
-      "left_out": task.left_out,
-      "scores": scores,
-    },
-    **{"calls": written.calls, "endless": written.endless, "altered": written.altered},
-    **{
-      "nats_per_token": likelihood.nats_per_token,
-      "standard_error": likelihood.standard_error,
-      "tokens": likelihood.tokens,
-    },
+    "name": name,
+    "step": trained.step,
+    "sources": len(task.sources),
+    "left_out": task.left_out,
+    "scores": scores,
+    "calls": written.calls,
+    "endless": written.endless,
+    "altered": written.altered,
+    "nats_per_token": likelihood.nats_per_token,
+    "standard_error": likelihood.standard_error,
+    "tokens": likelihood.tokens,
     "decode_at": decode_at,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
     "examples": list(
@@ -159,16 +164,19 @@ def measure(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """A markdown table, the highest BLEU (of the most samples) first; several numbers of samples are separated by /."""
-  best = lambda row: list(row["scores"].values())[-1]["bleu"]
+
+  def best(row):
+    return list(row["scores"].values())[-1]["bleu"]
+
   lines = [_cells(row) for row in sorted(rows, key=best, reverse=True)]
   ruler = ("---", *["---:"] * (len(HEADER) - 1))
   return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, ruler, *lines))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-  several = lambda what, form: " / ".join(
-    format(score[what], form) for score in row["scores"].values()
-  )
+  def several(what, form):
+    return " / ".join(format(score[what], form) for score in row["scores"].values())
+
   return (
     row["name"],
     f"{row['nats_per_token']:.3f} ± {row['standard_error']:.3f}",

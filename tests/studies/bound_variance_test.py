@@ -13,9 +13,10 @@ import pytest
 from configs import base
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import build
-from diffusion_text.studies import bound_variance as scoring
+from diffusion_text.experiment.validation import scoring_model
+from diffusion_text.studies import bound_variance as scoring_study
 from diffusion_text.studies.variance import NoiseVariance, measure, noise_variance, table
-from diffusion_text.timing import Counted, Hyperschedule, Independent, PerBlock, Shared
+from diffusion_text.timing import ExactCount, Hyperschedule, Independent, Shared
 from diffusion_text.types import Batch
 from tests.conftest import environment
 
@@ -48,14 +49,14 @@ def drawing(spread_over_batch: bool):
   """A made-up estimator of rows of 4 tokens at 2 nats, whose draws have variance 1; spread evenly, a batch's sum has far less."""
 
   def nats_fn(params, key, batch, progress):
-    rows = batch.ids.shape[0]
-    u = jax.random.uniform(key, (rows,))
+    seed = [*np.asarray(jax.random.key_data(key)).tolist(), int(progress.part)]
+    random, rows = np.random.default_rng(seed), batch.ids.shape[0]
+    u = random.random(rows)
     if spread_over_batch:
-      u = (jnp.arange(rows) + jax.random.uniform(key)) / rows
-      u = jax.random.permutation(jax.random.fold_in(key, 1), u)
-    return 8 + 12**0.5 * (u - 0.5), jnp.full(rows, 4.0)
+      u = random.permutation((np.arange(rows) + random.random()) / rows)
+    return 8 + 12**0.5 * (u - 0.5), np.full(rows, 4.0)
 
-  return jax.jit(nats_fn)
+  return nats_fn
 
 
 @pytest.mark.parametrize("spread", [False, True])
@@ -95,6 +96,7 @@ def test_what_cannot_be_measured_is_refused():
 
 
 def small(home, **changes):
+  """An experiment of a small network on one device. changes: dotted keys and their values."""
   config = base.config("micro")
   sizes = {
     "data.length": 32,
@@ -102,61 +104,54 @@ def small(home, **changes):
     "train.steps": 20,
     "evaluate.batch_size": 8,
     "evaluate.max_rows": 8,
+    "data.cache_dir": str(home / "cache"),
+    "mesh.fsdp": 1,
   }
-  config.update_from_flattened_dict(
-    {**sizes, "data.cache_dir": str(home / "cache"), "mesh.fsdp": 1, **changes}
-  )
+  runs.override(config, {**sizes, **changes}.items())
   return build(config, devices=jax.devices()[:1])
 
 
 def test_estimators_that_fit(tmp_path):
   experiment = small(tmp_path)
-  names = lambda **changes: [
-    row[0] for row in scoring.estimators(dataclasses.replace(experiment, **changes))
-  ]
+
+  def names(experiment, timing=None):
+    if timing is not None:
+      model = experiment.model._replace(timing=timing)
+      scoring = scoring_model(model, experiment.evaluate)
+      experiment = dataclasses.replace(experiment, model=model, scoring=scoring)
+    return [row[0] for row in scoring_study.estimators(experiment)]
+
   shared = ["shared", "shared, power 2", "shared, power 3"]
-  assert names() == names(timing=Counted()) == [*shared, "counted"]
-  assert names(timing=Independent()) == [*shared, "counted", "as trained"]
-  assert names(timing=PerBlock(4)) == names(timing=Hyperschedule("wave", 4)) == ["as reported"]
-  assert names(timing=PerBlock(4, 0.3, 0.8)) == ["as reported", "as trained"]
-  assert [row[0] for row in scoring.estimators(small(tmp_path, **{"process.grid": 10}))] == shared
-  assert (
-    small(tmp_path, **{"model.time_conditioning": "adaln"}).network.config.time_conditioning
-    != "none"
-  )
-  assert [
-    row[0] for row in scoring.estimators(small(tmp_path, **{"model.time_conditioning": "adaln"}))
-  ] == shared
-  assert [
-    row[0] for row in scoring.estimators(small(tmp_path, **{"schedule.name": "cosine"}))
-  ] == shared
-  assert scoring.estimators(experiment)[0][1] == Shared()
+  assert names(experiment) == names(experiment, ExactCount()) == [*shared, "exact_count"]
+  assert names(experiment, Independent()) == [*shared, "exact_count", "as trained"]
+  assert names(experiment, Hyperschedule("wave", 4)) == ["as reported"]
+  assert names(experiment, Shared(low=0.3, high=0.8)) == [*shared, "exact_count", "as trained"]
+  # Where noise at t = 1 costs something else than -log p, whole tokens cannot be counted.
+  assert names(small(tmp_path, **{"process.time_steps": 10})) == shared
+  assert names(small(tmp_path, **{"process.schedule": {"name": "cosine"}})) == shared
+  assert scoring_study.estimators(experiment)[0][1] == Shared()
 
 
 def test_where_to_decode(tmp_path):
   """The least of the levels is chosen and is what is scored then, with the same noise; a config's own choice stays."""
-  gaussian = {
-    "process.name": "embedding",
-    "process.width": 8,
-    "schedule.name": "log_snr",
-    "model.layers": 1,
-  }
+  process = {"name": "embedding", "width": 8, "schedule": {"name": "log_snr"}}
+  gaussian = {"process": process, "model.layers": 1}
   experiment = small(tmp_path, **gaussian)
-  trained = runs.Trained(experiment, experiment.init_params(jax.random.key(0)), 0)
+  params, _ = jax.jit(experiment.init)(jax.random.key(0))
+  trained = runs.Trained(experiment, params, 0)
   how = {"num_draws": 1, "max_rows": 8}
-  tried = dict(scoring.decodings(trained, **how, count=4))
+  tried = dict(scoring_study.decodings(trained, **how, count=4))
   assert list(tried) == [10.0, 5.0, 0.0, -5.0]
-  chosen, level = scoring.chosen_decoding(trained, **how)
-  assert level < 5 and chosen.experiment.bound.process.decode_at == level
+  chosen, level = scoring_study.chosen_decoding(trained, **how)
+  assert level < 5 and chosen.experiment.evaluate.decode_at == level
   again = runs.score(chosen.experiment, chosen.params, split="validation", **how)
-  assert again.nats_per_token == pytest.approx(
-    dict(scoring.decodings(trained, **how))[level].nats_per_token, rel=1e-5
-  )
+  every = dict(scoring_study.decodings(trained, **how))
+  assert again.nats_per_token == pytest.approx(every[level].nats_per_token, rel=1e-5)
   assert again.nats_per_token <= min(bound.nats_per_token for bound in tried.values()) + 1e-3
   own = small(tmp_path, **gaussian, **{"evaluate.decode_at": -1.0})
-  assert scoring.chosen_decoding(runs.Trained(own, trained.params, 0), **how)[1] == -1.0
-  with pytest.raises(ValueError, match="which Masked has none of"):
-    scoring.decodings(runs.Trained(small(tmp_path), {}, 0), **how)
+  assert scoring_study.chosen_decoding(runs.Trained(own, params, 0), **how)[1] == -1.0
+  with pytest.raises(ValueError, match="which Masked does not offer; only Gaussian"):
+    scoring_study.decodings(runs.Trained(small(tmp_path), {}, 0), **how)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +165,7 @@ def workdir(tmp_path_factory):
 
 
 def test_the_table_by_command(root, workdir, tmp_path):
-  """As a user would: estimators of one bound agree, counting varies less, and the surrogate is named."""
+  """As a user would: estimators of one bound agree, exact counts vary less, and the surrogate is named."""
   flags = (f"--workdir={workdir}", "--variance", "--max_rows=64", "--num_draws=6", "--json")
   done = subprocess.run(
     [sys.executable, "-m", "experiments.evaluate", *flags],
@@ -186,10 +181,10 @@ def test_the_table_by_command(root, workdir, tmp_path):
   print(table(rows))
   named = {row.name: row for row in rows}
   shared = named["shared"]
-  for name in ("shared, power 2", "shared, power 3", "counted"):
+  for name in ("shared, power 2", "shared, power 3", "exact_count"):
     error = (shared.standard_error**2 + named[name].standard_error ** 2) ** 0.5
     assert abs(named[name].mean - shared.mean) < 4 * error
-  assert named["counted"].alone < 0.5 * shared.alone
+  assert named["exact_count"].alone < 0.5 * shared.alone
   assert named["shared, each row for itself"].together == shared.alone
   assert "surrogate" in named["as trained"].note and not shared.note
   lines = table(rows).splitlines()

@@ -156,7 +156,7 @@ def test_latents_are_steered_too(tmp_path, monkeypatch):
   config.process = {"name": "embedding", "width": 8, "prediction": "leave_one_out"}
   config.sampler.steps = 16
   settings = control.Settings(
-    target="first", strengths=(4.0,), num=32, classifier_steps=80, guidance="latents", inner_steps=3
+    target="first", strengths=(32.0,), num=32, classifier_steps=80, guidance="latents", inner_steps=3
   )
   steered = control.steer(untrained(config), settings)
   free, guided = (
