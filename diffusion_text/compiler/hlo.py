@@ -33,29 +33,25 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 # Instructions that touch no memory themselves, or whose work is counted elsewhere, as that of loops
 # in their bodies.
 FREE = {
-  *(
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "iota",
-  ),
-  *(
-    "partition-id",
-    "replica-id",
-    "async-start",
-    "async-update",
-    "async-done",
-    "copy-done",
-    "slice-done",
-    "opt-barrier",
-    "domain",
-  ),
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "conditional",
+  "call",
+  "after-all",
+  "iota",
+  "partition-id",
+  "replica-id",
+  "async-start",
+  "async-update",
+  "async-done",
+  "copy-done",
+  "slice-done",
+  "opt-barrier",
+  "domain",
   *(name + end for name in COLLECTIVES for end in ("", "-start", "-done")),
 }
 
@@ -132,7 +128,8 @@ class Program:
     """
     self.unknown_trips = unknown_trips
     self.computations: dict[str, list[Instruction]] = {}
-    self.entry, current = "", None
+    self.entry = ""
+    current = None
     for line in text.splitlines():
       head = re.match(
         r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$|(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line
@@ -199,26 +196,17 @@ class Program:
       return float(known.group(1))
     condition = {i.name: i for i in self.computations[_called(loop.attributes, "condition")[0]]}
     root = next(i for i in condition.values() if i.is_root)
-    counter, bound = (
-      (_constant(condition.get(name)) for name in root.operands)
-      if len(root.operands) == 2
-      else (None, None)
-    )
-    if (
-      root.opcode != "compare"
-      or "direction=LT" not in root.attributes
-      or bound is None
-      or counter is not None
-    ):
+    if root.opcode != "compare" or "direction=LT" not in root.attributes:
+      return self.unknown_trips
+    counter, bound = (_constant(condition.get(name)) for name in root.operands)
+    if bound is None or counter is not None:
       return self.unknown_trips
     place = int(re.search(r"index=(\d+)", condition[root.operands[0]].attributes).group(1))
     body = {i.name: i for i in self.computations[_called(loop.attributes, "body")[0]]}
     updated = body.get(next(i for i in body.values() if i.is_root).operands[place])
-    steps = (
-      []
-      if updated is None or updated.opcode != "add"
-      else [_constant(body.get(name)) for name in updated.operands]
-    )
+    steps = []
+    if updated is not None and updated.opcode == "add":
+      steps = [_constant(body.get(name)) for name in updated.operands]
     # Windowed products are unrolled and count in steps of 2.
     step = next((step for step in steps if step is not None), 1)
     return math.ceil(bound / step)
@@ -285,7 +273,8 @@ class Program:
         * math.prod(left[int(axis)] for axis in axes.split(",") if axis)
       )
     lhs, rhs, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
-    result, flops = _dims(instruction.shape), 2.0 * right[rhs.index("i")]
+    result = _dims(instruction.shape)
+    flops = 2.0 * right[rhs.index("i")]
     for label, count in zip(out, result):
       if not label.isdigit():
         flops *= count

@@ -94,7 +94,9 @@ def compile_step(experiment: Experiment, topology: str) -> Compiled:
 
   Errors of the compiler are raised.
   """
-  settings, data, model = experiment.train, experiment.data, experiment.model
+  settings = experiment.train
+  data = experiment.data
+  model = experiment.model
   batch = Batch(_rows(experiment, settings.batch_size, jnp.int32))
   tokens = settings.batch_size * data.length
   loss = experiment.loss_fn(1.0)
@@ -209,7 +211,8 @@ class Roofline:
 
 def roofline(compiled: Compiled) -> Roofline:
   """The roofline of a program by the peaks of its chip."""
-  chip, program = chip_of(compiled.topology), Program(compiled.text, compiled.unknown_trips)
+  chip = chip_of(compiled.topology)
+  program = Program(compiled.text, compiled.unknown_trips)
   chips = len(compiled.coordinates)
   per_instruction = [
     (times, flops / chip.flops, moved / chip.bandwidth) for times, flops, moved in program.costs()
@@ -249,7 +252,8 @@ def memory(name: str, compiled: Compiled) -> str:
 
 def report(name: str, compiled: Compiled) -> str:
   """Lines of text about a compiled program: memory, collectives by kind, roofline."""
-  chip, line = chip_of(compiled.topology), roofline(compiled)
+  chip = chip_of(compiled.topology)
+  line = roofline(compiled)
   program = Program(compiled.text, compiled.unknown_trips)
   total = collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
   for c in program.collectives():

@@ -133,7 +133,10 @@ class _Plan:
   """The static part of one call, hashed by identity as custom_vjp requires."""
 
   def __init__(self, flat_fn, chunk, out_shapes, out_tree):
-    self.flat_fn, self.chunk, self.out_shapes, self.out_tree = flat_fn, chunk, out_shapes, out_tree
+    self.flat_fn = flat_fn
+    self.chunk = chunk
+    self.out_shapes = out_shapes
+    self.out_tree = out_tree
 
   def fn(self, consts, leaves):
     return jax.tree.leaves(self.flat_fn(consts, leaves))

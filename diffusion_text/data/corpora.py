@@ -320,7 +320,8 @@ def _files_identity(files: dict[str, list[Path]]) -> str:
 
 
 def _files_by_split(folder: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-  root, kinds = Path(folder), f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+  root = Path(folder)
+  kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
   if not root.is_dir():
     raise FileNotFoundError(
       f"path={folder!r} is not a folder; give the folder that holds {kinds} files"

@@ -55,7 +55,7 @@ def labelled_rows(
       f"{len(labels)} labels for {len(arrays.offsets) - 1} documents; give one for each"
     )
   of_token = np.repeat(np.asarray(labels, np.int32), np.diff(arrays.offsets))
-  rows, kinds, places = [], [], []
+  pieces = []
   for label in np.unique(of_token):
     stream = np.asarray(arrays.tokens[of_token == label], np.int32)
     own = stream[: len(stream) // length * length].reshape(-1, length)
@@ -65,9 +65,5 @@ def labelled_rows(
         f"label {label} has {len(own)} rows of {length} tokens, too few for {parts} parts; "
         "use shorter rows"
       )
-    rows, kinds, places = (
-      [*rows, own],
-      [*kinds, np.full(len(own), label, np.int32)],
-      [*places, part.astype(np.int32)],
-    )
-  return LabelledRows(*map(np.concatenate, (rows, kinds, places)))
+    pieces.append((own, np.full(len(own), label, np.int32), part.astype(np.int32)))
+  return LabelledRows(*map(np.concatenate, zip(*pieces)))

@@ -264,7 +264,8 @@ def whole_documents(
   ends = np.append(starts[1:], len(tokens))
   # following[i]: the first segment that no longer fits in a row that begins with segment i.
   following = np.searchsorted(ends, starts + length, side="right").tolist()
-  first, firsts = 0, []
+  first = 0
+  firsts = []
   while first < len(starts):
     firsts.append(first)
     first = following[first]

@@ -103,7 +103,8 @@ def split_instruction(split: str, own: Mapping[str, str]) -> str:
     split: "train", "validation" or "test".
     own: Our name -> the set's name, for the splits that the set has.
   """
-  left, carved = 100, {}
+  left = 100
+  carved = {}
   for name, percent in (("test", 5), ("validation", 2)):
     if name not in own:
       carved[name] = (left - percent, left)

@@ -197,7 +197,8 @@ class SentencePiece(_Table):
   name: ClassVar[str] = "sentencepiece"
 
   def __post_init__(self):
-    processor, newline = self._processor, self._processor.piece_to_id("\n")
+    processor = self._processor
+    newline = processor.piece_to_id("\n")
     if newline == processor.unk_id() or not processor.is_byte(processor.piece_to_id("<0x00>")):
       raise ValueError(
         "this sentencepiece model has no newline piece or no byte fallback, so it loses text; "

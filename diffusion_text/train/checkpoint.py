@@ -114,7 +114,8 @@ class Checkpointer:
       CheckpointError: If this save or the last one failed (disk full, directory gone).
       ValueError: If the metrics lack `keep_best`, or the processes are not at the same batch.
     """
-    evaluated, best = metrics is not None, None
+    evaluated = metrics is not None
+    best = None
     if metrics and self._keep_best is not None:
       if self._keep_best not in metrics:
         raise ValueError(

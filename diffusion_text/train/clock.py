@@ -28,7 +28,8 @@ class Clock:
     """
     if devices < 1 or window < 1:
       raise ValueError(f"devices={devices} and window={window} must be at least 1")
-    self._devices, self._now = devices, now
+    self._devices = devices
+    self._now = now
     self._earlier = {"seconds": 0.0, "device_seconds": 0.0}  # times of earlier processes
     self._start: float | None = None
     self._paused_since: float | None = None

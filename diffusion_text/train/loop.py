@@ -285,7 +285,8 @@ class _Profiler:
   """A profiler trace of `settings.profile_steps`, closed even if the loop ends during the trace."""
 
   def __init__(self, settings: LoopSettings):
-    self._settings, self._running = settings, False
+    self._settings = settings
+    self._running = False
 
   def before(self, step: int, state: TrainState) -> None:
     """Starts or ends the trace, before the update at `step`."""

@@ -62,7 +62,8 @@ class MetricsWriter:
     if jax.process_index() != 0:
       return
     if is_remote(directory):
-      self._remote, self._uploaded = as_path(directory), time.monotonic()
+      self._remote = as_path(directory)
+      self._uploaded = time.monotonic()
       self._remote.mkdir(parents=True, exist_ok=True)
       directory = tempfile.mkdtemp(prefix="metrics-")
       if (self._remote / FILE).exists():

@@ -221,8 +221,11 @@ class Watchdog:
     """
     if seconds is not None and not seconds > 0:
       raise ValueError(f"stall_seconds={seconds} must be above 0; None waits for ever")
-    self._seconds, self._give_up = seconds, give_up
-    self._news, self._done, self._step = threading.Event(), False, 0
+    self._seconds = seconds
+    self._give_up = give_up
+    self._news = threading.Event()
+    self._done = False
+    self._step = 0
 
   def alive(self, step: int) -> None:
     """Starts the time again."""
