@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -32,7 +31,7 @@ from diffusion_text.experiment.settings import (
   TrainSettings,
   check_sizes,
 )
-from diffusion_text.experiment.validation import check_members, scoring_model
+from diffusion_text.experiment.validation import check_members, scoring_model, without_text
 from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import partition_spec
 from diffusion_text.objective import engine
@@ -213,12 +212,8 @@ class Experiment:
 
   def abstract_state(self) -> train.TrainState:
     """Shapes, dtypes and shardings of the train state, with nothing allocated and no corpus read."""
-    size = self.facts.vocab_size
-    facts = self.facts._replace(
-      token_counts=lambda: np.zeros(size, np.int64),
-      document_counts=lambda: np.zeros(size, np.int64),
-    )
-    abstract = jax.eval_shape(dataclasses.replace(self, facts=facts).create_state)
+    shapes = dataclasses.replace(self, facts=without_text(self.facts))
+    abstract = jax.eval_shape(shapes.create_state)
 
     def spec(path, shape):
       return partition_spec(path, shape, dict(self.mesh.shape))

@@ -69,7 +69,8 @@ def changed(overrides, config=None):
 )
 def test_every_config_builds(name, size):
   module = importlib.import_module(f"configs.{name}")
-  assert "python -m experiments.train" in module.__doc__, "the docstring is the lab note"
+  command = "launch/quickstart" if name == "quickstart" else "python -m experiments.train"
+  assert command in module.__doc__, "the docstring is the lab note"
   config = config_of(name, size)
   experiment = build(config, tokenizer=ANY)
   assert plan.count_parameters(experiment) > 0

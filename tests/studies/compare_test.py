@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import runpy
 import subprocess
 import sys
@@ -16,9 +15,8 @@ from diffusion_text.experiment.build import build, config_json
 from diffusion_text.studies import compare
 from diffusion_text.studies.comparison import QUALITY, caption, notes, quality, table
 from diffusion_text.train.workdir import flatten
-from tests.conftest import environment
+from tests.conftest import ROOT, environment
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
 
@@ -41,8 +39,7 @@ from configs import base
 
 def get_config(size="micro"):
   c = base.config(size)
-  c.timing.name = "per_block"
-  c.timing.block_size = 7  # does not divide the 16 tokens of a row
+  c.context = {"name": "blocks", "size": 7}  # does not divide the 16 tokens of a row
   return c
 """
 
@@ -71,30 +68,29 @@ def comparison(tmp_path, names=tuple(NAMES), **options):
 
 def test_systems_differ_in_nothing_but_what_they_are(tmp_path):
   merged = [comparison(tmp_path).system(name)[0] for name in NAMES]
-  found = differing([base_config(), *merged])
-  assert {"timing.name", "sampler.steps", "model.time_conditioning"} <= found, (
-    "nothing was taken from the systems"
-  )
-  assert all(map(compare.is_own, found)), sorted(found)
+  taken = set().union(*(differing([base_config(), one]) for one in merged))
+  some = {"timing.name", "context.size", "sampler.steps", "model.time_conditioning"}
+  assert some <= taken, "nothing was taken from the systems"
+
+  def slipped(config):
+    found = differing([base_config(), config])
+    return sorted(key for key in found if not compare.is_own(key, config.owns))
+
+  assert [slipped(one) for one in merged] == [[]] * len(merged)
   # The same rule must notice a key that slipped through.
   merged[0].optimizer.learning_rate *= 2
-  assert not all(map(compare.is_own, differing(merged)))
+  assert slipped(merged[0]) == ["optimizer.learning_rate"]
 
 
 def test_own_parts_are_the_systems_own_and_what_is_set_aside_is_said(tmp_path):
   merged, aside = comparison(tmp_path, ("md4",)).system("md4")
   system = runpy.run_path(str(CONFIGS / "md4.py"))["get_config"]()
-  for section in compare.OWN_SECTIONS:
-    theirs = {
-      k: v
-      for k, v in flat(system).items()
-      if k.startswith(section + ".") and k not in compare.SHARED_KEYS
-    }
-    assert theirs.items() <= flat(merged).items()
+  theirs = {key: value for key, value in flat(system).items() if compare.is_own(key, system.owns)}
+  assert theirs.items() <= flat(merged).items()
   assert (
     merged.model.time_conditioning
     == system.model.time_conditioning
-    != base_config().model.time_conditioning
+    != base_config().model.get("time_conditioning")
   )
   assert merged.model.activation == "gelu" and aside == {"model.activation": "swiglu"}
   assert comparison(tmp_path, ("mdlm",)).system("mdlm")[1] == {}
@@ -299,7 +295,7 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
 
   code, text = call(f"{tmp_path / 'fails.py'},mdlm,autoregressive", "--steps=3")
   assert (
-    code == 1 and "| fails | failed: ValueError: timing.block_size=7 must divide length=16" in text
+    code == 1 and "| fails | failed: ValueError: context.size=7 must divide length=16" in text
   )
   summary = json.loads((workdir / "comparison.json").read_text())
   assert [row["name"] for row in summary["results"]] == ["mdlm", "autoregressive"] and list(
@@ -346,6 +342,6 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
 
   # Stopped between training and its results: no step is done a second time.
   (workdir / "mdlm" / "results.json").unlink()
-  code, text = call("mdlm", "--steps=3")
+  code, text = call("mdlm", "--steps=3", "--only=mdlm")
   rows = train.read_metrics(workdir / "mdlm")
   assert code == 0 and [row["step"] for row in rows if "loss" in row] == [1, 2, 3], text
