@@ -13,7 +13,7 @@ import sys
 import jax
 from absl import flags
 
-from experiments.flags import config_flag, run, workdir_flag
+from experiments.flags import ARGV, config_flag, run, workdir_flag
 
 CONFIGS = flags.DEFINE_list("configs", [], "names of files in configs/, or paths of config files")
 BASE = config_flag("configs/quickstart.py", name="base")  # what all share
@@ -62,7 +62,7 @@ def main(_):
   comparison.claim(write=False)
   corpus = compare.corpus_quality(comparison)
   comparison.claim()
-  command = [sys.executable, "-m", "experiments.compare", *sys.argv[1:]]
+  command = [sys.executable, "-m", "experiments.compare", *ARGV[1:]]
   failed = compare.run_all(comparison, lambda name: [*command, f"--only={name}"], JOBS.value)
   print("\n" + compare.report(comparison, failed, corpus, shlex.join(["python", *command[1:]])))
   sys.exit(1 if failed else 0)

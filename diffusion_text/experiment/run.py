@@ -335,16 +335,22 @@ class Trained:
 
 
 def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
-  """Sets (dotted key, value) pairs in place. Raises ValueError, quoting them, for a value that its key cannot have."""
+  """Sets (dotted key, value) pairs in place; parts that the config lacks, as in process.schedule.name, are made.
+
+  Raises:
+    ValueError: for a section that there is not, and a key below something that is no section.
+  """
   for key, value in overrides:
     *parents, last = key.split(".")
     section = config
     for number, name in enumerate(parents):
-      if name not in section:
+      if name not in section and number == 0:
         raise ValueError(
-          f"{key}={value!r} cannot be set: the config has no {'.'.join(parents[: number + 1])};"
-          f" its sections are {', '.join(sorted(section))}"
+          f"{key}={value!r} cannot be set: the config has no {name}; its sections are"
+          f" {', '.join(sorted(section))}"
         )
+      if section.get(name) is None:
+        section[name] = ml_collections.ConfigDict()
       section = section[name]
       if not isinstance(section, ml_collections.ConfigDict):
         raise ValueError(f"{key}={value!r} cannot be set: {name}={section!r} is no section")
