@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -341,6 +341,7 @@ class Loss(NamedTuple):
     return self._replace(total=self.total + value)
 
 
+@runtime_checkable
 class LossFn(Protocol):
   """The loss of a batch: everything that the trainer knows of diffusion."""
 
@@ -350,6 +351,7 @@ class LossFn(Protocol):
     """The loss of a batch, differentiable in `params` and not in `frozen`."""
 
 
+@runtime_checkable
 class DataIterator(Protocol):
   """Endless batches, with a position that can be saved."""
 
@@ -363,6 +365,7 @@ class DataIterator(Protocol):
     """Goes to a position that `get_state` returned."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """Text to ids and back, without loss for text without unknown characters.
 
@@ -450,6 +453,7 @@ class TokenCosts(NamedTuple):
 # The six choices, and the network.
 
 
+@runtime_checkable
 class Network(Protocol):
   """A neural network as pure functions. Its fields are its options.
 
@@ -512,6 +516,7 @@ class Network(Protocol):
     """The memory [D] of a token without an estimate, which `apply` uses if `memory` is None."""
 
 
+@runtime_checkable
 class Process(Protocol):
   """A corruption of clean tokens and its reversal, as pure functions.
 
@@ -663,6 +668,7 @@ class Model(NamedTuple):
   self_conditioning: float = 0.0
 
 
+@runtime_checkable
 class Timing(Protocol):
   """The time of each token. Any timing goes with any process and any context.
 
@@ -700,6 +706,7 @@ class Timing(Protocol):
     """
 
 
+@runtime_checkable
 class Context(Protocol):
   """The rows that the network reads, and their layout.
 
@@ -751,6 +758,7 @@ class Context(Protocol):
     """The number of positions that the network reads for a training row, for FLOP counts."""
 
 
+@runtime_checkable
 class Objective(Protocol):
   """The loss of training. Its fields are options only; the model is an argument.
 
@@ -803,6 +811,7 @@ class Query(NamedTuple):
   memory: Array | None = None
 
 
+@runtime_checkable
 class Reader(Protocol):
   """How a sampler calls the network. Its fields are options only.
 
@@ -853,6 +862,7 @@ class Canvas(NamedTuple):
   segment: Array | None = None
 
 
+@runtime_checkable
 class Sampler(Protocol):
   """Which tokens change at each step, and to what. Its fields are options only.
 

@@ -12,6 +12,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  (found by its name, below)
+
+# Shapes and types in signatures are checked at every call of these rooms, before any of them is imported.
+CHECKED = ("core", "schedules", "timing", "context", "process", "objective", "contrib")
+CHECKED = (*CHECKED, "reader", "sampler", "model", "kernels")
+install_import_hook([f"diffusion_text.{room}" for room in CHECKED], "tests.typecheck.checker")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # XLA's older emitters compile in half the time; tests compile much and run little. Other versions may not know the flag.

@@ -27,6 +27,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+DType = jnp.dtype | str | type
+
 
 class SelfConditioning(nnx.Module):
   """How a network reads its own last prediction. Parameters: the map R, in mode "add" only."""
@@ -39,14 +41,14 @@ class SelfConditioning(nnx.Module):
     self.embedding = nnx.Param(own) if mode == "add" else None
 
   def remember(
-    self, estimate: Float[Array, "n E"], table: Float[Array, "V D"], dtype: jnp.dtype
+    self, estimate: Float[Array, "n E"], table: Float[Array, "V D"], dtype: DType
   ) -> Float[Array, "n D"]:
     """R e in `dtype`. table: the one that embeds the tokens."""
     own = table[: self.size] if self.embedding is None else self.embedding[...]
     product = jnp.dot(estimate.astype(dtype), own.astype(dtype), preferred_element_type=jnp.float32)
     return product.astype(dtype)
 
-  def no_memory(self, table: Float[Array, "V D"], dtype: jnp.dtype) -> Float[Array, " D"]:
+  def no_memory(self, table: Float[Array, "V D"], dtype: DType) -> Float[Array, " D"]:
     """The vector a, in `dtype`."""
     if self.absent == "zeros":
       return jnp.zeros(table.shape[1:], dtype)
