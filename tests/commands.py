@@ -51,6 +51,7 @@ class Forked:
 
 
 def main():
+  sys.path.insert(0, str(ROOT))  # of a script it is the script's own folder
   import orbax.checkpoint  # noqa: F401
 
   import diffusion_text.experiment.run  # noqa: F401
