@@ -1,9 +1,11 @@
-"""Finds the block times that train with the least variance: BD3-LM's search (arXiv 2503.09573, section 5.3) on a trained model.
+"""Finds the block times that train with the least variance: BD3-LM's search (arXiv 2503.09573,
+section 5.3) on a trained model.
 
   python -m experiments.clip --workdir=runs/bd3lm [--max_rows=128] [--num_draws=4]
 
-For each interval [low, high] it prints the variance of a block's loss over noise and text. Give the winner to training as
---config.timing.low=… --config.timing.high=…; the bound is scored on [0, 1] all the same.
+For each interval [low, high] it prints the variance of a block's loss over noise and text. Give the
+winner to training as --config.timing.low=… --config.timing.high=…; the bound is scored on [0, 1]
+all the same.
 """
 
 from absl import flags
@@ -46,7 +48,8 @@ def main(_):
     print(f"low={low:.2f} high={high:.2f}  variance {variance:.4f} nats² per block", flush=True)
   variance, low, high = min(rows)
   print(
-    f"least: --config.timing.low={low} --config.timing.high={high} ({variance / rows[0][0]:.2f} of the variance on [0, 1])"
+    f"least: --config.timing.low={low} --config.timing.high={high} ({variance / rows[0][0]:.2f} of"
+    f" the variance on [0, 1])"
   )
 
 

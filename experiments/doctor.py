@@ -1,4 +1,5 @@
-"""Says in one screen what this machine can do: Python, jax, devices, kernels, memory, and which extras are missing.
+"""Says in one screen what this machine can do: Python, jax, devices, kernels, memory, and which
+extras are missing.
 
 python -m experiments.doctor
 """
@@ -46,7 +47,8 @@ def main(_):
     print(f"  device {device.id}: {device.device_kind}{limit}")
   pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
   print(
-    f"host     {os.cpu_count()} cores, {pages:.0f} GiB memory, {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk"
+    f"host     {os.cpu_count()} cores, {pages:.0f} GiB memory,"
+    f" {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk"
   )
   print(f"\nattention implementations: {', '.join(IMPLEMENTATIONS)}")
   print("\nextras")

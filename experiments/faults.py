@@ -1,9 +1,12 @@
-"""Kills, starves and damages a small run again and again, and holds it against an undisturbed one, bit for bit.
+"""Kills, starves and damages a small run again and again, and holds it against an undisturbed one,
+bit for bit.
 
-  python -m experiments.faults --workdir=/tmp/faults --faults=60 [--seed=0] [--processes=2] [--kinds=start,train,save]
+  python -m experiments.faults --workdir=/tmp/faults --faults=60 [--seed=0] [--processes=2]
+  [--kinds=start,train,save]
 
-Kinds: kill -9 during the start, after a step, during a save; the newest checkpoint cut short; a full disk; SIGTERM. The workdir must be
-new; every process has a log there. Exit code 1 if anything was lost, repeated or changed.
+Kinds: kill -9 during the start, after a step, during a save; the newest checkpoint cut short; a
+full disk; SIGTERM. The workdir must be new; every process has a log there. Exit code 1 if anything
+was lost, repeated or changed.
 """
 
 import pathlib
@@ -65,7 +68,8 @@ def main(_):
     print(f"{faults.table(campaign.faults)}\nFAILED: {error}")
     sys.exit(1)
   print(faults.table(campaign.faults))
-  count = f"{campaign.runs} runs of {STEPS.value} steps, {campaign.starts} starts, {time.monotonic() - began:.0f} s"
+  seconds = time.monotonic() - began
+  count = f"{campaign.runs} runs of {STEPS.value} steps, {campaign.starts} starts, {seconds:.0f} s"
   print(f"{count}: nothing lost, repeated or changed")
 
 

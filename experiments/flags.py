@@ -1,4 +1,6 @@
-"""Flags that several mains share, and the one way errors of the user are shown: the message, not a traceback."""
+"""Flags that several mains share, and the one way errors of the user are shown: the message, not a
+traceback.
+"""
 
 import functools
 import logging as standard_logging
@@ -18,9 +20,12 @@ USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
 
 def config_flag(default: str | None = None, name: str = "config"):
-  """--config=configs/mdlm.py:tiny, any option of which can be set: --config.train.steps=100, --config.sampler.top_p=0.9."""
+  """--config=configs/mdlm.py:tiny, any option of which can be set: --config.train.steps=100,
+  --config.sampler.top_p=0.9.
+  """
   help_string = (
-    "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b, 8b);"
+    "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b,"
+    " 8b);"
     " options: python -m experiments.inspect --options=process"
   )
   _take_parts(name)
@@ -67,7 +72,8 @@ def workdir_flag(required: bool = True):
 def run(main, connect=None):
   """absl's app.run, with a user's mistake told in one line and exit code 2.
 
-  connect: joins the other processes of the run; without it, a main that is started as several refuses.
+  connect: joins the other processes of the run; without it, a main that is started as several
+  refuses.
   """
   parsed = []
 
@@ -76,7 +82,8 @@ def run(main, connect=None):
     parsed.append(True)
     if len(argv) > 1:
       fail(f"{argv[1:]} are not flags; did you mean --{argv[1].lstrip('-')}? See --help.")
-    # jax and orbax log at INFO through absl; what a user should read of ours comes through the package's own logger.
+    # jax and orbax log at INFO through absl; what a user should read of ours comes through the
+    # package's own logger.
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(None)
     try:

@@ -1,7 +1,9 @@
-"""Flags of the mains that run as several processes: how these meet, and how long one waits for another.
+"""Flags of the mains that run as several processes: how these meet, and how long one waits for
+another.
 
-With none of them given, JAX looks for a TPU VM, GKE, SLURM or Open MPI and uses what it finds; else this is one process. `launch/`
-has a script for each; `launch/local -n 2 -- python -m experiments.train …` starts several on this machine.
+With none of them given, JAX looks for a TPU VM, GKE, SLURM or Open MPI and uses what it finds; else
+this is one process. `launch/` has a script for each; `launch/local -n 2 -- python -m
+experiments.train …` starts several on this machine.
 """
 
 from absl import flags
@@ -27,7 +29,8 @@ HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 STALL_TIMEOUT = flags.DEFINE_float(
   "stall_timeout",
   1800.0,
-  "several processes: seconds without a finished step, evaluation or save after which this one ends",
+  "several processes: seconds without a finished step, evaluation or save after which this one"
+  " ends",
 )
 
 

@@ -1,7 +1,8 @@
-"""Trains on the bundled corpus for a few minutes, scores held-out text, samples, and writes a report. Run it with launch/quickstart.
+"""Trains on the bundled corpus for a few minutes, scores held-out text, samples, and writes a
+report. Run it with launch/quickstart.
 
-The number of steps is what this machine can do in --seconds, measured at the start, so that the learning rate can fall to its end. A
-run that goes on keeps the config that it began with.
+The number of steps is what this machine can do in --seconds, measured at the start, so that the
+learning rate can fall to its end. A run that goes on keeps the config that it began with.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""Trains a tokenizer on a config's training split and saves it to a file, for --config.data.tokenizer_path.
+"""Trains a tokenizer on a config's training split and saves it to a file, for
+--config.data.tokenizer_path.
 
-python -m experiments.tokenize --config=configs/mdlm.py --config.data.tokenizer=sentencepiece --config.data.vocab_size=4096 --output=bpe4096
+python -m experiments.tokenize --config=configs/mdlm.py --config.data.tokenizer=sentencepiece
+--config.data.vocab_size=4096 --output=bpe4096
 """
 
 import pathlib
@@ -22,7 +24,8 @@ def main(_):
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(tokenizer.to_bytes())
   print(
-    f"{tokenizer.name} tokenizer with V = {tokenizer.vocab_size}, fingerprint {tokenizer.fingerprint}, in {path}"
+    f"{tokenizer.name} tokenizer with V = {tokenizer.vocab_size}, fingerprint"
+    f" {tokenizer.fingerprint}, in {path}"
   )
 
 

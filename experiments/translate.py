@@ -1,9 +1,11 @@
-"""Writes targets for held-out sources and scores them: one row of a table for each workdir that was trained on pairs.
+"""Writes targets for held-out sources and scores them: one row of a table for each workdir that was
+trained on pairs.
 
   python -m experiments.translate --workdirs=runs/mdlm,runs/diffuseq,runs/tess --num=200 --mbr=1,4
   python -m experiments.translate --workdirs=runs/mdlm --sampler=name=reveal --show=10
 
---mbr: the text is the consensus of so many samples, which are scored against each other; a reference is never seen.
+--mbr: the text is the consensus of so many samples, which are scored against each other; a
+reference is never seen.
 """
 
 import json
@@ -39,7 +41,8 @@ def main(_):
 
   if not WORKDIRS.value or not all(text.isdecimal() and int(text) for text in MBR.value):
     raise ValueError(
-      f"--workdirs={WORKDIRS.value} --mbr={MBR.value}: give directories of runs, and numbers such as 1,4"
+      f"--workdirs={WORKDIRS.value} --mbr={MBR.value}: give directories of runs, and numbers such"
+      f" as 1,4"
     )
   chosen = {
     "split": SPLIT.value,

@@ -1,6 +1,8 @@
-"""Commands in processes forked from one that has imported what they need, which is half of the time of most of them.
+"""Commands in processes forked from one that has imported what they need, which is half of the time
+of most of them.
 
-python tests/commands.py    # reads lines of JSON, [name, output, *flags], and answers each with the exit code
+python tests/commands.py    # reads lines of JSON, [name, output, *flags], and answers each with the
+exit code
 """
 
 import json

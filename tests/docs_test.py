@@ -1,4 +1,6 @@
-"""What the documents say is true: the example of the README runs, and every command and page is what is there."""
+"""What the documents say is true: the example of the README runs, and every command and page is
+what is there.
+"""
 
 import re
 import shlex

@@ -1,4 +1,6 @@
-"""The command lines of a researcher, as real processes on a small network: train, kill, resume, score, sample."""
+"""The command lines of a researcher, as real processes on a small network: train, kill, resume,
+score, sample.
+"""
 
 import functools
 import json
@@ -96,7 +98,9 @@ def losses(workdir):
 
 
 def test_faults_change_nothing(home):
-  """kill -9 after a step and while saving, and a damaged checkpoint: same losses at every step, same arrays, to the last bit."""
+  """kill -9 after a step and while saving, and a damaged checkpoint: same losses at every step,
+  same arrays, to the last bit.
+  """
   flags = ("--faults=3", "--steps=30", "--kinds=train,save,truncate", "--seed=2")
   out = call(home, "faults", f"--workdir={home / 'faults'}", *flags)
   assert re.search(r"^all +3 ", out, re.M) and "nothing lost, repeated or changed" in out

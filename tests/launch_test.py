@@ -140,7 +140,9 @@ def alone(workdir, cache, steps):
 
 
 def test_two_processes_train_as_one(tmp_path):
-  """The same losses at every step, the same evaluation, one set of logs; and one process goes on where two have stopped."""
+  """The same losses at every step, the same evaluation, one set of logs; and one process goes on
+  where two have stopped.
+  """
   settings = [f"--config.{key}={value}" for key, value in SMALL.items()]
   train = (
     sys.executable,
@@ -180,7 +182,9 @@ TRAIN = (
 
 
 def test_gke_writes_a_jobset(tmp_path):
-  """Structure and types of the fields that the JobSet and Job APIs define; what is fed to kubectl is what a dry run prints."""
+  """Structure and types of the fields that the JobSet and Job APIs define; what is fed to kubectl
+  is what a dry run prints.
+  """
   options = (
     "--name=mdlm",
     "--image=registry/x:1",
@@ -304,7 +308,10 @@ def test_tpu_pod_starts_again_where_that_helps(tmp_path, codes, states, created,
   (tmp_path / "states").write_text(states + "\n")
   launch("tpu_pod", *POD, "--", *TRAIN, env=with_path(tmp_path), code=code)
   calls = (tmp_path / "calls").read_text().splitlines()
-  count = lambda words: sum(words in call for call in calls)
+
+  def count(words):
+    return sum(words in call for call in calls)
+
   assert (
     count("queued-resources create mdlm")
     == count("queued-resources delete mdlm --force --quiet")

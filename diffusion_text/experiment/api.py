@@ -28,7 +28,8 @@ def fit(
   trainable: Callable[[tuple[str, ...]], bool] = lambda path: True,
   report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
 ) -> Params:
-  """The parameters (their average) of a model after `facts.steps` updates on one device, as one tree.
+  """The parameters (their average) of a model after `facts.steps` updates on one device, as one
+  tree.
 
   Args:
     model, objective: what is trained, and how.

@@ -1,7 +1,8 @@
 """From a config to the objects that it names. Everything is checked here, before any compute.
 
-Each section of the config has a name that is looked up in its room's table, and options (`registry.construct`). Sections without a
-name are settings. See configs/base.py for the sections, and `python -m experiments.inspect --options=process` for options.
+Each section of the config has a name that is looked up in its room's table, and options
+(`registry.construct`). Sections without a name are settings. See configs/base.py for the sections,
+and `python -m experiments.inspect --options=process` for options.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def loss(
 
   Args:
     model, objective: what is trained, and how.
-    params, frozen: the parameters that move and those that do not (`core.trees.split`); {} if none are frozen.
+    params, frozen: the parameters that move and those that do not (`core.trees.split`); {} if none
+      are frozen.
     key: of the optimizer step, the same for all microbatches.
     batch: rows of tokens.
     progress: where in training; None is the first step, in one batch.
@@ -99,7 +101,8 @@ def init(
   facts: DataFacts,
   objective: Objective | None = None,
 ) -> Params:
-  """All parameters of a model (and of an objective that has some), one nested dict of float32 arrays.
+  """All parameters of a model (and of an objective that has some), one nested dict of float32
+  arrays.
 
   Args:
     model: whose members have parameters.
@@ -120,11 +123,13 @@ def init(
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Everything that a config stands for, as objects. Building it computes nothing; only a missing tokenizer is learned.
+  """Everything that a config stands for, as objects. Building it computes nothing; only a missing
+  tokenizer is learned.
 
   Attributes:
     model, objective: what is trained.
-    scoring: the model under which the bound is reported: another timing if that of training gives none.
+    scoring: the model under which the bound is reported: another timing if that of training gives
+      none.
     sampler, reader: how text is made.
   """
 
@@ -149,8 +154,9 @@ class Experiment:
     return split(init(self.model, key, self.facts, self.objective), self.train.trainable)
 
   def loss_fn(self, tokens_per_character: float) -> LossFn:
-    """The training loss. It reports `bound` in nats/token and `bits_per_character` of the training batch, or `surrogate` where what
-    is summed is no bound."""
+    """The training loss. It reports `bound` in nats/token and `bits_per_character` of the training
+    batch, or `surrogate` where what is summed is no bound.
+    """
     own = functools.partial(
       loss, self.model, self.objective, prompt_dropout=self.train.prompt_dropout
     )
@@ -170,7 +176,9 @@ class Experiment:
     return reported
 
   def text_weights(self, batch: Batch) -> Float[Array, "B L"]:
-    """The weight of each scored token of the text itself. The padding of pairs costs nats and is no text."""
+    """The weight of each scored token of the text itself. The padding of pairs costs nats and is no
+    text.
+    """
     weights = engine.scored_weights(batch)
     if self.data.packing != "pairs":
       return weights
@@ -178,8 +186,9 @@ class Experiment:
 
   @functools.cached_property
   def nats_fn(self) -> Any:
-    """Jitted (params, key, batch, progress) -> (nats [B], weight [B]): one draw of the bound, and the text's tokens, summed over each
-    row."""
+    """Jitted (params, key, batch, progress) -> (nats [B], weight [B]): one draw of the bound, and
+    the text's tokens, summed over each row.
+    """
 
     def nats(params: Params, key: Key, batch: Batch, progress: Progress):
       values = engine.nats(
@@ -198,7 +207,9 @@ class Experiment:
     sampler: Sampler | None = None,
     reader: Reader | None = None,
   ) -> Sample:
-    """The active tokens of a batch, generated. keys [B]: one per row; sampler, reader: in place of the config's."""
+    """The active tokens of a batch, generated. keys [B]: one per row; sampler, reader: in place of
+    the config's.
+    """
     sampler = self.sampler if sampler is None else sampler
     reader = self.reader if reader is None else reader
     return sample(self.model, params, sampler, keys, batch=batch, reader=reader)
@@ -211,7 +222,9 @@ class Experiment:
     return train.create_state(lambda: self.init(key), self.optimizer, ema=self.train.ema_decay > 0)
 
   def abstract_state(self) -> train.TrainState:
-    """Shapes, dtypes and shardings of the train state, with nothing allocated and no corpus read."""
+    """Shapes, dtypes and shardings of the train state, with nothing allocated and no corpus
+    read.
+    """
     shapes = dataclasses.replace(self, facts=without_text(self.facts))
     abstract = jax.eval_shape(shapes.create_state)
 
@@ -229,7 +242,9 @@ class Experiment:
     return jax.jit(self.create_state, out_shardings=self.shardings())()
 
   def jitted_step(self, loss_fn: LossFn) -> train.TrainStep:
-    """The train step of this config for a loss, compiled over the mesh on first use; it donates its state."""
+    """The train step of this config for a loss, compiled over the mesh on first use; it donates its
+    state.
+    """
     step = train.make_train_step(
       loss_fn,
       self.optimizer,
@@ -242,8 +257,10 @@ class Experiment:
 
   @property
   def flops_per_token(self) -> float:
-    """Of a training step, forward and backward, per token of text, about: of the positions that the context reads, half are taken to
-    be scored, which holds for even times; a model that conditions on itself has one forward pass more."""
+    """Of a training step, forward and backward, per token of text, about: of the positions that the
+    context reads, half are taken to be scored, which holds for even times; a model that conditions
+    on itself has one forward pass more.
+    """
     model, length = self.model, self.data.length
     read = model.context.positions_read(length)
     answered = length if model.timing.path == "jumps" else 0.5 * length
@@ -272,7 +289,9 @@ def config_from_json(text: str | bytes) -> ml_collections.ConfigDict:
 
 
 def sections(config: Any) -> dict[str, dict[str, Any]]:
-  """The sections of a config as plain dicts. Raises ValueError for a section that is missing or unknown."""
+  """The sections of a config as plain dicts. Raises ValueError for a section that is missing or
+  unknown.
+  """
   plain = ml_collections.ConfigDict(config).to_dict()
   unknown = sorted(set(plain) - {"seed", "owns", *SECTIONS})
   if unknown:
@@ -299,8 +318,8 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
     devices: for the mesh; None: all.
 
   Raises:
-    ValueError: in one line, for a section that is missing or unknown, an option that nobody reads, and values that are out of range or
-      do not fit together.
+    ValueError: in one line, for a section that is missing or unknown, an option that nobody reads,
+      and values that are out of range or do not fit together.
   """
   parts = sections(config)
   made = {
@@ -359,7 +378,8 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
   optimizer = made["optimizer"].make(
     settings.steps,
     decays=network.decays,
-    # A learned timing is fitted to a loss of its own, in other units, which must not shrink the steps of the network.
+    # A learned timing is fitted to a loss of its own, in other units, which must not shrink the
+    # steps of the network.
     clips=lambda path: path[0] != "timing",
   )
   return Experiment(

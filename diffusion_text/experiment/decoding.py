@@ -53,7 +53,8 @@ def sampler_of(
 
 
 def reader_of(experiment: Experiment, options: Sequence[str] = ()) -> Reader:
-  """The config's reader after changes, texts such as "scale=2.0"; "name=classifier_free" wraps the config's own reader.
+  """The config's reader after changes, texts such as "scale=2.0"; "name=classifier_free" wraps the
+  config's own reader.
 
   Raises:
     ValueError: for options that are unknown, out of range or do not fit the model.

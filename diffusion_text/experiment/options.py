@@ -9,8 +9,8 @@ from diffusion_text.experiment.build import SETTINGS
 
 
 def options_table(chosen: str) -> str:
-  """The names of a section ("process"), or the options of a choice ("process.embedding") or of a section without a name ("train"),
-  each with type and range, default and meaning.
+  """The names of a section ("process"), or the options of a choice ("process.embedding") or of a
+  section without a name ("train"), each with type and range, default and meaning.
 
   Raises:
     ValueError: for a section or a name that is unknown.

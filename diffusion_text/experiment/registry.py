@@ -1,7 +1,8 @@
 """From a section of a config to the member that it chooses. What nobody reads is an error.
 
-A section is {"name": …} and the options of the class with that name; a part of a combinator (the schedule of a process, the reader
-inside another reader) is a section again. A name is one of the room's table, one of `contrib.CONTRIB`, or `package.module:Class`.
+A section is {"name": …} and the options of the class with that name; a part of a combinator (the
+schedule of a process, the reader inside another reader) is a section again. A name is one of the
+room's table, one of `contrib.CONTRIB`, or `package.module:Class`.
 """
 
 from __future__ import annotations
@@ -48,22 +49,28 @@ def construct(
     **sizes: what build adds; a config must not set these.
 
   Raises:
-    ValueError: in one line that quotes the key, the value and the fix, for an unknown name, an option that is unknown, missing, of a
-      wrong type or out of range, and options that do not fit together.
+    ValueError: in one line that quotes the key, the value and the fix, for an unknown name, an
+      option that is unknown, missing, of a wrong type or out of range, and options that do not fit
+      together.
   """
   table = {**TABLES[kind], **CONTRIB.get(kind, {})}
   return _member(table, section, where or f"config.{kind}", sizes)
 
 
 def settings(cls: type, section: Mapping[str, Any], where: str) -> Any:
-  """`cls` made of a section without a name (`config.data`, `config.train` …). Raises ValueError as `construct` does."""
+  """`cls` made of a section without a name (`config.data`, `config.train` …). Raises ValueError as
+  `construct` does.
+  """
   if not isinstance(section, Mapping):
-    raise ValueError(f"{where}={section!r} must be a section, as in {where}.{next(iter(cls.__pydantic_fields__))}=…")
+    first = next(iter(cls.__pydantic_fields__))
+    raise ValueError(f"{where}={section!r} must be a section, as in {where}.{first}=…")
   return _make(cls, section, where, {}, where)
 
 
 def find(kind: str, name: str) -> type:
-  """The class called `name` in a room. Raises ValueError, with the nearest name, for one that is unknown."""
+  """The class called `name` in a room. Raises ValueError, with the nearest name, for one that is
+  unknown.
+  """
   return _class({**TABLES[kind], **CONTRIB.get(kind, {})}, name, f"config.{kind}.name")
 
 
@@ -86,7 +93,8 @@ def describe(cls: type) -> list[tuple[str, str, str, str]]:
 
 
 def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> dict[str, Any]:
-  """The section with another number of steps: of the member itself, or of the part that counts them (a budget).
+  """The section with another number of steps: of the member itself, or of the part that counts them
+  (a budget).
 
   Raises:
     ValueError: for a member that has no steps.
@@ -106,7 +114,8 @@ def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> dict[str, A
 def changed(
   kind: str, section: Mapping[str, Any], changes: Iterable[tuple[str, Any]]
 ) -> dict[str, Any]:
-  """The section after (dotted option, value) changes, in order. Another name drops the options of the old one, steps apart.
+  """The section after (dotted option, value) changes, in order. Another name drops the options of
+  the old one, steps apart.
 
   Raises:
     ValueError: for a name that is unknown, and for an option below something that is no section.
@@ -131,7 +140,8 @@ def changed(
 
 
 def named_value(text: str, section: str) -> tuple[str, Any]:
-  """("eta", 0.02) of the text "eta=0.02", an option of `section`; what is no Python literal is a string.
+  """("eta", 0.02) of the text "eta=0.02", an option of `section`; what is no Python literal is a
+  string.
 
   Raises:
     ValueError: for a text without a value.
@@ -162,7 +172,8 @@ def _class(table: Mapping[str, Any], name: Any, where: str) -> type:
   if chosen is None:
     known = ", ".join(sorted(table))
     raise ValueError(
-      f"{where}={name!r} is unknown{nearest(name, table)}; use one of {known}, or package.module:Class"
+      f"{where}={name!r} is unknown{nearest(name, table)}; use one of {known}, or"
+      " package.module:Class"
     )
   if not isinstance(chosen, str):
     return chosen
@@ -209,7 +220,9 @@ def _make(cls: type, options: Mapping[str, Any], where: str, sizes: Mapping[str,
 
 
 def _value(info: Any, value: Any, where: str) -> Any:
-  """An option's value: the member that a section stands for, and tuples for the lists that config files hold."""
+  """An option's value: the member that a section stands for, and tuples for the lists that config
+  files hold.
+  """
   table = (info.json_schema_extra or {}).get("table")
   if table is None:
     return _tuples(value)

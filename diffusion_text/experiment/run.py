@@ -1,6 +1,8 @@
-"""What the command lines do, over files: train a config in a workdir, load a workdir, score it, sample from it.
+"""What the command lines do, over files: train a config in a workdir, load a workdir, score it,
+sample from it.
 
-A workdir holds config.json, checkpoints/ (state, data position, clock, tokenizer, config), metrics.jsonl and TensorBoard files.
+A workdir holds config.json, checkpoints/ (state, data position, clock, tokenizer, config),
+metrics.jsonl and TensorBoard files.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def arrays(experiment: Experiment, split: str) -> TokenArrays:
 def held_out(
   experiment: Experiment, split: str, max_rows: int | None = None
 ) -> Iterator[tuple[Batch, int]]:
-  """(global batch, characters scored in it) over a split, in order; at most `max_rows` rows, rounded up to whole batches."""
+  """(global batch, characters scored in it) over a split, in order; at most `max_rows` rows,
+  rounded up to whole batches.
+  """
   settings, data = experiment.evaluate, experiment.data
   places = train.row_places(experiment.mesh, settings.batch_size)
   batches = evaluation_batches(
@@ -110,7 +114,9 @@ def score(
 
 
 def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
-  """The training tokens, and this process's endless batches of them. Raises ValueError for sizes that do not fit the corpus."""
+  """The training tokens, and this process's endless batches of them. Raises ValueError for sizes
+  that do not fit the corpus.
+  """
   data = experiment.data
   corpus = arrays(experiment, "train")
   iterator = train_iterator(
@@ -126,7 +132,9 @@ def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
 
 
 def tokens_per_character(experiment: Experiment, corpus: TokenArrays) -> float:
-  """Tokens that a training row scores for each character of text in it; of pairs, padding is scored and is no text."""
+  """Tokens that a training row scores for each character of text in it; of pairs, padding is scored
+  and is no text.
+  """
   if experiment.data.packing != "pairs":
     return len(corpus.tokens) / corpus.characters
   rows = pair_rows(corpus.tokens, corpus.offsets, experiment.data.length, corpus.separator)
@@ -136,14 +144,18 @@ def tokens_per_character(experiment: Experiment, corpus: TokenArrays) -> float:
 
 
 def check_tokenizer(experiment: Experiment, directory: str) -> None:
-  """Raises ValueError if the checkpoints in `directory`, if any, were trained with another tokenizer than the experiment's."""
+  """Raises ValueError if the checkpoints in `directory`, if any, were trained with another
+  tokenizer than the experiment's.
+  """
   if train.latest_step(directory) is None:
     return
   saved = tokenizer_from_bytes(train.read_asset(directory, "tokenizer"))
   if saved.fingerprint != experiment.tokenizer.fingerprint:
     raise ValueError(
-      f"{directory} was trained with the {saved.name} tokenizer {saved.fingerprint} (V = {saved.vocab_size}), but the config gives"
-      f" {experiment.tokenizer.name} {experiment.tokenizer.fingerprint} (V = {experiment.tokenizer.vocab_size}): its ids would mean"
+      f"{directory} was trained with the {saved.name} tokenizer {saved.fingerprint} (V ="
+      f" {saved.vocab_size}), but the config gives"
+      f" {experiment.tokenizer.name} {experiment.tokenizer.fingerprint} (V ="
+      f" {experiment.tokenizer.vocab_size}): its ids would mean"
       " other text. Restore the old tokenizer file or corpus, or use a new workdir"
     )
 
@@ -168,7 +180,9 @@ def _without_shardings(tree: Params) -> Params:
 
 
 def check_sampler(experiment: Experiment) -> None:
-  """Raises ValueError if the config's sampler cannot sample: one row is sampled in the abstract, and nothing is computed."""
+  """Raises ValueError if the config's sampler cannot sample: one row is sampled in the abstract,
+  and nothing is computed.
+  """
   state = _without_shardings(experiment.abstract_state())
   row = Batch(jax.ShapeDtypeStruct((1, experiment.data.length), jnp.int32))
   keys = jax.eval_shape(lambda: row_keys(0, 1))
@@ -176,7 +190,9 @@ def check_sampler(experiment: Experiment) -> None:
 
 
 def check_loss(experiment: Experiment) -> None:
-  """Raises ValueError if no training step or score can be made: one of each is traced in the abstract, and nothing is computed."""
+  """Raises ValueError if no training step or score can be made: one of each is traced in the
+  abstract, and nothing is computed.
+  """
   state = experiment.abstract_state()
   rows = experiment.train.batch_size
   row = Batch(jax.ShapeDtypeStruct((rows, experiment.data.length), jnp.int32))
@@ -189,7 +205,9 @@ def check_loss(experiment: Experiment) -> None:
 
 
 def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIterator]:
-  """The corpus and this process's batches, once what can be checked without the other processes is in order; claims the workdir."""
+  """The corpus and this process's batches, once what can be checked without the other processes is
+  in order; claims the workdir.
+  """
 
   def check() -> tuple[TokenArrays, TrainIterator]:
     check_sampler(experiment)
@@ -228,11 +246,14 @@ def train_workdir(
   stall_seconds: float | None = None,
   wrap_step: Callable[[train.TrainStep], train.TrainStep] = lambda step: step,
 ) -> train.Result:
-  """Trains until the config's last step (or a signal), going on from the workdir's newest checkpoint if there is one.
+  """Trains until the config's last step (or a signal), going on from the workdir's newest
+  checkpoint if there is one.
 
-  Raises ValueError, before anything is trained or written, for a sampler that does not fit, a workdir of another config or tokenizer,
-  and sizes that do not fit the corpus; if that happens to one of several processes, on all of them. stall_seconds: of several processes,
-  see `train.LoopSettings`. wrap_step: what the loop calls in place of the compiled train step, for meters.
+  Raises ValueError, before anything is trained or written, for a sampler that does not fit, a
+  workdir of another config or tokenizer, and sizes that do not fit the corpus; if that happens to
+  one of several processes, on all of them. stall_seconds: of several processes, see
+  `train.LoopSettings`. wrap_step: what the loop calls in place of the compiled train step, for
+  meters.
   """
   corpus, iterator = prepare(experiment, workdir)
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
@@ -320,7 +341,8 @@ def _checkpoint_directory(path: str) -> str:
   chosen = inner if train.latest_step(inner) is not None else path
   if train.latest_step(chosen) is None:
     raise ValueError(
-      f"train.restore_from={path!r} has no checkpoint; give a workdir that experiments.train has written"
+      f"train.restore_from={path!r} has no checkpoint; give a workdir that experiments.train has"
+      f" written"
     )
   return chosen
 
@@ -335,7 +357,8 @@ class Trained:
 
 
 def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
-  """Sets (dotted key, value) pairs in place; parts that the config lacks, as in process.schedule.name, are made.
+  """Sets (dotted key, value) pairs in place; parts that the config lacks, as in
+  process.schedule.name, are made.
 
   Raises:
     ValueError: for a section that there is not, and a key below something that is no section.
@@ -359,15 +382,17 @@ def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
 
 
 def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Experiment:
-  """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on one device or on all of this run's.
+  """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on one
+  device or on all of this run's.
 
-  overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16). Raises ValueError for a workdir without a
-  checkpoint and for a value that its key cannot have.
+  overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16). Raises
+  ValueError for a workdir without a checkpoint and for a value that its key cannot have.
   """
   directory = checkpoints(workdir)
   if train.latest_step(directory) is None:
     raise ValueError(
-      f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m experiments.train"
+      f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m"
+      f" experiments.train"
     )
   config = config_from_json(train.read_asset(directory, "config"))
   config.mesh = ml_collections.ConfigDict({"fsdp": -1})
@@ -385,9 +410,11 @@ def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = Fa
 def load(
   workdir: str, overrides: Any = (), *, all_devices: bool = False, dtype: str = "float32"
 ) -> Trained:
-  """Loads the newest readable checkpoint of a workdir. Raises ValueError or CheckpointError with what is wrong and where.
+  """Loads the newest readable checkpoint of a workdir. Raises ValueError or CheckpointError with
+  what is wrong and where.
 
-  dtype: that the network's parameters are held in; "bfloat16" halves their memory. Those of the process stay float32.
+  dtype: that the network's parameters are held in; "bfloat16" halves their memory. Those of the
+  process stay float32.
   """
   experiment = load_experiment(workdir, overrides, all_devices=all_devices)
   directory = checkpoints(workdir)
@@ -412,7 +439,10 @@ def open_rows(
     )
   if num < 1:
     raise ValueError(f"num={num} must be at least 1 sample")
-  repeated = lambda texts: [text for text in texts for _ in range(num)]
+
+  def repeated(texts):
+    return [text for text in texts for _ in range(num)]
+
   if infills:
     return infill_rows(tokenizer, repeated(infills), length or None)
   return prompt_rows(tokenizer, repeated(prompts or [""]), length)
@@ -427,7 +457,9 @@ def generate(
   sampler: Sampler | None = None,
   reader: Reader | None = None,
 ) -> tuple[list[str], Sample]:
-  """Texts of the rows, padding left out, and the sample itself. Sample s of every text has the key of row s alone."""
+  """Texts of the rows, padding left out, and the sample itself. Sample s of every text has the key
+  of row s alone.
+  """
   keys = row_keys(seed, num)
   keys = jax.random.wrap_key_data(
     np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1))
@@ -440,7 +472,9 @@ def generate(
 
 
 def read_run_config(workdir: str) -> ml_collections.ConfigDict | None:
-  """The config that a workdir belongs to; None for a new workdir. Raises ValueError for one that an earlier version wrote."""
+  """The config that a workdir belongs to; None for a new workdir. Raises ValueError for one that an
+  earlier version wrote.
+  """
   path = as_path(workdir) / "config.json"
   return config_from_json(path.read_text()) if path.exists() else None
 
@@ -451,7 +485,8 @@ def check_workdir(
   """Writes the config to the workdir, or holds the one that is there against it.
 
   Raises:
-    ValueError: for a workdir of another config, with every key that differs, and for one that an earlier version wrote.
+    ValueError: for a workdir of another config, with every key that differs, and for one that an
+      earlier version wrote.
   """
   read_run_config(workdir)
   train.check_workdir(workdir, config, may_differ, write=write)

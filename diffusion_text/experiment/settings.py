@@ -1,4 +1,6 @@
-"""The sections of a config that choose no member: data, training, evaluation, optimizer, mesh; every option declared once."""
+"""The sections of a config that choose no member: data, training, evaluation, optimizer, mesh;
+every option declared once.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,15 @@ class DataSettings:
   def __post_init__(self):
     if (self.corpus == "pairs") != (self.packing == "pairs"):
       raise ValueError(
-        f"data.corpus={self.corpus!r} with data.packing={self.packing!r}: 'pairs' is a corpus and the"
+        f"data.corpus={self.corpus!r} with data.packing={self.packing!r}: 'pairs' is a corpus and"
+        f" the"
         " packing of its rows; set both, or none"
       )
 
   def make_corpus(self) -> Corpus:
-    """The corpus, without reading it. Raises ValueError for an option that the corpus does not read."""
+    """The corpus, without reading it. Raises ValueError for an option that the corpus does not
+    read.
+    """
     options = {
       "path": self.path,
       "dataset": self.dataset,
@@ -106,7 +111,9 @@ class DataSettings:
 
 @member
 class TrainSettings:
-  """`config.train`: how long, how many rows, what is saved, and what the network is shown besides the noisy tokens."""
+  """`config.train`: how long, how many rows, what is saved, and what the network is shown besides
+  the noisy tokens.
+  """
 
   steps: int = option(10_000, "optimizer updates", ge=1, le=10**9)
   batch_size: int = option(32, "rows per step, over all devices and microbatches", ge=1)
@@ -189,7 +196,9 @@ class OptimizerSettings:
   clip_norm: float | None = option(1.0, "of the global gradient; unset: never", gt=0)
 
   def make(self, steps: int, *, decays: Callable, clips: Callable) -> train.Optimizer:
-    """The optimizer of a run of `steps` updates. decays, clips: path -> bool, see `train.make_optimizer`."""
+    """The optimizer of a run of `steps` updates. decays, clips: path -> bool, see
+    `train.make_optimizer`.
+    """
     warmup = min(steps // 20, 2500) if self.warmup_steps is None else self.warmup_steps
     return train.make_optimizer(
       steps=steps,
@@ -219,7 +228,9 @@ class MeshSettings:
   expert: int = option(1, "experts of a mixture", ge=-1)
 
   def make(self, devices: Any = None) -> Mesh:
-    """The mesh over these devices, or all. Raises ValueError if the axes do not multiply to their number."""
+    """The mesh over these devices, or all. Raises ValueError if the axes do not multiply to their
+    number.
+    """
     return train.make_mesh(
       replica=self.replica,
       fsdp=self.fsdp,
@@ -233,7 +244,9 @@ class MeshSettings:
 def check_sizes(
   data: DataSettings, settings: TrainSettings, evaluate: EvaluateSettings, mesh: Mesh
 ) -> None:
-  """Raises ValueError for sizes that must divide one another, here rather than deep in a compiled step."""
+  """Raises ValueError for sizes that must divide one another, here rather than deep in a compiled
+  step.
+  """
   shards = row_shards(mesh)
   unit = shards * settings.accumulation
   if settings.batch_size % unit:

@@ -1,4 +1,6 @@
-"""What a config would do, said before it is done: parameters, placement, FLOPs, memory. Nothing is allocated."""
+"""What a config would do, said before it is done: parameters, placement, FLOPs, memory. Nothing is
+allocated.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,10 @@ def parameter_table(experiment: Experiment) -> str:
 
 
 def activation_bytes(experiment: Experiment) -> float:
-  """Rough bytes per device that the backward pass of one microbatch keeps: per layer 1 (remat "full"), about 10 ("dots") or about
-  16 widths (none) of each token, attention probabilities where the dense mask is used without remat, and one chunk of logits."""
+  """Rough bytes per device that the backward pass of one microbatch keeps: per layer 1 (remat
+  "full"), about 10 ("dots") or about 16 widths (none) of each token, attention probabilities where
+  the dense mask is used without remat, and one chunk of logits.
+  """
   network, settings = experiment.model.network, experiment.train
   rows = settings.batch_size / settings.accumulation / row_shards(experiment.mesh)
   itemsize = 2 if network.dtype == "bfloat16" else 4
@@ -99,14 +103,20 @@ def summary(experiment: Experiment) -> str:
     (
       f"system       {config.process.name} process, {config.timing.name} timing,"
       f" {config.context.name} context, {config.objective.name} objective",
-      f"data         {data.corpus}, {experiment.tokenizer.name} tokenizer with V = {experiment.facts.vocab_size},"
+      f"data         {data.corpus}, {experiment.tokenizer.name} tokenizer with V ="
+      f" {experiment.facts.vocab_size},"
       f" rows of {data.length} ({data.packing})",
-      f"network      {network.layers} layers × {network.width}, {network.heads} heads, {count:,} parameters, {network.dtype}",
-      f"training     {settings.steps:,} steps × {settings.batch_size} rows = {settings.steps * tokens:,} tokens"
+      f"network      {network.layers} layers × {network.width}, {network.heads} heads, {count:,}"
+      f" parameters, {network.dtype}",
+      f"training     {settings.steps:,} steps × {settings.batch_size} rows ="
+      f" {settings.steps * tokens:,} tokens"
       + (f", at most {settings.max_seconds:.0f} s" if settings.max_seconds else ""),
-      f"FLOPs        {forward:.3g} per token forward with all logits, {experiment.flops_per_token * tokens:.3g} per training step",
-      f"devices      {experiment.mesh.devices.size} × {experiment.mesh.devices.flat[0].device_kind}: {mesh}",
-      f"memory       per device: {state / 2**20:,.1f} MiB of parameters, gradient, optimizer and average;"
+      f"FLOPs        {forward:.3g} per token forward with all logits,"
+      f" {experiment.flops_per_token * tokens:.3g} per training step",
+      f"devices      {experiment.mesh.devices.size} ×"
+      f" {experiment.mesh.devices.flat[0].device_kind}: {mesh}",
+      f"memory       per device: {state / 2**20:,.1f} MiB of parameters, gradient, optimizer and"
+      f" average;"
       f" about {activation_bytes(experiment) / 2**20:,.1f} MiB of activations",
       f"sampler      {experiment.sampler}",
       f"reader       {experiment.reader}",

@@ -1,4 +1,6 @@
-"""Whether the members of a config fit one another and the data; asked by build, before any compute."""
+"""Whether the members of a config fit one another and the data; asked by build, before any
+compute.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,12 @@ from diffusion_text.types import Batch, DataFacts, Model, Progress
 
 
 def scoring_model(model: Model, evaluate: EvaluateSettings) -> Model:
-  """The model under which the bound is reported: that of training, if its times give a bound; otherwise with another timing.
+  """The model under which the bound is reported: that of training, if its times give a bound;
+  otherwise with another timing.
 
   Raises:
-    ValueError: for an `evaluate.timing` that gives no bound, an `evaluate.decode_at` of a process without a log-SNR, and
-      self-conditioning of a network that has none.
+    ValueError: for an `evaluate.timing` that gives no bound, an `evaluate.decode_at` of a process
+      without a log-SNR, and self-conditioning of a network that has none.
   """
   remembers = model.network.remembers
   always = 1.0 if remembers else 0.0
@@ -110,7 +113,9 @@ def _check_teachers(
   """Raises ValueError if parameters that move get a gradient from nobody."""
   if model.process.noise_is_learned != ("noise" in objective.trains):
     raise ValueError(
-      f"{objective} with {model.process}: only objective.name=score_function gives learned noise its"
-      " gradient, and it costs twice the network calls; use it where the noise is learned and nowhere"
+      f"{objective} with {model.process}: only objective.name=score_function gives learned noise"
+      f" its"
+      " gradient, and it costs twice the network calls; use it where the noise is learned and"
+      " nowhere"
       " else"
     )

@@ -1,1 +1,3 @@
-"""What a command does beyond one run: compare, translate, control, scaling, fault injection, benchmarks, reports."""
+"""What a command does beyond one run: compare, translate, control, scaling, fault injection,
+benchmarks, reports.
+"""

@@ -1,5 +1,6 @@
-"""What `experiments.benchmark` measures: a training step against this machine's matmul rate, sampling against its bare forward passes, and
-both against the same work with full logits. Every figure of one run is interleaved with the others; quote ratios.
+"""What `experiments.benchmark` measures: a training step against this machine's matmul rate,
+sampling against its bare forward passes, and both against the same work with full logits. Every
+figure of one run is interleaved with the others; quote ratios.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def _random_batch(experiment: Experiment) -> Batch:
 
 
 def full_logits_loss(experiment: Experiment):
-  """The bound with [B, L, V] logits of every position, as most codebases compute it: the yardstick for scoring few positions."""
+  """The bound with [B, L, V] logits of every position, as most codebases compute it: the yardstick
+  for scoring few positions.
+  """
   model = experiment.model
   process = model.process
 
@@ -71,7 +74,9 @@ def whole_rows(experiment: Experiment, inputs: Any, t: Any) -> Rows:
 def train_calls(
   experiment: Experiment, loss_fns: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """({name: call of one training step}, {name: Compiled}) for several losses over the same network and batch."""
+  """({name: call of one training step}, {name: Compiled}) for several losses over the same network
+  and batch.
+  """
   calls, compiled = {}, {}
   for name, loss_fn in loss_fns.items():
     state, batch = (
@@ -90,7 +95,8 @@ def train_calls(
 
 
 def sample_calls(experiment: Experiment, steps: int) -> dict[str, Any]:
-  """Calls that draw one batch in `steps` network calls: our sampler, the bare forward passes, and a loop with full logits.
+  """Calls that draw one batch in `steps` network calls: our sampler, the bare forward passes, and a
+  loop with full logits.
 
   Contexts in blocks: our sampler alone, with at most `steps` calls per block.
   """
@@ -141,14 +147,17 @@ def sample_calls(experiment: Experiment, steps: int) -> dict[str, Any]:
 def measure(
   experiment: Experiment, *, rounds: int, sample_steps: int, full_logits: bool
 ) -> dict[str, Any]:
-  """All figures of one config as a flat dict; seconds are medians, ratios compare calls of this run only.
+  """All figures of one config as a flat dict; seconds are medians, ratios compare calls of this run
+  only.
 
-  Bare forward passes and full logits are compared for rows of one block only; ValueError if full logits are asked for others.
+  Bare forward passes and full logits are compared for rows of one block only; ValueError if full
+  logits are asked for others.
   """
   one_block = experiment.model.context.unit is None
   if full_logits and not one_block:
     raise ValueError(
-      f"--full_logits compares rows of one block, not context.name={experiment.config.context.name!r}; leave it out"
+      f"--full_logits compares rows of one block, not"
+      f" context.name={experiment.config.context.name!r}; leave it out"
     )
   settings, data, network = experiment.train, experiment.data, experiment.model.network
   tokens = settings.batch_size * data.length

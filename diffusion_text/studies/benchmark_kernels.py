@@ -1,4 +1,6 @@
-"""What `experiments.benchmark --what=attention` and `--what=cross_entropy` measure: implementations side by side, in one process."""
+"""What `experiments.benchmark --what=attention` and `--what=cross_entropy` measure: implementations
+side by side, in one process.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,10 @@ def measure_attention(
   implementations: Sequence[str],
   rounds: int,
 ) -> Iterator[dict[str, Any]]:
-  """One dict per layout × length × implementation: milliseconds forward and forward + backward, TFLOP/s of the pairs that are visible,
-  their share of the dense work, the compiler's temporaries. Implementations that cannot run here are named with the reason."""
+  """One dict per layout × length × implementation: milliseconds forward and forward + backward,
+  TFLOP/s of the pairs that are visible, their share of the dense work, the compiler's temporaries.
+  Implementations that cannot run here are named with the reason.
+  """
   for length in lengths:
     shape = (rows, length, heads, head_width)
     q, k, v = (jax.random.normal(jax.random.key(i), shape, jnp.dtype(dtype)) for i in range(3))
@@ -59,7 +63,10 @@ def measure_attention(
         )
       calls, compiled, refused = {}, {}, {}
       for name, fn in candidates.items():
-        loss = lambda q, k, v, fn=fn: jnp.sum(fn(q, k, v).astype(jnp.float32))
+
+        def loss(q, k, v, fn=fn):
+          return jnp.sum(fn(q, k, v).astype(jnp.float32))
+
         try:
           compiled[name] = compile_for(jax.grad(loss, (0, 1, 2)), q, k, v), compile_for(fn, q, k, v)
         except NotImplementedError as reason:
@@ -102,7 +109,9 @@ def measure_attention(
 def measure_cross_entropy(
   rows: int, width: int, vocab_size: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
-  """One dict per share of rows that count: milliseconds forward + backward and temporaries, cut and with full logits."""
+  """One dict per share of rows that count: milliseconds forward + backward and temporaries, cut and
+  with full logits.
+  """
   features = jax.random.normal(jax.random.key(0), (rows, width))
   kernel = jax.random.normal(jax.random.key(1), (width, vocab_size)) * width**-0.5
   labels = jax.random.randint(jax.random.key(2), (rows,), 0, vocab_size)

@@ -1,4 +1,5 @@
-"""What may be asked of a trained model besides its score: the variance of estimators, of blocks, and where to decode.
+"""What may be asked of a trained model besides its score: the variance of estimators, of blocks,
+and where to decode.
 
 Companion of `experiments.evaluate` and `experiments.clip`; the score itself is `run.score`.
 """
@@ -41,7 +42,9 @@ def rescored(experiment: Experiment, timing: Timing) -> Experiment:
 
 
 def decoded_at(experiment: Experiment, log_snr: float) -> Experiment:
-  """The experiment whose bound decodes tokens at a log-SNR. Raises ValueError for a process that has none."""
+  """The experiment whose bound decodes tokens at a log-SNR. Raises ValueError for a process that
+  has none.
+  """
   experiment.model.process.time_of(log_snr)
   evaluate = dataclasses.replace(experiment.evaluate, decode_at=log_snr)
   return dataclasses.replace(experiment, evaluate=evaluate)
@@ -50,8 +53,9 @@ def decoded_at(experiment: Experiment, log_snr: float) -> Experiment:
 def decodings(
   trained: Trained, *, num_draws: int, max_rows: int | None = None, count: int = 16
 ) -> list[tuple[float, Likelihood]]:
-  """(log-SNR, bound on at most ROWS rows of validation text) of `count` values of evaluate.decode_at, evenly spread over the path from
-  its clear end, all with the same times and noise.
+  """(log-SNR, bound on at most ROWS rows of validation text) of `count` values of
+  evaluate.decode_at, evenly spread over the path from its clear end, all with the same times and
+  noise.
 
   Raises:
     ValueError: for a process without a log-SNR.
@@ -76,7 +80,8 @@ def decodings(
 
 
 def best_decoding(trained: Trained, **how: Any) -> tuple[Trained, list[tuple[float, Likelihood]]]:
-  """The run with the evaluate.decode_at of `decodings` that gives the lowest bound, and what `decodings` gave.
+  """The run with the evaluate.decode_at of `decodings` that gives the lowest bound, and what
+  `decodings` gave.
 
   Raises:
     ValueError: if none is a number.
@@ -94,7 +99,9 @@ def best_decoding(trained: Trained, **how: Any) -> tuple[Trained, list[tuple[flo
 
 
 def chosen_decoding(trained: Trained, **how: Any) -> tuple[Trained, float | None]:
-  """The run and its evaluate.decode_at: the config's, or else, of a process with a log-SNR, `best_decoding`."""
+  """The run and its evaluate.decode_at: the config's, or else, of a process with a log-SNR,
+  `best_decoding`.
+  """
   experiment = trained.experiment
   if experiment.evaluate.decode_at is None and offers(experiment.model.process, LogSNRRange):
     trained, _ = best_decoding(trained, **how)
@@ -104,7 +111,9 @@ def chosen_decoding(trained: Trained, **how: Any) -> tuple[Trained, float | None
 def block_variance(
   trained: Trained, low: float, high: float, *, num_draws: int, max_rows: int
 ) -> float:
-  """Variance, nats², of the loss of one block whose times are drawn from [low, high], over validation text, times and noise."""
+  """Variance, nats², of the loss of one block whose times are drawn from [low, high], over
+  validation text, times and noise.
+  """
   experiment, size = trained.experiment, trained.experiment.model.context.unit
   model = experiment.scoring._replace(timing=Shared(low=low, high=high))
 
@@ -128,10 +137,11 @@ def block_variance(
 
 
 def estimators(experiment: Experiment) -> list[tuple[str, Timing, str]]:
-  """(name, timing, note) of the timings that estimate this experiment's bound, and of its own if that one does not.
+  """(name, timing, note) of the timings that estimate this experiment's bound, and of its own if
+  that one does not.
 
-  One time for all tokens can be drawn in several ways; the bound along another path is another number for a trained network, so
-  timings of those kinds have only their own.
+  One time for all tokens can be drawn in several ways; the bound along another path is another
+  number for a trained network, so timings of those kinds have only their own.
   """
   scoring = experiment.scoring
   rows: list[tuple[str, Timing, str]] = [("as reported", scoring.timing, "")]

@@ -1,7 +1,9 @@
-"""Many systems under one roof: the same corpus, tokenizer, network, batches, optimizer and seed; one table, one plot.
+"""Many systems under one roof: the same corpus, tokenizer, network, batches, optimizer and seed;
+one table, one plot.
 
-Each system runs in a process of its own, which leaves `results.json` (or `failed.json`) in a directory of its own. So nothing of
-one run, neither memory nor compiled code nor CPU time, is counted in another, and a comparison that was stopped goes on where it was.
+Each system runs in a process of its own, which leaves `results.json` (or `failed.json`) in a
+directory of its own. So nothing of one run, neither memory nor compiled code nor CPU time, is
+counted in another, and a comparison that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ FEWEST_STEPS = 20  # below this a budget trains nothing
 
 
 def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """name -> file, for names of files in `directory` or paths of any. Raises ValueError for an unknown, double or missing one."""
+  """name -> file, for names of files in `directory` or paths of any. Raises ValueError for an
+  unknown, double or missing one.
+  """
   known = {
     path.stem: path
     for path in sorted(directory.glob("*.py"))
@@ -63,7 +67,8 @@ def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pat
     path = known.get(name, pathlib.Path(name))
     if name not in known and not (path.suffix == ".py" and path.is_file()):
       raise ValueError(
-        f"--configs: {name!r} is unknown; use some of {', '.join(known)}, or the path of a config file"
+        f"--configs: {name!r} is unknown; use some of {', '.join(known)}, or the path of a config"
+        f" file"
       )
     if path.stem in files:
       raise ValueError(f"--configs has {path.stem!r} twice; each needs a name of its own")
@@ -98,7 +103,9 @@ def is_own(key: str, owns: Sequence[str]) -> bool:
 
 
 def set_aside(system: ConfigDict, defaults: ConfigDict, merged: ConfigDict) -> dict[str, Any]:
-  """dotted key -> value that the system's file sets and the comparison does not follow, so that it can be said."""
+  """dotted key -> value that the system's file sets and the comparison does not follow, so that it
+  can be said.
+  """
   theirs, usual, ours = (
     flatten(json.loads(config_json(config))) for config in (system, defaults, merged)
   )
@@ -111,10 +118,12 @@ def set_aside(system: ConfigDict, defaults: ConfigDict, merged: ConfigDict) -> d
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What is compared, and how. budget: CPU-seconds of training of each system; or steps of each; one of the two is None.
+  """What is compared, and how. budget: CPU-seconds of training of each system; or steps of each;
+  one of the two is None.
 
-  files: name -> config file. calls: network calls at which samples are drawn, num_samples rows each. num_draws, max_rows: of the
-  likelihood on the test split (None: all rows). Raises ValueError for values that make no comparison.
+  files: name -> config file. calls: network calls at which samples are drawn, num_samples rows
+  each. num_draws, max_rows: of the likelihood on the test split (None: all rows). Raises ValueError
+  for values that make no comparison.
   """
 
   workdir: pathlib.Path
@@ -130,7 +139,8 @@ class Comparison:
   def __post_init__(self):
     if (self.budget is None) == (self.steps is None):
       raise ValueError(
-        f"budget={self.budget} and steps={self.steps}: give one, CPU-seconds or training steps of each system"
+        f"budget={self.budget} and steps={self.steps}: give one, CPU-seconds or training steps of"
+        f" each system"
       )
     for name, value in self.choices.items():
       if name != "calls" and value is not None and not value > 0:
@@ -138,7 +148,8 @@ class Comparison:
     for name in ("max_seconds", "restore_from"):
       if (value := self.base.train.get(name)) is not None:
         raise ValueError(
-          f"base.train.{name}={value!r} would make the training of the systems unequal; leave it None"
+          f"base.train.{name}={value!r} would make the training of the systems unequal; leave it"
+          f" None"
         )
     if not self.calls or min(self.calls) < 1:
       raise ValueError(
@@ -147,7 +158,9 @@ class Comparison:
 
   @property
   def choices(self) -> dict[str, Any]:
-    """What a comparison is made of besides its base: results of other choices are of another comparison."""
+    """What a comparison is made of besides its base: results of other choices are of another
+    comparison.
+    """
     return {
       "budget": self.budget,
       "steps": self.steps,
@@ -167,7 +180,9 @@ class Comparison:
     )
 
   def system(self, name: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """(merged config, what of the system's file is set aside). Raises ValueError for a file that gives no config."""
+    """(merged config, what of the system's file is set aside). Raises ValueError for a file that
+    gives no config.
+    """
     path = self.files[name]
     try:
       module = runpy.run_path(str(path))
@@ -175,14 +190,17 @@ class Comparison:
       merged = merge(self.base, system)
     except Exception as error:
       raise ValueError(
-        f"{path} gives no config ({type(error).__name__}: {error}); see configs/mdlm.py for what one is"
+        f"{path} gives no config ({type(error).__name__}: {error}); see configs/mdlm.py for what"
+        f" one is"
       ) from error
     return merged, set_aside(
       system, module["base"].config() if "base" in module else self.base, merged
     )
 
   def claim(self, *, write: bool = True) -> None:
-    """Raises ValueError if the workdir holds another comparison, or results of a system whose config has changed since."""
+    """Raises ValueError if the workdir holds another comparison, or results of a system whose
+    config has changed since.
+    """
     for name in self.files:
       merged, _ = self.system(name)  # every file is read now, before any compute
       if (self.workdir / name / "results.json").exists():
@@ -195,7 +213,9 @@ class Comparison:
     return registry.settings(DataSettings, self.base.data.to_dict(), "base.data")
 
   def tokenizer(self) -> Any:
-    """The one tokenizer of all systems; made on the first call, kept in the workdir under a name that changes with `base.data`."""
+    """The one tokenizer of all systems; made on the first call, kept in the workdir under a name
+    that changes with `base.data`.
+    """
     path = self.workdir / f"tokenizer-{zlib.crc32(config_json(self.base.data).encode()):08x}"
     if not path.exists():
       self.workdir.mkdir(parents=True, exist_ok=True)
@@ -211,9 +231,11 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def metered(step: Any, cpu: float = 0.0, wall: float = 0.0) -> train.TrainStep:
-  """A train step that compiles off the clock, waits for its result, and reports the seconds used by all steps so far.
+  """A train step that compiles off the clock, waits for its result, and reports the seconds used by
+  all steps so far.
 
-  Its metrics gain "cpu_seconds", the process time over all threads, and "wall_seconds". cpu, wall: where to count from.
+  Its metrics gain "cpu_seconds", the process time over all threads, and "wall_seconds". cpu, wall:
+  where to count from.
   """
   compiled = None
 
@@ -229,7 +251,7 @@ def metered(step: Any, cpu: float = 0.0, wall: float = 0.0) -> train.TrainStep:
 
 
 def used(workdir: str, step: int) -> tuple[float, float]:
-  """(CPU, wall) seconds of the first `step` training steps, by the last row of metrics up to there."""
+  """(CPU, wall) seconds of the first `step` training steps, by the last row of metrics up to it."""
   rows = [
     row for row in train.read_metrics(workdir) if "cpu_seconds" in row and row["step"] <= step
   ]
@@ -241,13 +263,16 @@ def used(workdir: str, step: int) -> tuple[float, float]:
 
 
 def steps_within(experiment: Experiment, budget: float, trial: int = 24) -> int:
-  """How many training steps `budget` CPU-seconds are, by the median of `trial` steps of random tokens, compilation left out.
+  """How many training steps `budget` CPU-seconds are, by the median of `trial` steps of random
+  tokens, compilation left out.
 
-  Raises ValueError where that is too few to train, or where CPU time says nothing because the work is done elsewhere.
+  Raises ValueError where that is too few to train, or where CPU time says nothing because the work
+  is done elsewhere.
   """
   if jax.default_backend() != "cpu":
     raise ValueError(
-      f"--budget counts CPU time, which says nothing about {jax.devices()[0].device_kind}; use --steps"
+      f"--budget counts CPU time, which says nothing about {jax.devices()[0].device_kind}; use"
+      f" --steps"
     )
   settings, rng = experiment.train, np.random.default_rng(0)
   with jax.set_mesh(experiment.mesh):
@@ -263,7 +288,8 @@ def steps_within(experiment: Experiment, budget: float, trial: int = 24) -> int:
   if budget < FEWEST_STEPS * each:
     least = math.ceil(FEWEST_STEPS * each)
     raise ValueError(
-      f"budget={budget:g} is {int(budget / each)} steps of {each:.3g} CPU-seconds; use at least {least}"
+      f"budget={budget:g} is {int(budget / each)} steps of {each:.3g} CPU-seconds; use at least"
+      f" {least}"
     )
   return int(budget / each)
 
@@ -274,9 +300,11 @@ def reference_text(data: DataSettings) -> str:
 
 
 def corpus_quality(comparison: Comparison) -> dict[str, float]:
-  """`quality` of as many rows of real text: spread over the validation split, which is neither trained on nor the reference.
+  """`quality` of as many rows of real text: spread over the validation split, which is neither
+  trained on nor the reference.
 
-  It also writes the token cache of every split, so that the systems find it. Raises ValueError if the split has too few rows.
+  It also writes the token cache of every split, so that the systems find it. Raises ValueError if
+  the split has too few rows.
   """
   data, tokenizer, num = comparison.data(), comparison.tokenizer(), comparison.num_samples
   splits = {
@@ -291,7 +319,8 @@ def corpus_quality(comparison: Comparison) -> dict[str, float]:
   ]  # as long as samples
   if len(rows) < num:
     raise ValueError(
-      f"num_samples={num}: the validation split has only {len(rows)} full rows to compare with; use that many"
+      f"num_samples={num}: the validation split has only {len(rows)} full rows to compare with;"
+      f" use that many"
     )
   chosen = [rows[i * len(rows) // num] for i in range(num)]
   return quality(chosen, [tokenizer.decode(row) for row in chosen], reference_text(data))
@@ -300,9 +329,11 @@ def corpus_quality(comparison: Comparison) -> dict[str, float]:
 def sampled(
   trained: Trained, comparison: Comparison, directory: pathlib.Path
 ) -> list[dict[str, Any]]:
-  """Samples at each number of network calls: their quality, and their texts in a file. Calls are shared out over blocks, if any.
+  """Samples at each number of network calls: their quality, and their texts in a file. Calls are
+  shared out over blocks, if any.
 
-  A system that makes the same number of steps for two entries of `calls` (one token per block) is sampled once.
+  A system that makes the same number of steps for two entries of `calls` (one token per block) is
+  sampled once.
   """
   experiment, data, rows = trained.experiment, trained.experiment.data, []
   unit = experiment.model.context.unit
@@ -325,7 +356,8 @@ def sampled(
 
 
 def measure(comparison: Comparison, name: str) -> dict[str, Any]:
-  """Trains one system in its directory (or goes on with it), scores it (a Gaussian one decoded where validation text says) and samples it.
+  """Trains one system in its directory (or goes on with it), scores it (a Gaussian one decoded
+  where validation text says) and samples it.
 
   Raises SystemExit with the loop's exit code if training was stopped, and whatever training raises.
   """
@@ -394,7 +426,8 @@ def core_groups(jobs: int) -> list[list[int]]:
   )
   if not 1 <= jobs <= len(cores):
     raise ValueError(
-      f"jobs={jobs} must be from 1 to {len(cores)}, the cores of this process: CPU time is to be compared"
+      f"jobs={jobs} must be from 1 to {len(cores)}, the cores of this process: CPU time is to be"
+      f" compared"
     )
   return [group.tolist() for group in np.array_split(cores, jobs)]
 
@@ -413,7 +446,8 @@ def _start(
 def run_all(
   comparison: Comparison, command: Callable[[str], Sequence[str]], jobs: int
 ) -> dict[str, str]:
-  """Runs `command(name)` for every system without results, `jobs` at a time, each on cores of its own. name -> why it failed.
+  """Runs `command(name)` for every system without results, `jobs` at a time, each on cores of its
+  own. name -> why it failed.
 
   If this process is told to stop, so are they, and their training is saved.
   """
@@ -429,7 +463,8 @@ def run_all(
         directory = comparison.workdir / name
         running[name] = _start(command(name), directory, cores), cores
         print(
-          f"{name}: started on core{'s' * (len(cores) > 1)} {cores}, log in {directory / 'log.txt'}",
+          f"{name}: started on core{'s' * (len(cores) > 1)} {cores}, log in"
+          f" {directory / 'log.txt'}",
           flush=True,
         )
       time.sleep(0.2)
@@ -449,7 +484,9 @@ def run_all(
 
 
 def reason(directory: pathlib.Path, code: int) -> str:
-  """Why a system has no results: its own word, or the exit code of its process and the last line of its log."""
+  """Why a system has no results: its own word, or the exit code of its process and the last line of
+  its log.
+  """
   path = directory / "failed.json"
   if path.exists():
     return json.loads(path.read_text())["error"]
@@ -473,7 +510,8 @@ def report(
   ]
   rows = [json.loads(path.read_text()) for path in finished]
   places = {
-    f"{row['hardware']['cores_used']} of {row['hardware']['cores']} cores of {row['hardware']['cpu']}"
+    f"{row['hardware']['cores_used']} of {row['hardware']['cores']} cores of"
+    f" {row['hardware']['cpu']}"
     f" ({row['hardware']['device']}), jax {row['hardware']['jax']}"
     for row in rows
   }

@@ -25,8 +25,9 @@ HEADER = (
 
 
 def quality(rows: Sequence[np.ndarray], texts: Sequence[str], reference: str) -> dict[str, float]:
-  """QUALITY of samples, as token rows and as texts: JS divergence of character 3-grams from `reference` and token entropy, both in
-  nats, and distinct-2."""
+  """QUALITY of samples, as token rows and as texts: JS divergence of character 3-grams from
+  `reference` and token entropy, both in nats, and distinct-2.
+  """
   measures = (ngram_js_divergence(texts, reference, 3), token_entropy(rows), distinct_n(rows, 2))
   return dict(zip(QUALITY, measures))
 
@@ -43,7 +44,10 @@ def table(
 
   corpus: the quality of real text; failed: name -> reason.
   """
-  several = lambda row, key, form: " / ".join(format(entry[key], form) for entry in row["samples"])
+
+  def several(row, key, form):
+    return " / ".join(format(entry[key], form) for entry in row["samples"])
+
   lines = [
     (
       row["name"],
@@ -61,7 +65,10 @@ def table(
   ]
   real = (format(corpus[key], form) for key, form in zip(QUALITY, (".3f", ".2f", ".2f")))
   lines.append(("corpus (held-out text)", "", "", *real, "", "", "", ""))
-  one_line = lambda text: " ".join(text.split()).replace("|", "\\|")
+
+  def one_line(text):
+    return " ".join(text.split()).replace("|", "\\|")
+
   lines += [
     (name, f"failed: {one_line(why)[:200]}", *[""] * (len(HEADER) - 2))
     for name, why in failed.items()
@@ -80,24 +87,38 @@ def caption(
   num_draws: int,
   num_samples: int,
 ) -> str:
-  """What the table means and what was held equal. amount: of training; where: hardware; base: the config that all share."""
+  """What the table means and what was held equal. amount: of training; where: hardware; base: the
+  config that all share.
+  """
   return (
-    f"{amount} on {where} for each run, seed {base.seed} (one run each), `{command}`. All systems share the corpus"
-    f" ({base.data.corpus}), the tokenizer (V = {vocab_size}), rows of {base.data.length} tokens, batches of"
-    f" {base.train.batch_size} rows in one order, the network's sizes and the optimizer; one peak learning rate,"
-    f" {base.optimizer.learning_rate:g}, is used for all and tuned for none of them. CPU-seconds are process time over all threads"
-    " while training steps run (compilation and evaluation left out; what else runs in the background meanwhile, such as reading"
-    " data and saving, is in it), and tokens per CPU-second are tokens over these, not over wall time. Bounds are on the test split,"
-    f" {num_draws} draws per row; their ± holds the draws and the text, which all share. {num_samples} samples at each"
-    " number of network calls (separated by /), drawn with each system's own sampler; a call of a system in blocks reads one block,"
-    " and the pass that puts a finished block into the cache is not counted. JS divergence is from the test split and has a bias at"
-    " this sample size, which the corpus row shows: as many rows of the validation split. Its standard deviation over draws of 16"
+    f"{amount} on {where} for each run, seed {base.seed} (one run each), `{command}`. All systems"
+    f" share the corpus"
+    f" ({base.data.corpus}), the tokenizer (V = {vocab_size}), rows of {base.data.length} tokens,"
+    f" batches of"
+    f" {base.train.batch_size} rows in one order, the network's sizes and the optimizer; one peak"
+    f" learning rate,"
+    f" {base.optimizer.learning_rate:g}, is used for all and tuned for none of them. CPU-seconds"
+    f" are process time over all threads"
+    " while training steps run (compilation and evaluation left out; what else runs in the"
+    " background meanwhile, such as reading"
+    " data and saving, is in it), and tokens per CPU-second are tokens over these, not over wall"
+    " time. Bounds are on the test split,"
+    f" {num_draws} draws per row; their ± holds the draws and the text, which all share."
+    f" {num_samples} samples at each"
+    " number of network calls (separated by /), drawn with each system's own sampler; a call of a"
+    " system in blocks reads one block,"
+    " and the pass that puts a finished block into the cache is not counted. JS divergence is from"
+    " the test split and has a bias at"
+    " this sample size, which the corpus row shows: as many rows of the validation split. Its"
+    " standard deviation over draws of 16"
     " rows is about 0.004: at 16 samples, differences below about 0.01 are noise."
   )
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> str:
-  """What the systems' own config files say and this comparison does not follow, and where bounds decode; "" if there is nothing."""
+  """What the systems' own config files say and this comparison does not follow, and where bounds
+  decode; "" if there is nothing.
+  """
   each = [
     f"{row['name']}: " + ", ".join(f"{k}={v}" for k, v in row["set_aside"].items())
     for row in rows
@@ -118,7 +139,9 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> str:
 def plot(
   path: pathlib.Path, rows: Sequence[Mapping[str, Any]], corpus: Mapping[str, float], title: str
 ) -> None:
-  """Writes a png. Left: bounds as bars from 0, with standard errors. Right: JS divergence against network calls, and real text."""
+  """Writes a png. Left: bounds as bars from 0, with standard errors. Right: JS divergence against
+  network calls, and real text.
+  """
   from matplotlib import colormaps  # here, because it is slow to import
   from matplotlib.figure import Figure
 

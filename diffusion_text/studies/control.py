@@ -1,9 +1,11 @@
-"""The control study: a generator, a classifier that steers it, another one that judges, and an autoregressive model that prices the text.
+"""The control study: a generator, a classifier that steers it, another one that judges, and an
+autoregressive model that prices the text.
 
-The attribute is the source of a document, that is which novel it is from (`sources` of the corpus), and so nothing that was made up for
-the study. The labelled rows of the training split are cut in three disjoint parts: the guide learns from the first, the evaluator (a
-classifier of another architecture and seed) from the second, and the evaluator is measured on the third. Generator and judge learn from the
-whole split and see no labels. `control_report` makes the table.
+The attribute is the source of a document, that is which novel it is from (`sources` of the corpus),
+and so nothing that was made up for the study. The labelled rows of the training split are cut in
+three disjoint parts: the guide learns from the first, the evaluator (a classifier of another
+architecture and seed) from the second, and the evaluator is measured on the third. Generator and
+judge learn from the whole split and see no labels. `control_report` makes the table.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ log = logging.getLogger(__name__)
 
 GUIDE, EVALUATOR, HELD_OUT = range(3)  # parts of the labelled rows
 BATCH = 32  # rows drawn, classified or scored at a time
-# (key, ids [B, L]) -> what a classifier is shown of these rows, and their times [B, L] (None: clean text).
+# (key, ids [B, L]) -> what a classifier is shown of these rows, and their times [B, L] (None: clean
+# text).
 Read = Callable[[Key, Array], tuple[Inputs, Array | None]]
 
 
@@ -56,7 +59,9 @@ class Sourced(Protocol):
 
 @member
 class TextGuide:
-  """log p(target | soft tokens) of a classifier of clean text; its parameters are {"network", "strength"}."""
+  """log p(target | soft tokens) of a classifier of clean text; its parameters are {"network",
+  "strength"}.
+  """
 
   classifier: Classifier = option(..., "of clean text")
   target: int = option(..., "the class that is sought", ge=0)
@@ -69,7 +74,9 @@ class TextGuide:
 
 @member
 class VectorGuide:
-  """log p(target | z_t) of a classifier of noised vectors; its parameters are {"network", "strength", "process"}."""
+  """log p(target | z_t) of a classifier of noised vectors; its parameters are {"network",
+  "strength", "process"}.
+  """
 
   classifier: Classifier = option(..., "of noised vectors")
   target: int = option(..., "the class that is sought", ge=0)
@@ -91,9 +98,7 @@ class Judged:
   classifier: Classifier
   params: Params
 
-  def log_prob(
-    self, inputs: Inputs, t: Float[Array, "B L"] | None = None
-  ) -> Float[Array, "B C"]:
+  def log_prob(self, inputs: Inputs, t: Float[Array, "B L"] | None = None) -> Float[Array, "B C"]:
     """log p(c | row)."""
     return jax.nn.log_softmax(self.classifier.apply(self.params, inputs, t))
 
@@ -136,7 +141,8 @@ class Settings:
 
 
 def trained_in(config: ConfigDict, workdir: pathlib.Path, tokenizer: Any = None) -> Trained:
-  """The model of a workdir with the sampler of `config`; it is trained first if its last step is not there.
+  """The model of a workdir with the sampler of `config`; it is trained first if its last step is
+  not there.
 
   Raises:
     RuntimeError: if a signal stopped the training; the same command goes on with it.
@@ -146,7 +152,8 @@ def trained_in(config: ConfigDict, workdir: pathlib.Path, tokenizer: Any = None)
     result = train_workdir(build(config, tokenizer=tokenizer), directory)
     if result.status != "finished":
       raise RuntimeError(
-        f"{result.status} at step {result.step} in {directory}, saved; run the same command again to"
+        f"{result.status} at step {result.step} in {directory}, saved; run the same command again"
+        f" to"
         " go on"
       )
   saved, wanted = load_experiment(directory).config.sampler.to_dict(), config.sampler.to_dict()
@@ -163,7 +170,8 @@ def train_classifier(
   batch_size: int = 64,
   learning_rate: float = 1e-2,
 ) -> Judged:
-  """The classifier after `steps` updates of AdamW, in one compiled scan, on rows drawn so that every class is equally frequent.
+  """The classifier after `steps` updates of AdamW, in one compiled scan, on rows drawn so that
+  every class is equally frequent.
 
   read: what the classifier is shown of the rows.
   """
@@ -208,7 +216,9 @@ def clean(key: Key, ids: Int[Array, "B L"]) -> tuple[Inputs, None]:
 
 
 def noised(process: Process, params: Params) -> Read:
-  """What a classifier of states is shown: each row noised to a time of its own. params: the whole tree of the generator."""
+  """What a classifier of states is shown: each row noised to a time of its own. params: the whole
+  tree of the generator.
+  """
   of_process = params["process"]
 
   def read(key: Key, ids: Array) -> tuple[Inputs, Array]:
@@ -221,9 +231,7 @@ def noised(process: Process, params: Params) -> Read:
   return read
 
 
-def train_guide(
-  generator: Trained, settings: Settings, rows: LabelledRows, classes: int
-) -> Judged:
+def train_guide(generator: Trained, settings: Settings, rows: LabelledRows, classes: int) -> Judged:
   """A bag of tokens, trained on clean text or, for latents, on the generator's noised vectors.
 
   Raises:
@@ -243,7 +251,9 @@ def train_guide(
 def drawer(
   generator: Trained, guide: Judged, settings: Settings, target: int
 ) -> Callable[[float], tuple[np.ndarray, int]]:
-  """strength -> (ids [num, L], network calls of each row); compiled once, and with the same keys at every strength."""
+  """strength -> (ids [num, L], network calls of each row); compiled once, and with the same keys at
+  every strength.
+  """
   experiment = generator.experiment
   empty = Batch(np.zeros((BATCH, experiment.data.length), np.int32))
   sampler = settings.sampler(generator, guide, target)

@@ -1,4 +1,6 @@
-"""The table of a control study: how often the attribute is found, and what the text costs under an autoregressive judge."""
+"""The table of a control study: how often the attribute is found, and what the text costs under an
+autoregressive judge.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Price = Callable[[np.ndarray], np.ndarray]
 
 
 def nats_per_token(judge: Trained) -> Price:
-  """ids [N, L] -> [N], what each row costs under the judge in nats per token; exact for a judge that reads from left to right."""
+  """ids [N, L] -> [N], what each row costs under the judge in nats per token; exact for a judge
+  that reads from left to right.
+  """
   key, nats_fn = jax.random.key(0), judge.experiment.nats_fn
 
   def price(ids: Int[np.ndarray, "N L"]) -> Float[np.ndarray, " N"]:
@@ -38,7 +42,8 @@ class Row:
 
   Attributes:
     name: what the line is about.
-    success: share of rows that the evaluator takes for the target, with its standard error over rows.
+    success: share of rows that the evaluator takes for the target, with its standard error over
+      rows.
     guide: the same by the guide; NaN if it reads no clean text.
     nats: per token by the judge, with its standard error over rows.
     entropy, distinct_2: of the tokens, see `evaluate.text_metrics`.
@@ -94,12 +99,14 @@ def _share(judged: Judged, ids: np.ndarray, target: int) -> float:
   return float(np.mean(judged.answers(ids) == target))
 
 
-HEADER = """| strength | success (evaluator) | success (guide) | judge, nats/token | more | token entropy | distinct-2 | network calls |
-|---|---|---|---|---|---|---|---|"""
+HEADER = """| strength | success (evaluator) | success (guide) | judge, nats/token | more | token
+entropy | distinct-2 | network calls | |---|---|---|---|---|---|---|---|"""
 
 
 def verdict(rows: Sequence[Row]) -> str:
-  """Whether some strength raises success by 30 points at no more than 20 % more nats per token than the first row, which is unguided."""
+  """Whether some strength raises success by 30 points at no more than 20 % more nats per token than
+  the first row, which is unguided.
+  """
   unguided, *guided = rows
   fluent = [row for row in guided if row.nats <= 1.2 * unguided.nats]
   if not fluent:
@@ -135,8 +142,10 @@ def report(steered: Steered, judge: Trained, settings: Settings) -> str:
   return f"""{settings.num} rows of {own.shape[1]} tokens each, seed {settings.seed}
 target: {settings.target}, one of {len(steered.names)} sources
 guide ({how}; {settings.inner_steps} gradients per network call): {guide.classifier}
-evaluator (other architecture, seed and text): {evaluator.classifier}, right on {right:.1f} % of {len(held_out.ids)} held-out rows
-judge: {judge.experiment.model.timing} at step {judge.step}; generator: {made} at step {generator.step}
+evaluator (other architecture, seed and text): {evaluator.classifier}
+evaluator is right on {right:.1f} % of {len(held_out.ids)} held-out rows
+judge: {judge.experiment.model.timing} at step {judge.step}
+generator: {made} at step {generator.step}
 
 {table}
 

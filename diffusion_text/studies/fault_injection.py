@@ -1,9 +1,12 @@
-"""A campaign of faults: a run is killed, starved of disk and has its checkpoints damaged, and must come out as if nothing had happened.
+"""A campaign of faults: a run is killed, starved of disk and has its checkpoints damaged, and must
+come out as if nothing had happened.
 
-Each victim is a forked process, so that a start costs seconds and a kill -9 is a real one. What is held after every fault:
-  - every checkpoint that was finished before is still there, or was replaced by newer ones as `train.keep` says;
-  - the next process goes on from the newest one that is not damaged: at most the steps since then are lost;
-  - the losses on disk are those of an undisturbed run, bit for bit, each step once;
+Each victim is a forked process, so that a start costs seconds and a kill -9 is a real one. What is
+held after every fault:
+  - every checkpoint that was finished before is still there, or was replaced by newer ones as
+  `train.keep` says; - the next process goes on from the newest one that is not damaged: at most the
+  steps since then are lost; - the losses on disk are those of an undisturbed run, bit for bit, each
+  step once;
 and at the end, that all arrays of the last checkpoint are those of the undisturbed run.
 """
 
@@ -32,9 +35,10 @@ from diffusion_text.experiment import run
 from diffusion_text.experiment.build import build
 from diffusion_text.train import checkpoint
 
-# Where a kill lands. start: within the first seconds; train: some time after a new step; save: while a checkpoint is being written.
-# truncate: as train, and the newest checkpoint is cut short. disk_full: no file may grow any more, so that the run ends by itself.
-# terminate: SIGTERM, so that it saves and ends with 42.
+# Where a kill lands. start: within the first seconds; train: some time after a new step; save:
+# while a checkpoint is being written. truncate: as train, and the newest checkpoint is cut short.
+# disk_full: no file may grow any more, so that the run ends by itself. terminate: SIGTERM, so that
+# it saves and ends with 42.
 KINDS = ("start", "train", "save", "truncate", "disk_full", "terminate")
 LIMIT = 1200.0  # seconds that anything may take; a run that hangs is a failure
 LARGEST = (
@@ -52,7 +56,9 @@ class CampaignFailed(AssertionError):
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """One fault: what it was, the step that the run had come to, the steps that were lost by it, and seconds until all were gone."""
+  """One fault: what it was, the step that the run had come to, the steps that were lost by it, and
+  seconds until all were gone.
+  """
 
   kind: str
   reached: int
@@ -83,7 +89,9 @@ class Victim:
     return len(self.codes) < len(self.pids)
 
   def wait(self) -> list[int]:
-    """The exit codes, once all have ended (negative: of a signal). Raises CampaignFailed after LIMIT seconds."""
+    """The exit codes, once all have ended (negative: of a signal). Raises CampaignFailed after
+    LIMIT seconds.
+    """
     deadline = time.monotonic() + LIMIT
     while self.running():
       if time.monotonic() > deadline:
@@ -135,7 +143,9 @@ def _train(config: Any, workdir: pathlib.Path, number: int, processes: int, port
 
 
 def losses(workdir: pathlib.Path) -> dict[int, tuple[float, ...]]:
-  """step -> what was written of its update; raises CampaignFailed if a step is there twice or missing."""
+  """step -> what was written of its update; raises CampaignFailed if a step is there twice or
+  missing.
+  """
   if not (workdir / "metrics.jsonl").exists():
     return {}
   rows = [row for row in train.read_metrics(workdir) if "loss" in row]
@@ -166,7 +176,9 @@ class Campaign:
     processes: int = 1,
     kinds=KINDS,
   ):
-    """config: of a short run with train.log_every=1. faults: how many; seed: of their kinds and times. Nothing may have used jax yet."""
+    """config: of a short run with train.log_every=1. faults: how many; seed: of their kinds and
+    times. Nothing may have used jax yet.
+    """
     self.config, self.workdir, self.processes, self.kinds = config, workdir, processes, kinds
     self.wanted, self.random = faults, random.Random(seed)
     self.faults: list[Fault] = []
@@ -200,7 +212,9 @@ class Campaign:
       raise CampaignFailed(f"exit codes {victim.wait()} without a fault; see {victim.log}")
 
   def disturb(self, workdir: pathlib.Path) -> None:
-    """One run from its start to its end, with faults until it has come to its end or there have been enough."""
+    """One run from its start to its end, with faults until it has come to its end or there have
+    been enough.
+    """
     resumes = None  # the step that the next process must go on from
     while len(self.faults) < self.wanted:
       kind = self.random.choice(self.kinds)
@@ -251,7 +265,9 @@ class Campaign:
     return True
 
   def is_moment(self, kind: str, steps: int, victim: Victim, workdir: pathlib.Path) -> bool:
-    """Whether the run is where a fault of this kind waits for it: some steps done, a save under way."""
+    """Whether the run is where a fault of this kind waits for it: some steps done, a save under
+    way.
+    """
     if kind == "start":
       return True
     if kind == "save" and not any(
@@ -263,14 +279,17 @@ class Campaign:
   def check(
     self, kind: str, victim: Victim, workdir: pathlib.Path, codes: list[int], resumes: int | None
   ) -> None:
-    """Raises CampaignFailed if the victim went on from elsewhere than `resumes`, or has lost or changed something."""
+    """Raises CampaignFailed if the victim went on from elsewhere than `resumes`, or has lost or
+    changed something.
+    """
     text, newest = victim.log.read_text(), train.latest_step(run.checkpoints(str(workdir)))
     found = CONTINUING.search(text)
     if found is None and resumes is not None and STEP.search(text):
       raise CampaignFailed(f"it began afresh, but there was checkpoint {resumes}; see {victim.log}")
     if found is not None and int(found[1]) != resumes:
       raise CampaignFailed(
-        f"it went on from {found[1]}, but the newest good checkpoint was {resumes}; see {victim.log}"
+        f"it went on from {found[1]}, but the newest good checkpoint was {resumes}; see"
+        f" {victim.log}"
       )
     if (newest or 0) < (resumes or 0):
       raise CampaignFailed(
@@ -297,11 +316,14 @@ class Campaign:
     for step, row in losses(workdir).items():
       if row != self.expected[step]:
         raise CampaignFailed(
-          f"update {step} has (loss, grad_norm, param_norm) {row}, undisturbed {self.expected[step]}: {when}"
+          f"update {step} has (loss, grad_norm, param_norm) {row}, undisturbed"
+          f" {self.expected[step]}: {when}"
         )
 
   def newest_good(self, kind: str, workdir: pathlib.Path) -> int | None:
-    """The step of the newest checkpoint that can be read; after "truncate", once the newest of several has been cut short."""
+    """The step of the newest checkpoint that can be read; after "truncate", once the newest of
+    several has been cut short.
+    """
     directory = pathlib.Path(run.checkpoints(str(workdir)))
     bad = {
       path.relative_to(directory).parts[0]

@@ -1,4 +1,6 @@
-"""A finished run shown to a person: the bound beside simple models, samples, one infilling, and the report that holds them all."""
+"""A finished run shown to a person: the bound beside simple models, samples, one infilling, and the
+report that holds them all.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from diffusion_text.types import Batch
 
 
 def steps_in(experiment: Experiment, seconds: float, trial: int = 24) -> int:
-  """How many training steps this machine does in `seconds`: timed on `trial` steps of random tokens, compilation left out."""
+  """How many training steps this machine does in `seconds`: timed on `trial` steps of random
+  tokens, compilation left out.
+  """
   settings, mesh = experiment.train, experiment.mesh
   with jax.set_mesh(mesh):
     state, step = experiment.fresh_state(), experiment.jitted_step(experiment.loss_fn(1.0))
@@ -40,7 +44,9 @@ def steps_in(experiment: Experiment, seconds: float, trial: int = 24) -> int:
 
 
 def baselines(experiment: Experiment, split: str) -> Mapping[str, float]:
-  """Bits per character of a split's text under character n-grams trained on the training split, and under xz alone."""
+  """Bits per character of a split's text under character n-grams trained on the training split, and
+  under xz alone.
+  """
   corpus = experiment.data.make_corpus()
   text = {
     name: "".join(document + "\n" for document in corpus.documents(name))
@@ -79,12 +85,15 @@ def show(
   film = Film(
     pieces(experiment.tokenizer, result.ids[0]), result.committed[0].tolist(), int(result.calls)
   )
-  hardware = f"{os.cpu_count()} cores of {platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+  parameters, entropy = plan.count_parameters(experiment), token_entropy(list(result.ids))
+  device = jax.devices()[0].device_kind
+  cores = f"{os.cpu_count()} cores of {platform.machine()}"
+  hardware = f"{cores}, {device}, jax {jax.__version__}"
   facts = {
-    "config": f"{experiment.config.process.name} diffusion, {plan.count_parameters(experiment):,} parameters",
+    "config": f"{experiment.config.process.name} diffusion, {parameters:,} parameters",
     "training": f"{trained.step:,} steps in {seconds:.0f} s, seed {experiment.config.seed}",
     "hardware": hardware,
-    "samples": f"{int(result.calls)} network calls each, token entropy {token_entropy(list(result.ids)):.2f} nats",
+    "samples": f"{int(result.calls)} network calls each, token entropy {entropy:.2f} nats",
   }
   write_report(
     path,

@@ -1,4 +1,6 @@
-"""One self-contained HTML file that shows a run: loss curve, bound beside baselines, samples, and a denoising film. Needs no network."""
+"""One self-contained HTML file that shows a run: loss curve, bound beside baselines, samples, and a
+denoising film. Needs no network.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from diffusion_text.evaluate.likelihood import Likelihood
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-  """One sample as it came to be. pieces: the text of each token; committed: the network call at which it was revealed, -1 if given."""
+  """One sample as it came to be. pieces: the text of each token; committed: the network call at
+  which it was revealed, -1 if given.
+  """
 
   pieces: Sequence[str]
   committed: Sequence[int]
@@ -22,7 +26,9 @@ class Film:
 
 
 def loss_curve(rows: Sequence[Mapping[str, float]]) -> str:
-  """Inline SVG of training and validation bits per character over steps; rows as `train.read_metrics` gives them."""
+  """Inline SVG of training and validation bits per character over steps; rows as
+  `train.read_metrics` gives them.
+  """
   from matplotlib.figure import Figure  # here, because it is slow to import
 
   figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -50,7 +56,8 @@ def loss_curve(rows: Sequence[Mapping[str, float]]) -> str:
 
 def baseline_table(likelihood: Likelihood, baselines: Mapping[str, float]) -> str:
   """HTML table of bits per character: the model's bound and what the same text costs otherwise."""
-  ours = f"<tr class=ours><td>this model (upper bound)<td>{likelihood.bits_per_char:.3f} ± {likelihood.bits_per_char_error:.3f}"
+  bits = f"{likelihood.bits_per_char:.3f} ± {likelihood.bits_per_char_error:.3f}"
+  ours = f"<tr class=ours><td>this model (upper bound)<td>{bits}"
   others = "".join(
     f"<tr><td>{html.escape(name)}<td>{value:.3f}" for name, value in baselines.items()
   )
@@ -93,9 +100,12 @@ def write_report(
 PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><title>@title@</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-pre, #film { font: 14px/1.6 ui-monospace, monospace; white-space: pre-wrap; background: #f6f6f4; padding: 1rem; border-radius: 6px; }
-table { border-collapse: collapse; } td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
+pre, #film { font: 14px/1.6 ui-monospace, monospace; white-space: pre-wrap; background: #f6f6f4;
+  padding: 1rem; border-radius: 6px; }
+table { border-collapse: collapse; }
+td, th { padding: .15rem 1rem .15rem 0; text-align: left; vertical-align: top; }
 .ours { font-weight: bold; } svg { max-width: 100%; height: auto; }
 #film span { border-radius: 3px; } #film .open { color: #bbb; background: #e4e4e0; }
 input[type=range] { width: 100%; } .scale { height: 10px; border-radius: 5px; }
@@ -108,10 +118,10 @@ input[type=range] { width: 100%; } .scale { height: 10px; border-radius: 5px; }
 <h2>Learning</h2>
 @curve@
 <h2>Denoising film</h2>
-<p>Call <b id=now></b> of <b id=last></b>. A grey box is still masked; a colour tells at which network call a token was revealed,
-from the first (violet) to the last (yellow). Tokens without colour were given.</p>
-<input type=range id=slider min=0 value=0 aria-label="network call"> <button id=play>play</button>
-<div class=scale id=scale></div>
+<p>Call <b id=now></b> of <b id=last></b>. A grey box is still masked; a colour tells at which
+network call a token was revealed, from the first (violet) to the last (yellow). Tokens without
+colour were given.</p> <input type=range id=slider min=0 value=0 aria-label="network call"> <button
+id=play>play</button> <div class=scale id=scale></div>
 <div id=film></div>
 <h2>Samples</h2>
 @samples@

@@ -1,7 +1,9 @@
-"""How cost grows: of a training step with length, batch, vocabulary and devices; of checkpoints and of starting with parameters.
+"""How cost grows: of a training step with length, batch, vocabulary and devices; of checkpoints and
+of starting with parameters.
 
-Along each axis one thing changes. All steps of an axis are compiled first and then timed in turns, so that what else the machine does meets
-them alike. What is held fixed where it is not the axis is said in `point`; tokens are random. Companion of `experiments.growth`.
+Along each axis one thing changes. All steps of an axis are compiled first and then timed in turns,
+so that what else the machine does meets them alike. What is held fixed where it is not the axis is
+said in `point`; tokens are random. Companion of `experiments.growth`.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ AXES: dict[str, tuple[str, tuple[int, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One measurement. seconds: the median step; the others are of the parameters axis only: seconds of saving and restoring the whole
-  train state, its bytes on disk, and seconds from nothing to the end of the first step (build, initialise, compile, run)."""
+  """One measurement. seconds: the median step; the others are of the parameters axis only: seconds
+  of saving and restoring the whole train state, its bytes on disk, and seconds from nothing to the
+  end of the first step (build, initialise, compile, run).
+  """
 
   axis: str
   value: int
@@ -65,7 +69,8 @@ class NoData:
 
 
 def point(config: ml_collections.ConfigDict, axis: str, value: int) -> Experiment:
-  """The experiment of one point: the config with 8 rows (1 along length), V = 1024, one device, heads of 64, but for the axis.
+  """The experiment of one point: the config with 8 rows (1 along length), V = 1024, one device,
+  heads of 64, but for the axis.
 
   Raises ValueError for an unknown axis and for more devices than there are.
   """
@@ -80,7 +85,8 @@ def point(config: ml_collections.ConfigDict, axis: str, value: int) -> Experimen
   )
   if devices > jax.device_count():
     raise ValueError(
-      f"{devices} devices are to be compared, but there are {jax.device_count()}; leave the larger values out"
+      f"{devices} devices are to be compared, but there are {jax.device_count()}; leave the larger"
+      f" values out"
     )
   override(
     config,
@@ -143,13 +149,18 @@ def within(experiment: Experiment, call: Callable[[], Any]) -> Callable[[], Any]
 
 
 def measure_checkpoint(experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
-  """Saves the whole train state, reads it back, and removes it. Its numbers are drawn: zeros would be compressed away."""
+  """Saves the whole train state, reads it back, and removes it. Its numbers are drawn: zeros would
+  be compressed away.
+  """
   leaves, tree = jax.tree.flatten(experiment.fresh_state())
-  draw = lambda i, x: (
-    jax.random.normal(jax.random.key(i), x.shape, x.dtype)
-    if jnp.issubdtype(x.dtype, jnp.floating)
-    else x
-  )
+
+  def draw(i, x):
+    return (
+      jax.random.normal(jax.random.key(i), x.shape, x.dtype)
+      if jnp.issubdtype(x.dtype, jnp.floating)
+      else x
+    )
+
   state = jax.block_until_ready(
     jax.tree.unflatten(tree, [draw(i, x) for i, x in enumerate(leaves)])
   )
@@ -176,7 +187,9 @@ def measure_checkpoint(experiment: Experiment, directory: pathlib.Path) -> dict[
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float | None]) -> float:
-  """Slope between the last two points of log cost against log size: 1 is linear, 2 quadratic; nan without two costs."""
+  """Slope between the last two points of log cost against log size: 1 is linear, 2 quadratic; nan
+  without two costs.
+  """
   pairs = [(size, cost) for size, cost in zip(sizes, costs) if cost]
   if len(pairs) < 2:
     return math.nan
@@ -203,7 +216,9 @@ COSTS |= {
 
 
 def table(points: Sequence[Point]) -> str:
-  """Markdown: each point's costs over those of its axis's first point, and the exponents of the last stretch."""
+  """Markdown: each point's costs over those of its axis's first point, and the exponents of the
+  last stretch.
+  """
   lines = [("axis", "value", "parameters", *COSTS.values()), ("---", *["---:"] * (len(COSTS) + 2))]
   for axis in dict.fromkeys(p.axis for p in points):
     of_axis = [p for p in points if p.axis == axis]
@@ -228,7 +243,9 @@ def table(points: Sequence[Point]) -> str:
 
 
 def plot(path: pathlib.Path, points: Sequence[Point], title: str) -> None:
-  """Writes a png: step time and temporaries along each axis, both over the first point, and checkpoints and start over parameters."""
+  """Writes a png: step time and temporaries along each axis, both over the first point, and
+  checkpoints and start over parameters.
+  """
   from matplotlib.figure import Figure  # here, because it is slow to import
 
   axes = list(dict.fromkeys(p.axis for p in points))

@@ -1,4 +1,6 @@
-"""Timing that can be trusted: everything compared runs in one process, interleaved, and medians are reported."""
+"""Timing that can be trusted: everything compared runs in one process, interleaved, and medians are
+reported.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import numpy as np
 
 
 class Compiled(NamedTuple):
-  """A compiled function, the seconds its compilation took, and the bytes of temporaries that the compiler plans (None: unknown)."""
+  """A compiled function, the seconds its compilation took, and the bytes of temporaries that the
+  compiler plans (None: unknown).
+  """
 
   call: Callable[..., Any]
   compile_seconds: float
@@ -29,7 +33,9 @@ def compile_for(fn: Callable[..., Any], *args: Any) -> Compiled:
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
-  """Median seconds of each call over `rounds` rounds, in each of which every call runs once; one warm-up round is left out."""
+  """Median seconds of each call over `rounds` rounds, in each of which every call runs once; one
+  warm-up round is left out.
+  """
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for number in range(rounds + 1):
     for name, call in calls.items():
@@ -43,7 +49,9 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict
 def matmul(
   rows: int, inner: int, columns: int, dtype: Any = jnp.float32, repeats: int = 1
 ) -> tuple[Callable[[], Any], float]:
-  """(call, FLOPs of the call): `repeats` plain [rows, inner] × [inner, columns] products, this machine's own yardstick."""
+  """(call, FLOPs of the call): `repeats` plain [rows, inner] × [inner, columns] products, this
+  machine's own yardstick.
+  """
   a = jax.random.normal(jax.random.key(0), (rows, inner), dtype)
   b = jax.random.normal(jax.random.key(1), (inner, columns), dtype)
   product = jax.jit(jnp.matmul)
@@ -51,5 +59,7 @@ def matmul(
 
 
 def peak_bytes(device: jax.Device) -> int | None:
-  """Most bytes that were in use on the device since the process started; None where the backend does not tell (CPU)."""
+  """Most bytes that were in use on the device since the process started; None where the backend
+  does not tell (CPU).
+  """
   return (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,4 +1,6 @@
-"""The page docs/systems.md: every config in one line, made of its docstring and of what it chooses."""
+"""The page docs/systems.md: every config in one line, made of its docstring and of what it
+chooses.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +42,8 @@ def _title(docstring: str) -> str:
 
 
 def _name(section: Mapping[str, Any]) -> str:
-  """The name of a choice; of a combinator, with the names of its parts: self_conditioned(cached)."""
+  """The name of a choice; of a combinator, with the names of its parts:
+  self_conditioned(cached).
+  """
   parts = [value["name"] for key, value in section.items() if key == "reader"]
   return f"{section['name']}({', '.join(parts)})" if parts else section["name"]

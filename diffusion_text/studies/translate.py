@@ -1,4 +1,6 @@
-"""Sequence to sequence: targets for the sources of a held-out split, their scores, the bound of the true targets, and one table of it."""
+"""Sequence to sequence: targets for the sources of a held-out split, their scores, the bound of the
+true targets, and one table of it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ ROWS = 64  # sampled at a time
 
 
 class Task(NamedTuple):
-  """sources: each once, those of a split in its order; references: all targets that each has there; left_out: sources that are too long."""
+  """sources: each once, those of a split in its order; references: all targets that each has there;
+  left_out: sources that are too long.
+  """
 
   sources: list[str]
   references: list[list[str]]
@@ -38,8 +42,10 @@ class Task(NamedTuple):
 
 
 class Written(NamedTuple):
-  """texts: [sources][n] targets; calls: network calls of a sample, on average; endless: share of samples that were still going on at the
-  end of their row; altered: source tokens that are not what they were, which must be none."""
+  """texts: [sources][n] targets; calls: network calls of a sample, on average; endless: share of
+  samples that were still going on at the end of their row; altered: source tokens that are not what
+  they were, which must be none.
+  """
 
   texts: list[list[str]]
   calls: float
@@ -51,7 +57,8 @@ def held_out_task(experiment: Experiment, split: str, num: int | None = None) ->
   """The first `num` sources of a split that leave room for a target in a row (None: all)."""
   if experiment.data.corpus != "pairs":
     raise ValueError(
-      f"data.corpus={experiment.data.corpus!r} has no sources; train with data.corpus='pairs' to translate"
+      f"data.corpus={experiment.data.corpus!r} has no sources; train with data.corpus='pairs' to"
+      f" translate"
     )
   targets: dict[str, list[str]] = {}
   for source, target in experiment.data.make_corpus().pairs(split):
@@ -73,7 +80,8 @@ def source_ids(experiment: Experiment, source: str) -> np.ndarray:
 def write_targets(
   trained: Trained, sources: Sequence[str], num: int, seed: int, sampler: Sampler | None = None
 ) -> Written:
-  """`num` samples for each source. Sample s of source r has the key (seed, r, s), whatever else is asked for.
+  """`num` samples for each source. Sample s of source r has the key (seed, r, s), whatever else is
+  asked for.
 
   sampler: in place of the config's.
   """
@@ -163,7 +171,9 @@ def measure(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """A markdown table, the highest BLEU (of the most samples) first; several numbers of samples are separated by /."""
+  """A markdown table, the highest BLEU (of the most samples) first; several numbers of samples are
+  separated by /.
+  """
 
   def best(row):
     return list(row["scores"].values())[-1]["bleu"]
@@ -201,9 +211,12 @@ def caption(
   )
   between = {"bleu": "BLEU", "chrf": "chrF"}[scorer]
   return (
-    f"{first['sources']} sources of the {split} split ({first['left_out']} more are too long for a row), seed {seed}; the bound is of"
-    " all its pairs, in nats over the tokens of the target and its end, which pay for the padding too. BLEU is sacrebleu"
-    f" {signature}. Each text is one sample, or the consensus of n (n = {' / '.join(map(str, samples))}; by sentence {between} between"
-    " samples, no reference is seen)."
+    f"{first['sources']} sources of the {split} split ({first['left_out']} more are too long for a"
+    f" row), seed {seed}; the bound is of"
+    " all its pairs, in nats over the tokens of the target and its end, which pay for the padding"
+    " too. BLEU is sacrebleu"
+    f" {signature}. Each text is one sample, or the consensus of n"
+    f" (n = {' / '.join(map(str, samples))}; by sentence {between} between samples, no reference is"
+    " seen)."
     + (f" Log-SNRs at which bounds decode, chosen on validation text: {ends}." if ends else "")
   )

@@ -1,7 +1,9 @@
-"""How good generated targets are: BLEU and exact match against references, and the consensus of samples, which sees none.
+"""How good generated targets are: BLEU and exact match against references, and the consensus of
+samples, which sees none.
 
-Two halves that do not meet: `consensus` picks one of several samples and takes samples alone, so that no candidate can be picked by
-looking at a reference ("best of n"); `bleu` and `exact_match` see references and are given one text for each source.
+Two halves that do not meet: `consensus` picks one of several samples and takes samples alone, so
+that no candidate can be picked by looking at a reference ("best of n"); `bleu` and `exact_match`
+see references and are given one text for each source.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ SCORERS = ("bleu", "chrf")
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-  """(corpus BLEU from 0 to 100, sacrebleu's signature) of one text for each source; a source may have any number of references.
+  """(corpus BLEU from 0 to 100, sacrebleu's signature) of one text for each source; a source may
+  have any number of references.
 
   Raises ValueError for no texts, or numbers that differ.
   """
@@ -28,16 +31,20 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[flo
 
 
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-  """The share of texts that are one of their references, letter by letter. Raises ValueError as `bleu`."""
+  """The share of texts that are one of their references, letter by letter. Raises ValueError as
+  `bleu`.
+  """
   _check(texts, references)
   return sum(text in each for text, each in zip(texts, references)) / len(texts)
 
 
 def consensus(samples: Sequence[str], scorer: str = "bleu") -> int:
-  """Which of n samples the others agree with most: minimum Bayes risk decoding (Kumar & Byrne 2004), the first of equals.
+  """Which of n samples the others agree with most: minimum Bayes risk decoding (Kumar & Byrne
+  2004), the first of equals.
 
-  The sample of the highest mean score against each of the other samples as if that were the truth; "bleu" is sentence BLEU of effective
-  order, "chrf" is chrF2, both of sacrebleu. Raises ValueError for no samples and an unknown scorer.
+  The sample of the highest mean score against each of the other samples as if that were the truth;
+  "bleu" is sentence BLEU of effective order, "chrf" is chrF2, both of sacrebleu. Raises ValueError
+  for no samples and an unknown scorer.
   """
   if scorer not in SCORERS:
     raise ValueError(f"scorer={scorer!r} is unknown; use one of {', '.join(SCORERS)}")
@@ -46,7 +53,10 @@ def consensus(samples: Sequence[str], scorer: str = "bleu") -> int:
   if len(set(samples)) == 1:
     return 0
   score = functools.cache(_sentence_scorer(scorer))
-  gain = lambda i: sum(score(samples[i], other) for j, other in enumerate(samples) if j != i)
+
+  def gain(i):
+    return sum(score(samples[i], other) for j, other in enumerate(samples) if j != i)
+
   return max(range(len(samples)), key=gain)  # max gives the first
 
 
@@ -59,7 +69,8 @@ def _sentence_scorer(name: str) -> Callable[[str, str], float]:
 def _check(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
   if not texts or len(texts) != len(references) or not all(references):
     raise ValueError(
-      f"{len(texts)} texts for {len(references)} lists of references; give one text and at least one reference for each source"
+      f"{len(texts)} texts for {len(references)} lists of references; give one text and at least"
+      f" one reference for each source"
     )
 
 

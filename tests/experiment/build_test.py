@@ -1,4 +1,6 @@
-"""Configs: every one builds, every option is read, and what does not fit is refused before any compute, with the fix."""
+"""Configs: every one builds, every option is read, and what does not fit is refused before any
+compute, with the fix.
+"""
 
 import importlib
 import json
@@ -96,10 +98,17 @@ def small_config(name):
 
 
 def kind(name, *chosen):
-  """What makes a config another program than those of other configs, numbers apart: of each kind one is run, the others traced."""
+  """What makes a config another program than those of other configs, numbers apart: of each kind
+  one is run, the others traced.
+  """
   c = small_config(name)
   parts = (c.process.name, c.timing.name, *(c[section].name for section in chosen))
-  return *parts, c.reader.name, bool(c.model.get("first_stage_layers")), bool(c.model.get("experts"))
+  return (
+    *parts,
+    c.reader.name,
+    bool(c.model.get("first_stage_layers")),
+    bool(c.model.get("experts")),
+  )
 
 
 RUN = list({kind(name, "objective", "context"): name for name in CONFIGS}.values())
@@ -110,7 +119,9 @@ SPREAD = list({small_config(name).process.name: name for name in CONFIGS}.values
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_takes_a_step_and_a_sample(name, tmp_path):
-  """One real update, on 8 devices for one config of each process, and a sample; of programs of one kind, all but one are traced."""
+  """One real update, on 8 devices for one config of each process, and a sample; of programs of one
+  kind, all but one are traced.
+  """
   config = small_config(name)
   # Some members count the corpus.
   config.data.update({"tokenizer": "characters", "vocab_size": None, "cache_dir": str(tmp_path)})
@@ -137,7 +148,7 @@ def test_every_config_takes_a_step_and_a_sample(name, tmp_path):
     return check_sampler(experiment)
   params = jax.device_get(state.eval_params)
   result = experiment.sample(params, row_keys(0, 2), Batch(jnp.zeros((2, 16), jnp.int32)))
-  assert 0 <= int(result.ids.min()) and int(result.ids.max()) < experiment.facts.vocab_size
+  assert int(result.ids.min()) >= 0 and int(result.ids.max()) < experiment.facts.vocab_size
 
 
 def one_step(experiment):
@@ -220,8 +231,10 @@ MESHES = [
 
 
 def gradient_on(mesh, params, batch):
-  """(params, (gradient, loss), program) of the real objective, in blocks and two microbatches, and a network with experts, on a mesh of
-  such a shape. Without params: random ones. At the start of training the last layer is zero, and no gradient would pass it."""
+  """(params, (gradient, loss), program) of the real objective, in blocks and two microbatches, and
+  a network with experts, on a mesh of such a shape. Without params: random ones. At the start of
+  training the last layer is zero, and no gradient would pass it.
+  """
   network = {"width": 16, "layers": 2, "experts": 4, "experts_per_token": 2, "expert_width": 16}
   network |= {"scan_layers": True, "balance_weight": 0.1, "router_z_weight": 0.01}
   config = changed(
@@ -393,7 +406,9 @@ def options_of(config):
 
 
 def test_values_of_a_wrong_kind_raise_value_errors_only():
-  """Every option of one config, set to what it cannot be: build says so, and nothing else is raised."""
+  """Every option of one config, set to what it cannot be: build says so, and nothing else is
+  raised.
+  """
   refused = dict.fromkeys(("word", "", 0, -1, "nan", "list"), 0)
   values = {"nan": float("nan"), "list": [[]]}
   for section, option in options_of(config_of("plaid")):

@@ -1,4 +1,6 @@
-"""The variance of the bound's estimators: the formula by known numbers, and the table of a trained network."""
+"""The variance of the bound's estimators: the formula by known numbers, and the table of a trained
+network.
+"""
 
 import dataclasses
 import json
@@ -22,7 +24,9 @@ from tests.conftest import environment
 
 
 def test_known_numbers():
-  """Two batches of two rows, two draws; the sums of the first cancel, those of the second add up."""
+  """Two batches of two rows, two draws; the sums of the first cancel, those of the second add
+  up.
+  """
   nats = [np.array([[1.0, 4.0], [3.0, 2.0]]), np.array([[0.0, 1.0], [2.0, 3.0]])]
   weights = [np.array([2.0, 3.0]), np.array([1.0, 4.0])]
   result = noise_variance("x", nats, weights)
@@ -46,7 +50,9 @@ def test_text_is_left_aside_and_padding_does_not_count():
 
 
 def drawing(spread_over_batch: bool):
-  """A made-up estimator of rows of 4 tokens at 2 nats, whose draws have variance 1; spread evenly, a batch's sum has far less."""
+  """A made-up estimator of rows of 4 tokens at 2 nats, whose draws have variance 1; spread evenly,
+  a batch's sum has far less.
+  """
 
   def nats_fn(params, key, batch, progress):
     seed = [*np.asarray(jax.random.key_data(key)).tolist(), int(progress.part)]
@@ -133,7 +139,9 @@ def test_estimators_that_fit(tmp_path):
 
 
 def test_where_to_decode(tmp_path):
-  """The least of the levels is chosen and is what is scored then, with the same noise; a config's own choice stays."""
+  """The least of the levels is chosen and is what is scored then, with the same noise; a config's
+  own choice stays.
+  """
   process = {"name": "embedding", "width": 8, "schedule": {"name": "log_snr"}}
   gaussian = {"process": process, "model.layers": 1}
   experiment = small(tmp_path, **gaussian)
@@ -165,7 +173,9 @@ def workdir(tmp_path_factory):
 
 
 def test_the_table_by_command(root, workdir, tmp_path):
-  """As a user would: estimators of one bound agree, exact counts vary less, and the surrogate is named."""
+  """As a user would: estimators of one bound agree, exact counts vary less, and the surrogate is
+  named.
+  """
   flags = (f"--workdir={workdir}", "--variance", "--max_rows=64", "--num_draws=6", "--json")
   done = subprocess.run(
     [sys.executable, "-m", "experiments.evaluate", *flags],

@@ -1,4 +1,6 @@
-"""The comparison: what is shared and what is not, and the command as real processes: a table, a plot, resuming, failing."""
+"""The comparison: what is shared and what is not, and the command as real processes: a table, a
+plot, resuming, failing.
+"""
 
 import dataclasses
 import json
@@ -294,9 +296,7 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
     return done.returncode, done.stdout + done.stderr
 
   code, text = call(f"{tmp_path / 'fails.py'},mdlm,autoregressive", "--steps=3")
-  assert (
-    code == 1 and "| fails | failed: ValueError: context.size=7 must divide length=16" in text
-  )
+  assert code == 1 and "| fails | failed: ValueError: context.size=7 must divide length=16" in text
   summary = json.loads((workdir / "comparison.json").read_text())
   assert [row["name"] for row in summary["results"]] == ["mdlm", "autoregressive"] and list(
     summary["failed"]
@@ -319,7 +319,8 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
   ).read_text().strip() in text and "corpus (held-out text)" in text
   assert (workdir / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
-  # The parent touches no accelerator, which belongs to the systems' processes: on a platform that is not there only they fail.
+  # The parent touches no accelerator, which belongs to the systems' processes: on a platform that
+  # is not there only they fail.
   code, text = call("mdlm,md4", "--steps=3", JAX_PLATFORMS="absent")
   assert code == 1 and "| mdlm | " in text and "| md4 | failed: RuntimeError" in text
   code, text = call("mdlm", "--steps=3", "--base.data.lenght=64")

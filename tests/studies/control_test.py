@@ -1,4 +1,6 @@
-"""The control study on two made-up novels: labels, classifiers, and the whole demonstration with networks that know nothing."""
+"""The control study on two made-up novels: labels, classifiers, and the whole demonstration with
+networks that know nothing.
+"""
 
 import dataclasses
 
@@ -123,7 +125,9 @@ def cells(report, column):
 
 
 def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monkeypatch):
-  """An untrained generator draws any letters, an untrained judge finds all equally likely: only the classifier knows the novels."""
+  """An untrained generator draws any letters, an untrained judge finds all equally likely: only the
+  classifier knows the novels.
+  """
   monkeypatch.setitem(CORPORA, "austen", TwoNovels)
   monkeypatch.setattr(control, "BATCH", 16)
   config = base.config("micro")
@@ -136,7 +140,8 @@ def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monke
   settings = control.Settings(target="first", strengths=(16.0,), num=32, classifier_steps=80)
   report = control_report.report(control.steer(generator, settings), judge, settings)
   by_evaluator, by_guide = cells(report, 2), cells(report, 3)
-  # The evaluator has only seen rows of one novel; where the guide is content with most of the letters, it need not be.
+  # The evaluator has only seen rows of one novel; where the guide is content with most of the
+  # letters, it need not be.
   assert by_guide[1] >= by_guide[0] + 20 and by_evaluator[1] > by_evaluator[0], report
   assert by_evaluator[2] > 90, report
   assert "strength 16 raises success" in report and cells(report, 5) == [0.0, 0.0, 0.0]
@@ -156,7 +161,12 @@ def test_latents_are_steered_too(tmp_path, monkeypatch):
   config.process = {"name": "embedding", "width": 8, "prediction": "leave_one_out"}
   config.sampler.steps = 16
   settings = control.Settings(
-    target="first", strengths=(32.0,), num=32, classifier_steps=80, guidance="latents", inner_steps=3
+    target="first",
+    strengths=(32.0,),
+    num=32,
+    classifier_steps=80,
+    guidance="latents",
+    inner_steps=3,
   )
   steered = control.steer(untrained(config), settings)
   free, guided = (

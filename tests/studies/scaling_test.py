@@ -1,4 +1,6 @@
-"""How cost grows: the exponents by known numbers, and a measurement of real steps and checkpoints."""
+"""How cost grows: the exponents by known numbers, and a measurement of real steps and
+checkpoints.
+"""
 
 import json
 import math
@@ -16,7 +18,9 @@ def test_exponents_of_known_costs():
 
 
 def test_an_axis_is_measured_and_a_checkpoint_removed(tmp_path):
-  """Real steps and real checkpoints of four float32 numbers a parameter (itself, two moments, the average), none of them left on disk."""
+  """Real steps and real checkpoints of four float32 numbers a parameter (itself, two moments, the
+  average), none of them left on disk.
+  """
   config = base.config("micro")
   config.update_from_flattened_dict({"data.length": 16, "model.layers": 1})
   table = growth.run(config, {"parameters": (64, 128), "batch": (8, 16)}, 1, tmp_path)

@@ -1,5 +1,6 @@
-"""Sequence to sequence with the ordinary trainer, likelihood and sampler: the source comes out as it
-went in, and padding is no text."""
+"""Sequence to sequence with the ordinary trainer, likelihood and sampler: the source comes out as
+it went in, and padding is no text.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ from diffusion_text.core.options import member
 from diffusion_text.core.prng import row_keys
 from diffusion_text.experiment import run
 from diffusion_text.experiment.build import build
-from diffusion_text.process.embedding import Embedding
 from diffusion_text.experiment.summary import AnyVocabulary
+from diffusion_text.process.embedding import Embedding
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.loop import sample
 from diffusion_text.schedules.gaussian import SquareRoot
@@ -99,7 +100,9 @@ class Watched:
 
 @pytest.mark.parametrize("rho", [None, 1.0])
 def test_the_source_is_read_bit_for_bit_at_every_step(rho):
-  """The network sees the clean vectors of the source at every call, whatever the noise, and the ids come out unaltered."""
+  """The network sees the clean vectors of the source at every call, whatever the noise, and the ids
+  come out unaltered.
+  """
   path = SquareRoot(log_snr_max=4.0, log_snr_min=-10.0)
   process = Embedding(vocab_size=5, schedule=path, width=3, norm="none")
   of_process = process.init(jax.random.key(0), None)

@@ -1,4 +1,6 @@
-"""Scores of translations: sacrebleu's own numbers with its signature, and a consensus that can see no reference."""
+"""Scores of translations: sacrebleu's own numbers with its signature, and a consensus that can see
+no reference.
+"""
 
 import inspect
 
@@ -39,7 +41,8 @@ def test_the_consensus_is_the_sample_that_the_others_agree_with(scorer):
   assert translation.consensus(samples, scorer) == 1
   assert translation.consensus(samples[::-1], scorer) == 2
   assert translation.consensus(["a", "b"], scorer) == 0 == translation.consensus(["one"], scorer)
-  # Trap 15: "best of n" against the reference cannot be asked for, as there is nowhere to put a reference.
+  # Trap 15: "best of n" against the reference cannot be asked for, as there is nowhere to put a
+  # reference.
   assert list(inspect.signature(translation.consensus).parameters) == ["samples", "scorer"]
 
 
