@@ -26,9 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update(
-  "jax_cpu_enable_async_dispatch", False
-)  # what is small is done sooner than handed over
+# What is small is done sooner than handed over.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_numpy_rank_promotion", "allow")
 jax.config.update("jax_disable_most_optimizations", True)  # a fifth of the time
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
@@ -88,3 +87,49 @@ def room_for_programs():
 def root() -> pathlib.Path:
   """The repository."""
   return ROOT
+
+
+# How many programs each test file compiles: most of the time of a run, however small the programs are.
+COMPILED = "/jax/core/compile/backend_compile_duration"
+PROGRAMS = {}  # file -> [number, seconds]
+CURRENT = [""]
+
+
+def _count(event: str, seconds: float, **_) -> None:
+  if event == COMPILED:
+    row = PROGRAMS.setdefault(CURRENT[0], [0, 0.0])
+    row[0] += 1
+    row[1] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def pytest_runtest_setup(item):
+  """Programs are counted for the file of the test that runs."""
+  CURRENT[0] = item.nodeid.partition("::")[0]
+
+
+def pytest_sessionfinish(session):
+  """A worker hands its counts to the process that reports."""
+  output = getattr(session.config, "workeroutput", None)
+  if output is not None:
+    output["programs"] = PROGRAMS
+
+
+def pytest_testnodedown(node, error):
+  """The counts of a worker are added to those of the others."""
+  del error
+  for path, (number, seconds) in getattr(node, "workeroutput", {}).get("programs", {}).items():
+    row = PROGRAMS.setdefault(path, [0, 0.0])
+    row[0], row[1] = row[0] + number, row[1] + seconds
+
+
+def pytest_terminal_summary(terminalreporter):
+  """The ten files that compile most."""
+  worst = sorted(PROGRAMS.items(), key=lambda item: -item[1][0])[:10]
+  if worst:
+    total = sum(number for number, _ in PROGRAMS.values())
+    terminalreporter.write_sep("=", f"{total} programs compiled; the files with most")
+    for path, (number, seconds) in worst:
+      terminalreporter.write_line(f"{number:6} programs, {seconds:6.1f} s  {path}")
