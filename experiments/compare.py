@@ -16,7 +16,8 @@ import sys
 import jax
 from absl import flags
 
-from experiments.flags import ARGV, config_flag, run, workdir_flag
+from experiments import parts
+from experiments.flags import config_flag, run, workdir_flag
 
 CONFIGS = flags.DEFINE_list("configs", [], "names of files in configs/, or paths of config files")
 BASE = config_flag("configs/quickstart.py", name="base")  # what all share
@@ -37,36 +38,39 @@ NUM_DRAWS = flags.DEFINE_integer(
 MAX_ROWS = flags.DEFINE_integer(
   "max_rows", None, "score only the first rows; default all", lower_bound=1
 )
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 JOBS = flags.DEFINE_integer("jobs", 1, "systems at a time, each on cores of its own", lower_bound=1)
 ONLY = flags.DEFINE_string("only", None, "measure this system in this process (how each is run)")
 
 
 def main(_):
-  from diffusion_text.studies import compare
+  from diffusion_text.studies import compare, jobs
 
   if bad := [text for text in CALLS.value if not text.isdecimal()]:
     raise ValueError(f"--calls has {', '.join(map(repr, bad))}; use numbers such as 8,32,128")
   comparison = compare.Comparison(
     workdir=pathlib.Path(WORKDIR.value),
     base=BASE.value,
-    files=compare.config_files(
-      CONFIGS.value, pathlib.Path(__file__).resolve().parents[1] / "configs"
-    ),
+    files=compare.config_files(CONFIGS.value, ROOT / "configs"),
     budget=BUDGET.value or (600.0 if STEPS.value is None else None),
     calls=tuple(map(int, CALLS.value)),
     **{flag.name: flag.value for flag in (STEPS, NUM_SAMPLES, NUM_DRAWS, MAX_ROWS)},
   )
   if ONLY.value:
     return compare.run_one(comparison, ONLY.value)
-  jax.config.update(
-    "jax_platforms", "cpu"
-  )  # of this process only: the accelerator is for those that it starts
-  compare.core_groups(JOBS.value)  # refused now, if there are too few
+  # Of this process only: the accelerator is for those that it starts.
+  jax.config.update("jax_platforms", "cpu")
+  jobs.core_groups(JOBS.value)  # refused now, if there are too few
   comparison.claim(write=False)
   corpus = compare.corpus_quality(comparison)
   comparison.claim()
-  command = [sys.executable, "-m", "experiments.compare", *ARGV[1:]]
-  failed = compare.run_all(comparison, lambda name: [*command, f"--only={name}"], JOBS.value)
+  command = [sys.executable, "-m", "experiments.compare", *parts.ARGV[1:]]
+  failed = jobs.run_all(
+    list(comparison.files),
+    comparison.workdir,
+    lambda name: [*command, f"--only={name}"],
+    JOBS.value,
+  )
   print("\n" + compare.report(comparison, failed, corpus, shlex.join(["python", *command[1:]])))
   sys.exit(1 if failed else 0)
 

@@ -76,18 +76,15 @@ def main(_):
     trained.experiment, trained.params, split=SPLIT.value, num_draws=draws, max_rows=MAX_ROWS.value
   )
   if JSON.value:
-    names = (
-      "nats_per_token",
-      "standard_error",
-      "perplexity",
-      "bits_per_char",
-      "bits_per_char_error",
-      "tokens",
-      "rows",
-    )
-    decode_at = trained.experiment.evaluate.decode_at
-    row = {"step": trained.step, "split": SPLIT.value, "decode_at": decode_at}
-    show(json.dumps(row | {name: getattr(result, name) for name in names}))
+    row = {
+      "step": trained.step,
+      "split": SPLIT.value,
+      "decode_at": trained.experiment.evaluate.decode_at,
+      "perplexity": result.perplexity,
+      "bits_per_char": result.bits_per_char,
+      "bits_per_char_error": result.bits_per_char_error,
+    }
+    show(json.dumps(row | dataclasses.asdict(result)))
   else:
     show(f"step {trained.step}, {SPLIT.value}: {result}")
 

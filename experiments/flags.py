@@ -1,6 +1,4 @@
-"""Flags that several mains share, and the one way errors of the user are shown: the message, not a
-traceback.
-"""
+"""Flags that several mains share, and how errors of the user are shown: without a traceback."""
 
 import functools
 import logging as standard_logging
@@ -13,57 +11,31 @@ from ml_collections import config_flags
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
 from diffusion_text.train.multihost import check_alone, is_first, leave, verdict
+from experiments import parts
 
-ARGV = tuple(sys.argv)  # what was typed; config_flag takes some out of sys.argv
-PARTS: dict[str, list[str]] = {}  # flag -> texts such as "process.schedule.name=cosine"
 USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
 
 
 def config_flag(default: str | None = None, name: str = "config"):
-  """--config=configs/mdlm.py:tiny, any option of which can be set: --config.train.steps=100,
-  --config.sampler.top_p=0.9.
-  """
+  """--config=configs/mdlm.py:tiny, any option of which can be set: --config.train.steps=100."""
   help_string = (
-    "a file of configs/ and a size: configs/mdlm.py:tiny (sizes: micro, tiny, small, medium, 1b,"
-    " 8b);"
+    "a file of configs/ and a size: configs/mdlm.py:tiny (micro, tiny, small, medium, 1b or 8b);"
     " options: python -m experiments.inspect --options=process"
   )
-  _take_parts(name)
+  parts.take(name)
   try:  # unlocked: options that no file mentions can be set; build refuses what nobody reads
     return config_flags.DEFINE_config_file(
       name, default, help_string=help_string, lock_config=False, accept_new_attributes=True
     )
-  except AttributeError as error:  # a mistyped override of a default file is read at once
+  except (
+    AttributeError,
+    KeyError,
+  ) as error:  # a mistyped override of a default file is read at once
     fail(f"config override: {' '.join(str(error).split())}; sections are in configs/base.py")
 
 
-def _take_parts(name: str) -> None:
-  """Moves options of parts, as in --config.process.schedule.name=cosine, from sys.argv to PARTS.
-
-  ml_collections sets options of sections that are there, and a part of a choice need not be.
-  """
-
-  def is_part(word):
-    key, given, _ = word.partition("=")
-    return bool(given) and word.startswith(f"--{name}.") and key.count(".") > 2
-
-  PARTS[name] = [word.removeprefix(f"--{name}.") for word in sys.argv if is_part(word)]
-  sys.argv[:] = [word for word in sys.argv if not is_part(word)]
-
-
-def _set_parts() -> None:
-  from diffusion_text.experiment.registry import named_value
-  from diffusion_text.experiment.run import override
-
-  for name, texts in PARTS.items():
-    if texts:
-      override(flags.FLAGS[name].value, [named_value(text, name) for text in texts])
-
-
 def workdir_flag(required: bool = True):
-  holder = flags.DEFINE_string(
-    "workdir", None, "directory of the run: config, checkpoints, metrics"
-  )
+  holder = flags.DEFINE_string("workdir", None, "of the run: config, checkpoints, metrics")
   if required:
     flags.mark_flag_as_required("workdir")
   return holder
@@ -89,7 +61,7 @@ def run(main, connect=None):
     try:
       (connect or check_alone)()
       standard_logging.getLogger("diffusion_text").setLevel("INFO" if is_first() else "WARNING")
-      _set_parts()
+      parts.set_all()
       main(argv)
     except Exception as error:  # nobody may wait for the others while they wait for us
       user = isinstance(error, USER_ERRORS)

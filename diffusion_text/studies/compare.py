@@ -11,15 +11,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import runpy
-import signal
-import subprocess
-import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +43,7 @@ from diffusion_text.experiment.settings import DataSettings
 from diffusion_text.studies.benchmark import hardware
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.comparison import caption, notes, plot, quality, table
+from diffusion_text.studies.jobs import core_groups
 from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch
 
@@ -415,87 +412,6 @@ def run_one(comparison: Comparison, name: str) -> None:
   except Exception as error:
     write(directory / "failed.json", json.dumps({"error": f"{type(error).__name__}: {error}"}))
     raise
-
-
-def core_groups(jobs: int) -> list[list[int]]:
-  """The cores of this process, shared out. Raises ValueError if there are fewer cores than jobs."""
-  cores = (
-    sorted(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else list(range(os.cpu_count() or 1))
-  )
-  if not 1 <= jobs <= len(cores):
-    raise ValueError(
-      f"jobs={jobs} must be from 1 to {len(cores)}, the cores of this process: CPU time is to be"
-      f" compared"
-    )
-  return [group.tolist() for group in np.array_split(cores, jobs)]
-
-
-def _start(
-  command: Sequence[str], directory: pathlib.Path, cores: Sequence[int]
-) -> subprocess.Popen:
-  directory.mkdir(parents=True, exist_ok=True)
-  with (directory / "log.txt").open("a") as log:
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-  if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(process.pid, cores)  # long before XLA counts its cores; threads inherit it
-  return process
-
-
-def run_all(
-  comparison: Comparison, command: Callable[[str], Sequence[str]], jobs: int
-) -> dict[str, str]:
-  """Runs `command(name)` for every system without results, `jobs` at a time, each on cores of its
-  own. name -> why it failed.
-
-  If this process is told to stop, so are they, and their training is saved.
-  """
-  free, running, failed = core_groups(jobs), {}, {}
-  waiting = [
-    name for name in comparison.files if not (comparison.workdir / name / "results.json").exists()
-  ]
-  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(train.EXIT_PREEMPTED))
-  try:
-    while waiting or running:
-      while waiting and free:
-        name, cores = waiting.pop(0), free.pop(0)
-        directory = comparison.workdir / name
-        running[name] = _start(command(name), directory, cores), cores
-        print(
-          f"{name}: started on core{'s' * (len(cores) > 1)} {cores}, log in"
-          f" {directory / 'log.txt'}",
-          flush=True,
-        )
-      time.sleep(0.2)
-      for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
-        process, cores = running.pop(name)
-        free.append(cores)
-        if process.returncode:
-          failed[name] = reason(comparison.workdir / name, process.returncode)
-        print(f"{name}: " + (f"failed: {failed[name]}" if name in failed else "done"), flush=True)
-  finally:
-    for process, _ in running.values():
-      process.terminate()
-    for process, _ in running.values():
-      process.wait()
-    signal.signal(signal.SIGTERM, before)
-  return failed
-
-
-def reason(directory: pathlib.Path, code: int) -> str:
-  """Why a system has no results: its own word, or the exit code of its process and the last line of
-  its log.
-  """
-  path = directory / "failed.json"
-  if path.exists():
-    return json.loads(path.read_text())["error"]
-  if code == train.EXIT_PREEMPTED:
-    return "stopped, and saved; run the same command again to go on"
-  last = (directory / "log.txt").read_text().strip().splitlines()[-1:]
-  return (f"killed by signal {-code}" if code < 0 else f"exit code {code}") + "".join(
-    f": {line}" for line in last
-  )
 
 
 def report(

@@ -14,7 +14,7 @@ import pytest
 
 from diffusion_text import train
 from diffusion_text.experiment.build import build, config_json
-from diffusion_text.studies import compare
+from diffusion_text.studies import compare, jobs
 from diffusion_text.studies.comparison import QUALITY, caption, notes, quality, table
 from diffusion_text.train.workdir import flatten
 from tests.conftest import ROOT, environment
@@ -160,10 +160,10 @@ def test_unknown_double_and_missing_configs_are_refused_with_the_names_there_are
 
 
 def test_cores_are_shared_out():
-  cores = [core for group in compare.core_groups(1) for core in group]
+  cores = [core for group in jobs.core_groups(1) for core in group]
   assert len(cores) >= 1
   with pytest.raises(ValueError, match=f"jobs={len(cores) + 1}"):
-    compare.core_groups(len(cores) + 1)
+    jobs.core_groups(len(cores) + 1)
 
 
 def test_metered_step_counts_its_own_time_and_nothing_else(monkeypatch):
@@ -333,7 +333,7 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
     workdir, base, compare.config_files(["mdlm"], CONFIGS), steps=3, **options
   )
   again.claim()
-  assert compare.run_all(again, lambda name: pytest.fail(f"{name} is run again"), 1) == {}
+  assert jobs.run_all(["mdlm"], workdir, lambda name: pytest.fail(f"{name} runs again"), 1) == {}
   assert "| mdlm | " in compare.report(again, {}, summary["corpus"], "again")
   with pytest.raises(ValueError, match="steps: 3 → 4"):
     dataclasses.replace(again, steps=4).claim()

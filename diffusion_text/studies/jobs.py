@@ -1,0 +1,95 @@
+"""Systems in processes of their own, each on cores of its own, so that nothing of one is counted in another."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from diffusion_text import train
+
+
+def core_groups(jobs: int) -> list[list[int]]:
+  """The cores of this process, shared out. Raises ValueError if there are fewer cores than jobs."""
+  cores = (
+    sorted(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else list(range(os.cpu_count() or 1))
+  )
+  if not 1 <= jobs <= len(cores):
+    raise ValueError(
+      f"jobs={jobs} must be from 1 to {len(cores)}, the cores of this process: CPU time is to be"
+      f" compared"
+    )
+  return [group.tolist() for group in np.array_split(cores, jobs)]
+
+
+def _start(
+  command: Sequence[str], directory: pathlib.Path, cores: Sequence[int]
+) -> subprocess.Popen:
+  directory.mkdir(parents=True, exist_ok=True)
+  with (directory / "log.txt").open("a") as log:
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(process.pid, cores)  # long before XLA counts its cores; threads inherit it
+  return process
+
+
+def run_all(
+  names: Sequence[str], workdir: pathlib.Path, command: Callable[[str], Sequence[str]], jobs: int
+) -> dict[str, str]:
+  """Runs `command(name)` for every system without results, `jobs` at a time, each on cores of its
+  own. name -> why it failed.
+
+  If this process is told to stop, so are they, and their training is saved.
+  """
+  free, running, failed = core_groups(jobs), {}, {}
+  waiting = [name for name in names if not (workdir / name / "results.json").exists()]
+  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(train.EXIT_PREEMPTED))
+  try:
+    while waiting or running:
+      while waiting and free:
+        name, cores = waiting.pop(0), free.pop(0)
+        directory = workdir / name
+        running[name] = _start(command(name), directory, cores), cores
+        print(
+          f"{name}: started on core{'s' * (len(cores) > 1)} {cores}, log in"
+          f" {directory / 'log.txt'}",
+          flush=True,
+        )
+      time.sleep(0.2)
+      for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+        process, cores = running.pop(name)
+        free.append(cores)
+        if process.returncode:
+          failed[name] = reason(workdir / name, process.returncode)
+        print(f"{name}: " + (f"failed: {failed[name]}" if name in failed else "done"), flush=True)
+  finally:
+    for process, _ in running.values():
+      process.terminate()
+    for process, _ in running.values():
+      process.wait()
+    signal.signal(signal.SIGTERM, before)
+  return failed
+
+
+def reason(directory: pathlib.Path, code: int) -> str:
+  """Why a system has no results: its own word, or the exit code of its process and the last line of
+  its log.
+  """
+  path = directory / "failed.json"
+  if path.exists():
+    return json.loads(path.read_text())["error"]
+  if code == train.EXIT_PREEMPTED:
+    return "stopped, and saved; run the same command again to go on"
+  last = (directory / "log.txt").read_text().strip().splitlines()[-1:]
+  return (f"killed by signal {-code}" if code < 0 else f"exit code {code}") + "".join(
+    f": {line}" for line in last
+  )
