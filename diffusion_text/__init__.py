@@ -1,8 +1,11 @@
-"""diffusion_text: train, compare and decode every kind of text diffusion, with one transformer, one trainer and one likelihood.
+"""Train, compare and decode every kind of text diffusion.
+
+One transformer, one trainer, one likelihood, one sampling loop:
 
   import diffusion_text as dt
 
-The public names below are imported when they are first used, so that `import diffusion_text` is quick.
+The public names below are imported when they are first used, so that `import diffusion_text` is
+quick.
 """
 
 from __future__ import annotations
@@ -54,12 +57,13 @@ _PUBLIC = {
   "fit": "experiment.api",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
   if name not in _PUBLIC:
-    raise AttributeError(f"diffusion_text has no public name {name!r}; it has {', '.join(__all__)}")
+    known = ", ".join(__all__)
+    raise AttributeError(f"diffusion_text has no public name {name!r}; it has {known}")
   value = getattr(importlib.import_module(f"diffusion_text.{_PUBLIC[name]}"), name)
   globals()[name] = value
   return value

@@ -1,4 +1,6 @@
-"""One setting for every test: CPU with 8 virtual devices, strict numerics, and a compilation cache that survives runs."""
+"""One setting for every test: CPU with 8 virtual devices, strict numerics, and a compilation cache
+that survives runs.
+"""
 
 import functools
 import gc
@@ -16,13 +18,15 @@ from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (found by its name, below)
 
-# Shapes and types in signatures are checked at every call of these rooms, before any of them is imported.
+# Shapes and types in signatures are checked at every call of these rooms, before any of them is
+# imported.
 CHECKED = ("core", "schedules", "timing", "context", "process", "objective", "contrib")
 CHECKED = (*CHECKED, "reader", "sampler", "model", "kernels")
 install_import_hook([f"diffusion_text.{room}" for room in CHECKED], "tests.typecheck.checker")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# XLA's older emitters compile in half the time; tests compile much and run little. Other versions may not know the flag.
+# XLA's older emitters compile in half the time; tests compile much and run little. Other versions
+# may not know the flag.
 FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -35,12 +39,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{given} {FLAGS}".strip()
-jax.devices()  # reads the flags, which must be gone before libtpu is loaded: it ends the process over one that it does not know
+# reads the flags, which must be gone before libtpu is loaded: it ends the process over one that it
+# does not know
+jax.devices()
 os.environ["XLA_FLAGS"] = given
 
 
 def environment(home, as_shipped: bool = False) -> dict[str, str]:
-  """Of commands that tests start: one CPU device, compiled as here or as users have it, a cache that they share, a home of their own."""
+  """Of commands that tests start: one CPU device, compiled as here or as users have it, a cache
+  that they share, a home of their own.
+  """
   inherited = {
     name: value for name, value in os.environ.items() if name != "NPROC" or not as_shipped
   }
@@ -76,7 +84,9 @@ def mappings() -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs():
-  """Linux allows a process 65,530 mappings by default; a worker came to 58,000, and past the limit the next program ends it."""
+  """Linux allows a process 65,530 mappings by default; a worker came to 58,000, and past the limit
+  the next program ends it.
+  """
   yield
   if mappings() > 20_000:
     jax.clear_caches()
@@ -89,7 +99,8 @@ def root() -> pathlib.Path:
   return ROOT
 
 
-# How many programs each test file compiles: most of the time of a run, however small the programs are.
+# How many programs each test file compiles: most of the time of a run, however small the programs
+# are.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 PROGRAMS = {}  # file -> [number, seconds]
 CURRENT = [""]

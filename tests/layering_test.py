@@ -1,4 +1,7 @@
-"""The architecture, held by reading the source: who imports whom, how long files and functions may be, nothing private of jax."""
+"""The architecture, held by reading the source.
+
+Who imports whom, how long files and functions may be, nothing private of jax.
+"""
 
 import ast
 import pathlib
@@ -14,7 +17,8 @@ FILES = sorted(
 )
 
 # What each room may import of ours, itself always included. The order is DESIGN's:
-# types, core, schedules, then timing and process, then context, then objective and reader, then sampler.
+# types, core, schedules, then timing and process, then context, then objective and reader, then
+# sampler.
 BELOW = {"types", "core", "schedules"}
 MEMBERS = BELOW | {"timing", "process", "context", "objective", "reader", "sampler"}
 KNOWN = MEMBERS | {"kernels", "model", "data", "train", "evaluate"}
@@ -105,7 +109,10 @@ def test_a_forbidden_import_would_be_noticed():
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_budgets(path):
-  """Files of at most 520 lines, mains of 80, functions of 60 without their docstring; no line over 100 columns."""
+  """Files of at most 520 lines, mains of 80, functions of 60 without their docstring.
+
+  No line is over 100 columns.
+  """
   text = (ROOT / path).read_text()
   main = path.parts[0] == "experiments"
   limit = MAIN_LINES.get(path.stem, 80) if main else FILE_LINES.get(path.stem, 520)
@@ -154,7 +161,7 @@ def shared_files():
 
 
 def named_systems(text: str) -> list[str]:
-  """Published systems that a text names: those of the acceptance list, and the name of every config."""
+  """Published systems that a text names: those of a list, and the name of every config."""
   known = re.compile(
     r"(?i)adlm|trec|neodiff|seqdiffuseq|duo|plaid|difformer|llada|mdlm|md4|sedd|udlm|gidd"
   )
@@ -186,7 +193,9 @@ OURS = {
 
 
 def kind_questions(tree: ast.AST) -> list[str]:
-  """Places that ask an object of ours what it is: isinstance with a class of ours, an attribute asked for by its name,
+  """Places that ask an object of ours what it is.
+
+  That is isinstance with a class of ours, an attribute asked for by its name,
   `type(x) is`, a match on a class, a name compared, an optional method asked for (`offers`)."""
   found = []
   for node in ast.walk(tree):
@@ -236,7 +245,7 @@ def test_hardly_any_object_is_asked_what_it_is():
 
 
 def test_import_is_quick():
-  """Heavy libraries are imported when needed: what the whole package pulls in, not how long it takes (budget: 2 s on a laptop)."""
+  """Heavy libraries are imported when needed: what the package pulls in, not how long it takes."""
   import subprocess
   import sys
 
@@ -250,7 +259,10 @@ def test_import_is_quick():
     "tensorboardX",
     "pyarrow",
   }
-  code = "import sys, diffusion_text.experiment.run, diffusion_text.studies.quickstart_report; print(*[m for m in sys.modules])"
+  code = (
+    "import sys, diffusion_text.experiment.run, diffusion_text.studies.quickstart_report;"
+    " print(*[m for m in sys.modules])"
+  )
   loaded = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
   ).stdout.split()

@@ -1,4 +1,6 @@
-"""The run-time checker of shapes and types: beartype, for which an int is a float, as for Python's type checkers."""
+"""The run-time checker of shapes and types: beartype, for which an int is a float, as for Python's
+type checkers.
+"""
 
 from beartype import BeartypeConf, beartype
 

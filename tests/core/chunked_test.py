@@ -16,12 +16,12 @@ N, D, V = 48, 8, 50
 
 
 def make(share=0.5, n=N):
-  """(features [n, D], (kernel [D, V], bias [V]), labels [n], count [n]), numpy."""
+  """(features [n, D], (kernel [D, V], bias [V]), labels [n], count [n])."""
   random = np.random.default_rng(0)
   features = random.normal(size=(n, D)).astype(np.float32)
   consts = tuple(random.normal(size=shape).astype(np.float32) for shape in ((D, V), (V,)))
   labels = random.integers(0, V, n).astype(np.int32)
-  return features, consts, labels, random.uniform(size=n) < share
+  return features, consts, labels, jnp.asarray(random.uniform(size=n) < share)
 
 
 def nats(consts, rows):
@@ -123,7 +123,7 @@ def test_closing_over_a_traced_array_raises():
 
 def test_rows_that_do_not_count_have_no_influence_even_when_not_finite():
   features, consts, labels, count = make()
-  count &= np.arange(N) < N // 2  # with 4 shards, two have nothing to do
+  count = count & (jnp.arange(N) < N // 2)  # with 4 shards, two have nothing to do
   broken = np.where(count[:, None], features, np.nan)
 
   def total(features, consts, shards):

@@ -166,9 +166,9 @@ def test_a_split_of_one_pair_and_what_does_not_fit(tmp_path):
 
 def test_the_corpus_and_the_packing_go_together():
   with pytest.raises(ValueError, match=r"data.corpus='austen' with data.packing='pairs'.*set both"):
-    DataSettings("austen", "bytes", 8, "pairs")
+    DataSettings(corpus="austen", packing="pairs")
   with pytest.raises(ValueError, match=r"data.corpus='pairs' with data.packing='stream'"):
-    DataSettings("pairs", "bytes", 8, "stream", path="x")
+    DataSettings(corpus="pairs", packing="stream", path="x")
 
 
 def test_batches_are_the_same_for_any_process_count_and_after_a_restart(tmp_path):

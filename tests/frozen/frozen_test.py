@@ -1,11 +1,17 @@
-"""The code computes what it computed before its seams were rebuilt: functions held to stored inputs and outputs.
+"""The code computes what it computed before its seams were rebuilt: functions held to stored inputs
+and outputs.
 
-The files beside this one hold, for one config per process × objective, what the code of commit 3aad1fc made of a batch, states, times
-and parameters: rates, posteriors, steps, answers of the network, and the loss with its gradient norms. Nothing random is drawn here
-but what `step` draws with stored keys. Not frozen, and judged by the oracle instead: learned paths, the draws of times and noise, the
-reconstruction and rounding draws of Gaussian processes (zeroed in both), soft tokens of a curriculum, rewards.
+The files beside this one hold, for one config per process × objective, what the code of commit
+3aad1fc made of a batch, states, times
+and parameters: rates, posteriors, steps, answers of the network, and the loss with its gradient
+norms. Nothing random is drawn here
+but what `step` draws with stored keys. Not frozen, and judged by the oracle instead: learned paths,
+the draws of times and noise, the
+reconstruction and rounding draws of Gaussian processes (zeroed in both), soft tokens of a
+curriculum, rewards.
 
-Parameters of the network are made from their paths and shapes (`leaf_value`), so that the files stay small.
+Parameters of the network are made from their paths and shapes (`leaf_value`), so that the files
+stay small.
 """
 
 import functools
@@ -51,7 +57,7 @@ def leaf_value(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def corpus_counts() -> np.ndarray:
-  """What stands for the token counts of a corpus; ties and a token that was never seen among them."""
+  """What stands for the token counts of a corpus, with ties and a token that was never seen."""
   return np.array([40, 25, 25, 13, 8, 8, 5, 3, 2, 1, 0])
 
 
@@ -206,7 +212,8 @@ def opened(name):
 def apart(got, want, tolerance=TOLERANCE) -> str:
   """An empty string where two arrays agree, else how they differ.
 
-  Integers and bools are equal. Floats agree to the tolerance of their own size or, where terms cancel in it, of the root mean square
+  Integers and bools are equal. Floats agree to the tolerance of their own size or, where terms
+  cancel in it, of the root mean square
   of the array.
   """
   got, want = np.asarray(got), np.asarray(want)
@@ -224,7 +231,7 @@ def apart(got, want, tolerance=TOLERANCE) -> str:
 
 
 def compared(case, got):
-  """name -> how it differs, of what both have; a visible token of a process with masks is itself."""
+  """name -> how it differs, of what both have; a visible token where there are masks is itself."""
   want = dict(case.want)
   if case.model.process.mask_id is not None and case.model.process.reads_logits_as != "score":
     masked = (case.inputs["state"] == case.model.process.mask_id)[..., None]

@@ -119,7 +119,7 @@ def test_which_schedules_are_linear():
 
 def test_times_on_a_grid_and_of_a_level():
   np.testing.assert_allclose(on_grid(jnp.float32([0, 0.2, 0.25, 0.9]), 4), [0, 0.25, 0.25, 1])
-  assert on_grid(0.3, None) == 0.3
+  assert on_grid(jnp.float32(0.3), None) == jnp.float32(0.3)
   alpha = jnp.float32([0.9, 0.3, 1e-3])
   np.testing.assert_allclose(Cosine()(time_of(Cosine(), alpha)).alpha, alpha, rtol=1e-3, atol=1e-7)
 
