@@ -44,8 +44,7 @@ def workdir_flag(required: bool = True):
 def run(main, connect=None):
   """absl's app.run, with a user's mistake told in one line and exit code 2.
 
-  connect: joins the other processes of the run; without it, a main that is started as several
-  refuses.
+  connect: joins the other processes of the run; without it, several processes are refused.
   """
   parsed = []
 
@@ -54,8 +53,7 @@ def run(main, connect=None):
     parsed.append(True)
     if len(argv) > 1:
       fail(f"{argv[1:]} are not flags; did you mean --{argv[1].lstrip('-')}? See --help.")
-    # jax and orbax log at INFO through absl; what a user should read of ours comes through the
-    # package's own logger.
+    # jax and orbax log at INFO through absl; ours goes through the package's own logger.
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(None)
     try:
@@ -72,8 +70,7 @@ def run(main, connect=None):
   flags.DEFINE_bool("traceback", False, "show where an error came from")
   try:
     app.run(guarded)
-  except (AttributeError, KeyError) as error:
-    # ml_collections: an override of a key that the config does not have.
+  except (AttributeError, KeyError) as error:  # an override of a key that the config lacks
     if parsed:
       raise
     fail(f"config override: {' '.join(str(error).split())}; sections are in configs/base.py")

@@ -16,10 +16,11 @@ OUTPUT = flags.DEFINE_string("output", None, "file to write", required=True)
 
 
 def main(_):
-  from diffusion_text.experiment.build import DataSettings, make_tokenizer, present, strict
+  from diffusion_text.experiment import registry
+  from diffusion_text.experiment.settings import DataSettings
 
-  data = strict(DataSettings, present(CONFIG.value.data.to_dict()), "data")
-  tokenizer = make_tokenizer(data)
+  data = registry.settings(DataSettings, CONFIG.value.data.to_dict(), "config.data")
+  tokenizer = data.make_tokenizer()
   path = pathlib.Path(OUTPUT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(tokenizer.to_bytes())

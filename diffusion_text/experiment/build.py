@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -179,7 +180,7 @@ class Experiment:
     """The weight of each scored token of the text itself. The padding of pairs costs nats and is no
     text.
     """
-    weights = engine.scored_weights(batch)
+    weights = engine.scored_weights(jax.tree.map(jnp.asarray, batch))
     if self.data.packing != "pairs":
       return weights
     return without_padding(weights, batch.ids, self.tokenizer.separator)
@@ -309,6 +310,47 @@ def sections(config: Any) -> dict[str, dict[str, Any]]:
   return {name: plain[name] for name in SECTIONS}
 
 
+def _model(
+  parts: Mapping[str, Any],
+  members: Mapping[str, Any],
+  facts: DataFacts,
+  shards: int,
+  self_conditioning: float,
+) -> Model:
+  """The model: the process, the network in its sizes, and the members that exist."""
+  process = registry.construct("process", parts["process"], vocab_size=facts.vocab_size)
+  options = dict(parts["model"])
+  chunk = _chunk(options.pop("chunk", None))
+  network = registry.construct(
+    "model",
+    options,
+    vocab_size=facts.vocab_size,
+    input_sizes=process.input_sizes,
+    output_size=process.output_size,
+    estimate_size=process.estimate_size,
+  )
+  return Model(
+    network,
+    process,
+    members["timing"],
+    members["context"],
+    chunk=chunk,
+    shards=shards,
+    self_conditioning=self_conditioning,
+  )
+
+
+def _chunk(chunk: Any) -> int:
+  """`config.model.chunk`, or 256 if it is not set."""
+  chunk = 256 if chunk is None else chunk
+  if type(chunk) is not int or chunk < 1:
+    raise ValueError(
+      f"config.model.chunk={chunk!r} must be an integer of at least 1: positions whose logits exist"
+      " at a time; 256 is usual on a CPU, 2048 on accelerators"
+    )
+  return chunk
+
+
 def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = None) -> Experiment:
   """Checks the whole config and makes every object.
 
@@ -329,14 +371,6 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
   mesh = made["mesh"].make(devices)
   check_sizes(data, settings, evaluate, mesh)
   data.make_corpus()
-  network_options = dict(parts["model"])
-  chunk = network_options.pop("chunk", None)
-  chunk = 256 if chunk is None else chunk
-  if type(chunk) is not int or chunk < 1:
-    raise ValueError(
-      f"config.model.chunk={chunk!r} must be an integer of at least 1: positions whose logits exist"
-      " at a time; 256 is usual on a CPU, 2048 on accelerators"
-    )
   members = {
     kind: registry.construct(kind, parts[kind])
     for kind in ("timing", "context", "reader", "sampler")
@@ -355,24 +389,7 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
     document_counts=functools.cache(lambda: data.document_counts(tokenizer)),
     steps=settings.steps,
   )
-  process = registry.construct("process", parts["process"], vocab_size=facts.vocab_size)
-  network = registry.construct(
-    "model",
-    network_options,
-    vocab_size=facts.vocab_size,
-    input_sizes=process.input_sizes,
-    output_size=process.output_size,
-    estimate_size=process.estimate_size,
-  )
-  model = Model(
-    network,
-    process,
-    members["timing"],
-    members["context"],
-    chunk=chunk,
-    shards=token_shards(mesh),
-    self_conditioning=settings.self_conditioning or 0.0,
-  )
+  model = _model(parts, members, facts, token_shards(mesh), settings.self_conditioning or 0.0)
   scoring = scoring_model(model, evaluate)
   check_members(model, scoring, members, data, settings, facts)
   optimizer = made["optimizer"].make(

@@ -1,4 +1,4 @@
-"""Systems in processes of their own, each on cores of its own, so that nothing of one is counted in another."""
+"""Systems in processes of their own, each on cores of its own: nothing of one counts in another."""
 
 from __future__ import annotations
 
