@@ -394,7 +394,7 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
   check_members(model, scoring, members, data, settings, facts)
   optimizer = made["optimizer"].make(
     settings.steps,
-    decays=network.decays,
+    decays=model.network.decays,
     # A learned timing is fitted to a loss of its own, in other units, which must not shrink the
     # steps of the network.
     clips=lambda path: path[0] != "timing",
