@@ -42,8 +42,8 @@ def workdir_flag(required: bool = True):
 
 
 def run(main, connect=None):
-  """absl's app.run, with a user's mistake told in one line and exit code 2. connect: joins the other
-  processes of the run; without it, several processes are refused.
+  """absl's app.run, with a user's mistake told in one line and exit code 2. connect: joins the
+  other processes of the run; without it, several processes are refused.
   """
   parsed = []
 
