@@ -17,7 +17,8 @@ from diffusion_text.kernels.layout import visible
 from diffusion_text.process.masked import Masked
 from diffusion_text.testing.check_context import check_context
 from diffusion_text.timing import AtNoise, Hyperschedule, Shared
-from diffusion_text.types import Batch, Inputs, Layout, Model, Progress, Span, Times
+from diffusion_text.types import Batch, Inputs, Model, Progress, Span, Times
+from tests.context.broken_blocks import SeesItsOwnCleanBlock, SegmentForgotten
 
 B, N = 3, 8
 SEGMENT = np.array([[0] * 8, [1, 1, 1, 2, 2, 2, 2, 2], [5, 5, 5, 5, 5, 3, 3, 0]], np.int32)
@@ -124,23 +125,6 @@ def check_visibility(context, rule):
 @pytest.mark.parametrize("name", RULES)
 def test_who_sees_whom(name):
   check_visibility(ROWS[name][0], RULES[name])
-
-
-class SegmentForgotten(Blocks):
-  def training_rows(self, *args):
-    rows = super().training_rows(*args)
-    layout = dataclasses.replace(rows.layout, segment=None)
-    return dataclasses.replace(rows, layout=layout)
-
-
-class SeesItsOwnCleanBlock(Blocks):
-  def training_rows(self, *args):
-    rows = super().training_rows(*args)
-    layout = rows.layout
-    # The clean copy is numbered one block too low.
-    block = layout.block - (1 - layout.noisy)
-    layout = Layout(segment=layout.segment, block=block, noisy=layout.noisy)
-    return dataclasses.replace(rows, layout=layout)
 
 
 class ReadsItself(NextToken):
