@@ -578,7 +578,7 @@ class Process(Protocol):
   def round_time(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """t rounded up to the grid of a process in discrete time; t for other processes."""
 
-  def time_of(self, log_snr: float) -> Float[Array, ""]:
+  def time_of(self, log_snr: float | Array) -> Float[Array, ""]:
     """The time at which the log signal-to-noise ratio is `log_snr`.
 
     Raises:

@@ -80,7 +80,7 @@ class PerToken:
     """t itself: time is continuous."""
     return t
 
-  def time_of(self, log_snr: float) -> Float[Array, ""]:
+  def time_of(self, log_snr: float | Array) -> Float[Array, ""]:
     """Raises ValueError: a state of ids has no signal-to-noise ratio."""
     raise ValueError(
       f"decode_at={log_snr} is a log signal-to-noise ratio, which {type(self).__name__} has none"

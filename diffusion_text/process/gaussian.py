@@ -198,7 +198,7 @@ class Gaussian(PerToken):
     del params
     return self.path.log_snr(t)
 
-  def time_of(self, log_snr: float) -> Float[Array, ""]:
+  def time_of(self, log_snr: float | Array) -> Float[Array, ""]:
     """The time at which what is trained has this log-SNR; 0 if it lies above the path.
 
     Raises ValueError if it does not lie above the path's end.

@@ -99,8 +99,17 @@ def _share(judged: Judged, ids: np.ndarray, target: int) -> float:
   return float(np.mean(judged.answers(ids) == target))
 
 
-HEADER = """| strength | success (evaluator) | success (guide) | judge, nats/token | more | token
-entropy | distinct-2 | network calls | |---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+  "strength",
+  "success (evaluator)",
+  "success (guide)",
+  "judge, nats/token",
+  "more",
+  "token entropy",
+  "distinct-2",
+  "network calls",
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def verdict(rows: Sequence[Row]) -> str:

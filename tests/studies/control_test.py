@@ -21,7 +21,7 @@ from diffusion_text.model.classifier import Classifier
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.schedules.gaussian import LogSNR
 from diffusion_text.studies import control, control_report
-from diffusion_text.types import Inputs
+from diffusion_text.types import DataFacts, Inputs
 
 
 @member
@@ -86,7 +86,7 @@ def test_a_classifier_reads_soft_tokens_as_it_reads_tokens_and_knows_its_window(
 
 def test_a_classifier_of_noised_vectors_is_surer_of_clearer_ones():
   process = Embedding(vocab_size=4, schedule=LogSNR(log_snr_max=6.0, log_snr_min=-6.0), width=8)
-  of_process = process.init(jax.random.key(0), None)
+  of_process = process.init(jax.random.key(0), DataFacts(length=6, vocab_size=4))
   label = np.arange(64) % 2
   ids = np.random.default_rng(0).integers(0, 2, (64, 6)) + 2 * label[:, None]
   ids, label = ids.astype(np.int32), label.astype(np.int32)

@@ -20,7 +20,7 @@ from diffusion_text.sampler.loop import sample
 from diffusion_text.schedules.gaussian import SquareRoot
 from diffusion_text.studies import translate
 from diffusion_text.timing import Shared
-from diffusion_text.types import Batch, Head, Model, Prediction, Progress
+from diffusion_text.types import Batch, DataFacts, Head, Model, Prediction, Progress
 
 PAIRS = [f"{a}{b}\t{b}{a}!" for a in "abcdefgh" for b in "xyz"] + [
   "ax\txx",
@@ -105,7 +105,7 @@ def test_the_source_is_read_bit_for_bit_at_every_step(rho):
   """
   path = SquareRoot(log_snr_max=4.0, log_snr_min=-10.0)
   process = Embedding(vocab_size=5, schedule=path, width=3, norm="none")
-  of_process = process.init(jax.random.key(0), None)
+  of_process = process.init(jax.random.key(0), DataFacts(length=6, vocab_size=5))
   model = Model(Watched(), process, Shared(), Full())
   params = {"network": {}, "process": of_process, "timing": {}}
   ids = np.random.default_rng(0).integers(0, 5, (4, 6)).astype(np.int32)
