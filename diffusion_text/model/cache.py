@@ -7,8 +7,10 @@ cache, and the rule over `Layout` decides what a query sees of them, as in an un
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from diffusion_text.kernels.layout import PAD_KEY
 from diffusion_text.types import Layout, pytree
@@ -24,11 +26,12 @@ class SlotCache:
       is in a segment of its own, which no query is in.
   """
 
-  keys: Float[Array, "layers B S G K"]
-  values: Float[Array, "layers B S G K"]
-  segment: Int[Array, "B S"]
-  block: Int[Array, "B S"]
-  noisy: Int[Array, "B S"]
+  # Any: JAX rebuilds a pytree with whatever stands for its arrays (shapes, shardings, None).
+  keys: Any
+  values: Any
+  segment: Any
+  block: Any
+  noisy: Any
 
   @property
   def written(self) -> Bool[Array, "B S"]:

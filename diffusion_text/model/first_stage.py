@@ -56,8 +56,8 @@ class FirstStage(nnx.Module):
 
 
 def expected_embedding(
-  consts: tuple[Head, Float[Array, "V D"]], features: Float[Array, "n D"]
-) -> Float[Array, "n D"]:
+  consts: tuple[Head, Float[Array, "V D"]], features: Float[Array, "*n D"]
+) -> Float[Array, "*n D"]:
   """Σ_v softmax(head(features))_v · table[v]; consts: (head, table)."""
   head, table = consts
   shares = jax.nn.softmax(head(features)).astype(features.dtype)

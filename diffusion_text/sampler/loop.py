@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,10 +86,11 @@ class Fixed:
     length: tokens of a row before it was padded.
   """
 
-  keys: Keys
-  tokens: Batch
-  batch: Batch
-  active: Array
+  # Any: JAX rebuilds a pytree with whatever stands for its arrays (shapes, shardings, None).
+  keys: Any
+  tokens: Any
+  batch: Any
+  active: Any
   noise: State
   length: int
 
