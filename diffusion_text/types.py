@@ -7,7 +7,7 @@ Axis letters, in annotations and in names, are explained only here:
 
   B   rows of a batch
   L   tokens of a row
-  L'  positions that the network reads for a row (L' >= N)
+  L'  positions that the network reads for a row (>= N, or Q where it reads through a cache)
   N   positions of the state of a row (= L unless a process changes it)
   n   a flat list of positions
   u   positions of a window
@@ -26,6 +26,9 @@ Three ideas hold the project together (docs/concepts.md):
   1. Every token has its own time. `t` is [B, N]: 0 = clean, 1 = noise, and a prompt has t = 0.
   2. The network predicts the clean token, for every process.
   3. One rule, over `Layout`, decides which position sees which.
+
+"The engine" is `objective/engine.py`: what all losses share, from times to sums over tokens. "The
+loop" is `sampler/loop.py`.
 
 Six choices make a system: process, timing, context, objective, reader, sampler. Members are frozen
 dataclasses of plain values: hashable, equal if their options are equal, and static under `jax.jit`.
@@ -50,7 +53,9 @@ Params = Any  # a nested dict of arrays
 # z_t: ids [..., N] of a discrete process, vectors [..., N, E] of a continuous one, or a tree of
 # such arrays.
 State = Any
-Memory = Any  # the state of a reader between calls: a pytree of arrays of fixed shapes
+# The state of a reader between calls: a pytree of arrays of fixed shapes. An argument `memory` of a
+# network is something else: what self-conditioning remembers of each token.
+Memory = Any
 Cache = Any  # the cache of a network: a pytree of arrays
 SamplerState = Any  # the state of a sampler between calls: a pytree of arrays of fixed shapes
 
@@ -253,7 +258,8 @@ class Prediction:
   Attributes:
     features: [B, N, D], of the predicted positions only.
     head: features [..., D] -> logits float32 [..., V] (or [..., output_size]), a pytree.
-    losses: name -> float32 scalar per token, the network's own losses (routers), already weighted.
+    losses: name -> a float32 scalar, in units of loss per token: the network's own losses
+      (routers), already weighted.
       The engine adds their sum to the mean that is minimised, and reports each under its name.
     stages: Predictions of the earlier stages of a network with several stages.
     hidden: layer -> [B, N, D], the requested hidden layers.
@@ -537,7 +543,8 @@ class Process(Protocol):
     rate_at_noise_is_nll: True if `nelbo_rate` at t = 1 is the cross-entropy of the clean token, so
       that times of only 0 and 1 give a bound.
     noise_is_learned: True if `corrupt` makes a discrete draw that depends on trained parameters.
-      The gradient of the bound then needs `objective/score_function.py`.
+      The gradient of the bound then needs a score-function (REINFORCE) estimator,
+      `objective/score_function.py`.
   """
 
   vocab_size: int
@@ -842,7 +849,7 @@ class Reader(Protocol):
 
 
 class Canvas(NamedTuple):
-  """The window, which is all that a sampler sees.
+  """The window, which is all that a sampler decides by (`Sampler.step` also gets the query).
 
   Attributes:
     state: [B, u, …], the state of the window.

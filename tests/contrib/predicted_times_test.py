@@ -37,6 +37,7 @@ from diffusion_text.types import (
   IdentityHead,
   Inputs,
   Model,
+  Network,
   Prediction,
   Progress,
 )
@@ -57,10 +58,12 @@ OUT = np.asarray(jax.random.normal(jax.random.key(5), (E, V)))
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-class Predictor:
+class Predictor(Network):
   """A network of one number per token: Σ guess · weights + slope · clock, or `says(rows)` unless
   that is None. It keeps the rows that it reads.
   """
+
+  remembers = False
 
   def __init__(self, says=None):
     self.says, self.asked = says, []
