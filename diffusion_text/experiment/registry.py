@@ -107,8 +107,15 @@ def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> dict[str, A
       return {**section, key: {**value, "steps": steps}}
   options = ", ".join(row[0] for row in describe(find(kind, section["name"])))
   raise ValueError(
-    f"config.{kind}.name={section['name']!r} has no steps to set; its options are {options}"
+    f"config.{kind}.name={section['name']!r} has no steps to set, so leave them out; its options"
+    f" are {options}"
   )
+
+
+def counts_steps(kind: str, section: Mapping[str, Any]) -> bool:
+  """True if a number of steps can be set for the member of a section, or for a part of it."""
+  own = "steps" in find(kind, section["name"]).__pydantic_fields__
+  return own or any(isinstance(value, Mapping) and "steps" in value for value in section.values())
 
 
 def changed(

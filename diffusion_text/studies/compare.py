@@ -330,15 +330,20 @@ def sampled(
   shared out over blocks, if any.
 
   A system that makes the same number of steps for two entries of `calls` (one token per block) is
-  sampled once.
+  sampled once, and so is a system whose sampler has no number of steps to set.
   """
   experiment, data, rows = trained.experiment, trained.experiment.data, []
   unit = experiment.model.context.unit
   blocks = 1 if unit is None else -(-data.length // unit)
   reference = reference_text(data)
   batch = open_rows(experiment.tokenizer, comparison.num_samples, data.length)
-  for steps in dict.fromkeys(max(1, calls // blocks) for calls in comparison.calls):
-    section = registry.with_steps("sampler", experiment.config.sampler.to_dict(), steps)
+  section = experiment.config.sampler.to_dict()
+  numbers = dict.fromkeys(max(1, calls // blocks) for calls in comparison.calls)
+  if registry.counts_steps("sampler", section):
+    plans = [(steps, registry.with_steps("sampler", section, steps)) for steps in numbers]
+  else:
+    plans = [(None, section)]
+  for steps, section in plans:
     sampler = registry.construct("sampler", section)
     texts, result = generate(
       trained, batch, num=comparison.num_samples, seed=experiment.config.seed, sampler=sampler

@@ -475,3 +475,17 @@ def test_a_workdir_of_an_earlier_version_is_refused(tmp_path):
     check_workdir(str(tmp_path), config_json(base.config("micro")))
   train.check_workdir(str(tmp_path / "new"), config_json(base.config("micro")))
   check_workdir(str(tmp_path / "new"), config_json(base.config("micro")))
+
+
+def test_number_of_steps_is_counted_by_a_sampler_or_by_its_part():
+  """Comparisons ask before training whether a sampler has steps to set: once one failed after."""
+  own = {"name": "grid"}
+  part = {"name": "reveal", "budget": {"name": "even", "steps": 4}}
+  neither = {"name": "reveal"}
+  assert registry.counts_steps("sampler", own)
+  assert registry.with_steps("sampler", own, 2)["steps"] == 2
+  assert registry.counts_steps("sampler", part)
+  assert registry.with_steps("sampler", part, 2)["budget"] == {"name": "even", "steps": 2}
+  assert not registry.counts_steps("sampler", neither)
+  with pytest.raises(ValueError, match="'reveal' has no steps to set"):
+    registry.with_steps("sampler", neither, 2)
