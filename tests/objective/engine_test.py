@@ -244,7 +244,9 @@ def test_a_timing_is_fitted_in_the_units_in_which_it_draws():
   assert any(
     leaf.shape[:1] == (4,) and (np.abs(leaf).reshape(4, -1).max(1) > 0).all() for leaf in leaves
   )
-  assert engine.fit_times(model, PARAMS, None, None) == 0.0
+  params = {**PARAMS, "timing": start}
+  times = engine.draw_times(model, params, jax.random.key(1), BATCH, START)
+  assert engine.fit_times(model, params, times, None) == 0.0
 
 
 # Self-conditioning (trap 6 of continuous.md, section 22).

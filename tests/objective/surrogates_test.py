@@ -232,7 +232,7 @@ def test_focusing_by_hand():
 
   Both are finite for a token that is certain.
   """
-  zero = np.int32(0)
+  zero = np.zeros((), np.int32)
 
   @jit
   def at(x):

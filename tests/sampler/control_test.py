@@ -27,7 +27,7 @@ from diffusion_text.sampler.score import Random
 from diffusion_text.schedules.gaussian import LogSNR
 from diffusion_text.testing import Enumerable, ExactNetwork, check_sampler, exact_params
 from diffusion_text.timing import Shared
-from diffusion_text.types import Batch, Canvas, IdentityHead, Model, Prediction
+from diffusion_text.types import Batch, Canvas, DataFacts, IdentityHead, Model, Prediction
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 MASKED = Masked(vocab_size=3)
@@ -94,7 +94,7 @@ def independent(kind, name, steps):
   The first token is observed.
   """
   process = PROCESSES[name]
-  of_process = process.init(jax.random.key(5), None)
+  of_process = process.init(jax.random.key(5), DataFacts(length=LENGTH, vocab_size=V))
   ids = np.tile(np.arange(V, dtype=np.int32), ROWS)[:ROWS, None] * np.ones((1, LENGTH), np.int32)
   batch = Batch(ids, observed=np.tile(np.arange(LENGTH) == 0, (ROWS, 1)))
   bare = Grid(steps=steps)
