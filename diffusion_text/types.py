@@ -199,7 +199,7 @@ class Head:
       flat, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=jnp.float32
     )
     if self.bias is not None:
-      logits = logits + self.bias
+      logits = logits + jnp.broadcast_to(self.bias, logits.shape)
     return logits.reshape(*features.shape[:-1], logits.shape[-1])
 
 
@@ -600,7 +600,8 @@ class Process(Protocol):
   def posterior(
     self, params: Params, state: State, t: Float[Array, "*n"], output: Float[Array, "*n V"]
   ) -> Float[Array, "*n V"]:
-    """log p(x_i = v | z), normalised, with the evidence of z_i included."""
+    """log p(x_i = v | z), normalised, with the evidence of z_i included: a token that z_i excludes
+    has no chance, whatever the network answers."""
 
   def leave_one_out(
     self, params: Params, state: State, t: Float[Array, "*n"], output: Float[Array, "*n V"]

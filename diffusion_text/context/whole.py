@@ -51,8 +51,45 @@ def shifted_rows(noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Ba
   )
 
 
+class OneCopy:
+  """What contexts share that read each token once, noisy as it is: nothing is refused, the network
+  reads the same rows in training and in sampling, and the whole row is finished together.
+  """
+
+  unit: ClassVar[None] = None
+  reads_noisy: ClassVar[bool] = True
+
+  def check(self, model: Model, data: Any) -> None:
+    """Nothing is refused."""
+
+  def training_rows(
+    self,
+    key: Key,
+    noisy: Inputs,
+    clean: Inputs,
+    noise: Inputs,
+    times: Times,
+    batch: Batch,
+    progress: Progress,
+  ) -> Rows:
+    """The rows of sampling."""
+    del key, clean, progress
+    return self.sampling_rows(noisy, noise, times.network_time, batch)
+
+  def sampling_rows(
+    self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
+  ) -> Rows:
+    """Rows of one bidirectional block."""
+    del noise
+    return plain_rows(noisy, t, batch, block=None)
+
+  def positions_read(self, length: int) -> int:
+    """The number of tokens."""
+    return length
+
+
 @member
-class Full:
+class Full(OneCopy):
   """Every token sees the whole document, noisy as it is. One bidirectional block.
 
   answer_shift: 1 has token i answered at the position before it, as autoregressive weights have
@@ -64,9 +101,6 @@ class Full:
     0, "how many positions before a token its answer stands; 1 for weights of autoregressive models"
   )
 
-  unit: ClassVar[None] = None
-  reads_noisy: ClassVar[bool] = True
-
   def check(self, model: Model, data: Any) -> None:
     """Refuses shifted answers where a row holds several documents."""
     del model
@@ -77,27 +111,13 @@ class Full:
         " data.packing='stream', or context.name='next_token', which shifts what is read"
       )
 
-  def training_rows(
-    self,
-    key: Key,
-    noisy: Inputs,
-    clean: Inputs,
-    noise: Inputs,
-    times: Times,
-    batch: Batch,
-    progress: Progress,
-  ) -> Rows:
-    """The noisy tokens as they are."""
-    del key, clean, progress
-    return self.sampling_rows(noisy, noise, times.network_time, batch)
-
   def sampling_rows(
     self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
   ) -> Rows:
-    """The same rows; N + 1 positions if answers are shifted."""
+    """One bidirectional block; N + 1 positions if answers are shifted."""
     if self.answer_shift:
       return shifted_rows(noisy, noise, t, batch)
-    return plain_rows(noisy, t, batch, block=None)
+    return super().sampling_rows(noisy, noise, t, batch)
 
   def positions_read(self, length: int) -> int:
     """The row, and the position before it if answers are shifted."""
@@ -105,47 +125,23 @@ class Full:
 
 
 @member
-class Causal:
+class Causal(OneCopy):
   """Every token sees itself and the tokens on its left in its document, noisy as they are.
 
   For tokens that are generated one after the other nothing is missing; for others the bound is
   looser, not wrong.
   """
 
-  unit: ClassVar[None] = None
-  reads_noisy: ClassVar[bool] = True
-
-  def check(self, model: Model, data: Any) -> None:
-    """Nothing is refused."""
-
-  def training_rows(
-    self,
-    key: Key,
-    noisy: Inputs,
-    clean: Inputs,
-    noise: Inputs,
-    times: Times,
-    batch: Batch,
-    progress: Progress,
-  ) -> Rows:
-    """The noisy tokens as they are."""
-    del key, clean, progress
-    return self.sampling_rows(noisy, noise, times.network_time, batch)
-
   def sampling_rows(
     self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
   ) -> Rows:
-    """The same rows."""
+    """Rows in which each token is a block of its own."""
     del noise
     return plain_rows(noisy, t, batch, block=places(batch))
 
-  def positions_read(self, length: int) -> int:
-    """The row."""
-    return length
-
 
 @member
-class Annealed:
+class Annealed(OneCopy):
   """From an autoregressive context to a bidirectional one in the course of training: a coin per row
   says causal or full.
 
@@ -156,12 +152,6 @@ class Annealed:
 
   steps: int = option(..., "optimizer steps until all rows are bidirectional; 10000 is usual", ge=1)
 
-  unit: ClassVar[None] = None
-  reads_noisy: ClassVar[bool] = True
-
-  def check(self, model: Model, data: Any) -> None:
-    """Nothing is refused."""
-
   def training_rows(
     self,
     key: Key,
@@ -172,21 +162,10 @@ class Annealed:
     batch: Batch,
     progress: Progress,
   ) -> Rows:
-    """Rows of one block where the coin says so, causal ones elsewhere."""
+    """Rows of one block where the coin says so, causal rows elsewhere."""
     del clean, noise
     rows = batch.ids.shape[0]
     share = jnp.asarray(progress.step, jnp.float32) / self.steps
     full = draw_uniform(position_keys(key, rows, 1, progress)) < share
     block = jnp.where(full, 0, places(batch))
     return plain_rows(noisy, times.network_time, batch, block=block)
-
-  def sampling_rows(
-    self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch
-  ) -> Rows:
-    """Bidirectional rows."""
-    del noise
-    return plain_rows(noisy, t, batch, block=None)
-
-  def positions_read(self, length: int) -> int:
-    """The row."""
-    return length

@@ -98,7 +98,7 @@ class RMSNorm(nnx.Module):
     """The normed x, in its dtype."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)
-    return (wide * self.scale[...]).astype(x.dtype)
+    return (wide * jnp.broadcast_to(self.scale[...], x.shape)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -115,7 +115,7 @@ class LayerNorm(nnx.Module):
     wide = x.astype(jnp.float32)
     wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)
-    return (wide * self.scale[...]).astype(x.dtype)
+    return (wide * jnp.broadcast_to(self.scale[...], x.shape)).astype(x.dtype)
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
@@ -160,7 +160,7 @@ def rotary_angles(
 ) -> tuple[Float[Array, "B L 1 K2"], Float[Array, "B L 1 K2"]]:
   """Cosines and sines of the angles of each position and pair (RoPE, arXiv 2104.09864)."""
   rates = base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-  angles = position.astype(jnp.float32)[..., None, None] * rates
+  angles = position.astype(jnp.float32)[..., None, None] * rates[None, None, None]
   return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -93,6 +93,12 @@ class Absorbing(WithMask):
   The network's output is the posterior of a masked token, and says nothing about a visible one.
   """
 
+  def __post_init__(self):
+    if self.vocab_size < 1:
+      raise ValueError(
+        f"vocab_size={self.vocab_size} must be at least 1; take it from the tokenizer"
+      )
+
   def prior(self, params: Params, keys: Keys) -> Int[Array, "*n"]:
     """All mask."""
     del params

@@ -68,12 +68,6 @@ class Masked(Absorbing):
     None, "steps of a process in discrete time (D3PM: 1000); None: time is continuous", ge=1
   )
 
-  def __post_init__(self):
-    if self.vocab_size < 1:
-      raise ValueError(
-        f"vocab_size={self.vocab_size} must be at least 1; take it from the tokenizer"
-      )
-
   @property
   def reads_logits_as(self) -> Literal["posterior", "score"]:
     """The posterior, unless the option `prediction` says that logits are scores."""

@@ -99,10 +99,7 @@ class TokenMasked(Absorbing):
   )
 
   def __post_init__(self):
-    if self.vocab_size < 1:
-      raise ValueError(
-        f"vocab_size={self.vocab_size} must be at least 1; take it from the tokenizer"
-      )
+    super().__post_init__()
     if self.loss_order == "learned":
       if self.strength is not None:
         raise ValueError(

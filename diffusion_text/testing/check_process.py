@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_text.core.numerics import NEVER
 from diffusion_text.core.prng import fold, position_keys
 from diffusion_text.testing.exact_model import (
   exact_model,
@@ -51,9 +52,9 @@ def check_process(
 ) -> None:
   """Raises AssertionError, with what was found and expected, for a law that the process breaks.
 
-  In the order in which they are tried: "options", "shapes", "rounding", "elementwise", "steps",
-  "rate_at_noise", "clean", "noise", "evidence", "marginals", "posterior", "bound", "uniform",
-  "language".
+  In the order in which they are tried: "options", "shapes", "inputs", "rounding", "elementwise",
+  "excluded", "steps", "rate_at_noise", "clean", "noise", "evidence", "marginals", "posterior",
+  "bound", "uniform", "language".
 
   Args:
     process: it has one position per token.
@@ -107,8 +108,10 @@ def check_process(
     {
       "options": lambda: check_equal_options(process),
       "shapes": lambda: _check_shapes(process, params, language),
+      "inputs": lambda: elements().check_inputs(),
       "rounding": lambda: _check_rounding(process),
       "elementwise": lambda: elements().check_elementwise(),
+      "excluded": lambda: elements().check_excluded(),
       "steps": lambda: elements().check_steps(),
       "rate_at_noise": lambda: elements().check_rate_at_noise(),
       "clean": lambda: _check_clean(process, sample()),
@@ -127,7 +130,7 @@ def check_process(
 
 def _check_shapes(process: Process, params: Params, language: Enumerable) -> None:
   """Sizes that are announced are those of what comes."""
-  rows, length, size = 3, language.length, process.vocab_size
+  rows, length = 3, language.length
   batch = Batch(language.systematic(rows))
   shape = process.in_positions(batch).ids.shape
   law = f"in_positions, of {process}"
@@ -149,9 +152,6 @@ def _check_shapes(process: Process, params: Params, language: Enumerable) -> Non
     width = inputs.vectors.shape[-1]
     announced = process.input_sizes.vectors
     expect(width == announced, f"input_sizes.vectors, of {process}", announced, width)
-  if inputs.ids is not None:
-    known = process.input_sizes.ids >= size
-    expect(known, f"input_sizes.ids, of {process}", process.input_sizes.ids, f"at least {size}")
   want = (*shape, process.estimate_size)
   expect(estimate.shape == want, f"estimate, of {process}", estimate.shape, want)
   expect(terms.shape == shape, f"boundary_terms, of {process}", terms.shape, shape)
@@ -207,6 +207,24 @@ class _Elements:
     law = f"a position in another company is the same, of {self.process}"
     expect_same(found, expected, law, 1e-4)
 
+  def check_inputs(self) -> None:
+    """The network knows every id that stands in noise, in corrupted or in clean tokens."""
+    for name in ("read", "read_noise", "read_clean"):
+      ids = self.found[name]
+      if ids is not None:
+        known = self.process.input_sizes.ids
+        law = f"input_sizes.ids, of {self.process}, is above every id that `inputs` gives"
+        expect((ids >= 0) & (ids < known), law, known, f"at least {ids.max() + 1}")
+
+  def check_excluded(self) -> None:
+    """Whatever the network answers, the posterior of a token that the evidence excludes is 0."""
+    if "posterior" not in self.found:
+      return
+    chance = np.exp(self.found["posterior"])
+    left = np.where(self.found["evidence"] <= NEVER, chance, 0.0)
+    law = f"posterior, of {self.process}, of tokens that the evidence excludes"
+    expect(left < 1e-6, law, left.max(), 0.0)
+
   def check_steps(self) -> None:
     """What is said not to change does not, and what arrives at 0 is clean."""
     process, found = self.process, self.found
@@ -247,8 +265,18 @@ def _every_method(process, params, keys, clean, t, s, output) -> dict[str, Any]:
   asked = params, state, t, output
   step = process.step(params, fold(keys, 1), state, output, t, s)
   decoded = process.decode(params, step)
+  noise = process.prior(params, keys)
+
+  def ids_read(state, t):
+    """The ids that the network would read, as rows of one token; None if it reads vectors."""
+    rows = jax.tree.map(lambda leaf: leaf[:, None], state)
+    return process.inputs(params, rows, t[:, None]).ids
+
   found = {
-    "prior": process.prior(params, keys),
+    "prior": noise,
+    "read": ids_read(state, t),
+    "read_noise": ids_read(noise, jnp.ones_like(t)),
+    "read_clean": ids_read(clean, jnp.zeros_like(t)),
     "corrupt": state,
     "evidence": process.evidence(params, state, t),
     "estimate": process.estimate(*asked),

@@ -1,4 +1,5 @@
-"""One training step under JAX's own strictness: no NaN, and no key used twice."""
+"""One training step under JAX's own strictness: no implicit rank promotion, no NaN, and no key used
+twice."""
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ def gradient():
 @pytest.mark.parametrize(
   "strict",
   [
+    pytest.param(lambda: jax.numpy_rank_promotion("raise"), id="rank promotion"),
     pytest.param(lambda: jax.debug_nans(True), id="NaN"),
     pytest.param(lambda: jax.debug_key_reuse(True), id="key reuse"),
   ],
@@ -41,6 +43,8 @@ def test_a_step_under_strictness(gradient, strict):
 
 
 def test_the_strictness_is_real():
+  with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="rank"):
+    jax.numpy.ones((2, 3)) + jax.numpy.ones(3)
   with jax.debug_nans(True), pytest.raises(FloatingPointError):
     jax.numpy.log(jax.numpy.float32(-1)).block_until_ready()
   with jax.debug_key_reuse(True), pytest.raises(Exception, match=r"reuse|consumed"):

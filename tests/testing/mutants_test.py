@@ -25,7 +25,7 @@ from diffusion_text.testing import (
   exact_model,
 )
 from diffusion_text.timing.along_row import Independent, Shared
-from diffusion_text.types import Layout, Progress
+from diffusion_text.types import InputSizes, Layout, Progress
 from tests.testing.madeup.context import Padded
 from tests.testing.madeup.objective import Humble
 from tests.testing.madeup.sampler import Backwards
@@ -98,6 +98,19 @@ class Suspects(Masked):
     return super().posterior(params, state, t, 0.5 * output)
 
 
+class KnowsNoMask(Masked):
+  @property
+  def input_sizes(self):
+    return InputSizes(ids=self.vocab_size)
+
+
+class DoubtsWhatItSees(Masked):
+  """Right with the exact network, which says the evidence itself, and with no other one."""
+
+  def posterior(self, params, state, t, output):
+    return jax.nn.log_softmax(output, axis=-1)
+
+
 class StopsHalfway(Masked):
   def step(self, params, keys, state, output, t, s):
     return super().step(params, keys, state, output, t, t - (t - s) / 2)
@@ -120,8 +133,10 @@ class Greedy(Masked):
   [
     ("options", NoTwoAreEqual),
     ("shapes", MisjudgesItsEstimate),
+    ("inputs", KnowsNoMask),
     ("rounding", RoundsDown),
     ("elementwise", OneCoinForAll),
+    ("excluded", DoubtsWhatItSees),
     ("steps", ChangesWhatItKeeps),
     ("rate_at_noise", ClaimsToBeLinear),
     ("clean", ForgetsTheTime),
