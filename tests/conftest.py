@@ -19,9 +19,9 @@ from jaxtyping import install_import_hook
 import tests.typecheck  # noqa: F401  (found by its name, below)
 
 # Shapes and types in signatures are checked at every call of these rooms, before any of them is
-# imported. Not yet of `sampler` and `kernels`, whose tests leave out arguments that a part ignores.
+# imported.
 CHECKED = ("core", "schedules", "timing", "context", "process", "objective", "contrib")
-CHECKED = (*CHECKED, "reader", "model")
+CHECKED = (*CHECKED, "reader", "model", "sampler", "kernels")
 install_import_hook([f"diffusion_text.{room}" for room in CHECKED], "tests.typecheck.checker")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

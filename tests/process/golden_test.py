@@ -236,7 +236,7 @@ def ancestral_law(steps: int) -> np.ndarray:
   law = np.zeros(256)
   law[-1] = 1.0  # all mask
   for number in range(steps, 0, -1):
-    t, s = np.float32(number / steps), np.float32((number - 1) / steps)
+    t, s = jnp.float32(number / steps), jnp.float32((number - 1) / steps)
     reveal = float(reveal_probability(Linear(), t, s))
     masked = np.concatenate(
       [reveal * predicted, np.full((*predicted.shape[:2], 1), 1 - reveal)], axis=-1

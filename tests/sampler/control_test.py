@@ -28,6 +28,7 @@ from diffusion_text.schedules.gaussian import LogSNR
 from diffusion_text.testing import Enumerable, ExactNetwork, check_sampler, exact_params
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Canvas, DataFacts, IdentityHead, Model, Prediction
+from tests.sampler.queries import query_of
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 MASKED = Masked(vocab_size=3)
@@ -231,7 +232,9 @@ def test_what_is_added(wrt):
     model = model_of(MASKED)
     state = control.init(model, params, canvas)
     prediction = Prediction(logits, IdentityHead())
-    return control.step(model, params, canvas, state, prediction, None, canvas.active)[0]
+    t = control.times(model, params, canvas, state)
+    query = query_of(canvas, t, canvas.active)
+    return control.step(model, params, canvas, state, prediction, query, canvas.active)[0]
 
   after = np.asarray(run(jnp.array([[3, 1]]), logits))
   p, g = np.exp(logits[0, 0]) / np.exp(logits[0, 0]).sum(), np.array([3.0, 0.0, 0.0])

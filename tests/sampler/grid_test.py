@@ -27,7 +27,8 @@ from diffusion_text.testing.exact_model import exact_model
 from diffusion_text.testing.exact_network import ExactNetwork
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.timing import Shared, Slanted
-from diffusion_text.types import Batch, Canvas, Query
+from diffusion_text.types import Batch, Canvas
+from tests.sampler.queries import query_of
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 MASKED = Masked(vocab_size=3)
@@ -199,10 +200,9 @@ def one_step(model, sampler, params, key):
   length = jnp.full(MANY, 3)
   canvas = Canvas(state, everywhere, keys, jnp.zeros(MANY, jnp.int32), length)
   walked = sampler.init(model, params, canvas)
-  batch = Batch(ids)
-  query = Query(state, t, jnp.int32(0), everywhere, batch, state)
+  query = query_of(canvas, t, everywhere)
   inputs = process.inputs(own, state, t)
-  rows = model.context.sampling_rows(inputs, inputs, t, batch)
+  rows = model.context.sampling_rows(inputs, inputs, t, Batch(ids))
   prediction = model.network.apply(params["network"], rows)
   needs = sampler.needs(model, params, canvas, walked)
   after, _ = sampler.step(model, params, canvas, walked, prediction, query, needs)

@@ -21,6 +21,7 @@ from diffusion_text.testing.exact_model import exact_model
 from diffusion_text.testing.exact_network import ExactNetwork
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.types import Batch, Canvas, IdentityHead, Prediction
+from tests.sampler.queries import query_of
 
 V, B, L, E = 5, 2, 4, 3
 PROCESS = Embedding(vocab_size=V, width=E)
@@ -101,7 +102,8 @@ def check_start():
       if len(states) == 0:
         last, before = walked.extra
         walked = walked._replace(extra=(last + 1, jnp.where(has, 1.0, before)))
-      states.append(sampler.step(model, params, canvas, walked, prediction, None, needs))
+      query = query_of(canvas, walked.t, needs)
+      states.append(sampler.step(model, params, canvas, walked, prediction, query, needs))
     return states
 
   (ours, walked), (theirs, _) = run(params)

@@ -30,6 +30,7 @@ from diffusion_text.testing import (
 )
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Canvas, IdentityHead, Model, Prediction
+from tests.sampler.queries import query_of
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 PROCESS = Masked(vocab_size=3)
@@ -212,7 +213,7 @@ def window(rows, state):
 )
 def test_times_of_a_loop(schedule, timing):
   process = Masked(vocab_size=3, schedule=schedule)
-  model = Model(None, process, timing, Full())
+  model = Model(ExactNetwork(process), process, timing, Full())
 
   @jax.jit
   def run(canvas):
@@ -265,7 +266,7 @@ class Pair(Shared):
 
 
 T, S = (0.9, 0.4, 0.5, 0.7), (0.6, 0.1, 0.5, 0.2)
-PAIRED = Model(None, PROCESS, Pair(), Full(), chunk=8192)
+PAIRED = MODEL._replace(timing=Pair())
 TRUE = np.array([0, 2, 1, 1])
 LOTS = 40_000
 
@@ -277,11 +278,13 @@ def one_call(sampler, keys):
   ids = jnp.broadcast_to(TRUE, keys.shape)
   text = PROCESS.corrupt({}, position_keys(jax.random.key(5), *keys.shape), ids, t)
   canvas = window(len(keys), MASK)._replace(state=text, keys=keys)
-  state = sampler.init(PAIRED, {"process": {}, "timing": {}}, canvas)
+  nothing = {"process": {}, "timing": {}}
+  state = sampler.init(PAIRED, nothing, canvas)
   logits = jnp.where(jnp.arange(3) == ids[..., None], 0.0, -1e30)
   prediction = Prediction(logits, IdentityHead())
-  needs = sampler.needs(PAIRED, {}, canvas, state)
-  return text, sampler.step(PAIRED, {"process": {}}, canvas, state, prediction, None, needs)[0]
+  needs = sampler.needs(PAIRED, nothing, canvas, state)
+  query = query_of(canvas, t, needs)
+  return text, sampler.step(PAIRED, nothing, canvas, state, prediction, query, needs)[0]
 
 
 def check_kept(sampler):
@@ -357,7 +360,8 @@ def test_what_each_token_had_is_remembered():
     nothing = {"process": {}, "timing": {}}
     state = sampler.init(MODEL, nothing, canvas)
     prediction = Prediction(logits, IdentityHead())
-    return sampler.step(MODEL, nothing, canvas, state, prediction, None, canvas.active)
+    query = query_of(canvas, state.t, canvas.active)
+    return sampler.step(MODEL, nothing, canvas, state, prediction, query, canvas.active)
 
   text, then = run(window(64, MASK), logits)
   clean = np.asarray(text) < MASK

@@ -221,17 +221,19 @@ def view_of(waiting, total, step):
   level = waiting.astype(jnp.float32)
   canvas = canvas_of(np.ones(waiting.shape, bool))
   step = jnp.full(waiting.shape[0], step, jnp.int32)
-  return View(None, {}, canvas, canvas.keys, waiting, waiting, level, jnp.asarray(total), step)
+  model, total = model_of(MASKED), jnp.asarray(total)
+  return View(model, {}, canvas, canvas.keys, waiting, waiting, level, total, step)
 
 
 def spend(budget, total, width):
   """How many tokens each call commits, [calls, rows], until nothing waits."""
   waiting = np.arange(width) < total[:, None]
   score = jnp.asarray(np.random.default_rng(0).random(waiting.shape), jnp.float32)
+  ids, max_prob = jnp.zeros(score.shape, jnp.int32), jnp.full(score.shape, -9.0)
   spent = []
   while waiting.any():
     view = view_of(waiting, total, len(spent))
-    proposal = Proposal(score, None, None, {"max_prob": jnp.full(score.shape, -9.0)})
+    proposal = Proposal(score, ids, max_prob, {"max_prob": max_prob})
     chosen = np.asarray(budget(view, proposal, view.waiting))
     assert not (chosen & ~waiting).any() and len(spent) < 100
     lowest = np.where(chosen, score, np.inf).min(1, keepdims=True)
@@ -383,7 +385,8 @@ def test_reading_what_was_not_answered_would_be_noticed():
 def test_remasking_takes_back_visible_tokens_in_the_first_calls():
   waiting = np.arange(400)[None] % 2 == np.zeros((50, 1))
   view = view_of(waiting, np.full(50, 400), 2)
-  proposal = Proposal(None, jnp.zeros(waiting.shape, jnp.int32), None, {})
+  score = jnp.zeros(waiting.shape)
+  proposal = Proposal(score, jnp.zeros(waiting.shape, jnp.int32), score, {})
   change = Remask(probability=0.2, calls=3)(view, proposal, view.waiting)
   assert not (np.asarray(change.where) & waiting).any() and (np.asarray(change.level) == 1).all()
   assert np.asarray(change.where)[~waiting].mean() == pytest.approx(0.2, abs=0.02)

@@ -25,6 +25,7 @@ from diffusion_text.testing import (
 )
 from diffusion_text.timing import Shared, Slanted
 from diffusion_text.types import Batch, Canvas, Model
+from tests.sampler.queries import query_of
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 MASK = 3
@@ -59,7 +60,8 @@ def test_routing_keeps_what_it_says(rate):
   total = np.arange(1, 300)
   for steps in (1, 2, 3, 7, 10, 64):
     sampler = Routed(steps=steps, rate=rate)
-    kept = np.asarray(sampler.kept(jnp.arange(steps)[:, None], total[None]))
+    step, tokens = map(jnp.asarray, np.meshgrid(np.arange(steps), total, indexing="ij"))
+    kept = np.asarray(sampler.kept(step, tokens))
     assert (np.diff(kept, axis=0) >= 0).all() and (kept[-1] == total).all()
     assert (np.abs(kept - share_of(rate, 1, steps)[:, None] * total) < 1 + 1e-4).all()
 
@@ -68,8 +70,9 @@ def test_routing_keeps_what_it_says(rate):
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=repr)
 def test_routing_tells_the_time_of_what_it_kept(rate, schedule):
   """Whatever the timing: all tokens at the time at which the schedule keeps the share kept."""
-  zeros = jnp.zeros(6, jnp.int32)
-  canvas = Canvas(None, jnp.ones((6, 4), bool), None, zeros, zeros + 4)
+  zeros, text = jnp.zeros(6, jnp.int32), jnp.zeros((6, 4), jnp.int32)
+  keys = token_keys(row_keys(0, 6), 4)
+  canvas = Canvas(text, jnp.ones((6, 4), bool), keys, zeros, zeros + 4)
   model = model_of(Uniform(vocab_size=3, schedule=schedule), Slanted(spread=2.0))
   times = Routed(steps=5, rate=rate).times(model, {}, canvas, Routing(jnp.arange(6)))
   want = np.tile(share_of(rate, 0, 5)[:, None], (1, 4))
@@ -176,7 +179,8 @@ def second_call(process):
     inputs = process.inputs({}, canvas.state, t)
     rows = model.context.sampling_rows(inputs, inputs, t, Batch(canvas.state))
     prediction = model.network.apply(params["network"], rows)
-    return sampler.step(model, params, canvas, state, prediction, None, canvas.active)[0]
+    query = query_of(canvas, t, canvas.active)
+    return sampler.step(model, params, canvas, state, prediction, query, canvas.active)[0]
 
   return np.asarray(run(exact_params(TOY), token_keys(row_keys(0, len(TEXT)), 4)))
 
