@@ -18,6 +18,17 @@ def cross_entropy(logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[
   return jax.nn.logsumexp(logits, axis=-1) - at_ids(logits, ids)
 
 
+def steep_cross_entropy(logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
+  """-log softmax(logits)[ids] in nats, of logits that are far larger than a nat.
+
+  It is log(1 + sum over the other tokens of e^difference), which is never below 0. `cross_entropy`
+  subtracts two numbers of the size of the logits, and programs round these at two places.
+  """
+  ahead = logits - at_ids(logits, ids)[..., None]
+  others = jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], NEVER, ahead)
+  return jax.nn.softplus(jax.nn.logsumexp(others, axis=-1))
+
+
 def log_prob_of(logits: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, "*n"]:
   """log softmax(logits)[ids] in nats."""
   return -cross_entropy(logits, ids)

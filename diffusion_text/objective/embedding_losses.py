@@ -43,7 +43,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.capability import require
-from diffusion_text.core.numerics import TINY, cross_entropy, smoothed_cross_entropy
+from diffusion_text.core.numerics import TINY, smoothed_cross_entropy, steep_cross_entropy
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import position_keys, stream
 from diffusion_text.objective import engine
@@ -182,7 +182,7 @@ class EmbeddingLosses(OneReading):
 
     def cost(process_params, rows):
       state, ids = rows
-      return cross_entropy(process.products(process_params, state)[0], ids)
+      return steep_cross_entropy(process.products(process_params, state)[0], ids)
 
     everywhere = jnp.ones(ids.shape, bool)
     return engine.map_tokens(model, cost, params["process"], everywhere, (state, ids))

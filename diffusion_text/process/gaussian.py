@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.numerics import cross_entropy
+from diffusion_text.core.numerics import steep_cross_entropy
 from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.core.prng import draw_categorical, draw_normal, fold
 from diffusion_text.process.base import PerToken, by_position
@@ -367,7 +367,7 @@ class Gaussian(PerToken):
     def cost(ids, key_data):
       noise = draw_normal(fold(jax.random.wrap_key_data(key_data), 5), self.size)
       state = gain.alpha * self.encode(params, ids) + self.noise_scale * gain.sigma * noise
-      return cross_entropy(self._evidence(params, state, gain), ids)
+      return steep_cross_entropy(self._evidence(params, state, gain), ids)
 
     return by_position(cost, ids, jax.random.key_data(keys))
 

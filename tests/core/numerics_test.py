@@ -1,0 +1,42 @@
+"""Log-probabilities of tokens against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_text.core.numerics import cross_entropy, steep_cross_entropy
+from diffusion_text.core.prng import position_keys
+from diffusion_text.process.embedding import Embedding
+
+IDS = np.arange(64, dtype=np.int32) % 8
+
+
+def in_float64(logits):
+  """-log softmax(logits)[IDS]."""
+  logits = np.asarray(logits, np.float64)
+  return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(64), IDS]
+
+
+def test_steep_and_plain_logits():
+  """Equal for plain logits, with their gradients; of steep ones only one keeps its digits."""
+  plain = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+  both = jax.jit(lambda x: (cross_entropy(x, IDS), steep_cross_entropy(x, IDS)))
+  for found in both(plain):
+    np.testing.assert_allclose(found, in_float64(plain), rtol=2e-6)
+  slopes = jax.jit(jax.jacrev(lambda x: [jnp.sum(x) for x in both(x)]))(plain)
+  np.testing.assert_allclose(*slopes, atol=1e-6)
+  # The true token is about 7 nats ahead, of logits near 50,000.
+  steep = np.float32(5e4 + plain)
+  steep[np.arange(64), IDS] += 7
+  np.testing.assert_allclose(both(steep)[1], in_float64(steep), rtol=1e-5)
+  assert np.abs(both(steep)[0] - in_float64(steep)).max() > 1e-4
+
+
+def test_no_token_costs_less_than_nothing():
+  """A token that is read out of its own vector at the end of the path, where logits are 1e5."""
+  process = Embedding(vocab_size=8, width=4)
+  params = {"embedding": np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)}
+  ids = IDS.reshape(8, 8)
+  cost = jax.jit(lambda keys: process.reconstruction(params, keys, ids))
+  found = np.asarray(cost(position_keys(jax.random.key(0), 8, 8)))
+  assert (found >= 0).all() and found.max() < 1e-6
