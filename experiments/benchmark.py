@@ -1,9 +1,10 @@
-"""Prints JSON lines of speed and memory. Ratios are within the run; quote those.
+r"""Prints JSON lines of speed and memory. Ratios are within the run; quote those.
 
-python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=16
---vocab_size=128 python -m experiments.benchmark --config=configs/mdlm.py:tiny
---config.train.batch_size=4 --vocab_size=32768 --full_logits python -m experiments.benchmark
---what=attention|cross_entropy --lengths=256,1024
+  python -m experiments.benchmark --config=configs/mdlm.py:tiny --vocab_size=128
+  python -m experiments.benchmark --config=configs/mdlm.py:tiny --config.train.batch_size=4 \
+      --vocab_size=32768 --full_logits
+  python -m experiments.benchmark --what=attention --lengths=256,1024
+  python -m experiments.benchmark --what=cross_entropy
 """
 
 import json

@@ -1,9 +1,10 @@
-"""Trains several systems under one roof, and writes one table and one plot. Everything but the
+r"""Trains several systems under one roof, and writes one table and one plot. Everything but the
 system comes from --base.
 
-  python -m experiments.compare --configs=mdlm,md4,bd3lm,autoregressive --budget=600
-  --workdir=runs/compare [--jobs=2] python -m experiments.compare --configs=mdlm,my/own.py
-  --steps=1000 --base.data.length=64 --workdir=runs/short
+  python -m experiments.compare --configs=mdlm,md4,bd3lm,autoregressive --budget=600 \
+      --workdir=runs/compare [--jobs=2]
+  python -m experiments.compare --configs=mdlm,my/own.py --steps=1000 --base.data.length=64 \
+      --workdir=runs/short
 
 A system with results is skipped and one that was stopped goes on; one that fails is reported, the
 others go on, and the exit code is 1.

@@ -1,9 +1,9 @@
-"""Steers a generator to an attribute that it was never told of, and shows what that costs: one
+r"""Steers a generator to an attribute that it was never told of, and shows what that costs: one
 table.
 
   python -m experiments.control --workdir=runs/control
-  python -m experiments.control --workdir=runs/control --system=configs/diffusion_lm.py
-  --guidance=latents --inner_steps=3
+  python -m experiments.control --workdir=runs/control --system=configs/diffusion_lm.py \
+      --guidance=latents --inner_steps=3
 
 The attribute is the novel (--target) that a row of text seems to be from. What is trained already
 is not trained again: the generator is kept in the workdir under its system's name, the

@@ -1,7 +1,7 @@
 """Says in one screen what this machine can do: Python, jax, devices, kernels, memory, and which
 extras are missing.
 
-python -m experiments.doctor
+  python -m experiments.doctor
 """
 
 import importlib.metadata

@@ -1,16 +1,20 @@
-"""Scores a trained model: the bound on held-out text in nats/token, perplexity and bits per
+r"""Scores a trained model: the bound on held-out text in nats/token, perplexity and bits per
 character, with its standard error.
 
-python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4] [--max_rows=1000]
-(on all devices of all processes)
+  python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4] \
+      [--max_rows=1000]
+
+It uses all devices of all processes.
 
 --variance: instead, a table of the ways to draw the same bound, with the variance of each: which
-gives most for its price. python -m experiments.evaluate --workdir=runs/mdlm --variance
---max_rows=256 [--num_draws=8]
+gives most for its price.
+
+  python -m experiments.evaluate --workdir=runs/mdlm --variance --max_rows=256 [--num_draws=8]
 
 --decoding: of a Gaussian process, the validation bound for 16 log-SNRs at which tokens may be
-decoded, and the score for the best of them. python -m experiments.evaluate --workdir=runs/plaid
---decoding [--num_draws=4]     # from then on: --decode_at=…
+decoded, and the score for the best of them. From then on it is --decode_at=….
+
+  python -m experiments.evaluate --workdir=runs/plaid --decoding [--num_draws=4]
 """
 
 import dataclasses

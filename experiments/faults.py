@@ -1,8 +1,8 @@
-"""Kills, starves and damages a small run again and again, and holds it against an undisturbed one,
+r"""Kills, starves and damages a small run again and again, and holds it against an undisturbed one,
 bit for bit.
 
-  python -m experiments.faults --workdir=/tmp/faults --faults=60 [--seed=0] [--processes=2]
-  [--kinds=start,train,save]
+  python -m experiments.faults --workdir=/tmp/faults --faults=60 [--seed=0] [--processes=2] \
+      [--kinds=start,train,save]
 
 Kinds: kill -9 during the start, after a step, during a save; the newest checkpoint cut short; a
 full disk; SIGTERM. The workdir must be new; every process has a log there. Exit code 1 if anything

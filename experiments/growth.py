@@ -1,9 +1,9 @@
-"""Measures how cost grows, in ratios: step time, temporaries and compilation with length, batch,
+r"""Measures how cost grows, in ratios: step time, temporaries and compilation with length, batch,
 vocabulary, devices and parameters; the bytes and seconds of a checkpoint, and the seconds to the
 first step, with parameters. Writes growth.json and growth.png.
 
-  python -m experiments.growth --workdir=runs/growth [--axes=length,batch] [--largest=4096]
-  [--rounds=5]
+  python -m experiments.growth --workdir=runs/growth [--axes=length,batch] [--largest=4096] \
+      [--rounds=5]
 
 Set, where they are not the axis: rows (1 along length, else 8), accumulation 1, V = 1024, one
 device, heads of 64. A checkpoint is read back from a warm cache of files. On one device the devices

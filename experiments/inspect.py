@@ -1,13 +1,15 @@
-"""Prints what a config is, without running it, or what can be chosen.
+r"""Prints what a config is, without running it, or what can be chosen.
 
-  python -m experiments.inspect --config=configs/mdlm.py:small        # parameters, sharding, FLOPs,
-  memory python -m experiments.inspect --options=process                     # the names of a
-  section python -m experiments.inspect --options=process.embedding           # options: meaning,
-  default, range python -m experiments.inspect --config=configs/mdlm.py:1b --topology=v5e:16x16
-  --vocab_size=32000 [--sampler]
-
-The last one says what the TPU compiler makes of it for a slice that is not there (needs libtpu;
-minutes for the large sizes).
+  # Parameters, sharding, FLOPs, memory.
+  python -m experiments.inspect --config=configs/mdlm.py:small
+  # The names that a section may have.
+  python -m experiments.inspect --options=process
+  # The options of one choice: meaning, default, range.
+  python -m experiments.inspect --options=process.embedding
+  # What the TPU compiler makes of it for a slice that is not there (needs libtpu; minutes for the
+  # large sizes).
+  python -m experiments.inspect --config=configs/mdlm.py:1b --topology=v5e:16x16 \
+      --vocab_size=32000 [--sampler]
 """
 
 from absl import flags

@@ -1,8 +1,8 @@
-"""Trains a tokenizer on a config's training split and saves it to a file, for
+r"""Trains a tokenizer on a config's training split and saves it to a file, for
 --config.data.tokenizer_path.
 
-python -m experiments.tokenize --config=configs/mdlm.py --config.data.tokenizer=sentencepiece
---config.data.vocab_size=4096 --output=bpe4096
+  python -m experiments.tokenize --config=configs/mdlm.py \
+      --config.data.tokenizer=sentencepiece --config.data.vocab_size=4096 --output=bpe4096
 """
 
 import pathlib

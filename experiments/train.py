@@ -1,7 +1,7 @@
-"""Trains a config in a workdir, going on from its newest checkpoint if there is one.
+r"""Trains a config in a workdir, going on from its newest checkpoint if there is one.
 
-  python -m experiments.train --config=configs/mdlm.py:tiny --workdir=runs/mdlm
-  [--config.train.steps=100] [--dry_run]
+  python -m experiments.train --config=configs/mdlm.py:tiny --workdir=runs/mdlm \
+      [--config.train.steps=100] [--dry_run]
 
 Exit code 42 after SIGTERM (saved; run the same command again), 130 after Ctrl-C (saved too).
 Several processes: see processes.py.

@@ -406,12 +406,16 @@ def check_language(row: Row, process, options, steps=192):
   """Steps of the exact network from the prior give the language; 0.011 of it is the draws'."""
   params = params_of(process)
   state = process.prior(params, KEYS)
+
+  @jax.jit
+  def stepped(number, state, logits, t, s):
+    return process.step_towards(params, fold(KEYS, 100 + number), state, logits, t, s, options)
+
+  read = jax.jit(lambda state, t: process.inputs(params, state, t))
   for number in range(steps):
-    t, s = (jnp.full((ROWS, 2), 1 - (number + i) / steps, jnp.float32) for i in (0, 1))
-    found = clues(row, process, params, process.inputs(params, state, t), t)
-    logits, _ = exact(process, TOY, found)
-    keys = fold(KEYS, 100 + number)
-    state = process.step_towards(params, keys, state, logits, t, s, options)
+    t, s = (np.full((ROWS, 2), 1 - (number + i) / steps, np.float32) for i in (0, 1))
+    logits, _ = exact(process, TOY, clues(row, process, params, read(state, t), t))
+    state = stepped(number, state, logits, t, s)
   found = TOY.histogram(np.asarray(process.decode(params, state)))
   assert TOY.total_variation(found) < 0.03
 
