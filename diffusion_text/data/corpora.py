@@ -1,27 +1,24 @@
 """Where text comes from.
 
 A corpus yields the documents of a split as `str`, in a fixed order. Its `identity()` is a string
-that changes when the source changes; the names of cached token files contain it. Text is never
-normalised: the model sees the file as it is.
+that changes when the content of the source changes, and not when the source moves; the names of
+cached token files contain it. Text is never normalised: the model sees the file as it is.
 """
 
 from __future__ import annotations
 
 import bisect
-import hashlib
-import json
 import lzma
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
-from diffusion_text.core.options import member
-from diffusion_text.data import pair_files, tfds_corpus
-
-SPLITS = ("train", "validation", "test")
+from diffusion_text.core.options import member, option
+from diffusion_text.data import pair_files, splits, text_files, tfds_corpus
+from diffusion_text.data.splits import ALL, SPLITS
+from diffusion_text.data.text_files import BadRows, Row
 
 # Austen's six novels: 10,304 paragraphs, 7 of them empty, between the novels. There are 4,007,105
 # characters with line ends: 93.0 % train, 2.0 % validation, 5.0 % test.
@@ -41,37 +38,39 @@ AUSTEN_NOVELS = {
 AUSTEN_NOVELS |= {"northanger_abbey": 8211, "persuasion": 9268}
 AUSTEN_SHA256 = "39397e3b3736c343fba95d41f60b878e3a7ec9a5cc545c76a3d861b0b18bbc49"
 
+# Where the parts of a file of one long string begin and end, in hundredths.
+_TEXT8_HUNDREDTHS = {"train": (0, 90), "validation": (90, 95), "test": (95, 100), ALL: (0, 100)}
+
 # Which hundredths of the training documents replace a split that a folder does not have.
 CARVED_HUNDREDTHS = {"test": range(0, 5), "validation": range(5, 7)}
 
-SPLIT_NAMES = {
-  "train": "train",
-  "training": "train",
-  "validation": "validation",
-  "valid": "validation",
-  "val": "validation",
-}
-SPLIT_NAMES |= {"dev": "validation", "test": "test"}
+_SKIP = "refuse: a row that cannot be read is an error; skip: it is left out, and said"
 
 
 class Corpus(Protocol):
   """Documents by split."""
 
   def documents(self, split: str) -> Iterator[str]:
-    """The documents of "train", "validation" or "test".
+    """The documents of "train", "validation" or "test", or "all" of them.
 
     Raises:
       ValueError, FileNotFoundError: Before the first document.
     """
 
-  def identity(self) -> str:
-    """A string that changes if the source changes."""
+  def identity(self, memo: Path | None = None) -> str:
+    """A string that changes if the content of the source changes.
+
+    memo: a folder that keeps the hashes of files, so that a file is read again only if it changed.
+    """
+
+  def origin(self, split: str) -> str:
+    """Where the documents of a split come from, and why they are in it, in one line."""
 
 
 def check_split(split: str) -> None:
-  """Raises ValueError for anything but the three splits."""
-  if split not in SPLITS:
-    raise ValueError(f"split={split!r} is not a split; use one of {', '.join(SPLITS)}")
+  """Raises ValueError for anything but the three splits and "all"."""
+  if split not in (*SPLITS, ALL):
+    raise ValueError(f"split={split!r} is not a split; use one of {', '.join(SPLITS)}, {ALL}")
 
 
 @member
@@ -88,7 +87,7 @@ class Austen:
     """Paragraphs, in the order of the books."""
     check_split(split)
     packed = resources.files("diffusion_text.data").joinpath("austen.txt.xz").read_bytes()
-    begin, end = AUSTEN_PARAGRAPHS[split]
+    begin, end = _austen_paragraphs(split)
     # The file ends with a newline, so the piece after the last newline is no paragraph.
     return iter(lzma.decompress(packed).decode("utf-8").split("\n")[begin:end])
 
@@ -97,12 +96,18 @@ class Austen:
     check_split(split)
     begins = list(AUSTEN_NOVELS.values())
     return tuple(AUSTEN_NOVELS), [
-      bisect.bisect_right(begins, place) - 1 for place in range(*AUSTEN_PARAGRAPHS[split])
+      bisect.bisect_right(begins, place) - 1 for place in range(*_austen_paragraphs(split))
     ]
 
-  def identity(self) -> str:
+  def identity(self, memo: Path | None = None) -> str:
     """The sha256 of the uncompressed file."""
+    del memo  # the file is part of the package
     return f"austen:{AUSTEN_SHA256}"
+
+  def origin(self, split: str) -> str:
+    """The paragraphs of the split."""
+    begin, end = _austen_paragraphs(split)
+    return f"paragraphs {begin} to {end - 1} of the six bundled novels, a fixed split"
 
 
 @member
@@ -119,61 +124,77 @@ class Text8:
   def documents(self, split: str) -> Iterator[str]:
     """One document. Raises FileNotFoundError if there is no such file."""
     check_split(split)
-    with _existing_text8(self.path).open(encoding="utf-8", newline="") as file:
-      text = file.read()
-    first, second = len(text) * 90 // 100, len(text) * 95 // 100
-    part = {"train": text[:first], "validation": text[first:second], "test": text[second:]}[split]
+    text = text_files.whole_text(_existing_text8(self.path))
+    begin, end = _TEXT8_HUNDREDTHS[split]
+    part = text[len(text) * begin // 100 : len(text) * end // 100]
     return iter([part] if part else [])
 
-  def identity(self) -> str:
-    """The path, size and time of the file."""
-    return f"text8:{_file_identity(_existing_text8(self.path))}"
+  def identity(self, memo: Path | None = None) -> str:
+    """A hash of the file."""
+    return f"text8:{splits.file_digest(_existing_text8(self.path), memo)}"
+
+  def origin(self, split: str) -> str:
+    """The part of the file."""
+    begin, end = _TEXT8_HUNDREDTHS[split]
+    return f"{self.path}: {begin} % to {end} % of its characters, a fixed split"
 
 
 @member
 class Folder:
-  """A local folder of `.txt`, `.jsonl` and `.parquet` files.
+  """A local folder of `.txt`, `.jsonl` and `.parquet` files, or one such file.
 
-  A document is a non-empty line of a `.txt` file, or `field` in a row of the others. The name of a
-  folder above a file, or the beginning of the file's name, selects the split: train/training,
-  validation/valid/val/dev or test (`test/a.txt`, `dev.jsonl`, `devset.csv`,
-  `train-00000-of-00003.parquet`). All other files belong to train. Files are read in the order of
-  their paths. If no file belongs to test (validation), 5 % (2 %) of the training documents replace
-  it, chosen by a hash of their text, and are left out of train. Equal documents are always in the
-  same split.
+  A document is a line of a `.txt` file, or `field` in a row of the others; one without anything but
+  spaces is left out. A word in the name of a file or of a folder above it selects the split:
+  train/training, validation/valid/val/dev or test (`test/a.txt`, `ptb.test.txt`, `devset.csv`,
+  `train-00000-of-00003.parquet`). Files that name no split belong to train, unless others name
+  train: then they are refused, as is a file that names two splits. Links are followed, hidden files
+  and folders are not read. Files are read in the order of their paths. If no file belongs to test
+  (validation), 5 % (2 %) of the training documents replace it, chosen by a hash of their text, and
+  are left out of train. Equal documents are then in the same split.
+
+  Attributes:
+    path: The folder or file.
+    field: The field or column with the text.
+    bad_rows: What to do with a row that cannot be read: "refuse" or "skip".
   """
 
   path: str
   field: str = "text"
+  bad_rows: BadRows = option("refuse", _SKIP)
 
   def documents(self, split: str) -> Iterator[str]:
     """The documents of a split.
 
     Raises:
       FileNotFoundError: For a missing or empty folder.
-      ValueError: For a missing field or a split without text.
+      ValueError: For a missing field, a row that cannot be read, a file whose split is ambiguous,
+        and a split without text.
     """
     check_split(split)
     files = self._files()
     return _not_empty(
-      self._read(files, split),
-      f"{self.path} has no text for split={split!r}; it holds {_counts(files)}. Add more",
+      _of_split(files, split, self._read, key=_itself),
+      f"{self.path} has no text for split={split!r}; it holds {files.counts()}. Add more",
     )
 
-  def identity(self) -> str:
-    """The field, and a hash of the path, size and time of every file."""
-    return f"folder:{self.field}:{_files_identity(self._files())}"
+  def identity(self, memo: Path | None = None) -> str:
+    """The options, and a hash of the splits and contents of the files."""
+    return f"folder:{self.field}:{self.bad_rows}:{splits.content(self._files(), memo)}"
 
-  def _files(self) -> dict[str, list[Path]]:
-    return _files_by_split(self.path, tuple(_READERS))
+  def origin(self, split: str) -> str:
+    """The files of the split, or what stands in for them."""
+    return _origin(self._files(), split, "of their text")
 
-  def _read(self, files: dict[str, list[Path]], split: str) -> Iterator[str]:
-    return _of_split(
-      files,
-      split,
-      lambda path: _READERS[path.suffix](path, self.field),
-      key=lambda document: document,
-    )
+  def _files(self) -> splits.Files:
+    return splits.find(self.path, tuple(_READERS))
+
+  def _read(self, path: Path) -> Iterator[str]:
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+      raise ValueError(f"{path} is no file of text; use {', '.join(_READERS)}")
+    rows = _READERS[suffix](path, self.field)
+    documents = text_files.checked(f"{path}:", rows, self.bad_rows)
+    return (document for document in documents if document.strip())
 
 
 @member
@@ -190,32 +211,43 @@ class Tfds:
     dataset: `set[/config][:version]`. Without a version: the newest version on disk.
     data_dir: Where sets are prepared. None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
     field: The text feature.
+    bad_rows: As of `Folder`.
   """
 
   dataset: str
   data_dir: str | None = None
   field: str = "text"
 
+  bad_rows: BadRows = option("refuse", _SKIP)
+
   def documents(self, split: str) -> Iterator[str]:
     """The documents of a split.
 
     Raises:
       FileNotFoundError: If the set is not prepared.
-      ValueError: For a wrong field, a wrong file format or an empty split.
+      ValueError: For a wrong field, a wrong file format, a row that cannot be read or an empty
+        split.
     """
     check_split(split)
-    directory = tfds_corpus.prepared_directory(self.dataset, self.data_dir)
-    documents = tfds_corpus.documents(directory, split, self.field, SPLIT_NAMES)
+    directory = self._directory()
+    rows = tfds_corpus.documents(directory, split, self.field)
     return _not_empty(
-      documents,
+      text_files.checked(f"{directory}, split {split!r}, record ", rows, self.bad_rows),
       f"{self.dataset} has no records for split={split!r}; it is too small to carve one from. "
       "Use a larger set",
     )
 
-  def identity(self) -> str:
-    """The field, the prepared directory and the time of preparation."""
-    directory = tfds_corpus.prepared_directory(self.dataset, self.data_dir)
-    return f"tfds:{self.field}:{_file_identity(directory / 'dataset_info.json')}"
+  def identity(self, memo: Path | None = None) -> str:
+    """The options, and a hash of the prepared files."""
+    content = tfds_corpus.content(self._directory(), memo)
+    return f"tfds:{self.field}:{self.bad_rows}:{content}"
+
+  def origin(self, split: str) -> str:
+    """The slice of the set."""
+    return tfds_corpus.origin(self._directory(), split)
+
+  def _directory(self) -> Path:
+    return tfds_corpus.prepared_directory(self.dataset, self.data_dir)
 
 
 @member
@@ -238,12 +270,14 @@ class Pairs:
       the field "source".
     target: The same for the target. None: column 1, or the field "target".
     max_characters: Pairs with a longer source or target are left out of every split.
+    bad_rows: As of `Folder`.
   """
 
   path: str
   source: str | None = None
   target: str | None = None
   max_characters: int | None = None
+  bad_rows: BadRows = option("refuse", _SKIP)
 
   def __post_init__(self):
     if self.max_characters is not None and self.max_characters < 1:
@@ -257,7 +291,8 @@ class Pairs:
 
     Raises:
       FileNotFoundError: For a missing path.
-      ValueError: For a missing field or a split without pairs.
+      ValueError: For a missing field, a row that cannot be read, a file whose split is ambiguous,
+        and a split without pairs.
     """
     return (f"{source}\n{target}" for source, target in self.pairs(split))
 
@@ -265,12 +300,7 @@ class Pairs:
     """(source, target) of every pair of a split. Raises the same errors as `documents`."""
     check_split(split)
     files = self._files()
-    own = _of_split(
-      files,
-      split,
-      lambda path: pair_files.read(path, self.source, self.target),
-      key=lambda pair: pair[0],
-    )
+    own = _of_split(files, split, self._read, key=_source)
 
     def fits(text):
       return bool(text) and (self.max_characters is None or len(text) <= self.max_characters)
@@ -279,101 +309,109 @@ class Pairs:
     if not kept:
       raise ValueError(
         f"{self.path} has no pairs for split={split!r} with max_characters={self.max_characters}; "
-        f"it holds {_counts(files)}. Add more"
+        f"it holds {files.counts()}. Add more"
       )
     # Stable: the targets of one source stay in the order of the file.
     return sorted(kept, key=lambda pair: (_hash(pair[0]), pair[0]))
 
-  def identity(self) -> str:
-    """The options, and a hash of the path, size and time of every file."""
-    options = f"{self.source}:{self.target}:{self.max_characters}"
-    return f"pairs:{options}:{_files_identity(self._files())}"
+  def identity(self, memo: Path | None = None) -> str:
+    """The options, and a hash of the splits and contents of the files."""
+    options = f"{self.source}:{self.target}:{self.max_characters}:{self.bad_rows}"
+    return f"pairs:{options}:{splits.content(self._files(), memo)}"
 
-  def _files(self) -> dict[str, list[Path]]:
-    path = Path(self.path)
-    if path.is_file():
-      return {split: [path] if split == "train" else [] for split in SPLITS}
-    return _files_by_split(self.path, pair_files.SUFFIXES)
+  def origin(self, split: str) -> str:
+    """The files of the split, or what stands in for them."""
+    return _origin(self._files(), split, "of their source")
+
+  def _files(self) -> splits.Files:
+    return splits.find(self.path, pair_files.SUFFIXES)
+
+  def _read(self, path: Path) -> Iterator[tuple[str, str]]:
+    return pair_files.read(path, self.source, self.target, self.bad_rows)
 
 
 CORPORA = {"austen": Austen, "text8": Text8, "folder": Folder, "tfds": Tfds, "pairs": Pairs}
 
 
+def carved(split: str, key: str, held: tuple[str, ...]) -> bool:
+  """True if a training document with this key belongs to `split`.
+
+  held: the splits that have documents of their own; CARVED_HUNDREDTHS of the training documents
+  replace the others.
+  """
+  hundredth = _hash(key) % 100
+  for name, share in CARVED_HUNDREDTHS.items():
+    if name not in held and hundredth in share:
+      return split == name
+  return split == "train"
+
+
+def carved_origin(split: str, held: tuple[str, ...], by: str) -> str:
+  """What `carved` does to a split, in words. by: what is hashed, as in "of their text"."""
+  missing = [name for name in CARVED_HUNDREDTHS if name not in held]
+  if split == "train":
+    shares = [f"{len(CARVED_HUNDREDTHS[name])} % that stand in for {name}" for name in missing]
+    return f", without the {' and the '.join(shares)}" if shares else ""
+  share = len(CARVED_HUNDREDTHS[split])
+  return f"{share} % of the training documents stand in, chosen by a hash {by}"
+
+
 def _existing_text8(path: str) -> Path:
-  if not Path(path).is_file():
+  file = Path(path).expanduser()
+  if not file.is_file():
     raise FileNotFoundError(
       f"path={path!r} is not a file; "
       "download http://mattmahoney.net/dc/text8.zip, unzip it, and give the path of the file "
       "`text8`"
     )
-  return Path(path)
+  return file
 
 
-def _file_identity(path: Path) -> str:
-  status = path.stat()
-  return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-
-
-def _files_identity(files: dict[str, list[Path]]) -> str:
-  marks = [f"{split}:{_file_identity(path)}" for split, paths in files.items() for path in paths]
-  return hashlib.sha256("|".join(marks).encode()).hexdigest()
-
-
-def _files_by_split(folder: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-  root = Path(folder)
-  kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-  if not root.is_dir():
-    raise FileNotFoundError(
-      f"path={folder!r} is not a folder; give the folder that holds {kinds} files"
-    )
-  files: dict[str, list[Path]] = {split: [] for split in SPLITS}
-  for path in sorted(root.rglob("*")):
-    if path.suffix in suffixes and path.is_file():
-      files[_split_of(path.relative_to(root))].append(path)
-  if not any(files.values()):
-    raise FileNotFoundError(
-      f"path={folder!r} holds no {kinds} file; put the text there in one of these forms"
-    )
-  return files
+def _austen_paragraphs(split: str) -> tuple[int, int]:
+  every = (AUSTEN_PARAGRAPHS["train"][0], AUSTEN_PARAGRAPHS["test"][1])
+  return every if split == ALL else AUSTEN_PARAGRAPHS[split]
 
 
 def _hash(text: str) -> int:
   return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
+def _itself(document: str) -> str:
+  return document
+
+
+def _source(pair: tuple[str, str]) -> str:
+  return pair[0]
+
+
 def _of_split(
-  files: dict[str, list[Path]],
+  files: splits.Files,
   split: str,
   read: Callable[[Path], Iterator],
   key: Callable[..., str],
 ) -> Iterator:
   """The documents of a split, from its own files or from the training files.
 
-  `read` yields the documents of a file. A split without files gets the training documents whose
-  `key` has a hash in CARVED_HUNDREDTHS, and the training split is left with the others.
+  `read` yields the documents of a file. A split without files gets the training documents that are
+  `carved` for it by their `key`, and the training split is left with the others.
   """
-  carved = {name: share for name, share in CARVED_HUNDREDTHS.items() if not files[name]}
-  source = files[split] or files["train"]
-  for path in source:
-    for document in read(path):
-      if source is files["train"]:
-        hundredth = _hash(key(document)) % 100
-        if next((name for name, share in carved.items() if hundredth in share), "train") != split:
-          continue
-      yield document
+  held = tuple(name for name in SPLITS if files.of[name])
+  if split == ALL or (split != "train" and split in held):
+    for path in files.read_for(split):
+      yield from read(path)
+    return
+  for path in files.of["train"]:
+    yield from (document for document in read(path) if carved(split, key(document), held))
 
 
-def _split_of(relative: Path) -> str:
-  """The split that a path names: its folders first, then the beginning of the file's name."""
-  for part in relative.parts[:-1]:
-    if part.lower() in SPLIT_NAMES:
-      return SPLIT_NAMES[part.lower()]
-  word = re.match(r"[a-z]*", relative.name.lower()).group().removesuffix("set")
-  return SPLIT_NAMES.get(word, "train")
-
-
-def _counts(files: dict[str, list[Path]]) -> str:
-  return ", ".join(f"{len(paths)} file(s) for {split}" for split, paths in files.items())
+def _origin(files: splits.Files, split: str, by: str) -> str:
+  held = tuple(name for name in SPLITS if files.of[name])
+  if split in (ALL, *held):
+    rest = carved_origin(split, held, by) if split == "train" else ""
+    return splits.describe(files, split) + rest
+  if "train" not in held:
+    return f"{files.root}: nothing, and there is no training document to stand in"
+  return f"no file of {files.root} names {split}: {carved_origin(split, held, by)}"
 
 
 def _not_empty(documents: Iterator[str], message: str) -> Iterator[str]:
@@ -389,51 +427,22 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
   yield from rest
 
 
-def _read_txt(path: Path, field: str) -> Iterator[str]:
+def _txt(path: Path, field: str) -> Iterator[Row]:
   del field  # plain text has none
-  with path.open(encoding="utf-8") as file:
-    for line in file:
-      if line.strip():
-        yield line.removesuffix("\n")
+  return text_files.lines(path)
 
 
-def _read_jsonl(path: Path, field: str) -> Iterator[str]:
-  with path.open(encoding="utf-8") as file:
-    for number, line in enumerate(file, 1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f"{path}:{number} is not JSON ({error}); write one JSON object per line"
-        ) from error
-      if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        held = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(
-          f"{path}:{number} has no text in field={field!r}, it holds {held}; "
-          "set field= to the one with the text"
-        )
-      if row[field]:
-        yield row[field]
+def _jsonl(path: Path, field: str) -> Iterator[Row]:
+  return _of_field(text_files.json_rows(path), field)
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[str]:
-  import pyarrow.parquet  # heavy, and only this reader needs it
-
-  file = pyarrow.parquet.ParquetFile(path)
-  if field not in file.schema_arrow.names:
-    raise ValueError(
-      f"{path} has no column field={field!r}, it holds {file.schema_arrow.names}; "
-      "set field= to the one with the text"
-    )
-  kind = file.schema_arrow.field(field).type
-  if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-    raise ValueError(
-      f"{path}: column field={field!r} holds {kind}, not text; set field= to a column of strings"
-    )
-  for batch in file.iter_batches(columns=[field]):
-    yield from (text for text in batch.column(0).to_pylist() if text)
+def _parquet(path: Path, field: str) -> Iterator[Row]:
+  return _of_field(text_files.parquet_rows(path, field), field)
 
 
-_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+def _of_field(rows: Iterator[Row], field: str) -> Iterator[Row]:
+  for row in text_files.with_fields(rows, (field,), "set field= to the one with the text"):
+    yield row if row.problem is not None else row._replace(value=row.value[0])
+
+
+_READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}

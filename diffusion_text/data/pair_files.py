@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffusion_text.data import text_files
+from diffusion_text.data.text_files import BadRows, Row
+
 SUFFIXES = (".tsv", ".txt", ".csv", ".jsonl")
+_FIX = "set data.source and data.target to the two that have it"
 
 
-def read(path: Path, source: str | None, target: str | None) -> Iterator[tuple[str, str]]:
+def read(
+  path: Path, source: str | None, target: str | None, bad_rows: BadRows = "refuse"
+) -> Iterator[tuple[str, str]]:
   """(source, target) of every row. Line breaks within either are read as spaces.
 
   Args:
@@ -18,17 +22,20 @@ def read(path: Path, source: str | None, target: str | None) -> Iterator[tuple[s
     source: In files with tabs, which have no header, the column's number, from 0 (None: 0). In
       other files the field's name (None: "source").
     target: The same for the target (None: 1, or "target").
+    bad_rows: What to do with a row that cannot be read, see `text_files.checked`.
 
   Raises:
     ValueError: For an unknown kind of file, and for a row without source or target, with its place.
   """
-  if path.suffix not in SUFFIXES:
+  suffix = path.suffix.lower()
+  if suffix not in SUFFIXES:
     raise ValueError(f"{path} is no file of pairs; use {', '.join(SUFFIXES)}")
-  if path.suffix in (".tsv", ".txt"):
+  if suffix in (".tsv", ".txt"):
     rows = _tabbed(path, _column("source", source, 0), _column("target", target, 1))
   else:
-    rows = _named(path, source or "source", target or "target")
-  for first, second in rows:
+    named = text_files.csv_rows(path) if suffix == ".csv" else text_files.json_rows(path)
+    rows = text_files.with_fields(named, (source or "source", target or "target"), _FIX)
+  for first, second in text_files.checked(f"{path}:", rows, bad_rows):
     yield _one_line(first), _one_line(second)
 
 
@@ -47,39 +54,20 @@ def _column(name: str, value: str | None, default: int) -> int:
   return int(value)
 
 
-def _tabbed(path: Path, source: int, target: int) -> Iterator[tuple[str, str]]:
-  with path.open(encoding="utf-8", newline="\n") as file:
-    for number, line in enumerate(file, 1):
-      columns = line.rstrip("\r\n").split("\t")
-      if columns == [""]:
-        continue
-      if len(columns) <= max(source, target):
-        raise ValueError(
-          f"{path}:{number} has {len(columns)} columns between tabs, but data.source={source} and "
-          f"data.target={target} are asked for; columns are counted from 0"
-        )
-      yield columns[source], columns[target]
-
-
-def _named(path: Path, source: str, target: str) -> Iterator[tuple[str, str]]:
-  with path.open(encoding="utf-8", newline="") as file:
-    rows = (
-      csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
-    )
-    number = 0
-    try:
-      for number, row in enumerate(rows, 1):
-        held = row if isinstance(row, dict) else {}
-        if not isinstance(held.get(source), str) or not isinstance(held.get(target), str):
-          raise ValueError(
-            f"row {number} has no text in {source!r} and {target!r}, it holds "
-            f"{[str(key) for key in held]}; set data.source and data.target to the two that have it"
-          )
-        yield held[source], held[target]
-    except (ValueError, csv.Error) as error:  # json's error is a ValueError too
-      message = (
-        str(error)
-        if str(error).startswith("row ")
-        else f"row {number + 1} cannot be read ({error})"
+def _tabbed(path: Path, source: int, target: int) -> Iterator[Row]:
+  for row in text_files.lines(path):
+    if row.problem is not None:
+      yield row
+      continue
+    columns = row.value.split("\t")
+    if columns == [""]:
+      continue
+    if len(columns) > max(source, target):
+      yield Row(row.number, (columns[source], columns[target]))
+    else:
+      yield Row(
+        row.number,
+        None,
+        f"has {len(columns)} columns between tabs, but data.source={source} and "
+        f"data.target={target} are asked for; columns are counted from 0",
       )
-      raise ValueError(f"{path}: {message}") from error

@@ -58,9 +58,16 @@ class TrainIterator:
     """
     saved = json.loads(state)
     for name, value in self._choices.items():
-      if saved["choices"].get(name) != value:
+      # Positions of earlier versions do not say what the content was.
+      kept = saved["choices"].get(name, value if name == "content" else None)
+      if kept != value and name == "content":
         raise ValueError(
-          f"the saved data position has {name}={saved['choices'].get(name)!r}, this iterator has "
+          "the saved data position belongs to other training text than data.path now holds (its "
+          "tokens differ); give the text that the run was started with, or use a new workdir"
+        )
+      if kept != value:
+        raise ValueError(
+          f"the saved data position has {name}={kept!r}, this iterator has "
           f"{name}={value!r}; use the saved one, or start without the saved position"
         )
     self._batches.set_state(saved["grain"])
@@ -124,7 +131,7 @@ def train_iterator(
     "packing_kind": packing_kind,
     "random_offset": random_offset,
   }
-  choices |= {"tokens": len(arrays.tokens), "rows": packed.count}
+  choices |= {"tokens": len(arrays.tokens), "rows": packed.count, "content": arrays.content}
   return TrainIterator(_grain_iterator(packed, batch_size, seed, places), choices)
 
 

@@ -6,11 +6,16 @@ and for hub sets it asks the network for minutes before it fails.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from diffusion_text.data import splits
+from diffusion_text.data.text_files import Row, text_problem
 
 RECORDS_AT_ONCE = 1024
 
@@ -47,9 +52,7 @@ def prepared_directory(name: str, data_dir: str | None) -> Path:
       f"{_command(name, root)}"
     )
   directory = found[-1]
-  file_format = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8")).get(
-    "fileFormat", "tfrecord"
-  )
+  file_format = _info(directory).get("fileFormat", "tfrecord")
   if file_format != "array_record":
     raise ValueError(
       f"{directory} was prepared with file_format={file_format!r}, which cannot be read by index; "
@@ -58,16 +61,17 @@ def prepared_directory(name: str, data_dir: str | None) -> Path:
   return directory
 
 
-def documents(
-  directory: Path, split: str, field: str, split_names: Mapping[str, str]
-) -> Iterator[str]:
-  """The text of each record of a split, in stored order.
+def documents(directory: Path, split: str, field: str) -> Iterator[Row]:
+  """The text of each record of a split, in stored order, as `str`.
 
   Args:
     directory: A prepared set.
-    split: "train", "validation" or "test".
+    split: "train", "validation", "test" or "all".
     field: The feature with the text.
-    split_names: Name of a split in the set -> our name.
+
+  Raises:
+    ValueError: For a set without the feature, one whose feature is no text, one without the split,
+      and one with two splits for one of ours.
   """
   import tensorflow_datasets as tfds  # takes seconds
 
@@ -78,31 +82,59 @@ def documents(
       f"{directory} has no feature field={field!r}, it holds {held}; "
       "set field= to the one with the text"
     )
-  own = {split_names[name]: name for name in builder.info.splits if name in split_names}
-  if "train" not in own and split not in own:
+  own = splits.own_splits(list(builder.info.splits), str(directory))
+  if "train" not in own and split not in own and not (split == splits.ALL and own):
     raise ValueError(
       f"{directory} has only the splits {sorted(builder.info.splits)}; "
       f"split={split!r} cannot be carved without a train"
     )
   source = builder.as_data_source(split=split_instruction(split, own))
   for begin in range(0, len(source), RECORDS_AT_ONCE):
-    for record in source.__getitems__(range(begin, min(begin + RECORDS_AT_ONCE, len(source)))):
+    end = min(begin + RECORDS_AT_ONCE, len(source))
+    for number, record in enumerate(source.__getitems__(range(begin, end)), begin + 1):
       text = record[field]
       if not isinstance(text, bytes | str):
         raise ValueError(
           f"{directory}: feature field={field!r} holds {type(text).__name__}, not text; "
           "set field= to a Text feature"
         )
-      yield text.decode("utf-8") if isinstance(text, bytes) else text
+      if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="surrogateescape")
+      yield Row(number, text, text_problem(text, f"field={field!r}"))
+
+
+def origin(directory: Path, split: str) -> str:
+  """Which slice of the set a split is, and which of the set's splits are not read."""
+  names = [part["name"] for part in _info(directory).get("splits", [])]
+  own = splits.own_splits(names, str(directory))
+  unread = sorted(set(names) - set(own.values()))
+  if split not in own and "train" not in own and split != splits.ALL:
+    return f"{directory}: nothing, it has only the splits {sorted(names)}"
+  carved = "" if split in own or split == splits.ALL else f", which stands in for a {split} split"
+  return f"{directory}: {split_instruction(split, own)}{carved}" + (
+    f"; not read: {', '.join(unread)}" if unread and split == "train" else ""
+  )
+
+
+def content(directory: Path, memo: Path | None) -> str:
+  """A hash of the names and bytes of the prepared files. memo: see `splits.content`."""
+  marks = [
+    f"{path.name}:{splits.file_digest(path, memo)}"
+    for path in sorted(directory.iterdir())
+    if path.is_file()
+  ]
+  return hashlib.sha256("|".join(marks).encode()).hexdigest()
 
 
 def split_instruction(split: str, own: Mapping[str, str]) -> str:
   """The slice of a set for one of our splits, in the notation of tensorflow-datasets.
 
   Args:
-    split: "train", "validation" or "test".
+    split: "train", "validation", "test" or "all".
     own: Our name -> the set's name, for the splits that the set has.
   """
+  if split == splits.ALL:
+    return "+".join(own[name] for name in splits.SPLITS if name in own)
   left = 100
   carved = {}
   for name, percent in (("test", 5), ("validation", 2)):
@@ -113,6 +145,10 @@ def split_instruction(split: str, own: Mapping[str, str]) -> str:
     return own[split]
   begin, end = carved.get(split, (0, left))
   return own["train"] if (begin, end) == (0, 100) else f"{own['train']}[{begin}%:{end}%]"
+
+
+def _info(directory: Path) -> dict[str, Any]:
+  return json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
 
 
 def _versions(directory: Path, version: str) -> list[Path]:

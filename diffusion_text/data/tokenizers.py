@@ -17,7 +17,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,14 @@ class _Table:
     return np.array(
       [sum(byte & 0xC0 != 0x80 for byte in token) for token in self.token_bytes], np.int32
     )
+
+  @functools.cached_property
+  def byte_counts(self) -> np.ndarray:
+    """int32 [V], the number of bytes of each token; 0 for the unknown id, whose bytes are lost."""
+    counts = np.array([len(token) for token in self.token_bytes], np.int32)
+    if self.unknown is not None:
+      counts[self.unknown] = 0
+    return counts
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -380,6 +388,36 @@ def characters(tokenizer: Any, ids: Any, weights: Any = None) -> int:
   ids = np.asarray(ids)
   kept = ids if weights is None else ids[np.asarray(weights) > 0]
   return int(tokenizer.character_counts[tokenizer.check(kept)].sum(dtype=np.int64))
+
+
+class TextSize(NamedTuple):
+  """The size of a text.
+
+  Attributes:
+    characters: Characters of the original text, see `characters`.
+    bytes: Bytes of the original text in UTF-8.
+  """
+
+  characters: int
+  bytes: float
+
+
+def text_size(
+  tokenizer: Any, ids: Any, weights: Any = None, bytes_of_unknown: float = 0.0
+) -> TextSize:
+  """The size of the original text that the ids stand for.
+
+  Args:
+    tokenizer: The tokenizer that made the ids.
+    ids: Ids of any shape.
+    weights: Only ids with weight > 0 count. None: all.
+    bytes_of_unknown: Bytes of an unknown character, on average (`TokenArrays.bytes_of_unknown`).
+  """
+  ids = np.asarray(ids)
+  kept = tokenizer.check(ids if weights is None else ids[np.asarray(weights) > 0])
+  unknown = 0 if tokenizer.unknown is None else int((kept == tokenizer.unknown).sum())
+  known = int(tokenizer.byte_counts[kept].sum(dtype=np.int64))
+  return TextSize(characters(tokenizer, kept), known + unknown * bytes_of_unknown)
 
 
 def pieces(tokenizer: Any, ids: Any) -> list[str]:

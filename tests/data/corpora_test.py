@@ -89,7 +89,7 @@ def test_folder_reads_all_three_forms_and_both_ways_of_naming_a_split(tmp_path):
   rows = [{"text": "three\nlines"}, {"text": ""}, {"text": "vier ü"}]
   (tmp_path / "dev-0.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
   pyarrow.parquet.write_table(
-    pyarrow.table({"text": ["five", None, "six"], "n": [1, 2, 3]}), tmp_path / "test.parquet"
+    pyarrow.table({"text": ["five", " ", "six"], "n": [1, 2, 3]}), tmp_path / "test.parquet"
   )
   (tmp_path / "LICENSE").write_text("not text for training")
   assert _documents(corpora.Folder(str(tmp_path))) == {

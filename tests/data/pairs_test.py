@@ -92,15 +92,15 @@ def test_columns_fields_and_lengths(tmp_path):
       "a.csv",
       "mr,ref\n1,2\n",
       {},
-      r"row 1 has no text in 'source' and 'target', it holds \['mr', 'ref'\]",
+      r"a.csv:2 has no text in field='source' and field='target', it holds \['mr', 'ref'\]",
     ),
     (
       "a.jsonl",
       '{"source": "a", "target": "b"}\n{"source": "a", "target": 3}\n',
       {},
-      r"row 2 has no text in",
+      r"a.jsonl:2 has 3 in field='target', which is int and no text",
     ),
-    ("a.jsonl", '{"source": "a", "target": "b"}\n{"source"\n', {}, r"row 2 cannot be read"),
+    ("a.jsonl", '{"source": "a", "target": "b"}\n{"source"\n', {}, r"a.jsonl:2 is not JSON"),
     ("a.bin", "", {}, r"is no file of pairs; use .tsv, .txt, .csv, .jsonl"),
   ],
 )

@@ -21,9 +21,13 @@ class Lines:
     """The same documents for every split."""
     return iter(self.lines)
 
-  def identity(self):
+  def identity(self, memo=None):
     """The text itself."""
     return repr(self.lines)
+
+  def origin(self, split):
+    """Memory."""
+    return f"lines in memory, the same for {split} as for every split"
 
 
 def _arrays(count=203, documents=None):
@@ -83,6 +87,47 @@ def test_unknown_characters_are_counted(tmp_path):
   tokenizer = tokenizers.Characters("\nab")
   arrays = token_arrays.token_arrays(Lines(("abc", "x")), tokenizer, "test", tmp_path)
   assert (arrays.unknown, arrays.characters) == (2, 6)
+
+
+def test_the_bytes_of_a_text_are_counted_whatever_the_tokenizer(tmp_path):
+  """Unknown characters have the bytes that they had: "é" 2, "😀" 4."""
+  lines = ("aé", "b😀a")
+  size = len("aé\nb😀a\n".encode())
+  for tokenizer in (tokenizers.Characters("\nab"), tokenizers.Bytes()):
+    arrays = token_arrays.token_arrays(Lines(lines), tokenizer, "test", tmp_path)
+    found = tokenizers.text_size(tokenizer, arrays.tokens, None, arrays.bytes_of_unknown)
+    assert found == (7, size), tokenizer
+  ids = np.array([[97, 0xC3, 0xA9, 10]])
+  assert tokenizers.text_size(tokenizers.Bytes(), ids, [[1.0, 1, 1, 0]]) == (2, 3)
+
+
+def test_tokens_in_memory_are_those_on_disk(tmp_path):
+  """So is the hash of the content, which differs for other text and other ends of documents."""
+  lines, tokenizer = ("aé", "bc"), tokenizers.Characters("\nab")
+  mapped, memory = (
+    token_arrays.token_arrays(Lines(lines), tokenizer, "test", cache) for cache in (tmp_path, None)
+  )
+  for field in dataclasses.fields(mapped):
+    np.testing.assert_array_equal(getattr(mapped, field.name), getattr(memory, field.name))
+  others = [
+    token_arrays.token_arrays(Lines(other), tokenizer, "test", None)
+    for other in (("aé", "ab"), ("aé\nbc",), ("a", "é", "bc"))
+  ]
+  assert len({mapped.content, *(other.content for other in others)}) == 4
+
+
+def test_a_saved_position_belongs_to_the_text_and_not_to_its_place():
+  """As many tokens of another text were read on from the saved position, silently."""
+  first = dataclasses.replace(_arrays(200), content="first")
+  other = dataclasses.replace(_arrays(200), content="other")
+  state = _iterator(first).get_state()
+  _iterator(first).set_state(state)
+  with pytest.raises(ValueError, match=r"belongs to other training text than data.path now holds"):
+    _iterator(other).set_state(state)
+  # Positions that were saved before the content was known are still read.
+  old = json.loads(state)
+  del old["choices"]["content"]
+  _iterator(other).set_state(json.dumps(old).encode())
 
 
 def test_a_split_is_encoded_once(tmp_path, monkeypatch):
