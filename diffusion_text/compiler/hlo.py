@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from diffusion_text.compiler.hlo_text import Instruction, read_computations
+
 BYTES = {
   "pred": 1,
   "s4": 0.5,
@@ -54,21 +56,6 @@ FREE = {
   "domain",
   *(name + end for name in COLLECTIVES for end in ("", "-start", "-done")),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-  """One line of a program.
-
-  `shape` is HLO text such as `bf16[8,128]{1,0:T(8,128)S(1)}`, or a tuple of such shapes.
-  """
-
-  name: str
-  shape: str
-  opcode: str
-  operands: tuple[str, ...]
-  attributes: str
-  is_root: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,23 +114,7 @@ class Program:
       ValueError: If the text has no entry.
     """
     self.unknown_trips = unknown_trips
-    self.computations: dict[str, list[Instruction]] = {}
-    self.entry = ""
-    current = None
-    for line in text.splitlines():
-      head = re.match(
-        r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$|(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line
-      )
-      if head and not line.startswith(" "):
-        current = head.group(2) or head.group(4)
-        self.computations[current] = []
-        self.entry = current if line.startswith("ENTRY") else self.entry
-      elif (
-        line.startswith("  ")
-        and current is not None
-        and (instruction := _instruction(line)) is not None
-      ):
-        self.computations[current].append(instruction)
+    self.computations, self.entry = read_computations(text)
     if not self.entry:
       raise ValueError(
         f"no ENTRY in the program, which begins {text[:60]!r}; give the text of a compiled module"
@@ -201,7 +172,10 @@ class Program:
     counter, bound = (_constant(condition.get(name)) for name in root.operands)
     if bound is None or counter is not None:
       return self.unknown_trips
-    place = int(re.search(r"index=(\d+)", condition[root.operands[0]].attributes).group(1))
+    element = re.search(r"index=(\d+)", condition[root.operands[0]].attributes)
+    if element is None:
+      return self.unknown_trips
+    place = int(element.group(1))
     body = {i.name: i for i in self.computations[_called(loop.attributes, "body")[0]]}
     updated = body.get(next(i for i in body.values() if i.is_root).operands[place])
     steps = []
@@ -456,37 +430,3 @@ def _called(attributes: str, key: str) -> list[str]:
   return [
     name.strip().lstrip("%") for many, one in found for name in (many.split(",") if many else [one])
   ]
-
-
-def _close(text: str, start: int) -> int:
-  """The place of the parenthesis that closes the one at `start`."""
-  depth = 0
-  for place in range(start, len(text)):
-    depth += (text[place] == "(") - (text[place] == ")")
-    if depth == 0:
-      return place
-  return len(text) - 1
-
-
-def _instruction(line: str) -> Instruction | None:
-  match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-  if match is None:
-    return None
-  rest = line[match.end() :]
-  end = _close(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
-  shape, rest = rest[:end], rest[end:].lstrip()
-  opening = rest.find("(")
-  closing = _close(rest, opening)
-  operands, opcode = rest[opening + 1 : closing], rest[:opening]
-  # Constants and parameters have no operands. The text in their parentheses is kept with the
-  # attributes.
-  leaf = opcode in ("constant", "parameter")
-  names = () if leaf else tuple(re.findall(r"%([\w.\-]+)", operands))
-  return Instruction(
-    match.group(2),
-    shape,
-    opcode,
-    names,
-    (operands + ")" if leaf else "") + rest[closing + 1 :],
-    bool(match.group(1)),
-  )

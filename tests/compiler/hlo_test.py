@@ -1,10 +1,13 @@
 """Programs read from their text: turns of loops, collectives, bytes and FLOPs, counted by hand."""
 
+import re
+
 import numpy as np
 import pytest
 
 from diffusion_text.compiler.chips import CHIPS, GIB, chip_of, collective_seconds
 from diffusion_text.compiler.hlo import Program, replica_group, size
+from diffusion_text.compiler.hlo_text import elements
 
 # Two nested loops: 12 turns of a layer (an all-reduce of 8 KiB, a matmul fusion), and in each turn
 # an unrolled loop from 0 to 4 by 2 with a permute. Then a loop whose turns only the run knows, an
@@ -131,6 +134,32 @@ condition=%layer_cond, body=%layer_body
   ROOT %out = f32[100]{0} fusion(%r), kind=kCustom, calls=%all-reduce-scatter
 }
 """
+
+
+def as_jax_writes_since_0_12(text):
+  """The text with each element of a tuple where it is used, as `%p.1#0`."""
+  found = r"  %(\S+) = \S+ get-tuple-element\(%(\S+)\), index=(\d+)\n"
+  for name, of, index in re.findall(found, text):
+    text = re.sub(rf"%{re.escape(name)}(?=[,)])", f"%{of}#{index}", text)
+  return re.sub(found, "", text)
+
+
+def test_both_spellings_of_elements_are_the_same_program():
+  text = as_jax_writes_since_0_12(TEXT)
+  assert "get-tuple-element" not in text and "add(%p.2#0, %two)" in text
+  old, new = Program(TEXT, unknown_trips=5), Program(text, unknown_trips=5)
+  assert new.collectives() == old.collectives()
+  assert (new.matmul_flops(), new.memory_bytes()) == (old.matmul_flops(), old.memory_bytes())
+  nested = "(f32[2]{0:T(8,128)}, (s32[], /*index=1*/bf16[4,8]{1,0}), u32[])"
+  assert elements(nested) == ["f32[2]{0:T(8,128)}", "(s32[], bf16[4,8]{1,0})", "u32[]"]
+
+
+def test_a_loop_of_another_form_has_unknown_turns():
+  """The counter is a sum, not an element of the carry."""
+  summed = TEXT.replace("compare(%i.1, %bound)", "compare(%two.1, %bound)")
+  summed = summed.replace("  ROOT %lt.1", "  %two.1 = s32[] add(%i.1, %i.1)\n  ROOT %lt.1")
+  times = [c.times for c in Program(summed, unknown_trips=5).collectives() if c.name == "permute"]
+  assert times == [12 * 5]
 
 
 def test_collectives_are_counted_as_often_as_they_run():
