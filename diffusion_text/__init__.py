@@ -55,6 +55,9 @@ _PUBLIC = {
   "nats": "objective.engine",
   "sample": "sampler.loop",
   "fit": "experiment.api",
+  "text_data": "experiment.api",
+  "TextData": "experiment.api",
+  "score": "experiment.api",
 }
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605

@@ -172,7 +172,7 @@ class Folder:
     """
     check_split(split)
     files = self._files()
-    return _not_empty(
+    return not_empty(
       _of_split(files, split, self._read, key=_itself),
       f"{self.path} has no text for split={split!r}; it holds {files.counts()}. Add more",
     )
@@ -231,7 +231,7 @@ class Tfds:
     check_split(split)
     directory = self._directory()
     rows = tfds_corpus.documents(directory, split, self.field)
-    return _not_empty(
+    return not_empty(
       text_files.checked(f"{directory}, split {split!r}, record ", rows, self.bad_rows),
       f"{self.dataset} has no records for split={split!r}; it is too small to carve one from. "
       "Use a larger set",
@@ -414,7 +414,7 @@ def _origin(files: splits.Files, split: str, by: str) -> str:
   return f"no file of {files.root} names {split}: {carved_origin(split, held, by)}"
 
 
-def _not_empty(documents: Iterator[str], message: str) -> Iterator[str]:
+def not_empty(documents: Iterator[str], message: str) -> Iterator[str]:
   """The same documents. The first is read now, so that errors come before any work is done."""
   first = next(documents, None)
   if first is None:

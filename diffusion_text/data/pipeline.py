@@ -125,13 +125,14 @@ def train_iterator(
       f"use batch_size <= {packed.count}, shorter rows or more text"
     )
   choices = {
+    "content": arrays.content,
     "length": length,
     "batch_size": batch_size,
     "seed": seed,
     "packing_kind": packing_kind,
     "random_offset": random_offset,
   }
-  choices |= {"tokens": len(arrays.tokens), "rows": packed.count, "content": arrays.content}
+  choices |= {"tokens": len(arrays.tokens), "rows": packed.count}
   return TrainIterator(_grain_iterator(packed, batch_size, seed, places), choices)
 
 

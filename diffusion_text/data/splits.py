@@ -83,7 +83,8 @@ def find(location: str, suffixes: Sequence[str]) -> Files:
     return Files(root, {name: [root] * (name == (split or "train")) for name in SPLITS}, why, [])
   if not root.is_dir():
     raise FileNotFoundError(
-      f"path={location!r} is not a folder; give the folder that holds {kinds} files"
+      f"path={location!r} is not a folder; give the folder that holds {kinds} files (if it has "
+      "moved: its new place, data.path for training and --path of experiments.evaluate)"
     )
   paths, unread = _walk(root, suffixes)
   if not paths:

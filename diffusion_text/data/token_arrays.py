@@ -52,6 +52,17 @@ class TokenArrays:
     """Bytes of an unknown character, on average."""
     return self.unknown_bytes / max(self.unknown, 1)
 
+  def token_counts(self, vocab_size: int) -> np.ndarray:
+    """int64 [V]: how often each token occurs."""
+    return np.bincount(self.tokens, minlength=vocab_size)
+
+  def document_counts(self, vocab_size: int) -> np.ndarray:
+    """int64 [V]: in how many documents each token occurs."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+      counts[np.unique(self.tokens[start:stop])] += 1
+    return counts
+
 
 def token_arrays(
   corpus: corpora.Corpus,

@@ -27,6 +27,7 @@ class Likelihood:
     characters: Number of scored characters of the original text, for any tokenizer.
     rows: Number of rows with a scored token.
     num_draws: Draws of time and noise for each row.
+    bytes: Number of scored bytes of the original text in UTF-8.
   """
 
   nats_per_token: float
@@ -35,6 +36,7 @@ class Likelihood:
   characters: float
   rows: int
   num_draws: int
+  bytes: float
 
   @property
   def perplexity(self) -> float:
@@ -54,13 +56,34 @@ class Likelihood:
     """The standard error of `bits_per_char`."""
     return self.standard_error * self.tokens / self.characters / math.log(2)
 
+  @property
+  def bits_per_byte(self) -> float:
+    """The bound in bits per byte of the original text in UTF-8."""
+    return self.nats_per_token * self.tokens / self.bytes / math.log(2)
+
+  def as_dict(self) -> dict[str, float | None]:
+    """Every number under its name, for JSON; None for an infinite perplexity, which JSON lacks."""
+    return {
+      **dataclasses.asdict(self),
+      "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
+      "bits_per_char": self.bits_per_char,
+      "bits_per_char_error": self.bits_per_char_error,
+      "bits_per_byte": self.bits_per_byte,
+    }
+
   def __str__(self) -> str:
     return (
       f"bound {self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token, perplexity <= "
-      f"{self.perplexity:.2f}, {self.bits_per_char:.4f} ± {self.bits_per_char_error:.4f} bits/char "
+      f"{perplexity_text(self.perplexity)}, {self.bits_per_char:.4f} ± "
+      f"{self.bits_per_char_error:.4f} bits/char, {self.bits_per_byte:.4f} bits/byte "
       f"({self.rows} rows, {self.tokens:.0f} tokens, {self.characters:.0f} characters, "
-      f"{self.num_draws} draws each)"
+      f"{self.bytes:.0f} bytes, {self.num_draws} draws each)"
     )
+
+
+def perplexity_text(perplexity: float) -> str:
+  """A perplexity in at most 9 characters: "12.34", "1.23e+300" or "inf"."""
+  return f"{perplexity:.2f}" if perplexity < 1e6 else f"{perplexity:.3g}"
 
 
 def estimate(
@@ -88,7 +111,7 @@ def estimate(
 def evaluate(
   nats_fn: NatsFn,
   params: Params,
-  batches: Iterable[tuple[Batch, int]],
+  batches: Iterable[tuple[Batch, tuple[float, float]]],
   key: Key,
   num_draws: int = 1,
 ) -> Likelihood:
@@ -100,7 +123,7 @@ def evaluate(
   Args:
     nats_fn: See `NatsFn`; it should be jitted.
     params: The parameters of the model.
-    batches: Pairs of a batch and its number of characters.
+    batches: Pairs of a batch and the size of its text, (characters, bytes).
     key: A random key.
     num_draws: Draws of time and noise for each row.
 
@@ -111,8 +134,8 @@ def evaluate(
     raise ValueError(
       f"num_draws={num_draws} must be at least 1; more draws shrink the standard error of each row"
     )
-  nats, weights, characters = [], [], 0
-  for number, (batch, batch_characters) in enumerate(batches):
+  nats, weights, sizes = [], [], []
+  for number, (batch, size) in enumerate(batches):
     batch_key = jax.random.fold_in(key, number)
     draws = [
       nats_fn(params, batch_key, batch, Progress(part=draw, parts=num_draws))
@@ -120,11 +143,18 @@ def evaluate(
     ]
     nats.append(np.mean([np.asarray(values, np.float64) for values, _ in draws], axis=0))
     weights.append(np.asarray(draws[0][1], np.float64))
-    characters += batch_characters
+    sizes.append(size)
   if not nats:
     raise ValueError("there is no held-out batch; use a longer text or a smaller data.length")
   nats_R, weight_R = np.concatenate(nats), np.concatenate(weights)
   ratio, error = estimate(nats_R, weight_R)
+  characters, size_in_bytes = np.sum(sizes, axis=0).tolist()
   return Likelihood(
-    ratio, error, float(weight_R.sum()), characters, int((weight_R > 0).sum()), num_draws
+    nats_per_token=ratio,
+    standard_error=error,
+    tokens=float(weight_R.sum()),
+    characters=characters,
+    rows=int((weight_R > 0).sum()),
+    num_draws=num_draws,
+    bytes=size_in_bytes,
   )

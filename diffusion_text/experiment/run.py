@@ -25,7 +25,7 @@ from diffusion_text.data.packing import pair_rows
 from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
 from diffusion_text.data.prompts import infill_rows, prompt_rows
 from diffusion_text.data.token_arrays import TokenArrays, token_arrays
-from diffusion_text.data.tokenizers import characters, tokenizer_from_bytes
+from diffusion_text.data.tokenizers import TextSize, characters, text_size, tokenizer_from_bytes
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
 from diffusion_text.experiment.build import (
   SECTIONS,
@@ -54,6 +54,9 @@ MAY_DIFFER = (
   "reader",
   "owns",
   "mesh",
+  "data.path",
+  "data.data_dir",
+  "data.tokenizer_path",
   "data.cache_dir",
   "model.scan_layers",
   "model.attention",
@@ -73,9 +76,9 @@ def arrays(experiment: Experiment, split: str) -> TokenArrays:
 
 def held_out(
   experiment: Experiment, split: str, max_rows: int | None = None
-) -> Iterator[tuple[Batch, int]]:
-  """(global batch, characters scored in it) over a split, in order; at most `max_rows` rows,
-  rounded up to whole batches.
+) -> Iterator[tuple[Batch, TextSize]]:
+  """(global batch, size of the text scored in it) over a split ("all": over all of them), in order;
+  at most `max_rows` rows, rounded up to whole batches.
   """
   settings, data = experiment.evaluate, experiment.data
   places = train.row_places(experiment.mesh, settings.batch_size)
@@ -88,10 +91,10 @@ def held_out(
   count = (
     len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
   )
+  bytes_of_unknown = arrays(experiment, split).bytes_of_unknown
   for batch in itertools.islice(batches, count):
-    counted = characters(
-      experiment.tokenizer, batch.ids, np.asarray(experiment.text_weights(batch))
-    )
+    weights = np.asarray(experiment.text_weights(batch))
+    counted = text_size(experiment.tokenizer, batch.ids, weights, bytes_of_unknown)
     local = jax.tree.map(lambda leaf: leaf[places], batch)
     yield train.global_batch(local, experiment.mesh, settings.batch_size), counted
 

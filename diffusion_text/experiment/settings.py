@@ -16,6 +16,7 @@ from diffusion_text import train
 from diffusion_text.core.options import member, option
 from diffusion_text.core.trees import Path
 from diffusion_text.data.corpora import CORPORA, Corpus
+from diffusion_text.data.detokenize import DETOKENIZERS, Detokenized
 from diffusion_text.data.token_arrays import token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
 from diffusion_text.experiment import registry
@@ -37,6 +38,12 @@ class DataSettings:
   target: str | None = option(None, "pairs: field or column number of what is to be written")
   max_characters: int | None = option(
     None, "pairs: those with a longer source or target are left out", ge=1
+  )
+  bad_rows: Literal["refuse", "skip"] | None = option(
+    None, "folder, tfds, pairs: a row that cannot be read is an error, or left out; unset: refuse"
+  )
+  detokenizer: Literal[tuple(DETOKENIZERS)] | None = option(
+    None, "the published set whose spaces around marks are to be removed from the text; unset: none"
   )
   tokenizer: Literal["characters", "bytes", "sentencepiece"] = option(
     "characters", "learned from the training split if need be"
@@ -61,6 +68,10 @@ class DataSettings:
         f" the"
         " packing of its rows; set both, or none"
       )
+    if self.corpus == "pairs" and self.detokenizer is not None:
+      raise ValueError(
+        f"data.detokenizer={self.detokenizer!r} is for text, not for pairs; leave it unset"
+      )
 
   def make_corpus(self) -> Corpus:
     """The corpus, without reading it. Raises ValueError for an option that the corpus does not
@@ -74,8 +85,10 @@ class DataSettings:
       "source": self.source,
       "target": self.target,
       "max_characters": self.max_characters,
+      "bad_rows": self.bad_rows,
     }
-    return registry.settings(CORPORA[self.corpus], options, "config.data")
+    corpus = registry.settings(CORPORA[self.corpus], options, "config.data")
+    return corpus if self.detokenizer is None else Detokenized(corpus, self.detokenizer)
 
   def make_tokenizer(self) -> Any:
     """The tokenizer of `tokenizer_path`, or one learned from the training split."""

@@ -24,8 +24,17 @@ from diffusion_text.types import Batch
 
 def test_a_bound_too_large_for_a_perplexity_is_still_told():
   """A Gaussian system had 17,274 nats per token after 500 updates."""
-  result = Likelihood(17_274.0, 1.0, 100.0, 300.0, 2, 1)
+  result = Likelihood(17_274.0, 1.0, 100.0, 300.0, 2, 1, 310.0)
   assert math.isinf(result.perplexity) and "perplexity <= inf" in str(result)
+  # JSON has no infinity: `Infinity` was written, which other readers refuse.
+  assert json.loads(json.dumps(result.as_dict(), allow_nan=False))["perplexity"] is None
+
+
+@pytest.mark.parametrize("nats, text", [(2.0, "7.39"), (13.0, "442413.39"), (690.0, "4.6e+299")])
+def test_a_perplexity_is_short(nats, text):
+  """At 690 nats it was printed with 300 digits."""
+  result = Likelihood(nats, 1.0, 100.0, 300.0, 2, 1, 310.0)
+  assert f"perplexity <= {text}, " in str(result) and len(str(result)) < 260
 
 
 def test_uniform_model_has_perplexity_v():
@@ -33,17 +42,24 @@ def test_uniform_model_has_perplexity_v():
     return jnp.full(4, 10 * np.log(7.0)), jnp.full(4, 10.0)
 
   result = evaluate(
-    nats_fn, {}, [(Batch(jnp.zeros((4, 10))), 40)] * 3, jax.random.key(0), num_draws=2
+    nats_fn, {}, [(Batch(jnp.zeros((4, 10))), (40, 50))] * 3, jax.random.key(0), num_draws=2
   )
   assert result.perplexity == pytest.approx(7.0) and result.standard_error < 1e-6
   assert result.bits_per_char == pytest.approx(np.log2(7.0))
-  assert (result.rows, result.tokens, result.characters) == (12, 120.0, 120)
+  assert (result.rows, result.tokens, result.characters, result.bytes) == (12, 120.0, 120, 150)
+  assert result.bits_per_byte == pytest.approx(np.log2(7.0) * 120 / 150)
 
 
 def test_bits_count_characters_whatever_the_tokenizer():
   """4 characters per token: the same nats per token are a quarter of the bits per character."""
   result = Likelihood(
-    nats_per_token=2.0, standard_error=0.1, tokens=100, characters=400, rows=5, num_draws=1
+    nats_per_token=2.0,
+    standard_error=0.1,
+    tokens=100,
+    characters=400,
+    rows=5,
+    num_draws=1,
+    bytes=500,
   )
   assert result.bits_per_char == pytest.approx(2.0 / 4 / np.log(2))
   assert result.bits_per_char_error == pytest.approx(0.1 / 4 / np.log(2))
@@ -73,7 +89,7 @@ def test_draws_are_spread_over_time():
     seen.append((progress.part, progress.parts))
     return jnp.ones(2), jnp.ones(2)
 
-  evaluate(nats_fn, {}, [(Batch(jnp.zeros((2, 1))), 2)], jax.random.key(0), num_draws=3)
+  evaluate(nats_fn, {}, [(Batch(jnp.zeros((2, 1))), (2, 2))], jax.random.key(0), num_draws=3)
   assert seen == [(0, 3), (1, 3), (2, 3)]
 
 
@@ -126,7 +142,7 @@ def test_sample_statistics():
 
 def test_report_is_one_file_that_needs_no_network(tmp_path):
   film = Film(["To ", "be</script>", "\n"], [-1, 0, 1], 2)
-  likelihood = Likelihood(2.0, 0.1, 100, 400, 5, 1)
+  likelihood = Likelihood(2.0, 0.1, 100, 400, 5, 1, 400)
   rows = [{"step": 1, "bits_per_character": 3.0}, {"step": 2, "validation_bits_per_character": 2.5}]
   path = tmp_path / "deep" / "report.html"
   write_report(
