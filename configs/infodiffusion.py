@@ -7,7 +7,8 @@ rarity in the training split (see `diffusion_text.timing.ByInformation`). That i
 that depend on tokens give no bound, so the bound is that of shared times. Different here: the law
 of the noise, which is a straight line; everything else is as in configs/diffuseq.py.
 Ours: 2.909 ± 0.052 bits/char after 500 updates of the comparison at equal tokens in
-docs/results.md, by the code at commit 3aad1fc; too few to judge it by.
+docs/results.md, by the code at commit 3aad1fc, with the rounding of the posterior; too few to judge
+it by.
   python -m experiments.train --config=configs/infodiffusion.py:tiny --workdir=runs/infodiffusion
 """
 

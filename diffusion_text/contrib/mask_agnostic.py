@@ -165,8 +165,10 @@ class MaskAgnostic(CrossEntropy):
       del nats
       logits = engine.posterior_logits(model.process, process_params, row, output)
       others = engine.posterior_logits(model.process, process_params, row, head(row.extra))
-      at_time = self.cost(logits, row.ids) + self.agreement * total_variation(logits, others)
-      return row.dt_dtau * self.weight(row.t) * at_time, at_time, {}
+      at_time = self.cost(logits, row.ids)
+      apart = self.agreement * total_variation(logits, others)
+      weighted = self.weighted(row.t, logits, at_time) + self.weight(row.t) * apart
+      return row.dt_dtau * weighted, at_time + apart, {}
 
     loss, costs = engine.token_loss(
       model,

@@ -214,7 +214,7 @@ class PredictedTimesLosses(EmbeddingLosses):
 
 @member
 class PredictedTimes(Walk):
-  """While the clock falls in even steps, z = alpha_t P + k sigma_t ε with a t per token, predicted
+  """While the clock falls, z = alpha_t P + k sigma_t ε with a t per token, predicted
   from x̂ at the clock that comes next.
 
   Times may rise: a token that looks wrong next to the others can get more noise than before. Every

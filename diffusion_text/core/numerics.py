@@ -46,8 +46,12 @@ def smoothed_cross_entropy(
   cost = cross_entropy(logits, ids)
   if not smoothing:
     return cost
-  spread = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-  return (1 - smoothing) * cost + smoothing * spread
+  return (1 - smoothing) * cost + smoothing * mean_cross_entropy(logits)
+
+
+def mean_cross_entropy(logits: Float[Array, "*n V"]) -> Float[Array, "*n"]:
+  """The mean over v of -log softmax(logits)[v], in nats."""
+  return jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
 
 
 def entropy(logits: Float[Array, "*n V"]) -> Float[Array, "*n"]:

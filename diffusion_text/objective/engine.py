@@ -362,6 +362,7 @@ def token_loss(
   extra: Any = None,
   consts: Any = None,
   other_readings: Sequence[Prediction] = (),
+  everywhere: bool = False,
 ) -> tuple[Loss, TokenCosts]:
   """(Σ weight · minimise over the tokens that have a loss, what each token cost). Logits exist for
   `model.chunk` tokens at a time.
@@ -378,6 +379,8 @@ def token_loss(
     extra: a tree of [B, N, …] that `fn` finds in `row.extra`.
     consts: arrays that all tokens read, with gradient.
     other_readings: further predictions that the loss uses.
+    everywhere: whether `fn` is asked of every token with a weight, not only of those that have a
+      loss by the process; the others have a rate of 0.
   """
   process = model.process
   where, rows = token_rows(model, params, batch, noised, extra)
@@ -394,13 +397,9 @@ def token_loss(
     return row.weight * minimise, (nats, at_time, dict(reported))
 
   all_consts = noised.prediction.head, params["process"], consts
+  asked = (rows.weight > 0 if everywhere else where).reshape(-1)
   total, (nats, at_time, reported) = sum_rows(
-    score,
-    all_consts,
-    where.reshape(-1),
-    flatten_tokens(rows),
-    chunk=model.chunk,
-    shards=model.shards,
+    score, all_consts, asked, flatten_tokens(rows), chunk=model.chunk, shards=model.shards
   )
   flat_weight = rows.weight.reshape(-1)
   sums = {name: jnp.sum(flat_weight * value) for name, value in reported.items()}

@@ -62,7 +62,11 @@ class Reweighted(OneReading):
 
   min_weight: float = option(0.0, "the least weight of a divergence", ge=0)
   max_weight: float = option(
-    math.inf, "the largest weight of a divergence; inf does not cut", gt=0, allow_inf_nan=True
+    math.inf,
+    "the largest weight of a divergence; inf does not cut",
+    gt=0,
+    le=math.inf,
+    allow_inf_nan=True,
   )
 
   def __post_init__(self):

@@ -105,5 +105,6 @@ class Mixed(WithMask, Mixture):
         f"process.mixing={self.mixing!r}, time_steps={self.time_steps}: dynamic weights are of"
         " mixing='peaked' in continuous time; use these, or objective.name='bound'"
       )
-    right = 2 * self.share / (1 - self.share) / self.vocab_size * jnp.exp(jax.nn.sigmoid(-t) / 2)
+    peak = 2 * self.share / (1 - self.share) / (self.vocab_size + 1)  # the mask counts there too
+    right = peak * jnp.exp(jax.nn.sigmoid(-t) / 2)
     return jnp.where(state == self.mask_id, 2.0, jnp.where(state == clean_state, right, 1.0))

@@ -29,7 +29,7 @@ VECTORS = Embedding(vocab_size=3, width=4)
 # That the reported bound is tight is a law of processes and timings, tested there.
 LAWS = ("options", "fits", "shapes", "weights", "observed", "microbatches", "costs", "groups")
 ROWS = {  # objective, process, options of the exact model
-  "bound": (Bound(auxiliary=0.01), MASKED, {}),
+  "bound": (Bound(auxiliary=0.01, auxiliary_steps=10), MASKED, {}),
   "cross_entropy": (CrossEntropy(weighting="inverse_time", focusing=1.0), MASKED, {}),
   "mse_rounding": (EmbeddingLosses(anchor_weight=1.0), VECTORS, {}),
   "reweighted": (Reweighted(), Mixed(vocab_size=3), {}),

@@ -4,6 +4,7 @@ out, and mutants that must fail.
 
 import dataclasses
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from diffusion_text.context import Blocks, Full
 from diffusion_text.core.prng import stream
+from diffusion_text.experiment import registry
 from diffusion_text.objective import Bound, CrossEntropy, Reweighted, ScoreFunction, engine
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
@@ -101,13 +103,17 @@ def test_a_uniform_predictor_costs_log_v(name):
 # Formulas.
 
 
-def full_logits(network, objective, model, params, cost):
-  """Σ weight · cost(clean, state, t, dt_dtau, logits) with all logits in memory, for one draw."""
+def full_logits(network, objective, model, params, cost, everywhere=False):
+  """Σ weight · cost(clean, state, t, dt_dtau, logits) with all logits in memory, for one draw; of
+  the tokens that have a loss, or of all.
+  """
   key = jax.random.key(9)
   params = {**params, "network": network}
   times = engine.draw_times(model, params, stream(key, "times"), BATCH, START)
   noised = engine.read(model, params, key, BATCH, times, START)
-  counts = model.process.has_loss(params["process"], noised.state, times.t) * (REAL * ~OBSERVED)
+  counts = REAL * ~OBSERVED
+  if not everywhere:
+    counts = counts * model.process.has_loss(params["process"], noised.state, times.t)
   token = noised.clean, noised.state, times.t, times.dt_dtau
   return jnp.sum(counts * cost(*token, noised.prediction.logits))
 
@@ -127,7 +133,8 @@ def smoothed(ids, logits, share):
 
 
 def gidd(ids, z, t, speed, logits):
-  wrong = jnp.where(z == ids, 0.2 / 0.9 / V * jnp.exp(jax.nn.sigmoid(-t) / 2), 1.0)
+  # As released: the mask is one of the V + 1 tokens.
+  wrong = jnp.where(z == ids, 0.2 / 0.9 / (V + 1) * jnp.exp(jax.nn.sigmoid(-t) / 2), 1.0)
   weight = jnp.where(z == V, 1.5, wrong)
   return speed * weight * MIXED.divergence({}, ids, z, t, logits)
 
@@ -139,7 +146,26 @@ def posterior_of_uniform(ids, z, t, speed, logits):
   return ce(ids, logits + seen)
 
 
+RDM = {"weighting": "linear", "linear_steps": 50, "label_smoothing": 0.1, "focusing": 1.0}
+
+
+def steps_cost(ids, z, t, speed, logits):
+  """The rate at masks, and 0.3 · 4 times the cross-entropy at masks and clean tokens."""
+  return 2 * jnp.sqrt(t) * ((z == V) / jnp.maximum(t, 1e-7) + 1.2) * ce(ids, logits)
+
+
+def routed(ids, z, t, speed, logits):
+  """(1 - t + 1/50) · 0.9 · CE, focal as MDM's, and 0.1 times the mean over v at any time."""
+  spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+  return (1 - t + 1 / 50) * 0.9 * focal(ids, logits, 1.0) + 0.1 * spread
+
+
 FORMULAS = {
+  "weights of RDM": (
+    CrossEntropy(**RDM, weigh_smoothing=False),
+    model_of(MASKED, chunk=5, shards=2),
+    routed,
+  ),
   "smoothed": (
     CrossEntropy(weighting="linear", label_smoothing=0.1),
     model_of(MASKED, chunk=5, shards=2),
@@ -170,7 +196,7 @@ FORMULAS = {
 }
 
 
-def check_formula(objective, model, cost):
+def check_formula(objective, model, cost, everywhere=False):
   """Value and gradient, in chunks that do not fit and over shards."""
   params = params_of(model.process)
 
@@ -178,7 +204,7 @@ def check_formula(objective, model, cost):
     return loss_of(objective, model, {**params, "network": network}, BATCH)[0].total
 
   def formula(network):
-    return full_logits(network, objective, model, params, cost)
+    return full_logits(network, objective, model, params, cost, everywhere)
 
   ours, theirs = jit(
     lambda net: (jax.value_and_grad(total)(net), jax.value_and_grad(formula)(net))
@@ -189,6 +215,56 @@ def check_formula(objective, model, cost):
 @pytest.mark.parametrize("name", FORMULAS)
 def test_formulas(name):
   check_formula(*FORMULAS[name])
+
+
+def test_the_auxiliary_loss_of_a_step_is_of_all_tokens():
+  """λ · T times the cross-entropy of every token, of masks and of clean ones."""
+  model = model_of(MASKED, timing=Shared(power=2.0), chunk=5, shards=2)
+  check_formula(Bound(auxiliary=0.3, auxiliary_steps=4), model, steps_cost, everywhere=True)
+  with pytest.raises(AssertionError):
+    check_formula(Bound(auxiliary=1.2), model, steps_cost, everywhere=True)
+
+
+def construct(name):
+  """The objective of a config."""
+  config = importlib.import_module(f"configs.{name}").get_config("micro")
+  return registry.construct("objective", config.objective.to_dict())
+
+
+def test_auxiliary_losses_as_released():
+  """Of a network that knows nothing, the auxiliary loss is λ · T · log V per token: 10 times the
+  bound of D3PM, which was 200 times as large as the auxiliary loss.
+  """
+  for name, steps in (("d3pm", 1000), ("diffusionbert", 2048)):
+    objective = construct(name)
+    assert (objective.auxiliary, objective.auxiliary_steps) == (0.01, steps)
+  assert construct("d3pm_uniform").auxiliary == 0
+  model = model_of(MASKED, TableNetwork())
+  params = params_of(MASKED, {**NET, "out": np.zeros_like(NET["out"])})
+
+  @jit
+  def run(params):
+    return [loss_of(each, model, params, BATCH) for each in (construct("d3pm"), Bound())]
+
+  (loss, costs), (bound, plain) = run(params)
+  beside = float(loss.total - bound.total) / float(loss.count)
+  assert beside == pytest.approx(10 * np.log(V), rel=1e-4)
+  assert float(loss.sums["bound"]) == pytest.approx(float(bound.total), rel=1e-5)
+  for mine, theirs in zip(costs, plain, strict=True):  # no timing is fitted to it
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name,steps,smoothing", [("rdm", 50, 0.1), ("mdm", 20, 0.0)])
+def test_weights_of_times_as_released(name, steps, smoothing):
+  """The k-th of T times weighs 1 - (k - 1) / T, and label smoothing the same at all of them."""
+  objective = construct(name)
+  k = np.arange(1, steps + 1)
+  got = np.asarray(objective.weight(jnp.float32(k / steps)))
+  np.testing.assert_allclose(got, 1 - (k - 1) / steps, rtol=1e-5)
+  # A token that is certain costs nothing but the smoothing, whose mean over the vocabulary is 48.
+  logits, t, true = jnp.array([[60.0, 0, 0, 0, 0]]), jnp.array([0.98]), jnp.array([0])
+  cost = objective.weighted(t, logits, objective.cost(logits, true))
+  assert float(cost[0]) == pytest.approx(smoothing * 48, abs=1e-4)
 
 
 class ConstantWeight(CrossEntropy):
@@ -216,6 +292,12 @@ class TakesLogitsForThePosterior(Uniform):
   "name,objective,process",
   [
     ("focused", ConstantWeight(focusing=0.5), MASKED),
+    ("weights of RDM", CrossEntropy(**RDM, weigh_smoothing=True), MASKED),
+    (
+      "weights of RDM",
+      CrossEntropy(**{**RDM, "linear_steps": None}, weigh_smoothing=False),
+      MASKED,
+    ),
     ("smoothed", SmoothsTheOthersOnly(weighting="linear", label_smoothing=0.1), MASKED),
     ("reweighted", Reweighted(max_weight=2.0), MIXED),
     ("leave-one-out", CrossEntropy(), TakesLogitsForThePosterior(vocab_size=V)),
@@ -299,6 +381,7 @@ LEARNED = TokenMasked(vocab_size=V)
   [
     (lambda: CrossEntropy(weighting="t"), "weighting"),
     (lambda: CrossEntropy(max_weight=0.0), "max_weight"),
+    (lambda: CrossEntropy(linear_steps=50), "linear_steps=50 is read by weighting='linear' alone"),
     (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing"),
     (lambda: CrossEntropy(focusing=-1.0), "focusing"),
     (lambda: CrossEntropy().check(model_of(LEARNED)), "learned noise no gradient.*score_function"),
