@@ -11,8 +11,10 @@ all the same.
 from absl import flags
 
 from experiments.flags import run, workdir_flag
+from experiments.paths import path_flag
 
 WORKDIR = workdir_flag()
+PATH = path_flag("path", "where the run's text is now, if it has moved")
 MAX_ROWS = flags.DEFINE_integer("max_rows", 128, "validation rows", lower_bound=1)
 NUM_DRAWS = flags.DEFINE_integer("num_draws", 4, "draws of time and noise per row", lower_bound=1)
 WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -32,7 +34,7 @@ def main(_):
   from diffusion_text.experiment import run as runs
   from diffusion_text.studies import bound_variance as scoring
 
-  trained = runs.load(WORKDIR.value)
+  trained = runs.load(WORKDIR.value, {"data.path": PATH.value}.items() if PATH.value else ())
   model = trained.experiment.model
   if model.context.unit in (None, 1):
     raise ValueError(

@@ -14,8 +14,10 @@ import pathlib
 from absl import flags
 
 from experiments.flags import run
+from experiments.paths import path_flag
 
 WORKDIRS = flags.DEFINE_list("workdirs", [], "directories of runs on pairs")
+PATH = path_flag("path", "file or folder of the pairs; default the runs' own")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which pairs")
 NUM = flags.DEFINE_integer("num", None, "only the first sources; default all", lower_bound=1)
 MBR = flags.DEFINE_list("mbr", ["1"], "numbers of samples that a text is chosen from")
@@ -52,7 +54,7 @@ def main(_):
   }
   rows = []
   for workdir in WORKDIRS.value:
-    trained = runs.load(workdir)
+    trained = runs.load(workdir, {"data.path": PATH.value}.items() if PATH.value else ())
     sampler = sampler_of(trained.experiment, SAMPLER.value, steps=STEPS.value)
     rows.append(
       translate.measure(

@@ -85,7 +85,7 @@ def commands():
 def flags_of(main):
   """The names of the flags of a main, read off its source."""
   source = (ROOT / "experiments" / f"{main}.py").read_text()
-  names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+  names = set(re.findall(r'(?:DEFINE_\w+|path_flag)\(\s*"(\w+)"', source))
   names |= {"workdir"} if "workdir_flag(" in source else set()
   for arguments in re.findall(r"config_flag\((.*?)\)", source):
     named = re.search(r'name="(\w+)"', arguments)

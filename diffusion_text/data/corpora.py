@@ -174,7 +174,8 @@ class Folder:
     files = self._files()
     return not_empty(
       _of_split(files, split, self._read, key=_itself),
-      f"{self.path} has no text for split={split!r}; it holds {files.counts()}. Add more",
+      f"{self.path} has no text for split={split!r}; it holds {files.counts()}. Add text, or a "
+      f"file whose name says {split}",
     )
 
   def identity(self, memo: Path | None = None) -> str:
@@ -309,7 +310,7 @@ class Pairs:
     if not kept:
       raise ValueError(
         f"{self.path} has no pairs for split={split!r} with max_characters={self.max_characters}; "
-        f"it holds {files.counts()}. Add more"
+        f"it holds {files.counts()}. Add pairs, or a file whose name says {split}"
       )
     # Stable: the targets of one source stay in the order of the file.
     return sorted(kept, key=lambda pair: (_hash(pair[0]), pair[0]))

@@ -11,6 +11,8 @@ from diffusion_text.experiment import other_text
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.api import TextData
 from diffusion_text.experiment.build import build
+from tests.conftest import ROOT
+from tests.docs_test import blocks
 
 LINES = [f"the {n} cats, sat on {n} mats" for n in range(300)]
 
@@ -112,6 +114,12 @@ def test_python_text_is_trained_and_scored():
   assert facts.token_counts()[:5].sum() == len(data.tokens("train").tokens)
   other = TextData(corpora.Austen(), data.tokenizer, 16)
   assert dt.score(model, params, other, split="validation", batch_size=256).bits_per_char > 2
+
+
+def test_the_example_of_the_page_of_commands_runs(capsys):
+  (example,) = blocks((ROOT / "docs" / "commands.md").read_text(), "python")
+  exec(compile(example, "commands.md", "exec"), {})
+  assert "26 characters, 26 bytes" in capsys.readouterr().out
 
 
 def test_python_text_is_refused_with_the_fix():
