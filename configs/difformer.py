@@ -4,12 +4,12 @@
 Published: IWSLT14 De-En 34.48 BLEU (fairseq's), with distilled targets, length beams and an
 autoregressive reranker. The anchor loss is the cross-entropy of the inner products of x̂ with the
 embeddings and replaces rounding; as in all released scripts its labels are smoothed by 0.1. The
-published head is the table before its layer norm, whose rows begin at length 1, so that logits are
-about √128 = 11 at most; here they are those of the normed rows divided by √128 (readout
-"scaled_inner"), also after the published rows have grown. The network is trained at SNR / 16 and
-decoded on the path itself in 20 steps, of which the last takes the likeliest token; half of the
-rows are self-conditioned. Layer norm has no affine map here. The released scripts norm the last
-hidden states, as our network does. Missing: the length predictor and its beam.
+published vectors are √128 times the rows of the head, so that logits are inner products of vectors
+divided by √128, as here (readout "scaled_inner"). The network is trained at SNR / 16 and decoded on
+the path itself in 20 steps, of which the last takes the likeliest token; half of the rows are
+self-conditioned. Vectors are normed, as in the paper, without an affine map; the released scripts
+norm hidden states (projected vectors, times and places) in their stead. Missing: the length
+predictor and its beam.
 Ours: 2.913 ± 0.023 bits/char after 500 updates of the comparison at equal tokens in
 docs/results.md, by the code at commit 3aad1fc, whose logits of the anchor were 11 times as large
 and whose labels were not smoothed; too few to judge it by.

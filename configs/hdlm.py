@@ -1,7 +1,10 @@
 """The γ-hybrid of hyperschedules: the mask absorbs and what survives is scrambled, along a wave
 (Fathi et al. 2025, arXiv 2504.06416).
 
-Published: the figures on OpenWebText and LM1B are of other sizes and are not repeated here.
+Published: the figures on OpenWebText and LM1B are of other sizes and are not repeated here. The
+released loss is the score entropy, plus the cross-entropy of tokens that are settled already; its
+config for OpenWebText has one block as wide as the row (1024 tokens, 2048 levels) and leaves waves
+to smaller widths. Here the bound alone is trained, along a wave of half a row.
 Ours: not yet run.
   python -m experiments.train --config=configs/hdlm.py:tiny --workdir=runs/hdlm
 """

@@ -5,9 +5,8 @@ Published: QQP, question generation, simplification, dialogue, IWSLT14 and WMT14
 decoder (BART's 6 + 6), sqrt schedule, 2000 DDPM steps without clamping, the prediction
 self-conditioned with probability 1/2 and concatenated. Without adaptive schedules a user got 18
 BLEU on IWSLT14, where the paper has 28.94 (issue 10 of their repository).
-The published vectors have 512 or 768 numbers, and 512 here at the large sizes. `micro` and `tiny`
-have the 16 of Diffusion-LM: 512 numbers are more than their networks are wide, and show a token
-through nearly all of the noise.
+The published vectors have 128 numbers (512 and 768, the scripts' in_channel, are the widths of the
+network), as here at the large sizes; `micro` and `tiny` have the 16 of Diffusion-LM.
 Here a source is a prompt in the same row, as in DiffuSeq, so a position is a place in source ‖
 target; the last estimate is added. The clock of each position follows the mse of that position at
 every update (timing "by_position"; the published cross-entropy is that of the clean vector, the
@@ -27,8 +26,6 @@ from configs import base, diffuseq
 
 def get_config(size: str = "tiny"):
   c = diffuseq.get_config(size)
-  if size not in ("", "micro", "tiny"):
-    c.process.width = 512
   c.timing = {"name": "by_position", "by": "loss"}
   c.sampler.projection = "expectation"
   base.self_conditioned(c, 0.5)

@@ -24,8 +24,7 @@ is the cross-entropy:
                                                           of x_start, tied to the embedding)
   scaled_     softmax_v <x̂, x_v> / √E                     softmax_v <z_0+, x_v> / √E
   inner       (Difformer, arXiv 2212.09412: its vectors
-              have length √E, and the rows of its head,
-              which are not normed, begin at length 1)
+              are √E times the rows of its head)
 
 The two readings of rounding are far apart. At z_0+ the posterior knows the token of any table of
 usual size, so that rounding costs nothing and has no gradient; it begins to hold tokens apart where

@@ -11,6 +11,7 @@ CHOICES = [  # config, key, value
   ("mdm", "sampler.temperature", 0.0),
   ("mdm", "sampler.noise_scale", 0.5),
   ("mdm", "sampler.steps", 20),
+  ("bd3lm", "sampler.skip", True),
   ("llada", "sampler.temperature", 0.0),
   ("llada_moe", "sampler.temperature", 0.0),
   *(
@@ -76,4 +77,5 @@ def test_windows_of_paths_are_those_of_the_published_chains(name, levels):
 
 
 def test_widths():
-  assert choice("seqdiffuseq", "process.width", "small") == 512
+  """Of vectors; the in_channel of SeqDiffuSeq's scripts is the width of its network."""
+  assert choice("seqdiffuseq", "process.width", "small") == 128

@@ -382,7 +382,7 @@ def hadamard(size):
 
 
 @pytest.mark.parametrize("name", ["difformer", "trec"])
-def test_the_anchor_of_difformer_is_scaled_to_heads_of_length_1(name):
+def test_the_anchor_of_difformer_is_divided_by_the_root_of_the_width(name):
   """Being sure of a wrong token at a right angle costs √128 nats, not 128; labels are smoothed."""
   objective, process = config_members(name, 4)
   own = {"embedding": jnp.asarray(hadamard(128)[1:5])}
