@@ -12,8 +12,10 @@ from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
 from diffusion_text.train.multihost import check_alone, is_first, leave, verdict
 from experiments import parts
+from experiments.paths import path_flag, show_any_text
 
-USER_ERRORS = (ValueError, FileNotFoundError, CheckpointError, TrainingDiverged)
+# An OSError says which file or disk is at fault, which is not the program's.
+USER_ERRORS = (ValueError, OSError, CheckpointError, TrainingDiverged)
 
 
 def config_flag(default: str | None = None, name: str = "config"):
@@ -35,10 +37,7 @@ def config_flag(default: str | None = None, name: str = "config"):
 
 
 def workdir_flag(required: bool = True):
-  holder = flags.DEFINE_string("workdir", None, "of the run: config, checkpoints, metrics")
-  if required:
-    flags.mark_flag_as_required("workdir")
-  return holder
+  return path_flag("workdir", "of the run: config, checkpoints, metrics", required)
 
 
 def run(main, connect=None):
@@ -66,6 +65,7 @@ def run(main, connect=None):
         traceback.print_exc()
       fail(*verdict(error, user))
 
+  show_any_text()
   flags.DEFINE_bool("traceback", False, "show where an error came from")
   try:
     app.run(guarded)

@@ -13,10 +13,11 @@ import time
 from absl import flags
 
 from experiments.flags import config_flag, run
+from experiments.paths import path_flag
 
 CONFIG = config_flag("configs/quickstart.py")
-WORKDIR = flags.DEFINE_string(
-  "workdir", "runs/quickstart", "directory of the run: config, checkpoints, metrics, report"
+WORKDIR = path_flag(
+  "workdir", "of the run: config, checkpoints, metrics, report", default="runs/quickstart"
 )
 SECONDS = flags.DEFINE_float("seconds", 270.0, "of training", lower_bound=1.0)
 INFILL = "It was [12] that she was very [8] of him, and could not help being [6] at last."

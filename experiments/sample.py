@@ -4,14 +4,16 @@
   python -m experiments.sample --workdir=runs/mdlm --sampler=name=remasking --sampler=eta=0.02
   python -m experiments.sample --workdir=runs/mdlm --prompt="To be" --prompt="It was" --length=128
   python -m experiments.sample --workdir=runs/mdlm --infill="To be, [16] that is the question"
+  python -m experiments.sample --workdir=runs/mdlm --num=10000 --output=samples.jsonl
 
 In an infill text `[16]` is a hole of 16 tokens and `[[` a literal bracket. The same seed gives the
-same text, whatever else is in the batch.
+same text, whatever else is in the batch and however many rows are drawn at a time.
 """
 
 from absl import flags
 
 from experiments.flags import run, workdir_flag
+from experiments.paths import path_flag
 
 WORKDIR = workdir_flag()
 NUM = flags.DEFINE_integer("num", 4, "samples (of each prompt or infill text)", lower_bound=1)
@@ -34,12 +36,14 @@ PARAMETERS = flags.DEFINE_enum(
   "parameters", "float32", ["float32", "bfloat16"], "what the network's are held in"
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "rows drawn at a time", lower_bound=1)
+OUTPUT = path_flag("output", "file of JSON lines, a row as soon as it is drawn: text, ids, calls")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan, compute nothing")
 
 
 def main(_):
+  from diffusion_text.experiment import drawing, summary
   from diffusion_text.experiment import run as runs
-  from diffusion_text.experiment import summary
   from diffusion_text.experiment.decoding import reader_of, sampler_of
 
   experiment = runs.load_experiment(WORKDIR.value)
@@ -54,18 +58,17 @@ def main(_):
   )
   reader = reader_of(experiment, READER.value)
   length = LENGTH.value if INFILL.value else LENGTH.value or experiment.data.length
-  batch = runs.open_rows(experiment.tokenizer, NUM.value, length, PROMPT.value, INFILL.value)
+  texts = runs.open_rows(experiment.tokenizer, 1, length, PROMPT.value, INFILL.value)
+  how = {"num": NUM.value, "seed": SEED.value, "batch_size": BATCH_SIZE.value}
+  how |= {"sampler": sampler, "reader": reader}
+  plan = drawing.check(experiment, texts, output=OUTPUT.value, **how)
   if DRY_RUN.value:
-    print(summary.summary(experiment))
-    active = int((~batch.observed).sum())
-    print(f"would draw   {batch.ids.shape[0]} rows of {batch.ids.shape[1]} tokens, {active} active")
+    print(f"{summary.summary(experiment)}\n{plan}")
     return
   trained = runs.load(WORKDIR.value, dtype=PARAMETERS.value)
-  texts, result = runs.generate(
-    trained, batch, num=NUM.value, seed=SEED.value, sampler=sampler, reader=reader
-  )
-  for number, text in enumerate(texts):
-    print(f"--- sample {number} ({int(result.row_calls[number])} network calls)\n{text}")
+  rows = drawing.draw(trained, texts, **how)
+  for row in rows if OUTPUT.value is None else drawing.write(rows, OUTPUT.value):
+    print(f"--- sample {row.row} ({row.calls} network calls)\n{row.text}", flush=True)
 
 
 if __name__ == "__main__":

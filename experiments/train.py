@@ -22,30 +22,16 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan,
 def main(_):
   from diffusion_text import train
   from diffusion_text.experiment import summary as plan
-  from diffusion_text.experiment.build import build, config_json
-  from diffusion_text.experiment.run import (
-    check_loss,
-    check_sampler,
-    check_workdir,
-    checkpoints,
-    train_workdir,
-    training_data,
-  )
+  from diffusion_text.experiment.build import build
+  from diffusion_text.experiment.run import prepare, train_workdir
 
   experiment = train.multihost.together(lambda: build(CONFIG.value))
   show = print if train.multihost.is_first() else lambda text: None
   show(plan.summary(experiment))
   if DRY_RUN.value:
-    check_sampler(experiment)
-    check_loss(experiment)
-    check_workdir(WORKDIR.value, config_json(experiment.config), write=False)
-    tokens, _ = training_data(experiment)
+    tokens, _, start = prepare(experiment, WORKDIR.value)
     show(f"corpus       {len(tokens.tokens):,} training tokens, {tokens.characters:,} characters")
-    step = train.latest_step(checkpoints(WORKDIR.value))
-    show(
-      f"workdir      {WORKDIR.value}: "
-      + ("new" if step is None else f"would go on from step {step}")
-    )
+    show(f"workdir      {WORKDIR.value}: {start}")
     return
   result = train_workdir(experiment, WORKDIR.value, stall_seconds=STALL_TIMEOUT.value)
   show(

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from diffusion_text.train import WorkdirLock
 from tests.commands import Forked
 from tests.conftest import environment
 
@@ -193,8 +194,76 @@ def test_dry_runs_compute_nothing(home, trained):
   )
 
 
+def test_a_second_run_in_a_workdir_is_refused(home, trained):
+  """Dry run and run alike; this process stands for the first run."""
+  with WorkdirLock(str(trained)):
+    for flags in (("--dry_run",), ()):
+      text = call(home, "train", *train_flags(trained, 310, *flags), code=2)
+      assert re.search(r"is in use by another run \(.*, process \d+, since", text), text
+    assert "would draw" in call(home, "sample", f"--workdir={trained}", "--dry_run"), (
+      "to read is free"
+    )
+
+
+def test_weights_of_a_run_start_a_new_one(home, trained):
+  """Other rows, seed and rate, with the tokenizer that a command exports; the first score is that
+  of a trained model, and step, optimizer and data begin afresh.
+  """
+  tokenizer = home / "exported"
+  assert "fingerprint" in call(home, "tokenize", f"--workdir={trained}", f"--output={tokenizer}")
+  start = (
+    f"--config.train.initialize_from={trained}",
+    f"--config.data.tokenizer_path={tokenizer}",
+    "--config.data.length=16",
+    "--config.train.batch_size=4",
+    "--config.seed=5",
+  )
+  flags = train_flags(home / "second", 2, *start)
+  assert re.search(
+    r"new, with the weights of .*\d+ arrays loaded", call(home, "train", *flags, "--dry_run")
+  )
+  out = call(home, "train", *flags)
+  assert "finished at step 2" in out
+  rows = [json.loads(x) for x in (home / "second" / "metrics.jsonl").read_text().splitlines()]
+  first = next(row for row in rows if "validation_bits_per_character" in row)
+  assert first["step"] == 0 and first["validation_bits_per_character"] < 5.0 < np.log2(82)
+  text = call(
+    home,
+    "train",
+    *train_flags(home / "third", 2, *start[:1], "--config.data.tokenizer=bytes"),
+    code=2,
+  )
+  assert "was trained with the characters tokenizer" in text and "experiments.tokenize" in text
+  text = call(home, "train", *flags, f"--config.train.restore_from={trained}", "--dry_run", code=2)
+  assert "set one of them" in text
+  flags = train_flags(home / "third", 2, f"--config.train.restore_from={trained}")
+  text = call(home, "train", *flags, "--config.seed=5", "--dry_run", code=2)
+  assert "the saved data position has seed=0" in text
+  text = call(home, "train", *flags, "--config.model.width=32", "--dry_run", code=2)
+  assert re.search(r"has network/\S+: \(.*\) where this config has \(", text)
+
+
+def test_many_samples_go_to_a_file(home, trained):
+  output = home / "samples.jsonl"
+  flags = (f"--workdir={trained}", "--num=5", "--steps=3", "--length=16", "--seed=4")
+  shown = samples(call(home, "sample", *flags, "--batch_size=2", f"--output={output}"))
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [row["text"] for row in rows] == shown and len(rows) == 5
+  assert all(row["seed"] == 4 and row["calls"] == 3 and len(row["ids"]) == 16 for row in rows)
+  assert samples(call(home, "sample", *flags)) == shown
+  assert "is there already" in call(home, "sample", *flags, f"--output={output}", code=2)
+
+
 BAD = [
   ("train", lambda w: train_flags(w, 300, "--config.model.width=32"), r"another configuration"),
+  (
+    "train",
+    lambda w: train_flags(f"{w}_new", 300, f"--config.data.cache_dir={w}/config.json/cache"),
+    r"data\.cache_dir=.* cannot be written",
+  ),
+  ("train", lambda w: train_flags(f"{w}/config.json", 300), r"config\.json cannot be written"),
+  ("sample", lambda w: (f"--workdir={w}", f"--seed={2**32}"), "seed"),
+  ("sample", lambda w: (f"--workdir={w}", "--steps=1000000000"), "steps=1000000000"),
   ("train", lambda w: train_flags(w, 300, "--config.model.wdith=32"), r"width"),
   (
     "train",

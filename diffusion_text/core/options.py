@@ -16,6 +16,10 @@ from typing import Any
 
 import pydantic
 
+# The limit of a number that declares none: beyond this, float32 no longer counts in ones, and sizes
+# no longer fit.
+LARGEST = 2**24
+
 _CONFIG = pydantic.ConfigDict(
   strict=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
 )
@@ -37,8 +41,16 @@ def option(default: Any = ..., meaning: str = "", **limits: Any) -> Any:
     meaning: One or two sentences, with unit and usual values. `experiments.inspect --options`
       prints them.
     **limits: ge, gt, le, lt, multiple_of, min_length, max_length or pattern, as in
-      `pydantic.Field`. Floats may not be NaN or infinite unless `allow_inf_nan=True`.
+      `pydantic.Field`. Floats may not be NaN or infinite unless `allow_inf_nan=True`. A number has
+      a limit on both sides: where none is declared, `LARGEST` and its negative. (A default of None
+      without any limit tells nothing of numbers, so such a number declares both.)
   """
+  number = isinstance(default, int | float) and not isinstance(default, bool)
+  if number or not limits.keys().isdisjoint(("ge", "gt", "le", "lt")):
+    if limits.keys().isdisjoint(("le", "lt")):
+      limits["le"] = LARGEST
+    if limits.keys().isdisjoint(("ge", "gt")):
+      limits["ge"] = -LARGEST
   return pydantic.Field(default, description=meaning, **limits)
 
 

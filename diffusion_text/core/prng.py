@@ -13,9 +13,40 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.types import Key, Keys, Progress
+
+# Under this implementation a draw that is mapped over many keys is that of each key alone. Under
+# the others (rbg, unsafe_rbg), which JAX_DEFAULT_PRNG_IMPL may choose, the batch is drawn at once,
+# and the draw of a token depends on its neighbours.
+IMPLEMENTATION = "threefry2x32"
+
+
+def make_key(seed: int) -> Key:
+  """The key of a seed, the same whatever implementation JAX has as its default.
+
+  Raises:
+    ValueError: for a seed that does not fit in 32 bits, of which JAX would drop the rest.
+  """
+  if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+    raise ValueError(f"seed={seed!r} must be an integer in 0 … 2**32 - 1; use {_fitting(seed)}")
+  return jax.random.key(np.uint32(seed), impl=IMPLEMENTATION)
+
+
+def _fitting(seed: object) -> int:
+  return int(seed) % 2**32 if isinstance(seed, int | np.integer) else 0
+
+
+def check_key(key: Keys) -> None:
+  """Raises ValueError for keys of an implementation under which rows are not independent."""
+  found = str(jax.random.key_impl(key))
+  if found != IMPLEMENTATION:
+    raise ValueError(
+      f"keys of the implementation {found!r} make the draws of a row depend on its batch; make them"
+      f" with jax.random.key(seed, impl={IMPLEMENTATION!r}), or unset JAX_DEFAULT_PRNG_IMPL"
+    )
 
 
 def stream(key: Key, name: str) -> Key:
@@ -51,6 +82,7 @@ def global_rows(rows: int, progress: Progress) -> Int[Array, " rows"]:
 
 def position_keys(key: Key, rows: int, length: int, progress: Progress | None = None) -> Keys:
   """Keys [rows, length], named by the row's number in the global batch and the place in the row."""
+  check_key(key)
   numbers = global_rows(rows, Progress() if progress is None else progress)
   return token_keys(jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers), length)
 
@@ -60,13 +92,18 @@ def row_keys(seed: int, rows: int, first: int = 0) -> Keys:
 
   Row r has the same key in every batch, and alone.
   """
-  return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(
-    first + jnp.arange(rows)
-  )
+  return numbered_keys(seed, first + jnp.arange(rows))
+
+
+def numbered_keys(seed: int, numbers: Int[Array, " rows"]) -> Keys:
+  """Keys [rows] of the rows of text with these numbers, as in `row_keys`."""
+  key = make_key(seed)
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(numbers)
 
 
 def token_keys(keys: Keys, length: int) -> Keys:
   """Keys [B, length] from keys [B] of rows: one key per position, named by the position."""
+  check_key(keys)
   places = jnp.arange(length)
   return jax.vmap(lambda key: jax.vmap(lambda place: jax.random.fold_in(key, place))(places))(keys)
 

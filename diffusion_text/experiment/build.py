@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from diffusion_text import train
+from diffusion_text.core.options import LARGEST
 from diffusion_text.core.prng import stream
 from diffusion_text.core.trees import merge, split
 from diffusion_text.data.packing import without_padding
@@ -37,6 +38,7 @@ from diffusion_text.experiment.validation import check_members, scoring_model, w
 from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import partition_spec
 from diffusion_text.objective import engine
+from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.sampler.loop import Sample, sample
 from diffusion_text.train.sharding import replicated, token_shards
 from diffusion_text.types import (
@@ -213,6 +215,8 @@ class Experiment:
     """
     sampler = self.sampler if sampler is None else sampler
     reader = self.reader if reader is None else reader
+    if batch.observed is None:
+      reader = reader_for(reader, batch)
     return sample(self.model, params, sampler, keys, batch=batch, reader=reader)
 
   # Shapes and placement.
@@ -303,11 +307,32 @@ def sections(config: Any) -> dict[str, dict[str, Any]]:
   missing = sorted({"seed", *SECTIONS} - set(plain))
   if missing:
     raise ValueError(f"config section {missing[0]!r} is missing; start from configs/base.py")
+  for name in SECTIONS:
+    if not isinstance(plain[name], Mapping):
+      raise ValueError(
+        f"config.{name}={plain[name]!r} must be a section; start from configs/base.py, and see"
+        f" python -m experiments.inspect --options={name}"
+      )
+  _check_owns(plain.get("owns", ()))
   if not isinstance(plain["seed"], int) or isinstance(plain["seed"], bool):
     raise ValueError(f"config.seed={plain['seed']!r} must be an integer in 0 … 2**32 - 1")
   if not 0 <= plain["seed"] < 2**32:
     raise ValueError(f"config.seed={plain['seed']} must be in 0 … 2**32 - 1")
   return {name: plain[name] for name in SECTIONS}
+
+
+def _check_owns(owns: Any) -> None:
+  """Raises ValueError unless `config.owns` lists sections and keys of sections."""
+  listed = list(owns) if isinstance(owns, list | tuple) else [owns]
+  wrong = [
+    key for key in listed if not (isinstance(key, str) and key.split(".")[0] in {"seed", *SECTIONS})
+  ]
+  if wrong or not isinstance(owns, list | tuple):
+    shown = wrong[0] if wrong else owns
+    raise ValueError(
+      f"config.owns holds {shown!r}, and must list sections and keys, such as ('process',"
+      f" 'model.qk_norm'); the sections are {', '.join(SECTIONS)}"
+    )
 
 
 def _model(
@@ -343,10 +368,10 @@ def _model(
 def _chunk(chunk: Any) -> int:
   """`config.model.chunk`, or 256 if it is not set."""
   chunk = 256 if chunk is None else chunk
-  if type(chunk) is not int or chunk < 1:
+  if type(chunk) is not int or not 1 <= chunk <= LARGEST:
     raise ValueError(
-      f"config.model.chunk={chunk!r} must be an integer of at least 1: positions whose logits exist"
-      " at a time; 256 is usual on a CPU, 2048 on accelerators"
+      f"config.model.chunk={chunk!r} must be an integer in 1 … {LARGEST}: positions whose logits"
+      " exist at a time; 256 is usual on a CPU, 2048 on accelerators"
     )
   return chunk
 

@@ -12,13 +12,14 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pydantic
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from diffusion_text.context import CONTEXTS
 from diffusion_text.contrib import CONTRIB
+from diffusion_text.core.options import LARGEST
 from diffusion_text.model import MODELS
 from diffusion_text.objective import OBJECTIVES
 from diffusion_text.process import PROCESSES
@@ -84,7 +85,8 @@ def describe(cls: type) -> list[tuple[str, str, str, str]]:
   rows = []
   for name, info in cls.__pydantic_fields__.items():
     if not _internal(info):
-      limits = ", ".join(str(limit) for limit in info.metadata)
+      usual = (f"Ge(ge={-LARGEST})", f"Le(le={LARGEST})")
+      limits = ", ".join(str(limit) for limit in info.metadata if str(limit) not in usual)
       default = "required" if info.is_required() else repr(info.default)
       kind = str(info.annotation).replace("typing.", "")
       kind = info.annotation.__name__ if isinstance(info.annotation, type) else kind
@@ -232,6 +234,10 @@ def _value(info: Any, value: Any, where: str) -> Any:
   """
   table = (info.json_schema_extra or {}).get("table")
   if table is None:
+    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    alike = [choice for choice in choices if choice == value and type(choice) is not type(value)]
+    if alike:  # Python counts True and 1.0 among the choices 0 and 1
+      raise ValueError(f"{where}={value!r} is not valid: write {alike[0]!r}")
     return _tuples(value)
   if get_origin(info.annotation) is tuple:
     if not isinstance(value, list | tuple):

@@ -15,16 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from diffusion_text import train
-from diffusion_text.core.prng import row_keys
+from diffusion_text.core.prng import IMPLEMENTATION, row_keys
 from diffusion_text.data.packing import pair_rows
-from diffusion_text.data.pipeline import TrainIterator, evaluation_batches, train_iterator
+from diffusion_text.data.pipeline import (
+  EvaluationBatches,
+  TrainIterator,
+  evaluation_batches,
+  train_iterator,
+)
 from diffusion_text.data.prompts import infill_rows, prompt_rows
-from diffusion_text.data.token_arrays import TokenArrays, token_arrays
+from diffusion_text.data.token_arrays import TokenArrays
 from diffusion_text.data.tokenizers import TextSize, characters, text_size, tokenizer_from_bytes
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
 from diffusion_text.experiment.build import (
@@ -34,9 +38,19 @@ from diffusion_text.experiment.build import (
   config_from_json,
   config_json,
 )
+from diffusion_text.experiment.checks import (
+  check_loss,
+  check_place,
+  check_sampler,
+  check_start,
+  checkpoint_directory,
+  checkpoints,
+)
+from diffusion_text.experiment.memory import check_memory
+from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.sampler.loop import Sample
 from diffusion_text.train.storage import as_path
-from diffusion_text.types import Batch, Params, Progress, Reader, Sampler
+from diffusion_text.types import Batch, Params, Reader, Sampler, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +62,7 @@ MAY_DIFFER = (
   "train.evaluate_every",
   "train.save_every",
   "train.keep",
+  "train.initialize_from",
   "train.profile_steps",
   "evaluate",
   "sampler",
@@ -63,15 +78,19 @@ MAY_DIFFER = (
 )
 
 
-def checkpoints(workdir: str) -> str:
-  """Where a workdir keeps its checkpoints."""
-  return os.path.join(workdir, "checkpoints")
-
-
 def arrays(experiment: Experiment, split: str) -> TokenArrays:
   """The tokens of a split, from the cache if they are there."""
-  data = experiment.data
-  return token_arrays(data.make_corpus(), experiment.tokenizer, split, data.cache)
+  return experiment.data.tokens(experiment.tokenizer, split)
+
+
+def _scored_batches(experiment: Experiment, split: str) -> EvaluationBatches:
+  """All batches of a split. Raises ValueError for sizes that do not fit the corpus."""
+  return evaluation_batches(
+    arrays(experiment, split),
+    length=experiment.data.length,
+    batch_size=experiment.evaluate.batch_size,
+    packing_kind=experiment.data.packing,
+  )
 
 
 def held_out(
@@ -80,14 +99,9 @@ def held_out(
   """(global batch, size of the text scored in it) over a split ("all": over all of them), in order;
   at most `max_rows` rows, rounded up to whole batches.
   """
-  settings, data = experiment.evaluate, experiment.data
+  settings = experiment.evaluate
   places = train.row_places(experiment.mesh, settings.batch_size)
-  batches = evaluation_batches(
-    arrays(experiment, split),
-    length=data.length,
-    batch_size=settings.batch_size,
-    packing_kind=data.packing,
-  )
+  batches = _scored_batches(experiment, split)
   count = (
     len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
   )
@@ -146,23 +160,6 @@ def tokens_per_character(experiment: Experiment, corpus: TokenArrays) -> float:
   return float((~batch.observed).sum()) / characters(experiment.tokenizer, batch.ids, real)
 
 
-def check_tokenizer(experiment: Experiment, directory: str) -> None:
-  """Raises ValueError if the checkpoints in `directory`, if any, were trained with another
-  tokenizer than the experiment's.
-  """
-  if train.latest_step(directory) is None:
-    return
-  saved = tokenizer_from_bytes(train.read_asset(directory, "tokenizer"))
-  if saved.fingerprint != experiment.tokenizer.fingerprint:
-    raise ValueError(
-      f"{directory} was trained with the {saved.name} tokenizer {saved.fingerprint} (V ="
-      f" {saved.vocab_size}), but the config gives"
-      f" {experiment.tokenizer.name} {experiment.tokenizer.fingerprint} (V ="
-      f" {experiment.tokenizer.vocab_size}): its ids would mean"
-      " other text. Restore the old tokenizer file or corpus, or use a new workdir"
-    )
-
-
 def abstract_params(experiment: Experiment, dtype: str = "float32") -> tuple[Params, Params]:
   """(params, frozen) of an experiment as shapes with shardings; the network's in `dtype`."""
   state = experiment.abstract_state()
@@ -178,67 +175,77 @@ def abstract_params(experiment: Experiment, dtype: str = "float32") -> tuple[Par
   return network_in(state.params), network_in(state.frozen)
 
 
-def _without_shardings(tree: Params) -> Params:
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIterator, str]:
+  """(the corpus, this process's batches, what the run would begin with), once everything is checked
+  that can be refused. Writes nothing but token arrays in the cache; all processes must call it.
 
-
-def check_sampler(experiment: Experiment) -> None:
-  """Raises ValueError if the config's sampler cannot sample: one row is sampled in the abstract,
-  and nothing is computed.
-  """
-  state = _without_shardings(experiment.abstract_state())
-  row = Batch(jax.ShapeDtypeStruct((1, experiment.data.length), jnp.int32))
-  keys = jax.eval_shape(lambda: row_keys(0, 1))
-  jax.eval_shape(experiment.sample, state.eval_params, keys, row)
-
-
-def check_loss(experiment: Experiment) -> None:
-  """Raises ValueError if no training step or score can be made: one of each is traced in the
-  abstract, and nothing is computed.
-  """
-  state = experiment.abstract_state()
-  rows = experiment.train.batch_size
-  row = Batch(jax.ShapeDtypeStruct((rows, experiment.data.length), jnp.int32))
-  if experiment.data.packing == "pairs":
-    row = dataclasses.replace(row, observed=jax.ShapeDtypeStruct(row.ids.shape, bool))
-  with jax.set_mesh(experiment.mesh):
-    jax.eval_shape(experiment.jitted_step(experiment.loss_fn(1.0)), state, row)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(experiment.nats_fn, state.eval_params, key, row, Progress())
-
-
-def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIterator]:
-  """The corpus and this process's batches, once what can be checked without the other processes is
-  in order; claims the workdir.
+  Raises:
+    ValueError: for a sampler or a loss that does not fit, a run that needs more memory than there
+      is, a workdir of another config or tokenizer or in use, sizes that do not fit the corpus, and
+      checkpoints of another model or data; if that happens to one of several processes, on all.
   """
 
   def check() -> tuple[TokenArrays, TrainIterator]:
+    check_place(workdir)
+    check_memory(experiment)
     check_sampler(experiment)
     check_loss(experiment)
-    check_workdir(workdir, config, may_differ, write=False)
+    check_workdir(workdir, config, _may_differ(workdir), write=False)
+    _scored_batches(experiment, experiment.evaluate.split)
     return training_data(experiment)
 
-  config, together = config_json(experiment.config), train.multihost.together
-  # A workdir without a checkpoint holds nothing that another config could spoil.
-  may_differ = (
-    MAY_DIFFER if train.latest_step(checkpoints(workdir)) is not None else ("seed", *SECTIONS)
-  )
-  corpus, iterator = together(check)
+  config = config_json(experiment.config)
+  corpus, iterator = train.multihost.together(check)
   tokens = {
     "the tokenizer": experiment.tokenizer.fingerprint,
-    "the number of training tokens": str(len(corpus.tokens)),
+    "the training text": corpus.content,
   }
   train.multihost.check_same({"the config": config, **tokens})
-  restore_from = experiment.train.restore_from
-  for directory in (
-    checkpoints(workdir),
-    *(() if restore_from is None else (_checkpoint_directory(restore_from),)),
-  ):
-    check_tokenizer(experiment, directory)
-  # It is written once nothing can be refused any more.
-  together(lambda: check_workdir(workdir, config, may_differ))
+  return corpus, iterator, check_start(experiment, workdir, iterator)
+
+
+def _may_differ(workdir: str) -> tuple[str, ...]:
+  """Keys that may change; a workdir without a checkpoint holds nothing that another config could
+  spoil.
+  """
+  started = train.latest_step(checkpoints(workdir)) is not None
+  return MAY_DIFFER if started else ("seed", *SECTIONS)
+
+
+def _claim(experiment: Experiment, workdir: str) -> None:
+  """Writes the config to a workdir that this run holds, once nothing can be refused any more."""
+  config, together = config_json(experiment.config), train.multihost.together
+  together(lambda: check_workdir(workdir, config, _may_differ(workdir)))
   together(lambda: train.check_shared(workdir))
-  return corpus, iterator
+
+
+def _begin(
+  experiment: Experiment, workdir: str, iterator: TrainIterator, clock: train.Clock
+) -> train.Restored:
+  """The state that a run begins with: its own, one that it continues, or one with the weights of
+  another run.
+  """
+  settings = experiment.train
+
+  def fresh() -> train.TrainState:
+    state = experiment.fresh_state()
+    if settings.initialize_from is None:
+      return state
+    source = checkpoint_directory(settings.initialize_from, "initialize_from")
+    state, report = train.initialize(source, state)
+    log.info("%s", report)
+    return state
+
+  return train.restore(
+    checkpoints(workdir),
+    experiment.abstract_state(),
+    data=iterator,
+    clock=clock,
+    fresh=fresh,
+    restore_from=None
+    if settings.restore_from is None
+    else checkpoint_directory(settings.restore_from, "restore_from"),
+  )
 
 
 def train_workdir(
@@ -252,26 +259,17 @@ def train_workdir(
   """Trains until the config's last step (or a signal), going on from the workdir's newest
   checkpoint if there is one.
 
-  Raises ValueError, before anything is trained or written, for a sampler that does not fit, a
-  workdir of another config or tokenizer, and sizes that do not fit the corpus; if that happens to
-  one of several processes, on all of them. stall_seconds: of several processes, see
+  Raises what `prepare` raises, before anything is trained or written. The workdir is held until the
+  end, so that no other run writes in it. stall_seconds: of several processes, see
   `train.LoopSettings`. wrap_step: what the loop calls in place of the compiled train step, for
   meters.
   """
-  corpus, iterator = prepare(experiment, workdir)
+  corpus, iterator, _ = prepare(experiment, workdir)
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
-  with jax.set_mesh(mesh):
+  with train.WorkdirLock(workdir), jax.set_mesh(mesh):
+    _claim(experiment, workdir)
     clock = train.Clock(devices=jax.device_count())
-    restored = train.restore(
-      checkpoints(workdir),
-      experiment.abstract_state(),
-      data=iterator,
-      clock=clock,
-      fresh=experiment.fresh_state,
-      restore_from=None
-      if settings.restore_from is None
-      else _checkpoint_directory(settings.restore_from),
-    )
+    restored = _begin(experiment, workdir, iterator, clock)
     loss_fn = experiment.loss_fn(tokens_per_character(experiment, corpus))
     assets = {"tokenizer": experiment.tokenizer.to_bytes(), "config": config_json(config).encode()}
     with (
@@ -338,18 +336,6 @@ def _evaluation_hook(experiment: Experiment):
   return hook
 
 
-def _checkpoint_directory(path: str) -> str:
-  """A workdir or a directory of checkpoints -> the directory of checkpoints."""
-  inner = checkpoints(path)
-  chosen = inner if train.latest_step(inner) is not None else path
-  if train.latest_step(chosen) is None:
-    raise ValueError(
-      f"train.restore_from={path!r} has no checkpoint; give a workdir that experiments.train has"
-      f" written"
-    )
-  return chosen
-
-
 @dataclasses.dataclass(frozen=True)
 class Trained:
   """A workdir, loaded: the experiment and its parameters (the average, if one was kept)."""
@@ -384,6 +370,24 @@ def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
       section[last] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
 
 
+def _trained_directory(workdir: str) -> str:
+  """The checkpoints of a workdir. Raises ValueError if there are none."""
+  directory = checkpoints(workdir)
+  if train.latest_step(directory) is None:
+    raise ValueError(
+      f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m"
+      f" experiments.train"
+    )
+  return directory
+
+
+def saved_tokenizer(workdir: str) -> Tokenizer:
+  """The tokenizer that a run was trained with. Raises ValueError for a workdir without a
+  checkpoint.
+  """
+  return tokenizer_from_bytes(train.read_asset(_trained_directory(workdir), "tokenizer"))
+
+
 def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Experiment:
   """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on one
   device or on all of this run's.
@@ -391,12 +395,7 @@ def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = Fa
   overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16). Raises
   ValueError for a workdir without a checkpoint and for a value that its key cannot have.
   """
-  directory = checkpoints(workdir)
-  if train.latest_step(directory) is None:
-    raise ValueError(
-      f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m"
-      f" experiments.train"
-    )
+  directory = _trained_directory(workdir)
   config = config_from_json(train.read_asset(directory, "config"))
   config.mesh = ml_collections.ConfigDict({"fsdp": -1})
   override(config, overrides)
@@ -405,7 +404,7 @@ def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = Fa
   devices = jax.devices() if all_devices else jax.devices()[:1]
   return build(
     config,
-    tokenizer=tokenizer_from_bytes(train.read_asset(directory, "tokenizer")),
+    tokenizer=saved_tokenizer(workdir),
     devices=devices,
   )
 
@@ -465,9 +464,10 @@ def generate(
   """
   keys = row_keys(seed, num)
   keys = jax.random.wrap_key_data(
-    np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1))
+    np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1)), impl=IMPLEMENTATION
   )
   experiment = trained.experiment
+  reader = reader_for(experiment.reader if reader is None else reader, batch)
   drawn = experiment.sample(trained.params, keys, batch, sampler=sampler, reader=reader)
   result = jax.tree.map(np.asarray, drawn)
   real = np.ones(batch.ids.shape, bool) if batch.weights is None else np.asarray(batch.weights) > 0

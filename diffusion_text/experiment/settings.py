@@ -17,7 +17,7 @@ from diffusion_text.core.options import member, option
 from diffusion_text.core.trees import Path
 from diffusion_text.data.corpora import CORPORA, Corpus
 from diffusion_text.data.detokenize import DETOKENIZERS, Detokenized
-from diffusion_text.data.token_arrays import token_arrays
+from diffusion_text.data.token_arrays import TokenArrays, token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
 from diffusion_text.experiment import registry
 from diffusion_text.train.sharding import row_shards
@@ -30,12 +30,22 @@ class DataSettings:
   corpus: Literal["austen", "text8", "folder", "tfds", "pairs"] = option(
     "austen", "austen is bundled; the others need a path or a dataset"
   )
-  path: str | None = option(None, "text8: the file; folder: the directory; pairs: either")
-  dataset: str | None = option(None, "tfds: the name, as in lm1b")
-  data_dir: str | None = option(None, "tfds: where prepared data sets are; unset: TFDS's default")
-  field: str | None = option(None, "folder, tfds: the field that holds the text; unset: text")
-  source: str | None = option(None, "pairs: field or column number (from 0) of what is observed")
-  target: str | None = option(None, "pairs: field or column number of what is to be written")
+  path: str | None = option(
+    None, "text8: the file; folder, pairs: a directory or a file", min_length=1
+  )
+  dataset: str | None = option(None, "tfds: the name, as in lm1b", min_length=1)
+  data_dir: str | None = option(
+    None, "tfds: where prepared data sets are; unset: TFDS's default", min_length=1
+  )
+  field: str | None = option(
+    None, "folder, tfds: the field that holds the text; unset: text", min_length=1
+  )
+  source: str | None = option(
+    None, "pairs: field or column number (from 0) of what is observed", min_length=1
+  )
+  target: str | None = option(
+    None, "pairs: field or column number of what is to be written", min_length=1
+  )
   max_characters: int | None = option(
     None, "pairs: those with a longer source or target are left out", ge=1
   )
@@ -50,7 +60,7 @@ class DataSettings:
   )
   vocab_size: int | None = option(None, "sentencepiece: the number of pieces", ge=2)
   tokenizer_path: str | None = option(
-    None, "a tokenizer saved by experiments.tokenize, used instead of learning one"
+    None, "a tokenizer saved by experiments.tokenize, used instead of learning one", min_length=1
   )
   length: int = option(256, "tokens per row", ge=2, le=2**24)
   packing: Literal["stream", "documents", "pairs"] = option(
@@ -59,7 +69,7 @@ class DataSettings:
     " one pair per row, the source observed",
   )
   random_offset: bool = option(True, "stream: cut the rows at another place each epoch")
-  cache_dir: str = option("~/.cache/diffusion_text", "where token arrays are kept")
+  cache_dir: str = option("~/.cache/diffusion_text", "where token arrays are kept", min_length=1)
 
   def __post_init__(self):
     if (self.corpus == "pairs") != (self.packing == "pairs"):
@@ -103,18 +113,32 @@ class DataSettings:
       )
     return tokenizer_from_bytes(path.read_bytes())
 
+  def tokens(self, tokenizer: Any, split: str) -> TokenArrays:
+    """The tokens of a split, from the cache if they are there.
+
+    Raises:
+      ValueError: for a split without text, and a cache that cannot be written or is full.
+    """
+    try:
+      return token_arrays(self.make_corpus(), tokenizer, split, self.cache)
+    except OSError as error:
+      # A disk that is full names no file, but has a number; a file elsewhere is one of the corpus,
+      # which says so, and what the corpus itself raises has no number.
+      elsewhere = error.filename is not None and not _related(self.cache, error.filename)
+      if elsewhere or error.errno is None:
+        raise
+      raise ValueError(
+        f"data.cache_dir={self.cache_dir!r} cannot be written: {error}; make room there, or set"
+        " --config.data.cache_dir to another directory"
+      ) from error
+
   def token_counts(self, tokenizer: Any) -> np.ndarray:
     """int64 [V]: how often each token occurs in the training split."""
-    corpus = token_arrays(self.make_corpus(), tokenizer, "train", self.cache)
-    return np.bincount(corpus.tokens, minlength=tokenizer.vocab_size)
+    return self.tokens(tokenizer, "train").token_counts(tokenizer.vocab_size)
 
   def document_counts(self, tokenizer: Any) -> np.ndarray:
     """int64 [V]: in how many documents of the training split each token occurs."""
-    corpus = token_arrays(self.make_corpus(), tokenizer, "train", self.cache)
-    counts = np.zeros(tokenizer.vocab_size, np.int64)
-    for start, stop in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
-      counts[np.unique(corpus.tokens[start:stop])] += 1
-    return counts
+    return self.tokens(tokenizer, "train").document_counts(tokenizer.vocab_size)
 
   @property
   def cache(self) -> pathlib.Path:
@@ -149,15 +173,40 @@ class TrainSettings:
   frozen: tuple[str, ...] = option(
     (), "parameters that do not move: prefixes of their paths, as in network/embedding"
   )
-  log_every: int = option(10, "steps between lines of metrics", ge=1)
-  evaluate_every: int = option(1_000, "steps between scores of held-out text", ge=1)
-  save_every: int = option(500, "steps between checkpoints", ge=1)
+  log_every: int = option(10, "steps between lines of metrics", ge=1, le=10**9)
+  evaluate_every: int = option(1_000, "steps between scores of held-out text", ge=1, le=10**9)
+  save_every: int = option(500, "steps between checkpoints", ge=1, le=10**9)
   keep: int = option(3, "newest checkpoints that are kept, beside the best", ge=1)
   max_seconds: float | None = option(
-    None, "of training time; the run stops there even if steps are left", gt=0
+    None, "of training time; the run stops there even if steps are left", gt=0, le=1e9
   )
-  restore_from: str | None = option(None, "a workdir or checkpoint directory to start from")
+  restore_from: str | None = option(
+    None,
+    "a workdir or checkpoint directory whose run is continued here: state, optimizer, place in the"
+    " data; same model, rows, seed and data",
+    min_length=1,
+  )
+  initialize_from: str | None = option(
+    None,
+    "a workdir or checkpoint directory whose weights (and their average) a new run starts with, at"
+    " step 0; any data, sizes and rates, the same tokenizer",
+    min_length=1,
+  )
   profile_steps: tuple[int, int] = option((0, 0), "[first, last) step to trace with jax.profiler")
+
+  def __post_init__(self):
+    if self.restore_from is not None and self.initialize_from is not None:
+      raise ValueError(
+        f"train.restore_from={self.restore_from!r} continues a run, and"
+        f" train.initialize_from={self.initialize_from!r} starts a new one with the weights of"
+        " another; set one of them"
+      )
+    first, last = self.profile_steps
+    if not 0 <= first <= last <= 10**9:
+      raise ValueError(
+        f"train.profile_steps={self.profile_steps} must be first <= last, of the steps of the run;"
+        " use (10, 15), or (0, 0) for no profile"
+      )
 
   def trainable(self, path: Path) -> bool:
     """True if the parameter at this path moves."""
@@ -190,6 +239,8 @@ class EvaluateSettings:
     None,
     "log-SNR at which the bound decodes each token out of its own vector; unset: the clearest that"
     " the path has. experiments.evaluate --decoding finds the best",
+    ge=-100,
+    le=100,
   )
 
 
@@ -197,15 +248,15 @@ class EvaluateSettings:
 class OptimizerSettings:
   """`config.optimizer`: AdamW and its learning rate."""
 
-  learning_rate: float = option(1e-3, "the peak", gt=0)
+  learning_rate: float = option(1e-3, "the peak", gt=0, le=10)
   schedule: Literal["constant", "cosine", "wsd"] = "cosine"
   warmup_steps: int | None = option(None, "unset: 5 % of the steps, at most 2500", ge=0)
   decay_steps: int | None = option(None, "wsd: length of the final decay", ge=1)
   final_fraction: float = option(0.1, "learning rate at the end / peak", ge=0, le=1)
   b1: float = option(0.9, "", ge=0, lt=1)
   b2: float = option(0.98, "", ge=0, lt=1)
-  eps: float = option(1e-8, "", gt=0)
-  weight_decay: float = option(0.03, "times the learning rate", ge=0)
+  eps: float = option(1e-8, "", gt=0, le=1)
+  weight_decay: float = option(0.03, "times the learning rate", ge=0, le=100)
   clip_norm: float | None = option(1.0, "of the global gradient; unset: never", gt=0)
 
   def make(self, steps: int, *, decays: Callable, clips: Callable) -> train.Optimizer:
@@ -252,6 +303,12 @@ class MeshSettings:
       expert=self.expert,
       devices=devices,
     )
+
+
+def _related(directory: pathlib.Path, place: Any) -> bool:
+  """True for a place inside a directory, and for a parent of the directory that cannot be made."""
+  directory, place = directory.absolute(), pathlib.Path(os.fsdecode(place)).absolute()
+  return directory in (place, *place.parents) or place in directory.parents
 
 
 def check_sizes(

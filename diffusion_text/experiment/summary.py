@@ -73,14 +73,14 @@ def activation_bytes(experiment: Experiment) -> float:
   itemsize = 2 if network.dtype == "bfloat16" else 4
   widths = {
     "full": 1,
-    "dots": 8 + network.mlp_width / network.width,
-    "none": 12 + 2 * network.mlp_width / network.width,
+    "dots": 8 + network.sizes.mlp_width / network.width,
+    "none": 12 + 2 * network.sizes.mlp_width / network.width,
   }[network.remat]
   kept = rows * experiment.data.length * network.width * network.layers * widths * itemsize
   scores = (
     0
     if network.remat != "none"
-    else rows * network.heads * experiment.data.length**2 * network.layers * itemsize
+    else rows * network.sizes.heads * experiment.data.length**2 * network.layers * itemsize
   )
   return kept + scores + experiment.model.chunk * network.output_size * 8
 
@@ -106,8 +106,8 @@ def summary(experiment: Experiment) -> str:
       f"data         {data.corpus}, {experiment.tokenizer.name} tokenizer with V ="
       f" {experiment.facts.vocab_size},"
       f" rows of {data.length} ({data.packing})",
-      f"network      {network.layers} layers × {network.width}, {network.heads} heads, {count:,}"
-      f" parameters, {network.dtype}",
+      f"network      {network.layers} layers × {network.width}, {network.sizes.heads} heads,"
+      f" {count:,} parameters, {network.dtype}",
       f"training     {settings.steps:,} steps × {settings.batch_size} rows ="
       f" {settings.steps * tokens:,} tokens"
       + (f", at most {settings.max_seconds:.0f} s" if settings.max_seconds else ""),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_text.core.prng import make_key
 from diffusion_text.experiment import registry
 from diffusion_text.experiment.settings import DataSettings, EvaluateSettings, TrainSettings
 from diffusion_text.objective import Bound, engine
@@ -101,7 +102,7 @@ def without_text(facts: DataFacts) -> DataFacts:
 
 
 def _times(model: Model, batch: Batch, *, facts: DataFacts) -> Any:
-  key = jax.random.key(0)
+  key = make_key(0)
   unit = model.context.unit or model.process.positions(facts.length)
   params = {"timing": model.timing.init(key, facts._replace(length=unit))}
   return engine.draw_times(model, params, key, batch, Progress())

@@ -95,7 +95,7 @@ class TokenMasked(Absorbing):
     "learned", "the law: trained powers, the spindle of the information, or powers of the frequency"
   )
   strength: float | None = option(
-    None, "how far tokens differ, for spindle and frequency; 0.3 is usual"
+    None, "how far tokens differ, for spindle and frequency; 0.3 is usual", ge=-100, le=100
   )
 
   def __post_init__(self):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from diffusion_text.core.options import member, option, part
 from diffusion_text.reader import READERS
 from diffusion_text.reader.mixture import mixed
-from diffusion_text.types import Memory, Model, Params, Prediction, Query
+from diffusion_text.types import Memory, Model, Params, Prediction, Query, Reader
 
 
 @member
@@ -44,6 +44,10 @@ class ClassifierFree:
   def every(self) -> int:
     """That of the reader inside."""
     return self.reader.every
+
+  def unprompted(self) -> Reader:
+    """The reader inside: without observed tokens both answers are one, at half the calls."""
+    return self.reader
 
   def check(self, model: Model) -> None:
     """What the reader inside refuses."""

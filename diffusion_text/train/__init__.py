@@ -8,6 +8,8 @@ sharding             the mesh, the placement of arrays, batches across hosts
 loop, stop           the training loop, and the ways in which it ends
 multihost            several processes: how they connect, agree and end
 checkpoint, workdir  the training state on disk, and the run that a directory belongs to
+lock                 one run at a time in a workdir
+initialize           another run's weights as the start of this one
 clock, metrics, progress
 """
 
@@ -18,10 +20,19 @@ from diffusion_text.train.checkpoint import (
   Restored,
   latest_step,
   read_asset,
+  read_extra,
   restore,
   restore_params,
 )
 from diffusion_text.train.clock import Clock
+from diffusion_text.train.initialize import (
+  Initialized,
+  compared,
+  initialize,
+  saved_shapes,
+  shapes_by_path,
+)
+from diffusion_text.train.lock import WorkdirHeld, WorkdirLock
 from diffusion_text.train.loop import Hook, LoopSettings, Result, TrainingDiverged, train
 from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
 from diffusion_text.train.optimizer import Optimizer, is_kernel, make_optimizer, make_schedule
@@ -49,6 +60,7 @@ __all__ = [
   "Checkpointer",
   "Clock",
   "Hook",
+  "Initialized",
   "LoopSettings",
   "MetricsWriter",
   "Optimizer",
@@ -57,10 +69,14 @@ __all__ = [
   "TrainState",
   "TrainStep",
   "TrainingDiverged",
+  "WorkdirHeld",
+  "WorkdirLock",
   "check_shared",
   "check_workdir",
+  "compared",
   "create_state",
   "global_batch",
+  "initialize",
   "is_kernel",
   "jit_train_step",
   "latest_step",
@@ -73,11 +89,14 @@ __all__ = [
   "named_key",
   "peak_flops",
   "read_asset",
+  "read_extra",
   "read_metrics",
   "reporter",
   "restore",
   "restore_params",
   "row_places",
+  "saved_shapes",
+  "shapes_by_path",
   "state_shardings",
   "train",
   "with_shardings",

@@ -460,7 +460,17 @@ def read_asset(directory: str, name: str) -> bytes:
   Raises:
     CheckpointError: If there is no checkpoint, or no such asset in it.
   """
-  assets = load_newest(directory, {})[2]["assets"]
+  assets = read_extra(directory)["assets"]
   if name not in assets:
     raise CheckpointError(f"{directory} has no asset {name!r}; it has {sorted(assets)}")
   return base64.b64decode(assets[name])
+
+
+def read_extra(directory: str) -> dict[str, Any]:
+  """The data position ("data", in base64), the clock and the assets of the newest readable
+  checkpoint.
+
+  Raises:
+    CheckpointError: If there is no checkpoint, or none can be read.
+  """
+  return load_newest(directory, {})[2]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Int
 
-from diffusion_text.core.prng import stream
+from diffusion_text.core.prng import make_key, stream
 from diffusion_text.core.trees import merge
 from diffusion_text.types import Array, Key, Params
 
@@ -76,4 +76,4 @@ def named_key(seed: int, name: str, step: Int[Array, ""] | int) -> Key:
     name: The name of the stream, such as "loss". Streams of different names are independent.
     step: int32 scalar, may be traced.
   """
-  return jax.random.fold_in(stream(jax.random.key(seed), name), step)
+  return jax.random.fold_in(stream(make_key(seed), name), step)

@@ -1,0 +1,147 @@
+"""Samples in bounded batches, handed over as they are finished, as texts and as lines of JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_text.core.prng import numbered_keys
+from diffusion_text.experiment.build import Experiment
+from diffusion_text.experiment.memory import check_sampling_memory
+from diffusion_text.experiment.run import Trained
+from diffusion_text.reader.unprompted import reader_for
+from diffusion_text.train.storage import as_path
+from diffusion_text.types import Batch, Reader, Sampler
+
+
+class Drawn(NamedTuple):
+  """One sample.
+
+  Attributes:
+    row: its number in the whole set: sample s of text i is row i · num + s.
+    text: the text, padding left out.
+    ids: its tokens.
+    calls: network calls that the row needed.
+    seed: of the set.
+  """
+
+  row: int
+  text: str
+  ids: list[int]
+  calls: int
+  seed: int
+
+  def json(self) -> str:
+    """One line of ASCII, whatever the text holds."""
+    return json.dumps(self._asdict())
+
+
+def check(
+  experiment: Experiment,
+  texts: Batch,
+  *,
+  num: int,
+  seed: int,
+  batch_size: int = 32,
+  sampler: Sampler | None = None,
+  reader: Reader | None = None,
+  output: str | None = None,
+) -> str:
+  """What `draw` would draw, in one line; one batch is traced in the abstract.
+
+  Raises:
+    ValueError: for a seed beyond 32 bits, a batch that does not fit in memory, choices that do not
+      fit, and an output that is there already.
+  """
+  reader = reader_for(experiment.reader if reader is None else reader, texts)
+  total = texts.ids.shape[0] * num
+  size = min(batch_size, total)
+  check_sampling_memory(experiment, size, texts.ids.shape[1], sampler=sampler, reader=reader)
+  state = experiment.abstract_state().eval_params
+  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+  row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), texts)
+  keys = jax.eval_shape(lambda: numbered_keys(seed, jnp.arange(size)))
+  jax.eval_shape(
+    functools.partial(experiment.sample, sampler=sampler, reader=reader), params, keys, row
+  )
+  if output is not None and as_path(output).exists():
+    raise ValueError(f"--output={output} is there already; delete it, or write another file")
+  batches = math.ceil(total / size)
+  return (
+    f"would draw   {total} rows of {texts.ids.shape[1]} tokens,"
+    f" {int((~texts.observed).sum()) * num} active, in {batches} batch{'es' * (batches > 1)}"
+  )
+
+
+def draw(
+  trained: Trained,
+  texts: Batch,
+  *,
+  num: int,
+  seed: int,
+  batch_size: int = 32,
+  sampler: Sampler | None = None,
+  reader: Reader | None = None,
+) -> Iterator[Drawn]:
+  """`num` samples of each text, in order, at most `batch_size` rows at a time.
+
+  A row's text depends on the seed, the number of the sample and its own observed tokens: sample s
+  of any text has key s, whatever the batch size and the other rows.
+
+  Args:
+    trained: a workdir, loaded.
+    texts: one row per text, on the host, as `run.open_rows` makes them.
+    num: samples of each text.
+    seed: of the set.
+    batch_size: rows in memory at a time.
+    sampler, reader: in place of the config's.
+  """
+  experiment = trained.experiment
+  reader = reader_for(experiment.reader if reader is None else reader, texts)
+  total = texts.ids.shape[0] * num
+  size = min(batch_size, total)
+  for number in range(math.ceil(total / size)):
+    # The last batch is filled up with its last row: all batches are one compiled program.
+    rows = np.minimum(np.arange(number * size, (number + 1) * size), total - 1)
+    batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows // num], texts)
+    keys = numbered_keys(seed, jnp.asarray(rows % num))
+    made = experiment.sample(trained.params, keys, batch, sampler=sampler, reader=reader)
+    ids, calls = np.asarray(made.ids), np.asarray(made.row_calls)
+    weights = np.ones(ids.shape) if batch.weights is None else batch.weights
+    for place in range(min(size, total - number * size)):
+      kept = ids[place][weights[place] > 0]
+      text = experiment.tokenizer.decode(kept)
+      yield Drawn(int(rows[place]), text, kept.tolist(), int(calls[place]), seed)
+
+
+def write(rows: Iterator[Drawn], output: str) -> Iterator[Drawn]:
+  """The same rows, each after its line is in the file `output`: what is drawn is never lost.
+
+  Raises:
+    ValueError: for a file that is there already, or cannot be written; before the first row is
+      drawn.
+  """
+  path = as_path(output)
+  if path.exists():
+    raise ValueError(f"--output={output} is there already; delete it, or write another file")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+  except OSError as error:
+    raise ValueError(f"--output={output} cannot be written: {error}") from error
+  return _written(rows, file)
+
+
+def _written(rows: Iterator[Drawn], file: Any) -> Iterator[Drawn]:
+  with file:
+    for row in rows:
+      file.write(row.json() + "\n")
+      file.flush()
+      yield row

@@ -1,0 +1,27 @@
+"""Flags for paths, and a terminal that shows any text."""
+
+import io
+import os
+import sys
+
+from absl import flags
+
+
+class PathParser(flags.ArgumentParser):
+  """A path, in which ~ is the user's home also where no shell has seen it (--workdir=~/runs)."""
+
+  def parse(self, argument):
+    return os.path.expanduser(argument)
+
+
+def path_flag(name: str, meaning: str, required: bool = False, default: str | None = None):
+  """A flag for a path."""
+  write = flags.ArgumentSerializer()
+  return flags.DEFINE(PathParser(), name, default, meaning, serializer=write, required=required)
+
+
+def show_any_text():
+  """A character that the terminal cannot show is written as \\u…, and ends nothing."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")

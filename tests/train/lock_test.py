@@ -1,0 +1,84 @@
+"""One run at a time in a workdir; the lock of a dead run is taken over."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diffusion_text.train import WorkdirHeld, WorkdirLock
+from diffusion_text.train.lock import FILE
+
+
+def _left_behind(workdir, **changes):
+  """Writes the lock that this process would have, after changes."""
+  with WorkdirLock(str(workdir)):
+    holder = json.loads((workdir / FILE).read_text())
+  (workdir / FILE).write_text(json.dumps(holder | changes))
+
+
+def test_the_lock_says_who_holds_it_and_is_gone_at_the_end(tmp_path):
+  with WorkdirLock(str(tmp_path)):
+    holder = json.loads((tmp_path / FILE).read_text())
+    assert holder["pid"] == os.getpid()
+    assert {"owner", "host", "time"} <= holder.keys()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_is_refused_with_the_name_of_the_first(tmp_path):
+  with WorkdirLock(str(tmp_path)):
+    match = rf"{tmp_path} is in use by another run \(.* process {os.getpid()}, since .*delete"
+    with pytest.raises(WorkdirHeld, match=match):
+      WorkdirLock(str(tmp_path)).check()
+    with pytest.raises(WorkdirHeld, match="in use"), WorkdirLock(str(tmp_path)):
+      raise AssertionError("two runs are in one workdir")
+  with WorkdirLock(str(tmp_path)):
+    pass
+
+
+def test_a_run_that_fails_gives_the_workdir_free(tmp_path):
+  with pytest.raises(KeyError), WorkdirLock(str(tmp_path)):
+    raise KeyError
+  WorkdirLock(str(tmp_path)).check()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
+  code = (
+    "import os, signal, sys; from diffusion_text.train import WorkdirLock;"
+    " WorkdirLock(sys.argv[1]).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+  )
+  subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+  assert (tmp_path / FILE).exists(), "nothing was left behind"
+  started = time.monotonic()
+  WorkdirLock(str(tmp_path), watch=60.0).check()
+  with WorkdirLock(str(tmp_path), watch=60.0):
+    assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+  assert time.monotonic() - started < 30.0, "it was watched like one of another machine"
+
+
+def test_a_number_of_a_process_that_is_used_again_is_no_sign_of_life(tmp_path):
+  """As in a container, whose first process has number 1 after every restart."""
+  _left_behind(tmp_path, started="1")
+  WorkdirLock(str(tmp_path), watch=60.0).check()
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"machine": "another boot"}])
+def test_another_machine_is_watched(tmp_path, other):
+  """Without a sign of life it is dead; with one, a second run is refused."""
+  _left_behind(tmp_path, **other)
+  WorkdirLock(str(tmp_path), watch=0.2).check()
+  alive = WorkdirLock(str(tmp_path), beat=0.1, watch=0.2)
+  with alive:  # takes the dead lock over, and touches its own
+    alive._own |= other
+    while any(json.loads((tmp_path / FILE).read_text())[key] != other[key] for key in other):
+      time.sleep(0.01)
+    with pytest.raises(WorkdirHeld, match="in use"):
+      WorkdirLock(str(tmp_path), watch=5.0).check()
+
+
+def test_half_a_lock_is_watched_too(tmp_path):
+  (tmp_path / FILE).write_text('{"owner": "so')
+  with WorkdirLock(str(tmp_path), watch=0.1):
+    assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
