@@ -6,8 +6,10 @@ files that say train: text that is held out must never be trained on by accident
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import logging
 import os
 import re
 import tempfile
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_text.data import text_files
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 ALL = "all"  # every document, whatever its split
@@ -128,9 +132,15 @@ def content(files: Files, memo: Path | None) -> str:
 
   memo: a folder that keeps the hash of each file, so that only files that have changed are read.
   """
-  marks = [
-    f"{split}:{file_digest(path, memo)}" for split in SPLITS for path in files.read_for(split)
-  ]
+  marks = []
+  first: dict[str, tuple[str, Path]] = {}
+  for split in SPLITS:
+    for path in files.read_for(split):
+      digest = file_digest(path, memo)
+      marks.append(f"{split}:{digest}")
+      other, twin = first.setdefault(digest, (split, path))
+      if other != split:
+        _warn(f"data: {path} and {twin} hold the same bytes, but belong to {split} and {other}")
   return hashlib.sha256("|".join(marks).encode()).hexdigest()
 
 
@@ -249,6 +259,12 @@ def _refuse_unnamed(found: Mapping[Path, tuple[str | None, str | None]]) -> None
       f"{unnamed} is ambiguous: it names no split, while {named} says train; rename it to "
       f"train-{unnamed.name} (or validation-, test-), or move it out of the folder"
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _warn(message: str) -> None:
+  """Logs a warning once in a process."""
+  log.warning("%s", message)
 
 
 def _few(names: Sequence[str]) -> str:

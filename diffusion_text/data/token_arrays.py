@@ -226,7 +226,7 @@ def _encode(
       end_document()  # ends the first document: only now are several documents known to exist
     write_offset()
     documents += 1
-    text_bytes += len(document.encode("utf-8", "surrogatepass"))
+    text_bytes += len(document.encode("utf-8"))
     try:
       for ids in tokenizers.encode_document(tokenizer, document):
         writer.write(ids)

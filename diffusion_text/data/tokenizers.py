@@ -124,6 +124,7 @@ class Characters(_Table):
         f"alphabet={self.alphabet!r} must hold distinct characters in order; "
         "use ''.join(sorted(set(text)))"
       )
+    _utf8(self.alphabet)
 
   @property
   def separator(self) -> int | None:
@@ -152,7 +153,8 @@ class Characters(_Table):
     Raises:
       ValueError: For a character outside the alphabet, if there is no unknown id.
     """
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    _utf8(text)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     ids = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1).astype(np.int32)
     wrong = self._codes[ids] != codes
     if wrong.any():
@@ -183,7 +185,7 @@ class Bytes(_Table):
 
   def encode(self, text: str) -> np.ndarray:
     """Ids int32 [L], for L bytes."""
-    return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+    return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
 
   def to_bytes(self) -> bytes:
     """See `_Table`."""
@@ -239,7 +241,7 @@ class SentencePiece(_Table):
 
   def encode(self, text: str) -> np.ndarray:
     """Ids int32 [L]."""
-    text.encode("utf-8")  # sentencepiece drops lone surrogates silently; this raises
+    _utf8(text)  # sentencepiece drops lone surrogates silently
     # sentencepiece cannot tell its own mark for a space from the same character in the text, so
     # that character is spelt in bytes.
     mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode("utf-8")]
@@ -426,6 +428,17 @@ def pieces(tokenizer: Any, ids: Any) -> list[str]:
   return [
     tokens[i].decode("utf-8", errors="backslashreplace") for i in tokenizer.check(ids).tolist()
   ]
+
+
+def _utf8(text: str) -> bytes:
+  """The text in UTF-8. Raises ValueError for a lone surrogate, with its place."""
+  try:
+    return text.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"character {text[error.start]!r} at {error.start} is a lone surrogate, half a character "
+      "(surrogates not allowed); remove it"
+    ) from error
 
 
 def _chunks(text: str, size: int) -> Iterator[str]:

@@ -73,17 +73,17 @@ class Likelihood:
 
   def __str__(self) -> str:
     return (
-      f"bound {self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token, perplexity <= "
-      f"{perplexity_text(self.perplexity)}, {self.bits_per_char:.4f} ± "
-      f"{self.bits_per_char_error:.4f} bits/char, {self.bits_per_byte:.4f} bits/byte "
+      f"bound {short(self.nats_per_token)} ± {short(self.standard_error)} nats/token, "
+      f"perplexity <= {short(self.perplexity, 2)}, {short(self.bits_per_char)} ± "
+      f"{short(self.bits_per_char_error)} bits/char, {short(self.bits_per_byte)} bits/byte "
       f"({self.rows} rows, {self.tokens:.0f} tokens, {self.characters:.0f} characters, "
       f"{self.bytes:.0f} bytes, {self.num_draws} draws each)"
     )
 
 
-def perplexity_text(perplexity: float) -> str:
-  """A perplexity in at most 9 characters: "12.34", "1.23e+300" or "inf"."""
-  return f"{perplexity:.2f}" if perplexity < 1e6 else f"{perplexity:.3g}"
+def short(value: float, digits: int = 4) -> str:
+  """A number with a fixed number of digits after the point, or as "1.23e+300" from a million on."""
+  return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def estimate(

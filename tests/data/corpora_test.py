@@ -207,6 +207,7 @@ def test_tfds_splits_that_a_set_lacks_are_carved_from_train(own, expected):
 
 
 _TFDS_PROGRAM = """
+import os
 import sys
 import numpy as np
 import tensorflow_datasets as tfds
@@ -240,6 +241,15 @@ assert sizes == {"train": 196, "validation": 4, "test": 5}, splits
 lines = splits["train"] + splits["validation"]
 assert sorted(lines) == sorted(f"line {n} ü\\n" for n in range(200))
 assert corpus.identity() != corpora.Tfds("haiku", data_dir=root, field="n").identity()
+assert corpus.origin("validation").endswith(
+  "haiku/1.0.0: train[98%:100%], which stands in for a validation split"
+), corpus.origin("validation")
+assert corpus.origin("test").endswith("haiku/1.0.0: test")
+assert len(list(corpus.documents("all"))) == 205
+before = corpus.identity()
+os.rename(root, root + "-moved")
+assert corpora.Tfds("haiku", data_dir=root + "-moved").identity() == before
+os.rename(root + "-moved", root)
 wrong = {"body": "no feature field='body', it holds ['n', 'text']", "n": "holds int, not text"}
 for field, message in wrong.items():
   try:

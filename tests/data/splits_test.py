@@ -171,6 +171,15 @@ def test_the_identity_is_the_content_wherever_it_is(tmp_path):
   assert corpora.Folder(str(new)).identity() != before
 
 
+def test_the_same_bytes_in_two_splits_are_told(tmp_path, caplog):
+  write(tmp_path, train_txt="one\ntwo", test_txt="one\ntwo", dev_txt="three")
+  corpora.Folder(str(tmp_path)).identity()
+  (message,) = caplog.messages
+  assert (
+    "test.txt and" in message and "hold the same bytes, but belong to test and train" in message
+  )
+
+
 def test_the_identity_of_text8_and_pairs_moves_with_them(tmp_path):
   write(tmp_path, a_tsv="a\tb\n")
   (tmp_path / "b.tsv").write_text("a\tb\n")

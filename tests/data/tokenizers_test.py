@@ -160,7 +160,7 @@ def test_pieces_show_bytes_of_a_broken_character():
   ]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "characters"])
 def test_lone_surrogates_are_an_error_not_dropped(kind):
   with pytest.raises(ValueError, match="surrogates not allowed"):
     _tokenizer(kind).encode("a\ud800b")

@@ -37,6 +37,10 @@ def test_a_perplexity_is_short(nats, text):
   assert f"perplexity <= {text}, " in str(result) and len(str(result)) < 260
 
 
+def test_no_number_of_a_bound_has_many_digits():
+  assert len(str(Likelihood(1e250, 1e240, 100.0, 300.0, 2, 1, 310.0))) < 260
+
+
 def test_uniform_model_has_perplexity_v():
   def nats_fn(params, key, batch, progress):
     return jnp.full(4, 10 * np.log(7.0)), jnp.full(4, 10.0)
