@@ -10,6 +10,9 @@ The meaning, the default and the range of every option of a choice are printed b
 
   python -m experiments.inspect --options=process.embedding
 
+Where a file names no number of sampler.steps it is 64, for a laptop; samples of masked and uniform
+systems are mostly published at 1000 calls or more.
+
 `owns` lists the sections and keys that make a system what it is: `experiments.compare` takes these
 from the system's config, and everything else from one base, so that systems are compared on equal
 terms.
