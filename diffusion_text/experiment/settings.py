@@ -4,6 +4,7 @@ every option declared once.
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from diffusion_text.data.token_arrays import TokenArrays, token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
 from diffusion_text.experiment import registry
 from diffusion_text.train.sharding import row_shards
+
+log = logging.getLogger(__name__)
 
 
 @member
@@ -104,6 +107,7 @@ class DataSettings:
     """The tokenizer of `tokenizer_path`, or one learned from the training split."""
     if self.tokenizer_path is None:
       corpus = self.make_corpus()
+      log.info("data: the %s tokenizer is made from %s", self.tokenizer, corpus.origin("train"))
       return build_tokenizer(self.tokenizer, self.vocab_size, corpus.documents("train"))
     path = pathlib.Path(self.tokenizer_path).expanduser()
     if not path.exists():
