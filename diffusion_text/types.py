@@ -44,6 +44,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from jaxtyping import Key as KeyArray
 
@@ -700,11 +701,11 @@ class Timing(Protocol):
     """
 
   def grid(
-    self, params: Params, steps: int, lengths: Int[Array, " B"], length: int
+    self, params: Params, clock: Float[np.ndarray, " S1"], lengths: Int[Array, " B"], length: int
   ) -> Float[Array, "B S1 {length}"]:
     """Times [B, steps + 1, length] from 1 to 0 of the steps of a sampler.
 
-    Row b has its own length lengths[b].
+    `clock` is the clock before and after each step, from 1 to 0. Row b has the length lengths[b].
     """
 
   def fit(self, params: Params, times: Times, costs: TokenCosts) -> Float[Array, ""] | float:

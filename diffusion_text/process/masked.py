@@ -23,7 +23,8 @@ known factor alpha / (1 - alpha) / V, and
   nelbo_rate   = -alpha'_t / (1 - alpha_t) · (Σ_y e^y / V - 1 - y_x + log V)      (SEDD eq. 5)
 
 which is the rate above plus e^N - 1 - N >= 0 for the log-normaliser N: the normaliser is free, and
-has a price.
+has a price. `step` takes the scores as normalised; the steps of SEDD do not: `analytic` reveals a
+token with e^N times the probability, cut at 1, and `leap` at e^N times the rate.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Masked(Absorbing):
     """The hazard times the cost of the clean token, at masks; 0 elsewhere."""
     cost = cross_entropy(output, clean_state)
     if self.prediction == "score":
-      log_sum = jax.nn.logsumexp(output, axis=-1) - math.log(self.vocab_size)
+      log_sum = self._log_normaliser(output)
       cost = cost + jnp.expm1(log_sum) - log_sum
     return jnp.where(self.has_loss(params, state, t), self._hazard(t) * cost, 0.0)
 
@@ -155,10 +156,33 @@ class Masked(Absorbing):
     t: Float[Array, "*n"],
     s: Float[Array, "*n"],
   ) -> Int[Array, "*n"]:
-    """One step of tau-leaping: a mask is revealed with probability (t - s) · hazard at t.
+    """One step of tau-leaping: a mask is revealed with probability (t - s) · hazard at t, e^N times
+    that by scores.
 
     arXiv 2205.14987; the Euler sampler of SEDD (arXiv 2310.16834).
     """
-    due = draw_uniform(fold(keys, 0)) < (t - s) * weight(self.schedule, t)
+    chance = (t - s) * weight(self.schedule, t)
+    if self.prediction == "score":
+      chance = chance * jnp.exp(self._log_normaliser(output))
+    revealed = self.has_loss(params, state, t) & (draw_uniform(fold(keys, 0)) < chance)
+    return jnp.where(revealed, draw_categorical(fold(keys, 1), output), state)
+
+  def analytic(
+    self,
+    params: Params,
+    keys: Keys,
+    state: Int[Array, "*n"],
+    output: Float[Array, "*n V"],
+    t: Float[Array, "*n"],
+    s: Float[Array, "*n"],
+  ) -> Int[Array, "*n"]:
+    """The analytic ("Tweedie") step of SEDD, of scores only: a mask is revealed with e^N times the
+    probability of `step`; at s = 0 in any case."""
+    chance = jnp.exp(self._log_normaliser(output)) * reveal_probability(self.schedule, t, s)
+    due = (draw_uniform(fold(keys, 0)) < chance) | (s == 0)
     revealed = self.has_loss(params, state, t) & due
     return jnp.where(revealed, draw_categorical(fold(keys, 1), output), state)
+
+  def _log_normaliser(self, output: Float[Array, "*n V"]) -> Float[Array, "*n"]:
+    """N of scores: the logarithm of the mean of e^y, 0 where scores are exact."""
+    return jax.nn.logsumexp(output, axis=-1) - math.log(self.vocab_size)

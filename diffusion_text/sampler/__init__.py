@@ -12,4 +12,5 @@ SAMPLERS = {
   "remasking": "diffusion_text.sampler.remasking:Remasking",
   "routed": "diffusion_text.sampler.routed:Routed",
   "self_correcting": "diffusion_text.sampler.self_correcting:SelfCorrecting",
+  "adaptive_correction": "diffusion_text.sampler.adaptive_correction:AdaptiveCorrection",
 }

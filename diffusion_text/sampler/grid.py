@@ -4,7 +4,7 @@ made of it.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold, streams
 from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.sampler.transform import GREEDY, LogitsTransform, refuse_scores
+from diffusion_text.timing.clock import clock_of_steps
 from diffusion_text.types import (
   Canvas,
   Keys,
@@ -67,6 +68,11 @@ class Walk:
   """
 
   steps: int = option(64, "steps from noise to text, per unit of the context", ge=1)
+  spacing: Literal["even", "cosine"] = option(
+    "even",
+    "the clock after k of S steps: 'even' 1 - k / S; 'cosine' cos(π/2 · k / S), which steps"
+    " carefully while little is known",
+  )
   temperature: float = option(1.0, "divides the logits; 1 changes nothing, 0 is greedy", ge=0)
   top_p: float = option(
     1.0,
@@ -93,8 +99,9 @@ class Walk:
   def init(self, model: Model, params: Params, canvas: Canvas) -> Walked:
     """Every row at its first step."""
     rows, size = canvas.active.shape
-    grid = model.timing.grid(params["timing"], self.steps, canvas.lengths, size)
-    # XLA may round 1 - k / S once instead of twice, and so miss the 0 at which text is clean.
+    clock = clock_of_steps(self.steps, self.spacing)
+    grid = model.timing.grid(params["timing"], clock, canvas.lengths, size)
+    # A timing of one's own may miss the 0 at which text is clean, by rounding.
     grid = jnp.asarray(grid, jnp.float32).at[:, -1].set(0.0)
     nowhere = jnp.zeros((rows, size), bool)
     extra = self.remembers(model, params, canvas)

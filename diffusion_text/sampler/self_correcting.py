@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.numerics import at_ids, select
+from diffusion_text.core.numerics import select, steep_cross_entropy
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, fold, streams
 from diffusion_text.sampler.grid import Grid, Walked
@@ -25,12 +25,16 @@ class Correcting(NamedTuple):
   Attributes:
     walked: how far each row has come in its draft.
     made: int32 [B], corrections that each row has been through.
-    gains: bool [B], the rows in which a token may have a likelier value still.
+    right: bool [B, u], the tokens that were the likeliest at their places when they were last read.
+    most: int32 [B], the most tokens of a row that have been right at a time; -1 before the first.
+    since: int32 [B], corrections since then.
   """
 
   walked: Walked
   made: Int[Array, " B"]
-  gains: Bool[Array, " B"]
+  right: Bool[Array, "B u"]
+  most: Int[Array, " B"]
+  since: Int[Array, " B"]
 
 
 @member
@@ -39,9 +43,11 @@ class SelfCorrecting(Grid):
 
   After `steps` steps the text is clean. In each of up to `corrections` further calls the network
   reads it as if it were at `correction_time`, every active token is drawn again at
-  `correction_temperature`, and in each row the one token that gains most, log p(new) - log p(old),
-  takes its new value (the leftmost of equals). A row stops when no token has a likelier value than
-  its own: then no draw can gain any more. This climbs towards a mode and lowers entropy; it is no
+  `correction_temperature`, and in each row one token takes its new value: of those whose draw
+  differs from what stands there, the one whose draw is likeliest at that temperature (the leftmost
+  of equals), as published. The accuracy of a row is the share of its tokens that are the likeliest
+  at their places; a row stops after `patience` corrections without a new best. (The published code
+  averages the accuracy over its batch.) This climbs towards a mode and lowers entropy; it is no
   sample of the model's law.
 
   p is the leave-one-out prediction, whatever the process takes its outputs to mean, so that a token
@@ -55,6 +61,9 @@ class SelfCorrecting(Grid):
     0.01, "the time at which clean text is read; nothing is trained at 0", gt=0, le=1
   )
   correction_temperature: float = option(0.1, "of the new draws; 0 takes the likeliest", ge=0)
+  patience: int = option(
+    32, "a row stops after so many corrections in a row without a new best accuracy", ge=1
+  )
 
   def check(self, model: Model) -> None:
     """Refuses models that have learned nothing about clean tokens."""
@@ -73,13 +82,15 @@ class SelfCorrecting(Grid):
     if canvas.active.shape[1] == 1:
       raise ValueError(_ONE)
     walked = super().init(model, params, canvas)
-    return Correcting(walked, jnp.zeros_like(canvas.call), jnp.ones(canvas.call.shape, bool))
+    nothing = jnp.zeros_like(canvas.call)
+    return Correcting(walked, nothing, jnp.zeros_like(canvas.active), nothing - 1, nothing)
 
   def needs(
     self, model: Model, params: Params, canvas: Canvas, state: Correcting
   ) -> Bool[Array, "B u"]:
-    """What the draft needs; then all tokens, while there is something to gain."""
-    corrects = ~self._drafts(state) & state.gains & (state.made < self.corrections)
+    """What the draft needs; then all tokens, as long as patience lasts."""
+    lasts = (state.since < self.patience) & (state.made < self.corrections)
+    corrects = ~self._drafts(state) & lasts
     of_draft = super().needs(model, params, canvas, state.walked)
     return of_draft | (canvas.active & corrects[:, None])
 
@@ -105,10 +116,18 @@ class SelfCorrecting(Grid):
     of_draft = needs & drafts[:, None]
     text, walked = super().step(model, params, canvas, state.walked, prediction, query, of_draft)
     of_correction = needs & ~drafts[:, None]
-    corrected, gains = self.correct(model, params, canvas, state, prediction, of_correction)
-    made = state.made + jnp.any(of_correction, axis=1)
+    corrected, right = self.correct(model, params, canvas, state, prediction, of_correction)
     text = select(jnp.broadcast_to(drafts[:, None], needs.shape), text, corrected)
-    return text, Correcting(walked, made, jnp.where(drafts, state.gains, gains))
+    count = jnp.sum(right, axis=1)
+    corrects = jnp.any(of_correction, axis=1)
+    best = corrects & (count > state.most)
+    return text, Correcting(
+      walked,
+      made=state.made + corrects,
+      right=right,
+      most=jnp.where(best, count, state.most),
+      since=jnp.where(best, 0, state.since + corrects),
+    )
 
   def correct(
     self,
@@ -118,26 +137,29 @@ class SelfCorrecting(Grid):
     state: Correcting,
     prediction: Prediction,
     needs: Bool[Array, "B u"],
-  ) -> tuple[State, Bool[Array, " B"]]:
-    """(the text with one token of each row corrected, the rows that may gain more)."""
+  ) -> tuple[State, Bool[Array, "B u"]]:
+    """(the text with one token of each row corrected, where its tokens are the likeliest)."""
     process, of_process = model.process, params["process"]
     transform = LogitsTransform(self.correction_temperature)
 
-    def anew(of_process, output, keys, text, old):
-      t = jnp.full(old.shape, self.correction_time)
+    def draw_again(of_process, output, keys, text):
+      t = jnp.full(text.shape, self.correction_time)
       said = process.leave_one_out(of_process, text, t, output)
-      new = draw_categorical(keys, transform(said))
-      before = at_ids(said, old)
-      return new, at_ids(said, new) - before, jnp.max(said, axis=-1) - before
+      drawn_from = transform(said)
+      new = draw_categorical(keys, drawn_from)
+      # At low temperatures most draws have a probability of nearly 1; rounding must not choose.
+      return new, -steep_cross_entropy(drawn_from, new), jnp.argmax(said, axis=-1)
 
     keys = fold(streams(canvas.keys, "correct"), state.made[:, None])
     old = process.decode(of_process, canvas.state)
-    rows = (keys, canvas.state, old)
-    new, gain, most = on_tokens(model, params, prediction, needs, anew, *rows)
-    dearest = jnp.arange(gain.shape[1]) == jnp.argmax(gain, axis=1)[:, None]
-    text = select(needs & dearest & (gain > 0), process.clean(of_process, new), canvas.state)
-    unread = canvas.active & ~needs
-    return text, state.gains & jnp.any((most > 0) | unread, axis=1)
+    new, chance, likeliest = on_tokens(
+      model, params, prediction, needs, draw_again, keys, canvas.state
+    )
+    score = jnp.where(needs & (new != old), chance, -jnp.inf)
+    first = jnp.arange(score.shape[1]) == jnp.argmax(score, axis=1)[:, None]
+    ids = jnp.where(first & jnp.isfinite(score), new, old)
+    text = select(needs, process.clean(of_process, ids), canvas.state)
+    return text, jnp.where(needs, ids == likeliest, state.right)
 
   def _drafts(self, state: Correcting) -> Bool[Array, " B"]:
     return state.walked.step < self.steps

@@ -22,6 +22,7 @@ from diffusion_text.model.flops import flops_per_token
 from diffusion_text.objective import engine
 from diffusion_text.sampler.grid import Grid
 from diffusion_text.studies.speed import compile_for, interleaved, matmul, peak_bytes
+from diffusion_text.timing.clock import clock_of_steps
 from diffusion_text.types import Batch, Layout, Loss, Progress, Rows, Span
 
 
@@ -111,7 +112,7 @@ def sample_calls(experiment: Experiment, steps: int) -> dict[str, Any]:
     return {"sample": lambda: experiment.sample(params, keys, batch, sampler=blocks).ids}
   ours = Grid(steps=steps)
   lengths = jnp.full(rows, length)
-  grid = model.timing.grid(params["timing"], steps, lengths, length)
+  grid = model.timing.grid(params["timing"], clock_of_steps(steps), lengths, length)
 
   def features(state, t):
     rows = whole_rows(experiment, process.inputs(params["process"], state, t), t)

@@ -13,6 +13,7 @@ import numpy as np
 from diffusion_text.testing.exact_model import facts_of
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.testing.properties import check_equal_options, expect, expect_same, run
+from diffusion_text.timing.clock import clock_of_steps
 from diffusion_text.types import Batch, Params, Progress, Times, Timing, TokenCosts
 
 _BINS = 4  # stretches of [0, 1], in each of which a token has to spend its time
@@ -143,7 +144,8 @@ def _check_microbatches(timing: Timing, params: Params, language: Enumerable) ->
 
 
 def _grid(timing: Timing, params: Params, steps: int, length: int) -> Any:
-  return jax.jit(lambda lengths: timing.grid(params, steps, lengths, length))
+  clock = clock_of_steps(steps)
+  return jax.jit(lambda lengths: timing.grid(params, clock, lengths, length))
 
 
 def _check_grid(timing: Timing, params: Params, length: int, steps: int) -> None:

@@ -1,9 +1,9 @@
 """Timings: which time each token has. A timing is that choice and nothing else.
 
-`clock`: draws that are spread evenly over the global batch, and even grids. `along_row`: by place,
-or the same for all tokens. `counted`: noise or clean, and nothing in between. `by_token`: by what
-the token is, or by an intrinsic clock of its own. `learned`: along a clock that is fitted to what
-each stretch of time costs.
+`clock`: draws that are spread evenly over the global batch, and the clock of steps. `along_row`: by
+place, or the same for all tokens. `counted`: noise or clean, and nothing in between. `by_token`: by
+what the token is, or by an intrinsic clock of its own. `learned`: along a clock that is fitted to
+what each stretch of time costs.
 """
 
 from diffusion_text.timing.along_row import Hyperschedule, Independent, Shared, Slanted

@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.options import member, option
-from diffusion_text.timing.clock import Even, even_steps, low_discrepancy, text_lengths
+from diffusion_text.timing.clock import Even, low_discrepancy, text_lengths
 from diffusion_text.types import Batch, Key, Params, Progress, Times
 
 # The smallest time of `Shared` with a power; far below TINY, as reaching small times is what a
@@ -23,7 +24,7 @@ class Shared(Even):
 
   power: importance sampling of the time, t = τ^power at speed power · τ^(power-1). The bound is the
   same for every power. Above 1 it draws small times more often and weighs them less, for rates
-  whose tail is there; samplers' grids stay even.
+  whose tail is there; the grids of samplers do not depend on it.
 
   low, high: times are drawn from [low, high] only, which lowers the variance of the gradient
   (BD3-LM, arXiv 2503.09573, section 5) and is no bound any more.
@@ -117,15 +118,19 @@ class Paths(Even):
     return Times(t, speed, tau, t)
 
   def grid(
-    self, params: Params, steps: int, lengths: Int[Array, " B"], length: int
+    self,
+    params: Params,
+    clock: Float[np.ndarray, " S1"],
+    lengths: Int[Array, " B"],
+    length: int,
   ) -> Float[Array, "B S1 {length}"]:
-    """The times of the paths at an even clock, [B, steps + 1, length]."""
+    """The times of the paths at the clock of each step, [B, steps + 1, length]."""
     del params
-    even_steps(steps)  # refuses what no grid can have
+    steps = len(clock) - 1
     total, last, span = self.line(jnp.maximum(lengths, 1)[:, None], length)
     # (total · k / steps - last) / span, divided once and at the end: XLA divides by a constant as
     # it multiplies by its inverse, and would miss 0 and 1 where a token's fall ends and begins.
-    step = jnp.arange(steps, -1, -1, dtype=jnp.float32)
+    step = jnp.asarray(clock * steps, jnp.float32)  # whole numbers for even steps
     left = jnp.broadcast_to(total * step, (lengths.shape[0], steps + 1))[:, :, None]
     over = left - last[:, None, :] * steps
     fall = span * steps

@@ -1,5 +1,5 @@
-"""The shared clock τ: draws that are spread evenly over the global batch, and grids that fall
-evenly.
+"""The shared clock τ: draws that are spread evenly over the global batch, and the clock of a
+sampler's steps.
 
 All times are driven by one clock τ, uniform on (0, 1]. `dt_dtau` per token makes E_τ[Σ_i dt_dtau_i
 · nelbo_rate_i] the bound: a token whose time sweeps [0, 1] once while the clock does pays ∫ rate dt
@@ -7,6 +7,8 @@ All times are driven by one clock τ, uniform on (0, 1]. `dt_dtau` per token mak
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +38,15 @@ def low_discrepancy(key: Key, rows: int, progress: Progress) -> Float[Array, " r
   return jnp.maximum(1 - (place + u) / total, TINY)
 
 
-def even_steps(steps: int) -> np.ndarray:
-  """float32 [steps + 1]: the clock at each step of a sampler, from 1 to 0 exactly. Raises
-  ValueError for less than one step."""
+def clock_of_steps(
+  steps: int, spacing: Literal["even", "cosine"] = "even"
+) -> Float[np.ndarray, " S1"]:
+  """float64 [steps + 1] of numpy: the clock before and after each step of a sampler, from 1 to 0
+  exactly.
+
+  "even": 1 - k / steps. "cosine": cos(π/2 · k / steps), so that steps are small where little is
+  known yet (MD4, arXiv 2406.04329). Raises ValueError for less than one step.
+  """
   if steps < 1:
     raise ValueError(
       f"steps={steps} must be at least 1; 64 is a good start, and more than the length of the text"
@@ -46,7 +54,10 @@ def even_steps(steps: int) -> np.ndarray:
     )
   # numpy: under jit XLA would round 1 - k / steps once instead of twice, and miss 0 for some
   # steps (41, 47, 55, …).
-  return 1 - np.arange(steps + 1, dtype=np.float32) / np.float32(steps)
+  left = 1 - np.arange(steps + 1) / steps
+  if spacing == "even":
+    return left
+  return np.sin(np.pi / 2 * left)  # of 0 and of π/2: 0 and 1 exactly
 
 
 def scored(batch: Batch) -> Bool[Array, "B N"]:
@@ -65,7 +76,7 @@ def text_lengths(batch: Batch) -> Int[Array, " B"]:
 
 
 class Even:
-  """What timings share that learn nothing and whose samplers walk even times, the same for all
+  """What timings share that learn nothing and whose samplers walk the clock, the same for all
   tokens."""
 
   def init(self, key: Key, facts: DataFacts) -> Params:
@@ -74,12 +85,16 @@ class Even:
     return {}
 
   def grid(
-    self, params: Params, steps: int, lengths: Int[Array, " B"], length: int
+    self,
+    params: Params,
+    clock: Float[np.ndarray, " S1"],
+    lengths: Int[Array, " B"],
+    length: int,
   ) -> Float[Array, "B S1 {length}"]:
-    """All tokens fall together in even steps: [B, steps + 1, length]."""
+    """All tokens fall together, as the clock does: [B, steps + 1, length]."""
     del params
-    even = jnp.asarray(even_steps(steps))[None, :, None]
-    return jnp.broadcast_to(even, (lengths.shape[0], steps + 1, length))
+    times = jnp.asarray(clock, jnp.float32)[None, :, None]
+    return jnp.broadcast_to(times, (lengths.shape[0], len(clock), length))
 
   def fit(self, params: Params, times: Times, costs: TokenCosts) -> float:
     """0: nothing is learned."""

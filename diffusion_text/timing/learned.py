@@ -25,10 +25,11 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.options import member, option
-from diffusion_text.timing.clock import even_steps, low_discrepancy
+from diffusion_text.timing.clock import low_discrepancy
 from diffusion_text.types import Batch, DataFacts, Key, Params, Progress, Times, TokenCosts
 
 # Updates of Adam are of the size of its rate, and losses may be far from 1.
@@ -81,12 +82,16 @@ class Learned:
     return Times(t, speed, tau, t)
 
   def grid(
-    self, params: Params, steps: int, lengths: Int[Array, " B"], length: int
+    self,
+    params: Params,
+    clock: Float[np.ndarray, " S1"],
+    lengths: Int[Array, " B"],
+    length: int,
   ) -> Float[Array, "B S1 {length}"]:
-    """The times of each position at an even clock: [B, steps + 1, length], the same for rows of
-    every length."""
-    t, _ = _passed(self.shares(params, length), jnp.asarray(even_steps(steps))[:, None])
-    return jnp.broadcast_to(t.at[-1].set(0.0), (lengths.shape[0], steps + 1, length))
+    """The times of each position at the clock of each step: [B, steps + 1, length], the same for
+    rows of every length."""
+    t, _ = _passed(self.shares(params, length), jnp.asarray(clock, jnp.float32)[:, None])
+    return jnp.broadcast_to(t.at[-1].set(0.0), (lengths.shape[0], len(clock), length))
 
   def fit(self, params: Params, times: Times, costs: TokenCosts) -> Float[Array, ""]:
     """0, whose gradient fits the levels (and `size`) to what each token cost."""

@@ -100,6 +100,16 @@ def test_many_steps_reproduce_the_language(process, timing, kappa):
   assert (skipping.row_calls - 1 >= skipping.committed.max(axis=1)).all() and (changed > 4).any()
 
 
+@pytest.mark.parametrize("kind", [Grid, TauLeaping], ids=lambda kind: kind.__name__)
+def test_a_cosine_grid_reveals_few_tokens_early(kind):
+  """After k of S steps of linear masks 1 - cos(π/2 · k / S) of the tokens are drawn."""
+  model, params = exact_model(MASKED, Enumerable.independent(3, 4))
+  result = drawn(model, params, kind(steps=4, spacing="cosine"), 4_000)
+  share = [(result.committed < k).mean() for k in (1, 2, 3, 4)]
+  want = 1 - np.cos(np.pi / 2 * np.arange(1, 5) / 4)
+  np.testing.assert_allclose(share, want, atol=4 * 0.5 / 16_000**0.5)
+
+
 def test_skipping_makes_as_many_calls_as_theory_says():
   """S (1 - (1 - 1/S)^u) calls per row, however many rows there are; the time is that of each row's
   own step.
@@ -182,7 +192,7 @@ FOUR = Masked(vocab_size=4)
 class Pair(Shared):
   """A grid of one step per token, t -> s."""
 
-  def grid(self, params, steps, lengths, length):
+  def grid(self, params, clock, lengths, length):
     """T, S, 0."""
     times = jnp.array([T, S, (0.0,) * 3], jnp.float32)
     return jnp.broadcast_to(times, (lengths.shape[0], 3, 3))

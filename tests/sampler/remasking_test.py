@@ -29,6 +29,7 @@ from diffusion_text.testing import (
   exact_params,
 )
 from diffusion_text.timing import Shared, Slanted
+from diffusion_text.timing.clock import clock_of_steps
 from diffusion_text.types import Canvas, IdentityHead, Model, Prediction
 from tests.sampler.queries import query_of
 
@@ -138,9 +139,14 @@ def no_limit(now, after):
   return np.ones_like(now.alpha)
 
 
+def no_more_than_certain(now, after):
+  return after.noise / np.maximum(now.alpha, 1e-30)
+
+
 @pytest.mark.parametrize(
   "limit,unmask",
   [
+    (no_more_than_certain, remasking.unmask_probability),
     (remasking.limit, no_more_unmasking),
     (limit_of_the_step_before, remasking.unmask_probability),
     (no_limit, remasking.unmask_probability),
@@ -219,7 +225,8 @@ def test_times_of_a_loop(schedule, timing):
   def run(canvas):
     nothing = {"process": {}, "timing": {}}
     state = Remasking(steps=100, loop=LOOP).init(model, nothing, canvas)
-    return state.grid[0], timing.grid({}, 100, canvas.lengths, 4)[0], time_of(schedule, 0.9)
+    clock = timing.grid({}, clock_of_steps(100), canvas.lengths, 4)[0]
+    return state.grid[0], clock, time_of(schedule, 0.9)
 
   times, clock, held = map(np.asarray, run(window(1, MASK)))
   assert (times[0] == 1).all() and (times[-1] == 0).all() and (np.diff(times, axis=0) <= 0).all()
@@ -260,7 +267,7 @@ def test_remasking_holds_the_samplers_that_guess_and_noise_again(kappa):
 class Pair(Shared):
   """A grid of one step per token, t -> s."""
 
-  def grid(self, params, steps, lengths, length):
+  def grid(self, params, clock, lengths, length):
     grid = jnp.array([T, S, (0.0,) * 4], jnp.float32)
     return jnp.broadcast_to(grid, (lengths.shape[0], *grid.shape))
 
@@ -300,6 +307,28 @@ def check_kept(sampler):
 def test_a_call_keeps_the_marginals():
   np.testing.assert_allclose(check_kept(Remasking(steps=2, eta=0.1)), 0.1, atol=0.012)
   check_kept(Remasking(steps=2, strategy="rescale", eta=0.8))
+
+
+# min(1, (1 - alpha_s) / alpha_t) of the four places of `one_call`: the first would exceed 1.
+LIMITS = np.minimum(1, np.array(S) / (1 - np.array(T)))
+
+
+@pytest.mark.parametrize("strategy,eta", [("cap", 0.9), ("cap", 1.0), ("rescale", 1.0)])
+def test_the_cap_binds(strategy, eta):
+  """At eta above the limit exactly the limit is taken back, and the marginals stay."""
+  assert (LIMITS < 0.9).sum() == 2 and LIMITS[0] == 1
+  got = check_kept(Remasking(steps=2, strategy=strategy, eta=eta))
+  np.testing.assert_allclose(got, np.minimum(eta, LIMITS), atol=0.02)
+
+
+class TwiceTheLimit(Remasking):
+  def _largest(self, now, after):
+    return jnp.minimum(1.0, 2 * remasking.limit(now, after))
+
+
+def test_a_cap_above_the_limit_fails():
+  with pytest.raises(AssertionError):
+    check_kept(TwiceTheLimit(steps=2, eta=1.0))
 
 
 class NoMoreUnmasking(Remasking):

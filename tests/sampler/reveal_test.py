@@ -248,18 +248,24 @@ TOTALS = np.arange(1, 13)
 
 
 def check_even(budget, steps):
-  """For every number of tokens the shares add up, are even to within one, and no call is wasted."""
+  """For every number of tokens the shares add up, remainders first, and no call is wasted."""
   spent = spend(budget, TOTALS, 12)
   calls = np.minimum(steps, TOTALS)
   np.testing.assert_array_equal((spent > 0).sum(0), calls)
   for column, total, count in zip(spent.T, TOTALS, calls, strict=True):
-    want = np.diff(total * np.arange(count + 1) // count)
+    want = total // count + (np.arange(count) < total % count)
     np.testing.assert_array_equal(column[:count], want)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 12, 40])
 def test_even_share(steps):
   check_even(EvenShare(steps=steps), steps)
+
+
+def test_the_share_of_a_published_decoder():
+  """LLaDA's get_num_transfer_tokens: 10 tokens in 4 calls."""
+  spent = spend(EvenShare(steps=4), np.array([10]), 10)
+  np.testing.assert_array_equal(spent[:, 0], [3, 3, 2, 2])
 
 
 class RoundsUp(EvenShare):

@@ -24,7 +24,7 @@ from diffusion_text.testing import (
   exact_params,
 )
 from diffusion_text.timing import Shared, Slanted
-from diffusion_text.types import Batch, Canvas, Model
+from diffusion_text.types import Batch, Canvas, IdentityHead, Model, Prediction
 from tests.sampler.queries import query_of
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
@@ -66,6 +66,20 @@ def test_routing_keeps_what_it_says(rate):
     assert (np.abs(kept - share_of(rate, 1, steps)[:, None] * total) < 1 + 1e-4).all()
 
 
+# Kept after each call, by the published code: floor((1 - rate) · tokens) go back to noise.
+PUBLISHED = [
+  (Routed(steps=10, rate="cosine"), 16, [1, 1, 2, 4, 5, 7, 9, 12, 14, 16]),
+  (Routed(steps=4), 10, [3, 5, 8, 10]),
+  (Routed(steps=3, rate="cosine"), 16, [3, 8, 16]),  # cos(π/3) · 16 is 8, not a little less
+]
+
+
+@pytest.mark.parametrize("sampler,total,want", PUBLISHED, ids=repr)
+def test_routing_keeps_the_ceiling(sampler, total, want):
+  step = jnp.arange(sampler.steps)
+  np.testing.assert_array_equal(sampler.kept(step, jnp.full_like(step, total)), want)
+
+
 @pytest.mark.parametrize("rate", ["linear", "cosine"])
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=repr)
 def test_routing_tells_the_time_of_what_it_kept(rate, schedule):
@@ -74,7 +88,9 @@ def test_routing_tells_the_time_of_what_it_kept(rate, schedule):
   keys = token_keys(row_keys(0, 6), 4)
   canvas = Canvas(text, jnp.ones((6, 4), bool), keys, zeros, zeros + 4)
   model = model_of(Uniform(vocab_size=3, schedule=schedule), Slanted(spread=2.0))
-  times = Routed(steps=5, rate=rate).times(model, {}, canvas, Routing(jnp.arange(6)))
+  times = Routed(steps=5, rate=rate).times(
+    model, {}, canvas, Routing(jnp.arange(6), ~canvas.active)
+  )
   want = np.tile(share_of(rate, 0, 5)[:, None], (1, 4))
   np.testing.assert_allclose(schedule(times).alpha, want, atol=2e-6)
   assert (times[0] == 1).all() and (times[-1] <= 1e-7).all()
@@ -122,14 +138,14 @@ def watched(sampler, process, language, batch):
 
 
 def test_routing_masks_the_rest_and_breaks_ties_to_the_left():
-  """Of equal scores call k keeps the leftmost floor(k/S · tokens)."""
+  """Of equal scores call k keeps the leftmost ceil(k/S · tokens)."""
   language = Enumerable.independent(3, 5)
   observed = np.tile(np.arange(5) == 1, (2, 1))
   batch = Batch(np.zeros((2, 5), np.int32), observed=observed)
   turns = watched(Routed(steps=3), MASKED, language, batch)
   assert len(turns) == 3
   for call, (_, after) in enumerate(turns, 1):
-    kept = np.array([0, 2, 3, 4])[: 4 * call // 3]
+    kept = np.array([0, 2, 3, 4])[: -(-4 * call // 3)]
     shown = np.isin(np.arange(5), [1, *kept])
     np.testing.assert_array_equal(after != MASK, np.tile(shown, (2, 1)))
     assert (after[:, 1] == 0).all()
@@ -174,7 +190,7 @@ def second_call(process):
   def run(params, keys):
     zeros = jnp.zeros(len(TEXT), jnp.int32)
     canvas = Canvas(TEXT, jnp.ones(TEXT.shape, bool), keys, zeros, zeros + 4)
-    state = Routing(zeros + 2)
+    state = Routing(zeros + 2, jnp.zeros(TEXT.shape, bool))
     t = sampler.times(model, params, canvas, state)
     inputs = process.inputs({}, canvas.state, t)
     rows = model.context.sampling_rows(inputs, inputs, t, Batch(canvas.state))
@@ -192,6 +208,36 @@ def test_the_meaning_of_logits_does_not_matter():
     got = second_call(Uniform(vocab_size=3, prediction=prediction))
     assert (got == want).mean() > 0.995, "but for rounding"
   assert (second_call(AsSaid(vocab_size=3, prediction="posterior")) == want).mean() < 0.99
+
+
+def third_of_four(**options):
+  """(text, kept) after a call that keeps 3 of 4 tokens; the first two were 1 and had been kept.
+
+  The network is sure of a 2 at the first place and of a 1 at the third.
+  """
+  text, had = np.array([[1, 1, MASK, MASK]]), np.array([[True, True, False, False]])
+  chance = np.array([[0.05, 0.05, 0.9], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.33, 0.34, 0.33]])
+  model, sampler = model_of(MASKED), Routed(steps=4, temperature=0.0, **options)
+
+  @jax.jit
+  def run(keys):
+    call = jnp.full(1, 2)
+    canvas = Canvas(jnp.int32(text), jnp.ones((1, 4), bool), keys, call, call + 2)
+    prediction = Prediction(jnp.log(jnp.float32(chance))[None], IdentityHead())
+    query = query_of(canvas, jnp.ones((1, 4)), canvas.active)
+    state = Routing(call, jnp.asarray(had))
+    return sampler.step(model, exact_params(TOY), canvas, state, prediction, query, canvas.active)
+
+  after, state = run(token_keys(row_keys(0, 1), 4))
+  return np.asarray(after)[0].tolist(), np.asarray(state.kept)[0].tolist()
+
+
+def test_a_kept_token_is_ranked_by_what_is_predicted_anew():
+  """The network gives the 1 at the first place 0.05 only: it stays, as a 2 there has 0.9 (RDM), or
+  becomes that 2 (MDM)."""
+  kept = [True, True, True, False]
+  assert third_of_four() == ([1, 1, 1, MASK], kept)
+  assert third_of_four(rewrites=True) == ([2, 1, 1, MASK], kept)
 
 
 @member

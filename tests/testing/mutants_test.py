@@ -178,13 +178,13 @@ class KnowsNoParts(Shared):
 
 
 class NeverEnds(Relay):
-  def grid(self, params, steps, lengths, length):
-    return jnp.maximum(super().grid(params, steps, lengths, length), 0.1)
+  def grid(self, params, clock, lengths, length):
+    return jnp.maximum(super().grid(params, clock, lengths, length), 0.1)
 
 
 class LooksAtTheFirstRow(Relay):
-  def grid(self, params, steps, lengths, length):
-    return super().grid(params, steps, lengths, length) ** (lengths[0] / length)
+  def grid(self, params, clock, lengths, length):
+    return super().grid(params, clock, lengths, length) ** (lengths[0] / length)
 
 
 class MovesTheLoss(Relay):

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from diffusion_text.timing import ByPosition, Learned
+from diffusion_text.timing.clock import clock_of_steps
 from diffusion_text.types import Batch, DataFacts, Progress, Times, TokenCosts
 
 LENGTH, BINS, ROWS = 6, 4, 8
@@ -40,8 +41,8 @@ def test_times_are_those_of_the_shares(timing):
   @jax.jit
   def everything(params):
     times = timing.draw(params, jax.random.key(1), batch, Progress())
-    grid = timing.grid(params, 8, jnp.array([LENGTH, 2]), LENGTH)
-    return times, grid, timing.grid(params, 8, jnp.array([4]), 4)
+    grid = timing.grid(params, clock_of_steps(8), jnp.array([LENGTH, 2]), LENGTH)
+    return times, grid, timing.grid(params, clock_of_steps(8), jnp.array([4]), 4)
 
   for params in (timing.init(jax.random.key(0), FACTS), {"levels": levels}):
     times, grid, shorter = jax.device_get(everything(params))
@@ -232,7 +233,7 @@ def test_what_is_expected_becomes_the_loss_and_shares_its_slope():
 
   @jax.jit
   def along_the_clock(params):
-    t = timing.grid(params, 8, jnp.array([2]), 2)[0]
+    t = timing.grid(params, clock_of_steps(8), jnp.array([2]), 2)[0]
     return timing.expected(params, t), truth(t)
 
   expected, loss = along_the_clock(params)
@@ -254,4 +255,4 @@ def test_no_gradient_flows_through_times():
 def test_longer_rows_are_refused():
   params = {"levels": jnp.asarray(LEVELS)}
   with pytest.raises(ValueError, match="learned 6 positions, and the row has 7"):
-    ByPosition(bins=BINS).grid(params, 2, jnp.array([7]), 7)
+    ByPosition(bins=BINS).grid(params, clock_of_steps(2), jnp.array([7]), 7)

@@ -15,6 +15,7 @@ from diffusion_text.timing import (
   Slanted,
   low_discrepancy,
 )
+from diffusion_text.timing.clock import clock_of_steps
 from diffusion_text.types import Batch, Progress
 
 KEY = jax.random.key(3)
@@ -25,10 +26,11 @@ def drawn(timing, batch):
   return jax.device_get(jax.jit(lambda: timing.draw({}, KEY, batch, Progress()))())
 
 
-def grid(timing, steps, length, lengths=None):
+def grid(timing, steps, length, lengths=None, spacing="even"):
   """[rows, steps + 1, length], of one row of that length unless `lengths` says otherwise."""
   lengths = np.array([length] if lengths is None else lengths)
-  return np.asarray(jax.jit(lambda n: timing.grid({}, steps, n, length))(lengths))
+  clock = clock_of_steps(steps, spacing)
+  return np.asarray(jax.jit(lambda n: timing.grid({}, clock, n, length))(lengths))
 
 
 @pytest.mark.parametrize("rows, parts", [(1, 1), (49, 1), (98, 1), (103, 1), (49, 4)])
@@ -183,3 +185,26 @@ BAD = [
 def test_bad_options_are_refused(make, match):
   with pytest.raises(ValueError, match=match):
     make()
+
+
+# 1, cos(π/8), cos(π/4), cos(3π/8), 0: MD4's times of 4 steps on its cosine grid.
+COSINE = [1.0, 0.9238795, 0.7071068, 0.3826834, 0.0]
+
+
+def test_the_clock_of_steps():
+  """Both ends are exact; steps of the cosine are small where little is known."""
+  np.testing.assert_allclose(clock_of_steps(4, "cosine"), COSINE, atol=1e-7)
+  np.testing.assert_array_equal(clock_of_steps(4), [1.0, 0.75, 0.5, 0.25, 0.0])
+  for steps in (1, 41, 1000):
+    clock = clock_of_steps(steps, "cosine")
+    assert clock[0] == 1 and clock[-1] == 0 and (np.diff(clock, 2) <= 1e-12).all()
+
+
+def test_a_cosine_grid_stays_on_the_path_of_the_timing():
+  """Training never shows a network the times of a path whose tokens are bent one by one."""
+  np.testing.assert_allclose(grid(Shared(), 4, 1, spacing="cosine")[0, :, 0], COSINE, atol=1e-7)
+  timing, tau = Slanted(spread=1.0), np.array(COSINE)[:, None]
+  want = np.clip(2 * tau - (1 - np.arange(5) / 4), 0, 1)
+  np.testing.assert_allclose(grid(timing, 4, 5, spacing="cosine")[0], want, atol=1e-6)
+  bent = np.sin(np.pi / 2 * grid(timing, 4, 5)[0])
+  assert np.abs(bent - want).max() > 0.1

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from diffusion_text.core.options import member, option
-from diffusion_text.timing.clock import Even, even_steps, low_discrepancy
+from diffusion_text.timing.clock import Even, low_discrepancy
 from diffusion_text.types import Times
 
 
@@ -24,10 +24,10 @@ class Relay(Even):
     t = jnp.clip(line, 0.0, 1.0)
     return Times(t, jnp.where((line > 0) & (line <= 1), 2.0, 0.0), tau, t)
 
-  def grid(self, params, steps, lengths, length):
-    even = jnp.asarray(even_steps(steps))[None, :, None]
-    grid = jnp.clip(self._line(even, length), 0.0, 1.0)
-    return jnp.broadcast_to(grid, (lengths.shape[0], steps + 1, length))
+  def grid(self, params, clock, lengths, length):
+    tau = jnp.asarray(clock, jnp.float32)[None, :, None]
+    grid = jnp.clip(self._line(tau, length), 0.0, 1.0)
+    return jnp.broadcast_to(grid, (lengths.shape[0], len(clock), length))
 
   def _line(self, tau, length):
     late = jnp.arange(length) % 2 == (1 if self.odd_first else 0)
