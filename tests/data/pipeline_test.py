@@ -111,9 +111,9 @@ def test_tokens_in_memory_are_those_on_disk(tmp_path):
     np.testing.assert_array_equal(getattr(mapped, field.name), getattr(memory, field.name))
   others = [
     token_arrays.token_arrays(Lines(other), tokenizer, "test", None)
-    for other in (("aé", "ab"), ("aé\nbc",), ("a", "é", "bc"))
+    for other in (("aé", "ab"), ("aé\nbc",), ("a\nb", "c"), ("a", "b\nc"))
   ]
-  assert len({mapped.content, *(other.content for other in others)}) == 4
+  assert len({mapped.content, *(other.content for other in others)}) == 5
 
 
 def test_a_saved_position_belongs_to_the_text_and_not_to_its_place():
