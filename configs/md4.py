@@ -14,5 +14,6 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   c.model.activation = "swiglu"
+  c.sampler.spacing = "cosine"
   base.time_conditioned(c)
   return c

@@ -2,8 +2,9 @@
 (Lou et al. 2024, arXiv 2310.16834).
 
 Published: text8 L=256 <= 1.47 bits/char, LM1B perplexity <= 40.3, OpenWebText <= 29.7 (12 x 768;
-geometric noise). The sampler reads the score as a distribution over clean tokens; its step is then
-the analytic ("Tweedie") step of SEDD.
+geometric noise). The sampler reads the scores as a law over clean tokens and steps by its
+posterior. The published steps read them as they are, which is not the same where they are off
+(process/uniform.py): --sampler=name=tau_leaping --sampler=leap=analytic, or leap=euler.
 Ours: see docs/results.md, by the code at commit 3aad1fc.
   python -m experiments.train --config=configs/sedd_uniform.py:tiny --workdir=runs/sedd_uniform
 """

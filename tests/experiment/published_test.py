@@ -12,6 +12,9 @@ CHOICES = [  # config, key, value
   ("mdm", "sampler.noise_scale", 0.5),
   ("mdm", "sampler.steps", 20),
   ("bd3lm", "sampler.skip", True),
+  ("md4", "process.schedule", None),  # linear
+  ("md4", "sampler.spacing", "cosine"),
+  ("mdm", "sampler.rewrites", True),
   ("llada", "sampler.temperature", 0.0),
   ("llada_moe", "sampler.temperature", 0.0),
   *(
