@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
 from diffusion_text.train.multihost import check_alone, is_first, leave, verdict
+from diffusion_text.train.storage import check_compilation_cache
 from experiments import parts
 from experiments.paths import path_flag, show_any_text
 
@@ -29,10 +30,8 @@ def config_flag(default: str | None = None, name: str = "config"):
     return config_flags.DEFINE_config_file(
       name, default, help_string=help_string, lock_config=False, accept_new_attributes=True
     )
-  except (
-    AttributeError,
-    KeyError,
-  ) as error:  # a mistyped override of a default file is read at once
+  # A mistyped override of a default file is read at once.
+  except (AttributeError, KeyError) as error:
     fail(f"config override: {' '.join(str(error).split())}; sections are in configs/base.py")
 
 
@@ -58,6 +57,7 @@ def run(main, connect=None):
       (connect or check_alone)()
       standard_logging.getLogger("diffusion_text").setLevel("INFO" if is_first() else "WARNING")
       parts.set_all()
+      check_compilation_cache()
       main(argv)
     except Exception as error:  # nobody may wait for the others while they wait for us
       user = isinstance(error, USER_ERRORS)

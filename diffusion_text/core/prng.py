@@ -14,7 +14,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from diffusion_text.types import Key, Keys, Progress
 
@@ -37,6 +37,11 @@ def make_key(seed: int) -> Key:
 
 def _fitting(seed: object) -> int:
   return int(seed) % 2**32 if isinstance(seed, int | np.integer) else 0
+
+
+def wrap_keys(data: UInt32[Array, "... 2"]) -> Keys:
+  """Typed keys [...] of their numbers, as `jax.random.key_data` gave them."""
+  return jax.random.wrap_key_data(data, impl=IMPLEMENTATION)
 
 
 def check_key(key: Keys) -> None:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from diffusion_text import train
-from diffusion_text.core.prng import IMPLEMENTATION, row_keys
+from diffusion_text.core.prng import row_keys, wrap_keys
 from diffusion_text.data.packing import pair_rows
 from diffusion_text.data.pipeline import (
   EvaluationBatches,
@@ -463,9 +464,7 @@ def generate(
   of row s alone.
   """
   keys = row_keys(seed, num)
-  keys = jax.random.wrap_key_data(
-    np.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1)), impl=IMPLEMENTATION
-  )
+  keys = wrap_keys(jnp.tile(jax.random.key_data(keys), (batch.ids.shape[0] // num, 1)))
   experiment = trained.experiment
   reader = reader_for(experiment.reader if reader is None else reader, batch)
   drawn = experiment.sample(trained.params, keys, batch, sampler=sampler, reader=reader)

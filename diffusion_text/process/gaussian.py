@@ -47,7 +47,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.numerics import steep_cross_entropy
 from diffusion_text.core.options import internal, member, option, part
-from diffusion_text.core.prng import draw_categorical, draw_normal, fold
+from diffusion_text.core.prng import draw_categorical, draw_normal, fold, wrap_keys
 from diffusion_text.process.base import PerToken, by_position
 from diffusion_text.schedules.gaussian import PATHS, Gain, LogSNR, Path
 from diffusion_text.types import InputSizes, Keys, Params
@@ -365,7 +365,7 @@ class Gaussian(PerToken):
     gain = self.path(jnp.asarray(start, jnp.float32))
 
     def cost(ids, key_data):
-      noise = draw_normal(fold(jax.random.wrap_key_data(key_data), 5), self.size)
+      noise = draw_normal(fold(wrap_keys(key_data), 5), self.size)
       state = gain.alpha * self.encode(params, ids) + self.noise_scale * gain.sigma * noise
       return steep_cross_entropy(self._evidence(params, state, gain), ids)
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from diffusion_text.core.prng import make_key
 from diffusion_text.evaluate.text_metrics import distinct_n, token_entropy
 from diffusion_text.experiment.run import Trained
 from diffusion_text.studies.control import BATCH, Judged, Settings, Steered
@@ -23,7 +24,7 @@ def nats_per_token(judge: Trained) -> Price:
   """ids [N, L] -> [N], what each row costs under the judge in nats per token; exact for a judge
   that reads from left to right.
   """
-  key, nats_fn = jax.random.key(0), judge.experiment.nats_fn
+  key, nats_fn = make_key(0), judge.experiment.nats_fn
 
   def price(ids: Int[np.ndarray, "N L"]) -> Float[np.ndarray, " N"]:
     rows = []

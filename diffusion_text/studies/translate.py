@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_text.core.prng import row_keys
+from diffusion_text.core.prng import row_keys, wrap_keys
 from diffusion_text.experiment import run
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.run import Trained
@@ -101,7 +101,7 @@ def write_targets(
     # All calls have one shape: the last rows are drawn again and dropped.
     picked = np.minimum(first + np.arange(ROWS), len(place) - 1)
     batch = Batch(ids[place[picked]], observed[place[picked]])
-    keys = jax.random.wrap_key_data(jnp.asarray(key_data[picked]))
+    keys = wrap_keys(jnp.asarray(key_data[picked]))
     result = experiment.sample(trained.params, keys, batch, sampler=sampler)
     keep = min(ROWS, len(place) - first)
     rows.extend(np.asarray(result.ids)[:keep])

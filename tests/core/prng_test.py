@@ -1,5 +1,7 @@
 """Keys: one implementation whatever JAX's default is, and seeds that are used whole or refused."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from diffusion_text.core.prng import (
   position_keys,
   row_keys,
   token_keys,
+  wrap_keys,
 )
 from diffusion_text.train import named_key
 
@@ -64,3 +67,22 @@ def test_a_row_has_its_key_in_every_batch():
   together = jax.random.key_data(row_keys(3, 6))
   apart = jax.random.key_data(numbered_keys(3, jnp.array([4, 1])))
   np.testing.assert_array_equal(apart, together[jnp.array([4, 1])])
+
+
+# Keys for timings and for shapes, whose draws reach no text and no loss.
+UNPINNED = {"studies/speed.py", "studies/benchmark.py", "studies/benchmark_kernels.py"}
+UNPINNED |= {"studies/scaling.py", "compiler/topology.py", "core/prng.py"}
+
+
+def test_the_package_makes_keys_in_one_place(root):
+  """By `make_key` and `wrap_keys`, so that no default of JAX's reaches a run."""
+  package = root / "diffusion_text"
+  makes = re.compile(r"random\.(key|PRNGKey|wrap_key_data)\(")
+  found = {
+    str(path.relative_to(package))
+    for path in package.rglob("*.py")
+    if makes.search(path.read_text())
+  }
+  assert {path for path in found if not path.startswith("testing/")} <= UNPINNED
+  keys = row_keys(0, 2)
+  assert (wrap_keys(jax.random.key_data(keys)) == keys).all()
