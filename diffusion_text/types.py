@@ -148,7 +148,7 @@ class Span(NamedTuple):
     return self.stop - self.start
 
 
-@pytree("copies", "tokens", "answers")
+@pytree("copies", "tokens", "answers", "one_time")
 class Rows:
   """The inputs of the network for B rows.
 
@@ -161,6 +161,8 @@ class Rows:
     tokens: The positions of the N noisy tokens; empty (start == stop) if they are not read at all.
     answers: The positions with the predictions of the N tokens; empty if the rows only fill a
       cache.
+    one_time: True if all positions of a row have the same time. The network then computes what it
+      makes of the time once per row. False is never wrong.
   """
 
   inputs: Inputs
@@ -170,6 +172,7 @@ class Rows:
   copies: int
   tokens: Span
   answers: Span
+  one_time: bool = False
 
 
 # The outputs of the network.
@@ -430,7 +433,7 @@ class Times(NamedTuple):
       E_τ[dt_dtau · nelbo_rate].
     tau: float32 [B, units], the shared clock of each unit.
     network_time: float32 [B, N], the time that the network reads: t, unless t would reveal the
-      token.
+      token. [B, 1] if all tokens of a row read the same.
   """
 
   t: Array

@@ -32,7 +32,8 @@ class Shared(NamedTuple):
     layout: of the tokens.
     key_layout: of what they attend to: the tokens, or the slots of a cache.
     slots: int32 [B, L], where the tokens are written in the cache; None: there is no cache.
-    condition: [B, L, C], the time of each token as the layers read it, or None.
+    condition: [B, L, C], the time of each token as the layers read it ([B, 1, C] if a row has one
+      time), or None.
     weights: float32 [B, L], what each token weighs in the losses of routers, or None.
   """
 
@@ -40,7 +41,7 @@ class Shared(NamedTuple):
   layout: Layout
   key_layout: Layout
   slots: Int[Array, "B L"] | None
-  condition: Float[Array, "B L C"] | None
+  condition: Float[Array, "B L1 C"] | None
   weights: Float[Array, "B L"] | None
 
 

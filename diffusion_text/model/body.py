@@ -105,7 +105,8 @@ class Body(nnx.Module):
       layout = key_layout = _seen_by_all(rows.layout)
       weights = None if weights is None else jnp.pad(weights, ((0, 0), (1, 0)))
     elif self.time is not None:
-      condition = self.time(rows.t).astype(x.dtype)
+      t = rows.t[:, :1] if rows.one_time else rows.t
+      condition = self.time(t).astype(x.dtype)
     rotary = rotary_angles(position, self.config.sizes.head_width, self.config.rope_base)
     shared = Shared(rotary, layout, key_layout, slots, condition, weights)
     stores = None if cache is None else Stores(cache.keys, cache.values)

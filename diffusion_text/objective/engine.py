@@ -48,6 +48,7 @@ from diffusion_text.types import (
   Process,
   Progress,
   Rows,
+  Span,
   State,
   Times,
   TokenCosts,
@@ -121,7 +122,8 @@ def is_bound(model: Model, objective: Objective) -> bool:
 
 def draw_times(model: Model, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
   """Times of a batch, [B, N] each: 0 where observed, 1 where dropped, on the process's grid. `key`
-  is the stream of the times.
+  is the stream of the times. `network_time` is [B, 1] where the timing says so and no token is
+  observed.
 
   A timing draws for units of `context.unit` positions as if they were rows. Raises ValueError if
   the unit does not divide the row.
@@ -137,6 +139,9 @@ def draw_times(model: Model, params: Params, key: Key, batch: Batch, progress: P
   units = _in_units(dataclasses.replace(positions, dropped=None, extras={}), size)
   cut = dataclasses.replace(progress, units=length // size)
   drawn = model.timing.draw(params["timing"], key, units, cut)
+  if cut.units > 1 or positions.observed is not None or positions.dropped is not None:
+    every = jnp.broadcast_to(drawn.network_time, drawn.t.shape)
+    drawn = drawn._replace(network_time=every)
   times = jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf.reshape(rows, -1), drawn))
 
   def fixed(t: Array) -> Array:
@@ -154,7 +159,8 @@ def fit_times(
   if costs is None:
     return 0.0
   size = times.t.shape[1] if model.context.unit is None else model.context.unit
-  units = _in_units(times._replace(tau=times.t), size)
+  every = jnp.broadcast_to(times.network_time, times.t.shape)
+  units = _in_units(times._replace(tau=times.t, network_time=every), size)
   units = units._replace(tau=times.tau.reshape(-1, 1))
   return model.timing.fit(params["timing"], units, _in_units(costs, size))
 
@@ -280,9 +286,14 @@ def _rows(model, params, key, batch, times, progress, clean, noisy) -> Rows:
   zeros = jnp.zeros(positions.ids.shape, jnp.float32)
   clean = process.inputs(own, clean, zeros)
   noise = process.inputs(own, process.prior(own, keys), zeros + 1)
-  return model.context.training_rows(
-    stream(key, "context"), noisy, clean, noise, times, positions, progress
+  every = jnp.broadcast_to(times.network_time, times.t.shape)
+  rows = model.context.training_rows(
+    *(stream(key, "context"), noisy, clean, noise),
+    *(times._replace(network_time=every), positions, progress),
   )
+  # Where the context reads the tokens and nothing else.
+  bare = rows.tokens == Span(0, rows.t.shape[1])
+  return dataclasses.replace(rows, one_time=bare and times.network_time.shape[1] == 1)
 
 
 # Sums over tokens.

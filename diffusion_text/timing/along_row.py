@@ -57,8 +57,8 @@ class Shared(Even):
     if self.power != 1:
       t = jnp.maximum(tau**self.power, _LEAST_TIME)
       speed = self.power * tau ** (self.power - 1)
-    t = jnp.broadcast_to(t, batch.ids.shape)
-    return Times(t, jnp.broadcast_to(speed, t.shape), tau, t)
+    every = jnp.broadcast_to(t, batch.ids.shape)
+    return Times(every, jnp.broadcast_to(speed, every.shape), tau, network_time=t)
 
 
 @member

@@ -163,7 +163,7 @@ class ByInformation(Even):
     tau = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
     rare = jax.lax.stop_gradient(params["rarity"])[batch.ids]
     t, speed = self.times(tau, rare)
-    return Times(t, speed, tau, jnp.broadcast_to(tau, t.shape))
+    return Times(t, speed, tau, network_time=tau)
 
   def times(
     self, tau: Float[Array, "B 1"], rare: Float[Array, "B N"]

@@ -78,8 +78,8 @@ class Learned:
     shares = jax.lax.stop_gradient(self.shares(params, length))
     t, stretch = _passed(shares, tau)
     speed = 1 / (self.bins * _pick(shares, stretch))
-    t, speed = (jnp.broadcast_to(x, batch.ids.shape) for x in (t, speed))
-    return Times(t, speed, tau, t)
+    every = jnp.broadcast_to(t, batch.ids.shape)
+    return Times(every, jnp.broadcast_to(speed, every.shape), tau, network_time=t)
 
   def grid(
     self,

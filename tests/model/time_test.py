@@ -86,6 +86,23 @@ def test_time_is_per_token(choice):
   assert (change[:4] < 1e-5).all() and change[4] > 1e-2
 
 
+@pytest.mark.parametrize("choice", ("adaln", "layerwise"))
+def test_one_time_of_a_row_is_read_once(choice):
+  """The same answers for less; where the rows say so and it is untrue, other answers."""
+  network, params = network_of(choice), parameters_of(choice)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def answers(one_time, t):
+    rows = dataclasses.replace(rows_of(Inputs(IDS), t, Layout()), one_time=one_time)
+    return network.apply(params, rows).logits
+
+  np.testing.assert_allclose(answers(True, T), answers(False, T), rtol=1e-5, atol=1e-5)
+  several = np.linspace(0.1, 0.9, T.size, dtype=np.float32).reshape(T.shape)
+  assert np.abs(answers(True, several) - answers(False, several)).max() > 1e-3
+  work = [answers.lower(one, T).cost_analysis()["flops"] for one in (True, False)]
+  assert work[0] < 0.9 * work[1]
+
+
 def test_before_training():
   """Predictions are uniform, and a layerwise map changes nothing: zeros, at any time."""
   plain, layerwise = network_of("none"), network_of("layerwise")

@@ -17,7 +17,7 @@ from diffusion_text.process.uniform import Uniform
 from diffusion_text.testing.exact_network import ExactNetwork, exact_params
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.testing.table_network import TableNetwork
-from diffusion_text.timing import ByPosition, ExactCount, Shared
+from diffusion_text.timing import ByPosition, ExactCount, Independent, Shared
 from diffusion_text.types import Batch, DataFacts, InputSizes, Model, Progress, Times
 
 V, B, L = 7, 8, 12
@@ -209,6 +209,22 @@ def test_times_of_observed_and_dropped_tokens():
   np.testing.assert_array_equal(times.network_time, t)
   spread = np.sort(tau.reshape(-1))  # low discrepancy over all units of the batch
   np.testing.assert_allclose(np.diff(spread), 1 / (3 * B), atol=1e-5)
+
+
+ONE_TIME = {  # timing, context, batch: whether the network reads one time per row
+  "shared": (Shared(), Full(), Batch(IDS), True),
+  "each its own": (Independent(), Full(), Batch(IDS), False),
+  "a prompt": (Shared(), Full(), BATCH, False),
+  "blocks": (Shared(), Blocks(size=4), Batch(IDS), False),
+  "shifted": (Shared(), Full(answer_shift=1), Batch(IDS), False),
+}
+
+
+@pytest.mark.parametrize("timing,context,batch,one", ONE_TIME.values(), ids=ONE_TIME)
+def test_rows_of_one_time_say_so(timing, context, batch, one):
+  model = model_of(timing=timing, context=context)
+  found = jax.eval_shape(lambda batch: noised_of(model, PARAMS, batch).rows, batch)
+  assert found.one_time is one and found.t.shape == found.inputs.shape
 
 
 def test_times_are_on_the_grid_of_the_process():
