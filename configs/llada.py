@@ -2,10 +2,11 @@
 (Nie et al. 2025, arXiv 2502.09992).
 
 Published: 8B parameters, 2.3T tokens; no small-scale likelihood. Decoding is greedy (temperature
-0), as published; 64 calls are a laptop's choice, where the released code has 128. Above temperature
-0 the published order is that of the drawn tokens' probabilities, which is biased; here the
-distribution at a position is scored, and at temperature 0 the two are the same. One row in a
-hundred has a random length in the published training, and none here.
+0), as published, for answers to a prompt; rows without one then come out as one and the same text:
+sample these with --sampler=temperature=1. 64 calls are a laptop's choice, where the released code
+has 128. Above temperature 0 the published order is that of the drawn tokens' probabilities, which
+is biased; here the distribution at a position is scored, and at temperature 0 the two are the same.
+One row in a hundred has a random length in the published training, and none here.
 Ours: not yet run.
   python -m experiments.train --config=configs/llada.py:tiny --workdir=runs/llada
 """

@@ -5,7 +5,8 @@ Trained by weighted cross-entropy and decoded by routing: the tokens with the hi
 kept, and the others become noise again. Published: translation BLEU only. As in the released code
 the weight of a time is 1 - t + 1/T with T = 50 (times are continuous here and k / 50 there), label
 smoothing is not weighted by it, and the likeliest token is taken at each position (temperature 0),
-which suits translation; plain text is sampled with --config.sampler.temperature=1.
+which suits translation. Rows without a prompt then come out as one and the same text: sample these
+with --sampler=temperature=1.
 Ours: see docs/results.md, by the code at commit 3aad1fc: weight 1 - t, of the smoothing too, and
 temperature 1.
   python -m experiments.train --config=configs/rdm.py:tiny --workdir=runs/rdm
