@@ -38,7 +38,7 @@ class AdaptiveCorrection(Walk):
   so that corrections are rare where much is revealed, and at the last step there are none. All
   masked tokens become clean tokens: what is scrambled in between, as the posterior steps of `grid`
   do it, is left out. So the law is not the model's own; it is a decoder for networks that were
-  trained to see wrong tokens. The clock is walked by any timing, a wave among them.
+  trained to see wrong tokens. Where a timing has moved on (s = t, behind a wave) tokens stay.
   """
 
   eta: float = option(
