@@ -6,7 +6,14 @@ what the token is, or by an intrinsic clock of its own. `learned`: along a clock
 what each stretch of time costs.
 """
 
-from diffusion_text.timing.along_row import Hyperschedule, Independent, Shared, Slanted
+from diffusion_text.timing.along_row import (
+  Converging,
+  Hyperschedule,
+  Independent,
+  Shared,
+  Slanted,
+  Tilted,
+)
 from diffusion_text.timing.by_token import ByInformation, Poisson
 from diffusion_text.timing.clock import low_discrepancy
 from diffusion_text.timing.counted import AtNoise, ExactCount
@@ -16,6 +23,8 @@ TIMINGS = {
   "shared": Shared,
   "independent": Independent,
   "slanted": Slanted,
+  "tilted": Tilted,
+  "converging": Converging,
   "hyperschedule": Hyperschedule,
   "exact_count": ExactCount,
   "at_noise": AtNoise,
@@ -30,6 +39,7 @@ __all__ = [
   "AtNoise",
   "ByInformation",
   "ByPosition",
+  "Converging",
   "ExactCount",
   "Hyperschedule",
   "Independent",
@@ -37,5 +47,6 @@ __all__ = [
   "Poisson",
   "Shared",
   "Slanted",
+  "Tilted",
   "low_discrepancy",
 ]

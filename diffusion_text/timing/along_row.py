@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import jax
@@ -193,3 +194,104 @@ class Hyperschedule(Paths):
     blocks = -(-lengths // self.width)
     last = jnp.maximum(blocks - 1 - place // self.width, 0)
     return blocks.astype(jnp.float32), last.astype(jnp.float32), 1.0
+
+
+class Bent(Even):
+  """Tokens whose times are curves of the clock and of a token's place, each rising from 0 to 1.
+
+  A row's own length counts, in training and in sampling alike.
+  """
+
+  path: ClassVar[Literal["continuous"]] = "continuous"
+
+  def curve(
+    self, tau: Float[Array, "#B S 1"], lengths: Int[Array, "B 1 1"], length: int
+  ) -> tuple[Float[Array, "B S L"], Float[Array, "B S L"]]:
+    """(t, dt/dτ) at the clock, of rows of these lengths."""
+    raise NotImplementedError
+
+  def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
+    """Points of the curves that `grid` walks."""
+    del params
+    rows, length = batch.ids.shape
+    tau = low_discrepancy(key, rows, progress)[:, None]
+    t, speed = self.curve(tau[:, None], text_lengths(batch)[:, None, None], length)
+    return Times(t[:, 0], speed[:, 0], tau, t[:, 0])
+
+  def grid(
+    self,
+    params: Params,
+    clock: Float[np.ndarray, " S1"],
+    lengths: Int[Array, " B"],
+    length: int,
+  ) -> Float[Array, "B S1 {length}"]:
+    """The times of the curves at the clock of each step, [B, steps + 1, length]."""
+    del params
+    tau = jnp.asarray(clock, jnp.float32)[None, :, None]
+    t, _ = self.curve(tau, jnp.maximum(lengths, 1)[:, None, None], length)
+    return t.at[:, 0].set(1.0).at[:, -1].set(0.0)
+
+
+@member
+class Tilted(Bent):
+  """Later tokens are likelier to be noise, by odds that grow with the place (Efficient-DLM, arXiv
+  2512.14067): of positions i and j of a row, or of a block, of L tokens,
+
+    odds_i / odds_j = exp(β (1 - τ) (i - j)),  odds = t / (1 - t),  exp(-β L) = `ratio`
+
+  and τ / (1 - τ) is the geometric mean of the odds: strongly tilted where little is noise, and not
+  at all at τ = 1. The published law draws exactly round(τ L) positions of a block without
+  replacement, the next one with probability in proportion to exp(β (1 - τ) i). Here each token has
+  these odds for itself, so that its time rises from 0 to 1 along one curve and the bound holds.
+  """
+
+  ratio: float = option(
+    0.1,
+    "exp(-β L), about the odds of the first token over the last; 0.1 is published",
+    ge=0.01,
+    le=1,
+  )
+
+  def curve(
+    self, tau: Float[Array, "#B S 1"], lengths: Int[Array, "B 1 1"], length: int
+  ) -> tuple[Float[Array, "B S L"], Float[Array, "B S L"]]:
+    """odds = exp(β (1 - τ) · place) τ / (1 - τ), place counted from the middle of the row."""
+    # A ratio above exp(-8) keeps the curves rising: β |place| < 4 <= 1 / (τ (1 - τ)).
+    beta = -math.log(self.ratio) / lengths
+    place = jnp.minimum(jnp.arange(length), lengths - 1) - (lengths - 1) / 2
+    weight = jnp.exp(beta * (1 - tau) * place)
+    total = 1 - tau + tau * weight
+    speed = weight * (1 - beta * place * tau * (1 - tau)) / total**2
+    return tau * weight / total, speed
+
+
+@member
+class Converging(Bent):
+  """Times on lines through one point beyond the row (AR-Diffusion, arXiv 2305.09515): of `levels` =
+  T, the line of each clock goes through place `reach` · L at level T - 1, cut off at level 0.
+
+  While the clock rises, the line first crosses level 0 at places L - 1 down to 0, one place per
+  unit of the clock, and then place 0 at levels 0 to T - 1, one level per unit. So the last token is
+  at most 1 / reach noisier than the first, and all are noise at the end. Published levels are
+  rounded to whole numbers.
+  """
+
+  levels: int = option(
+    2000, "T, the levels that one place weighs as much as; 2000 is published", ge=2
+  )
+  reach: float = option(2.0, "where the lines meet, in lengths of the row; 2 is published", ge=1)
+
+  def curve(
+    self, tau: Float[Array, "#B S 1"], lengths: Int[Array, "B 1 1"], length: int
+  ) -> tuple[Float[Array, "B S L"], Float[Array, "B S L"]]:
+    """The line through (start, height) and (reach · L, 1) at every place."""
+    place = jnp.minimum(jnp.arange(length), lengths - 1)
+    meet, top, last = self.reach * lengths, self.levels - 1, lengths - 1
+    moved = tau * (last + top)
+    start = jnp.maximum(last - moved, 0.0)
+    height = jnp.maximum(moved - last, 0.0) / top
+    t = height + (1 - height) * (place - start) / (meet - start)
+    crossing = (meet - place) / (meet - start) ** 2  # of t by `moved`, while the start moves
+    rising = (1 - place / meet) / top
+    speed = (last + top) * jnp.where(start > 0, crossing, rising)
+    return jnp.clip(t, 0.0, 1.0), jnp.where(t > 0, speed, 0.0)

@@ -17,6 +17,10 @@ CHOICES = [  # config, key, value
   ("mdm", "sampler.rewrites", True),
   ("llada", "sampler.temperature", 0.0),
   ("llada_moe", "sampler.temperature", 0.0),
+  ("efficient_dlm", "timing.name", "tilted"),
+  ("efficient_dlm", "timing.ratio", 0.1),
+  ("ar_diffusion", "timing.name", "converging"),
+  ("ar_diffusion", "timing.levels", 2000),
   *(
     (name, "sampler.greedy_tail", True)
     for name in (

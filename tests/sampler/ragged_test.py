@@ -39,6 +39,7 @@ from diffusion_text.timing import (
   AtNoise,
   ByInformation,
   ByPosition,
+  Converging,
   ExactCount,
   Hyperschedule,
   Independent,
@@ -46,6 +47,7 @@ from diffusion_text.timing import (
   Poisson,
   Shared,
   Slanted,
+  Tilted,
 )
 from diffusion_text.types import DataFacts, Model
 
@@ -61,6 +63,8 @@ EACH = {
   "shared": Shared(),
   "independent": Independent(),
   "slanted": Slanted(spread=0.5),
+  "tilted": Tilted(),
+  "converging": Converging(levels=6),
   "wave": Hyperschedule(kind="wave", width=3),
   "hyperschedule": Hyperschedule(kind="blocks", width=2),
   "exact_count": ExactCount(),

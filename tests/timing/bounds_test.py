@@ -11,12 +11,14 @@ import pytest
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.timing import (
   AtNoise,
+  Converging,
   ExactCount,
   Hyperschedule,
   Independent,
   Learned,
   Shared,
   Slanted,
+  Tilted,
 )
 from diffusion_text.types import Batch, Progress
 
@@ -108,6 +110,9 @@ TIMINGS = {
   "blocks 1": (Hyperschedule(kind="blocks", width=1), 1),
   "blocks 3": (Hyperschedule(kind="blocks", width=3), 1),
   "learned": (Learned(bins=5), 1),
+  "tilted": (Tilted(ratio=0.05), 1),
+  "tilted in units": (Tilted(), 2),
+  "converging": (Converging(levels=5), 1),
   "slanted in units": (Slanted(spread=2.0), 2),
   "shared in units": (Shared(), 2),
   "at_noise": (AtNoise(), 4),
@@ -147,6 +152,9 @@ BOUNDS = [
   ("blocks 3", "linear", "full"),
   ("learned", "linear", "full"),
   ("learned", "cosine", "full"),
+  ("tilted", "linear", "full"),
+  ("tilted in units", "cosine", 2),
+  ("converging", "linear", "full"),
   ("slanted in units", "linear", 2),
   ("shared in units", "square", 2),
   ("exact_count in units", "linear", 2),

@@ -13,6 +13,7 @@ from diffusion_text.timing import (
   AtNoise,
   ByInformation,
   ByPosition,
+  Converging,
   ExactCount,
   Hyperschedule,
   Independent,
@@ -20,6 +21,7 @@ from diffusion_text.timing import (
   Poisson,
   Shared,
   Slanted,
+  Tilted,
   low_discrepancy,
 )
 from diffusion_text.timing.clock import clock_of_steps
@@ -55,6 +57,9 @@ ROWS = {
   "wave 100": (fresh(Hyperschedule(kind="wave", width=100)), 1),
   "blocks 1": (fresh(Hyperschedule(kind="blocks", width=1)), 1),
   "blocks 5": (fresh(Hyperschedule(kind="blocks", width=5)), 1),
+  "tilted": (fresh(Tilted()), 1),
+  "tilted, most": (fresh(Tilted(ratio=0.01)), 1),
+  "converging": (fresh(Converging(levels=20)), 1),
   "poisson": (fresh(Poisson(spread=0.2)), 1),
   "by_information": (fresh(ByInformation(spread=2.0)), 1),
   "by_information, common first": (fresh(ByInformation(spread=0.5, informative_first=False)), 1),
@@ -65,6 +70,7 @@ ROWS = {
   "at_noise, units of 1": (fresh(AtNoise()), LENGTH),
   "shared, units of 4": (fresh(Shared()), 3),
   "slanted, units of 4": (fresh(Slanted(spread=2.0)), 3),
+  "tilted, units of 4": (fresh(Tilted()), 3),
   "exact_count, units of 4": (fresh(ExactCount()), 3),
   "by_position, units of 4": (learned(ByPosition(bins=5), 5, (LENGTH // 3,)), 3),
 }
@@ -87,6 +93,14 @@ class WaveWithoutSpeed(WithoutSpeed, Hyperschedule):
 
 
 class SlantedWithoutSpeed(WithoutSpeed, Slanted):
+  pass
+
+
+class TiltedWithoutSpeed(WithoutSpeed, Tilted):
+  pass
+
+
+class ConvergingWithoutSpeed(WithoutSpeed, Converging):
   pass
 
 
@@ -198,6 +212,8 @@ MUTANTS = {
   "speed forgotten": ((SharedWithoutSpeed(power=2.0), {}), 1),
   "speed of a wave forgotten": ((WaveWithoutSpeed(kind="wave", width=3), {}), 1),
   "speed in units forgotten": ((SlantedWithoutSpeed(spread=2.0), {}), 3),
+  "speed of odds forgotten": ((TiltedWithoutSpeed(), {}), 1),
+  "speed of lines forgotten": ((ConvergingWithoutSpeed(levels=20), {}), 1),
   "speed of positions forgotten": ((PositionsWithoutSpeed(bins=5), BENT), 1),
   "below zero": ((BelowZero(), {}), 1),
   "every microbatch the same": ((EveryMicrobatchTheSame(), {}), 1),
@@ -408,6 +424,8 @@ WRONG = [
   ("speed forgotten", check_sweep),
   ("speed of a wave forgotten", check_sweep),
   ("speed in units forgotten", check_sweep),
+  ("speed of odds forgotten", check_sweep),
+  ("speed of lines forgotten", check_sweep),
   ("speed of positions forgotten", check_sweep),
   ("one too many", check_sweep),
   ("first tokens", check_sweep),

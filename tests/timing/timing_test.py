@@ -7,12 +7,14 @@ import pytest
 from diffusion_text.timing import (
   AtNoise,
   ByPosition,
+  Converging,
   Hyperschedule,
   Independent,
   Learned,
   Poisson,
   Shared,
   Slanted,
+  Tilted,
   low_discrepancy,
 )
 from diffusion_text.timing.clock import clock_of_steps
@@ -157,8 +159,56 @@ def test_grids_end_in_0_exactly_under_jit(steps):
     np.testing.assert_array_equal(grid(timing, steps, 2)[0, -1], [0.0, 0.0])
 
 
+def test_later_tokens_of_a_block_are_masked_by_the_published_odds():
+  """exp(-β L) = 0.1: the odds of neighbours differ by 10^((1 - τ) / L), those of both ends of 16
+  tokens by 8.66 as τ goes to 0, and their geometric mean is that of the clock.
+  """
+  t = grid(Tilted(), 64, 16)[0, 1:-1].astype(np.float64)
+  odds, clock = np.log(t / (1 - t)), 1 - np.arange(1, 64) / 64
+  want = np.log(10) / 16 * (1 - clock)
+  np.testing.assert_allclose(np.diff(odds, axis=1), np.tile(want[:, None], 15), atol=2e-5)
+  np.testing.assert_allclose(odds.mean(1), np.log(clock / (1 - clock)), atol=1e-5)
+  least = grid(Tilted(), 10**4, 16)[0, -2].astype(np.float64)
+  assert least[-1] / least[0] == pytest.approx(10 ** (15 / 16), rel=1e-3)
+  np.testing.assert_allclose(grid(Tilted(ratio=1.0), 8, 5), grid(Shared(), 8, 5), atol=1e-7)
+
+
+def published_lines(length, levels):
+  """The levels of AR-Diffusion's code, int [length + levels - 1, length]."""
+  rows, place = [], np.arange(length)
+  for s in range(length + levels - 1):
+    start, height = max(length - 1 - s, 0), max(s - (length - 1), 0)
+    slope = (levels - 1 - height) / (2 * length - start)
+    line = np.round(height + slope * (place - start))
+    rows.append(np.clip(line, 0, levels - 1))
+  return np.array(rows)
+
+
+@pytest.mark.parametrize("length, levels", [(6, 20), (50, 200)])
+def test_lines_meet_at_twice_the_length(length, levels):
+  """The published integer levels, at each of their clocks; parallel lines are not these."""
+  want = published_lines(length, levels)
+  steps = length + levels - 2
+  ours = (levels - 1) * grid(Converging(levels=levels), steps, length)[0][::-1]
+  assert np.abs(ours - want).max() <= 0.5 + 1e-3
+  # Of 6 places, when the first one begins to rise: 5 / 12 of 19 levels at the last one.
+  assert ours[length - 1, -1] == pytest.approx((levels - 1) * (length - 1) / (2 * length), rel=1e-5)
+  parallel = (levels - 1) * grid(Slanted(spread=0.5), steps, length)[0][::-1]
+  assert np.abs(parallel - want).max() > 1
+
+
+def test_speeds_of_curves_are_their_derivatives():
+  for timing in (Tilted(ratio=0.02), Converging(levels=9)):
+    times = drawn(timing, Batch(np.zeros((4000, 6), np.int32)))
+    order = np.argsort(times.tau[:, 0])
+    tau, t, speed = (x[order] for x in (times.tau, times.t, times.dt_dtau))
+    np.testing.assert_allclose(np.diff(t, axis=0), speed[1:] * np.diff(tau, axis=0), atol=6e-4)
+    assert (np.diff(t, axis=1) >= -1e-6).all()
+
+
 def test_what_says_that_it_is_a_path():
   continuous = [Shared(), Shared(power=2.0), Slanted(), Learned(), ByPosition()]
+  continuous += [Tilted(), Converging()]
   assert {timing.path for timing in continuous} == {"continuous"}
   assert {timing.path for timing in (Shared(high=0.5), Independent(), Poisson())} == {"none"}
 
@@ -172,6 +222,9 @@ BAD = [
   (lambda: Slanted(spread=-1.0), "spread"),
   (lambda: Hyperschedule(kind="waves", width=2), "kind"),
   (lambda: Hyperschedule(kind="wave", width=0), "width"),
+  (lambda: Tilted(ratio=0.001), "ratio"),
+  (lambda: Converging(levels=1), "levels"),
+  (lambda: Converging(reach=0.5), "reach"),
   (lambda: Poisson(levels=1), "levels"),
   (lambda: Poisson(spread=-1.0), "spread"),
   (lambda: Learned(bins=1), "bins"),
