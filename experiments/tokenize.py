@@ -22,7 +22,7 @@ OUTPUT = path_flag("output", "file to write", required=True)
 
 def main(_):
   from diffusion_text.experiment import registry
-  from diffusion_text.experiment.run import saved_tokenizer
+  from diffusion_text.experiment.checks import saved_tokenizer
   from diffusion_text.experiment.settings import DataSettings
 
   if WORKDIR.value is None:

@@ -19,7 +19,7 @@ from diffusion_text.data.tokenizers import tokenizer_from_bytes
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.memory import check_memory, check_sampling_memory
 from diffusion_text.train.storage import as_path, is_remote
-from diffusion_text.types import Batch, Params, Progress
+from diffusion_text.types import Batch, Params, Progress, Tokenizer
 
 
 def checkpoints(workdir: str) -> str:
@@ -40,6 +40,24 @@ def checkpoint_directory(path: str, key: str) -> str:
       f"train.{key}={path!r} has no checkpoint; give a workdir that experiments.train has written"
     )
   return chosen
+
+
+def trained_directory(workdir: str) -> str:
+  """The checkpoints of a workdir. Raises ValueError if there are none."""
+  directory = checkpoints(workdir)
+  if train.latest_step(directory) is None:
+    raise ValueError(
+      f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m"
+      f" experiments.train"
+    )
+  return directory
+
+
+def saved_tokenizer(workdir: str) -> Tokenizer:
+  """The tokenizer that a run was trained with. Raises ValueError for a workdir without a
+  checkpoint.
+  """
+  return tokenizer_from_bytes(train.read_asset(trained_directory(workdir), "tokenizer"))
 
 
 def check_tokenizer(experiment: Experiment, directory: str) -> None:
@@ -91,9 +109,9 @@ def check_loss(experiment: Experiment) -> None:
     jax.eval_shape(experiment.nats_fn, state.eval_params, key, row, Progress())
 
 
-def check_place(workdir: str) -> None:
+def check_place(workdir: str, lock: train.WorkdirLock) -> None:
   """Raises ValueError for a workdir that another run holds, or that this one could not write."""
-  train.WorkdirLock(workdir).check()
+  lock.check()
   if is_remote(workdir):
     return
   path = as_path(workdir)

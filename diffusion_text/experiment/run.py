@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 
 from diffusion_text import train
+from diffusion_text.core.options import LARGEST
 from diffusion_text.core.prng import row_keys, wrap_keys
 from diffusion_text.data.packing import pair_rows
 from diffusion_text.data.pipeline import (
@@ -30,7 +31,7 @@ from diffusion_text.data.pipeline import (
 )
 from diffusion_text.data.prompts import infill_rows, prompt_rows
 from diffusion_text.data.token_arrays import TokenArrays
-from diffusion_text.data.tokenizers import TextSize, characters, text_size, tokenizer_from_bytes
+from diffusion_text.data.tokenizers import TextSize, characters, text_size
 from diffusion_text.evaluate.likelihood import Likelihood, evaluate
 from diffusion_text.experiment.build import (
   SECTIONS,
@@ -46,12 +47,14 @@ from diffusion_text.experiment.checks import (
   check_start,
   checkpoint_directory,
   checkpoints,
+  saved_tokenizer,
+  trained_directory,
 )
 from diffusion_text.experiment.memory import check_memory
 from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.sampler.loop import Sample
 from diffusion_text.train.storage import as_path
-from diffusion_text.types import Batch, Params, Reader, Sampler, Tokenizer
+from diffusion_text.types import Batch, Params, Reader, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +179,12 @@ def abstract_params(experiment: Experiment, dtype: str = "float32") -> tuple[Par
   return network_in(state.params), network_in(state.frozen)
 
 
-def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIterator, str]:
+def prepare(
+  experiment: Experiment, workdir: str, lock: train.WorkdirLock | None = None
+) -> tuple[TokenArrays, TrainIterator, str]:
   """(the corpus, this process's batches, what the run would begin with), once everything is checked
   that can be refused. Writes nothing but token arrays in the cache; all processes must call it.
+  lock: the one that the run will take; None: one that nobody takes.
 
   Raises:
     ValueError: for a sampler or a loss that does not fit, a run that needs more memory than there
@@ -187,7 +193,7 @@ def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIte
   """
 
   def check() -> tuple[TokenArrays, TrainIterator]:
-    check_place(workdir)
+    check_place(workdir, lock)
     check_memory(experiment)
     check_sampler(experiment)
     check_loss(experiment)
@@ -195,6 +201,7 @@ def prepare(experiment: Experiment, workdir: str) -> tuple[TokenArrays, TrainIte
     _scored_batches(experiment, experiment.evaluate.split)
     return training_data(experiment)
 
+  lock = train.WorkdirLock(workdir) if lock is None else lock
   config = config_json(experiment.config)
   corpus, iterator = train.multihost.together(check)
   tokens = {
@@ -265,9 +272,10 @@ def train_workdir(
   `train.LoopSettings`. wrap_step: what the loop calls in place of the compiled train step, for
   meters.
   """
-  corpus, iterator, _ = prepare(experiment, workdir)
+  lock = train.WorkdirLock(workdir)
+  corpus, iterator, _ = prepare(experiment, workdir, lock)
   config, settings, mesh = experiment.config, experiment.train, experiment.mesh
-  with train.WorkdirLock(workdir), jax.set_mesh(mesh):
+  with lock, jax.set_mesh(mesh):
     _claim(experiment, workdir)
     clock = train.Clock(devices=jax.device_count())
     restored = _begin(experiment, workdir, iterator, clock)
@@ -371,24 +379,6 @@ def override(config: ml_collections.ConfigDict, overrides: Any) -> None:
       section[last] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
 
 
-def _trained_directory(workdir: str) -> str:
-  """The checkpoints of a workdir. Raises ValueError if there are none."""
-  directory = checkpoints(workdir)
-  if train.latest_step(directory) is None:
-    raise ValueError(
-      f"--workdir={workdir}: there is no checkpoint in {directory}; train one with python -m"
-      f" experiments.train"
-    )
-  return directory
-
-
-def saved_tokenizer(workdir: str) -> Tokenizer:
-  """The tokenizer that a run was trained with. Raises ValueError for a workdir without a
-  checkpoint.
-  """
-  return tokenizer_from_bytes(train.read_asset(_trained_directory(workdir), "tokenizer"))
-
-
 def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = False) -> Experiment:
   """The experiment of a workdir, with the tokenizer that was saved with its checkpoints, on one
   device or on all of this run's.
@@ -396,7 +386,7 @@ def load_experiment(workdir: str, overrides: Any = (), *, all_devices: bool = Fa
   overrides: (dotted key, value) pairs set before building, e.g. ("sampler.steps", 16). Raises
   ValueError for a workdir without a checkpoint and for a value that its key cannot have.
   """
-  directory = _trained_directory(workdir)
+  directory = trained_directory(workdir)
   config = config_from_json(train.read_asset(directory, "config"))
   config.mesh = ml_collections.ConfigDict({"fsdp": -1})
   override(config, overrides)
@@ -442,6 +432,8 @@ def open_rows(
     )
   if num < 1:
     raise ValueError(f"num={num} must be at least 1 sample")
+  if length is not None and length > LARGEST:
+    raise ValueError(f"length={length} is more than {LARGEST} tokens; use shorter rows")
 
   def repeated(texts):
     return [text for text in texts for _ in range(num)]

@@ -51,6 +51,7 @@ class WorkdirLock:
     self._path = as_path(workdir) / FILE
     self._beat, self._watch = beat, watch
     self._own: dict[str, Any] = {}
+    self._dead: str | None = None  # a lock that has been watched for long enough
     self._done = threading.Event()
     self._thread: threading.Thread | None = None
 
@@ -62,9 +63,11 @@ class WorkdirLock:
     self.release()
 
   def check(self) -> None:
-    """Raises WorkdirHeld if another run is at work in the directory. Writes nothing."""
-    text = _read(self._path)
-    if text and not self._is_dead(text):
+    """Raises WorkdirHeld, on process 0, if another run is at work in the directory. Writes
+    nothing.
+    """
+    text = _read(self._path) if multihost.is_first() else None
+    if text is not None and not self._is_dead(text):
       raise WorkdirHeld(_refusal(self.workdir, text))
 
   def release(self) -> None:
@@ -82,7 +85,7 @@ class WorkdirLock:
     self._own = _this_process()
     while not self._create():
       text = _read(self._path)
-      if not text:
+      if text is None:
         continue  # it was given free in between
       if not self._is_dead(text):
         raise WorkdirHeld(_refusal(self.workdir, text))
@@ -133,13 +136,17 @@ class WorkdirLock:
     holder, here = _parsed(text), _this_process()
     if all(holder.get(key) == here[key] for key in ("host", "machine")):
       return not _is_running(holder.get("pid", 0), holder.get("started"))
+    if text == self._dead:
+      return True
     # Another machine, or another container: is there a sign of life?
     end = time.monotonic() + self._watch
     log.warning("%s: is the run of %s alive? Watching its lock", self.workdir, _who(text))
     while time.monotonic() < end:
       time.sleep(min(_POLL, self._watch))
-      if _read(self._path) != text:
-        return False
+      now = _read(self._path)
+      if now != text:
+        return now is None  # it was touched, or given free
+    self._dead = text
     return True
 
   def _touch(self) -> None:
@@ -149,11 +156,17 @@ class WorkdirLock:
           log.error("%s: the lock of this run is gone; is another run at work?", self.workdir)
           return
         self._own["beats"] += 1
-        fresh = self._path.with_name(f"{FILE}.{self._own['id']}")
-        fresh.write_text(json.dumps(self._own))
-        fresh.replace(self._path)
+        self._rewrite()
       except OSError as error:  # a full or absent disk must end the run where it saves, not here
         log.warning("%s: the lock could not be touched: %s", self.workdir, error)
+
+  def _rewrite(self) -> None:
+    if is_remote(self.workdir):  # whoever reads an object there sees it whole
+      self._path.write_text(json.dumps(self._own))
+      return
+    fresh = self._path.with_name(f"{FILE}.{self._own['id']}")
+    fresh.write_text(json.dumps(self._own))
+    fresh.replace(self._path)
 
   def _is_ours(self) -> bool:
     return _identity(_read(self._path) or "{}") == self._own["id"]

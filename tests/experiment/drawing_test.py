@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from diffusion_text.core.prng import row_keys
 from diffusion_text.data.tokenizers import Bytes
 from diffusion_text.experiment import drawing
 from diffusion_text.experiment.build import build
@@ -33,7 +34,7 @@ def _rows(trained, texts, **how):
 
 
 def test_the_batch_size_changes_no_text(trained):
-  """Seven rows of three per text, at once, by two and by five; the last batch is never full."""
+  """Nine rows, three per text, at once, by two and by five; the last batch is never full."""
   texts = open_rows(trained.experiment.tokenizer, 1, 12, ["a", "To be", ""])
   whole = _rows(trained, texts, batch_size=100)
   assert [row.row for row in whole] == list(range(9)) and len({row.text for row in whole}) > 3
@@ -41,6 +42,13 @@ def test_the_batch_size_changes_no_text(trained):
   assert all(row.text.startswith("To be") for row in whole[3:6])
   batch = open_rows(trained.experiment.tokenizer, 3, 12, ["a", "To be", ""])
   assert [row.text for row in whole] == generate(trained, batch, num=3, seed=7)[0]
+
+
+def test_a_key_of_the_place_in_the_batch_would_be_noticed(trained, monkeypatch):
+  """The mutant of the law above."""
+  texts = open_rows(trained.experiment.tokenizer, 1, 12, ["a", "To be", ""])
+  monkeypatch.setattr(drawing, "numbered_keys", lambda seed, rows: row_keys(seed, len(rows)))
+  assert _rows(trained, texts, batch_size=2) != _rows(trained, texts, batch_size=5)
 
 
 def test_padding_is_no_text(trained):

@@ -1,12 +1,15 @@
 """One run at a time in a workdir; the lock of a dead run is taken over."""
 
+import concurrent.futures
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from etils.epath import register_path_cls
 
 from diffusion_text.train import WorkdirHeld, WorkdirLock
 from diffusion_text.train.lock import FILE
@@ -82,3 +85,46 @@ def test_half_a_lock_is_watched_too(tmp_path):
   (tmp_path / FILE).write_text('{"owner": "so')
   with WorkdirLock(str(tmp_path), watch=0.1):
     assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+
+
+def test_a_dead_run_is_watched_once(tmp_path):
+  """By the check of a run and again when the run takes the workdir: together one watch."""
+  _left_behind(tmp_path, host="elsewhere")
+  lock = WorkdirLock(str(tmp_path), watch=1.0)
+  started = time.monotonic()
+  lock.check()
+  watched = time.monotonic() - started
+  with lock:
+    pass
+  assert watched >= 1.0 and time.monotonic() - started < watched + 0.9
+
+
+def test_a_directory_on_a_network_is_locked_too(tmp_path):
+  """A test scheme for a store, where files have no links."""
+  register_path_cls("lockstore://")(lambda url: tmp_path / str(url).removeprefix("lockstore://"))
+  with WorkdirLock("lockstore://run", beat=0.05) as lock:
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {FILE}
+    while lock._own["beats"] < 2:
+      time.sleep(0.01)
+    with pytest.raises(WorkdirHeld, match=r"lockstore://run is in use"):
+      WorkdirLock("lockstore://run").check()
+  assert not list((tmp_path / "run").iterdir())
+
+
+def test_of_many_that_find_a_dead_run_one_gets_the_workdir(tmp_path):
+  _left_behind(tmp_path, started="1")
+  locks = [WorkdirLock(str(tmp_path)) for _ in range(8)]
+  begin = threading.Barrier(len(locks))
+
+  def take(lock):
+    begin.wait()
+    try:
+      return lock.__enter__()
+    except WorkdirHeld:
+      return None
+
+  with concurrent.futures.ThreadPoolExecutor(len(locks)) as pool:
+    taken = [lock for lock in pool.map(take, locks) if lock is not None]
+  assert len(taken) == 1
+  taken[0].release()
+  assert not list(tmp_path.iterdir())
