@@ -1,7 +1,10 @@
 """Masked diffusion whose predictions should not depend on how many masks follow the text
 (mask-agnostic loss, arXiv 2511.21338).
 
-Published: retrieval accuracies only.
+The loss is the published one: cross-entropy of both readings over the share of masks, agreement
+times that share, both per masked token. objective.form='one_reading' with weighting='uniform' is
+what this config had before. Published: about 1,200 steps of low-rank updates of LLaDA, which these
+configs do not begin from; retrieval accuracies only.
 Ours: not yet run.
   python -m experiments.train --config=configs/mask_agnostic.py:tiny --workdir=runs/mask_agnostic
 """
@@ -11,5 +14,5 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.objective.name = "mask_agnostic"
+  c.objective = {"name": "mask_agnostic", "weighting": "inverse_time"}
   return c

@@ -5,19 +5,27 @@ A masked token means "unknown", and masks appended to a row say nothing about it
 the network, whose predictions get worse with their number. The row is therefore read twice, as it
 is and followed by masks, and the two predictions are drawn together:
 
-  loss = Σ over tokens with a loss of w(t) · (CE + agreement · TV) / Σ over all tokens,
-  TV = 1/2 Σ_v |p_v - p'_v|
+  published    loss = mean over rows of Σ over the row's m tokens with a loss of
+                      (w(t) · (CE + CE') / 2 + agreement · t · TV) / m
+  one_reading  loss = Σ over tokens with a loss of w(t) · (CE + agreement · TV) / Σ over all tokens
+               TV   = 1/2 Σ_v |p_v - p'_v|
 
-with p of the row as it is and p' of the row with its masks. As in the paper the tokens and their
-noise are the same in both readings, and the number of masks is drawn afresh; ours is how that keeps
-one shape: there are always `appended` positions, and those beyond the number that was drawn are a
-segment of their own, which no token sees. (Two noise levels of one row would be no substitute:
-there the right predictions differ, and their TV would be paid for using what is known.)
+with w(t) = 1/t where published, and rows weighing as much as they have tokens. Where masks are the
+noise and the schedule is linear, t is the share of masks and m is their number, so that
+cross-entropy weighs 1 / (t m), about 1/t² in place of the bound's 1/t: rows with few masks count
+far more than in a likelihood. In the second form, our own, the weights are those of
+`CrossEntropy`, and the second reading is trained by the agreement alone.
+
+CE and p are of the row as it is, CE' and p' of the row with its masks. As in the paper the tokens
+and their noise are the same in both readings, and the number of masks is drawn afresh; ours is how
+that keeps one shape: there are always `appended` positions, and those beyond the number that was
+drawn are a segment of their own, which no token sees. (Two noise levels of one row would be no
+substitute: there the right predictions differ, and their TV would be paid for using what is known.)
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +107,8 @@ def append(rows: Rows, tail: Inputs, seen: Bool[Array, "B A"], weights: Array | 
 
 @member
 class MaskAgnostic(CrossEntropy):
-  """Cross-entropy and its options, and the agreement of two readings; reports the bound of the
-  first.
+  """Cross-entropy with its options of two readings of a row, and their agreement; reports the bound
+  of the first.
 
   The number of masks that follow a row is uniform on 1 … appended, per row. They come after the
   last token that counts, in its document.
@@ -108,6 +116,9 @@ class MaskAgnostic(CrossEntropy):
 
   passes: ClassVar[float] = 2.0
 
+  form: Literal["published", "one_reading"] = option(
+    "published", "the loss: cross-entropy of both readings per masked token, or of the first"
+  )
   agreement: float = option(1.0, "λ, the weight of the total variation", ge=0)
   appended: int = option(64, "the most masks that follow a row", ge=1)
 
@@ -146,6 +157,17 @@ class MaskAgnostic(CrossEntropy):
     tail = process.inputs(own, process.prior(own, keys), jnp.ones((count, self.appended)))
     return append(rows, tail, self.seen_masks(key, count, progress), positions.weights)
 
+  def per_masked(
+    self, model: Model, params: Params, batch: Batch, noised: engine.Noised
+  ) -> Float[Array, "B N"]:
+    """How many tokens a row has for each one that has a loss: a sum of this many times a token's
+    loss, over all tokens, is the mean over those that have one.
+    """
+    where, rows = engine.token_rows(model, params, batch, noised)
+    tokens = jnp.sum(rows.weight, axis=1, keepdims=True)
+    masked = jnp.sum(where * rows.weight, axis=1, keepdims=True)
+    return jnp.where(where, tokens / jnp.where(masked > 0, masked, 1.0), 0.0)
+
   def __call__(
     self, model: Model, params: Params, key: Key, batch: Batch, times: Times, progress: Progress
   ) -> tuple[Loss, TokenCosts]:
@@ -163,12 +185,19 @@ class MaskAgnostic(CrossEntropy):
 
     def cost(head, process_params, row, output, nats):
       del nats
+      features, scale = row.extra
       logits = engine.posterior_logits(model.process, process_params, row, output)
-      others = engine.posterior_logits(model.process, process_params, row, head(row.extra))
+      others = engine.posterior_logits(model.process, process_params, row, head(features))
       at_time = self.cost(logits, row.ids)
+      weighted = self.weighted(row.t, logits, at_time)
       apart = self.agreement * total_variation(logits, others)
-      weighted = self.weighted(row.t, logits, at_time) + self.weight(row.t) * apart
-      return row.dt_dtau * weighted, at_time + apart, {}
+      if self.form == "one_reading":
+        weighted = weighted + self.weight(row.t) * apart
+        return row.dt_dtau * weighted, at_time + apart, {}
+      of_other = self.cost(others, row.ids)
+      both = (weighted + self.weighted(row.t, others, of_other)) / 2
+      minimised = row.dt_dtau * scale * (both + row.t * apart)
+      return minimised, (at_time + of_other) / 2 + apart, {}
 
     loss, costs = engine.token_loss(
       model,
@@ -176,7 +205,7 @@ class MaskAgnostic(CrossEntropy):
       batch,
       noised,
       cost,
-      extra=longer.features,
+      extra=(longer.features, self.per_masked(model, params, batch, noised)),
       consts=longer.head,
       other_readings=(longer,),
     )

@@ -67,11 +67,14 @@ def check_rows(row, longer, batch):
   return own == own[:, end : end + 1], appended
 
 
-def check_mask_agnostic(cls, batch):
+FORMS = {"published": "inverse_time", "one_reading": "uniform"}  # and their weights of time
+
+
+def check_mask_agnostic(cls, batch, form="published"):
   """Value and gradient equal the formula with all logits in memory, for the number of masks that
   were appended.
   """
-  objective = cls(agreement=0.7, appended=4)
+  objective = cls(form=form, weighting=FORMS[form], agreement=0.7, appended=4)
   network = TableNetwork(mask_id=V, router=0.2)
   model = model_of(network, chunk=5, shards=2)
 
@@ -91,10 +94,19 @@ def check_mask_agnostic(cls, batch):
     crowd = seen + jnp.where(in_document, appended[:, None], 0)[..., None]
     logits = (table[state] + seen * net["crowd"]) @ net["out"]
     others = (table[state] + crowd * net["crowd"]) @ net["out"]
-    cost = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch.ids[..., None], -1)[..., 0]
-    cost = cost + 0.7 * jnp.abs(jax.nn.softmax(logits) - jax.nn.softmax(others)).sum(-1) / 2
-    weights = 1.0 if batch.weights is None else batch.weights
-    return jnp.sum((state == V) * (t > 0) * weights * cost)
+
+    def nll(logits):
+      return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch.ids[..., None], -1)[..., 0]
+
+    apart = 0.7 * jnp.abs(jax.nn.softmax(logits) - jax.nn.softmax(others)).sum(-1) / 2
+    weights = np.ones((B, L)) if batch.weights is None else batch.weights
+    masked = (state == V) * (t > 0) * weights
+    if form == "one_reading":
+      return jnp.sum(masked * (nll(logits) + apart))
+    number = np.maximum(masked.sum(1), 1)
+    cost = (nll(logits) + nll(others)) / 2 / t + t * apart
+    # Every row is the mean over its masks; it weighs as much as it has tokens.
+    return jnp.sum(weights.sum(1) * jnp.sum(masked * cost, axis=1) / number)
 
   theirs, slope = jit(jax.value_and_grad(formula))(NET)
   router = float(sums["router"])
@@ -106,9 +118,10 @@ def check_mask_agnostic(cls, batch):
   assert miss <= alike * np.linalg.norm(slope["out"])
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", DOCUMENTS)
-def test_mask_agnostic(kind):
-  check_mask_agnostic(MaskAgnostic, DOCUMENTS[kind])
+def test_mask_agnostic(kind, form):
+  check_mask_agnostic(MaskAgnostic, DOCUMENTS[kind], form)
 
 
 class SeesHiddenMasks(MaskAgnostic):
@@ -128,8 +141,28 @@ class AppendsToThePadding(MaskAgnostic):
     return super().lengthen(model, params, key, batch, rows, progress)
 
 
+class PerToken(MaskAgnostic):
+  """Divides by all tokens."""
+
+  def per_masked(self, *args):
+    return jnp.ones_like(super().per_masked(*args))
+
+
+class OneForAll(MaskAgnostic):
+  """Weighs the cross-entropy alike at all times."""
+
+  def weight(self, t):
+    return jnp.ones_like(t)
+
+
 @pytest.mark.parametrize(
-  "mutant,kind", [(SeesHiddenMasks, "one"), (AppendsToThePadding, "packed and padded")]
+  "mutant,kind",
+  [
+    (SeesHiddenMasks, "one"),
+    (AppendsToThePadding, "packed and padded"),
+    (PerToken, "one"),
+    (OneForAll, "one"),
+  ],
 )
 def test_mutants_fail(mutant, kind):
   with pytest.raises(AssertionError):
@@ -143,7 +176,7 @@ def test_agreement_is_free_for_a_network_blind_to_the_number_of_masks():
 
   @jit
   def totals(net):
-    objectives = MaskAgnostic(), CrossEntropy(), Bound()
+    objectives = MaskAgnostic(form="one_reading"), CrossEntropy(), Bound()
     losses = [loss_of(o, net, Batch(IDS), model)[0] for o in objectives]
     return [loss.total for loss in losses], losses[0].sums["bound"]
 

@@ -19,6 +19,8 @@ CHOICES = [  # config, key, value
   ("llada_moe", "sampler.temperature", 0.0),
   ("efficient_dlm", "timing.name", "tilted"),
   ("efficient_dlm", "timing.ratio", 0.1),
+  ("mask_agnostic", "objective.weighting", "inverse_time"),
+  ("mask_agnostic", "objective.form", None),  # published
   ("ar_diffusion", "timing.name", "converging"),
   ("ar_diffusion", "timing.levels", 2000),
   *(

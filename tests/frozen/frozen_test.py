@@ -79,6 +79,7 @@ THEN: dict[str, dict[str, dict[str, Any]]] = {
   **dict.fromkeys(("tess", "ssd_lm"), TESS_PATH),
   **dict.fromkeys(("add", "sed", "md4"), COSINE),
   **dict.fromkeys(("plaid", "plaid_fixed"), ATTACHED),
+  "mask_agnostic": {"objective": {"form": "one_reading", "weighting": "uniform"}},
   "d3pm": {"objective": {"auxiliary_steps": None}},
   "d3pm_uniform": {"process": {"prediction": "posterior"}, "objective": {"auxiliary": 0.01}},
   "diffusionbert": {"objective": {"auxiliary": 0.0}},
