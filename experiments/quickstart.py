@@ -19,7 +19,7 @@ CONFIG = config_flag("configs/quickstart.py")
 WORKDIR = path_flag(
   "workdir", "of the run: config, checkpoints, metrics, report", default="runs/quickstart"
 )
-SECONDS = flags.DEFINE_float("seconds", 270.0, "of training", lower_bound=1.0)
+SECONDS = flags.DEFINE_float("seconds", 270.0, "of training", lower_bound=1.0, upper_bound=1e7)
 INFILL = "It was [12] that she was very [8] of him, and could not help being [6] at last."
 
 

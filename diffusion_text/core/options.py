@@ -42,15 +42,16 @@ def option(default: Any = ..., meaning: str = "", **limits: Any) -> Any:
       prints them.
     **limits: ge, gt, le, lt, multiple_of, min_length, max_length or pattern, as in
       `pydantic.Field`. Floats may not be NaN or infinite unless `allow_inf_nan=True`. A number has
-      a limit on both sides: where none is declared, `LARGEST` and its negative. (A default of None
+      a limit on both sides: where none is declared, `LARGEST` and its negative, or a default
+      beyond them, such as infinity. (A default of None
       without any limit tells nothing of numbers, so such a number declares both.)
   """
   number = isinstance(default, int | float) and not isinstance(default, bool)
   if number or not limits.keys().isdisjoint(("ge", "gt", "le", "lt")):
     if limits.keys().isdisjoint(("le", "lt")):
-      limits["le"] = LARGEST
+      limits["le"] = max(default, LARGEST) if number else LARGEST
     if limits.keys().isdisjoint(("ge", "gt")):
-      limits["ge"] = -LARGEST
+      limits["ge"] = min(default, -LARGEST) if number else -LARGEST
   return pydantic.Field(default, description=meaning, **limits)
 
 

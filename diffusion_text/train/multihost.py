@@ -219,8 +219,11 @@ class Watchdog:
       seconds: The longest time between two calls of `alive`. None: the watchdog does nothing.
       give_up: Ends the process; called with exit code 1. Tests may replace it.
     """
-    if seconds is not None and not seconds > 0:
-      raise ValueError(f"stall_seconds={seconds} must be above 0; None waits for ever")
+    if seconds is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
+      raise ValueError(
+        f"stall_seconds={seconds} must be above 0 and at most {threading.TIMEOUT_MAX:g}; None waits"
+        " for ever"
+      )
     self._seconds = seconds
     self._give_up = give_up
     self._news = threading.Event()

@@ -4,6 +4,8 @@ What is accepted must train, sample and score: one step of each is traced, nothi
 """
 
 import importlib
+import types
+import typing
 
 import jax
 import ml_collections
@@ -39,6 +41,14 @@ def built(config):
   return build(ml_collections.ConfigDict(config), tokenizer=ANY, devices=jax.devices()[:1])
 
 
+def class_of(chosen):
+  """A class of a table, which may be named by its module."""
+  if not isinstance(chosen, str):
+    return chosen
+  module, _, attribute = chosen.partition(":")
+  return getattr(importlib.import_module(module), attribute)
+
+
 def keys_of(cls, section, place):
   """Every key that a config may set in a section: options, and options of its parts."""
   for name, info in cls.__pydantic_fields__.items():
@@ -48,9 +58,7 @@ def keys_of(cls, section, place):
     yield f"{place}.{name}"
     inner, table = section.get(name), extra.get("table")
     if table is not None and isinstance(inner, dict):
-      chosen = (table() if callable(table) else table)[inner["name"]]
-      module, _, attribute = chosen.partition(":") if isinstance(chosen, str) else ("", "", "")
-      part = getattr(importlib.import_module(module), attribute) if module else chosen
+      part = class_of((table() if callable(table) else table)[inner["name"]])
       yield f"{place}.{name}.name"
       yield from keys_of(part, inner, f"{place}.{name}")
 
@@ -134,6 +142,41 @@ def test_every_bad_value_is_used_or_refused(name):
       allowed |= key.endswith("max_weight") and value not in (0, None)  # inf: no limit
       assert not huge or allowed, f"{key}={value!r} is accepted"
   assert refused > 5 * accepted, (accepted, refused)
+
+
+def members():
+  """Every class whose options a config may set."""
+  waiting = list(SETTINGS.values())
+  waiting += [
+    registry.find(kind, name) for kind in registry.TABLES for name in registry.names(kind)
+  ]
+  found = []
+  while waiting:
+    cls = waiting.pop()
+    if cls in found:
+      continue
+    found.append(cls)
+    for info in cls.__pydantic_fields__.values():
+      table = (info.json_schema_extra or {}).get("table")
+      table = table() if callable(table) else table
+      waiting += [class_of(chosen) for chosen in (table or {}).values()]
+  return found
+
+
+def test_every_number_has_two_limits():
+  """Declared, or those of `core.options.option`; so 1e30 is refused where nobody thought of it."""
+  checked = 0
+  for cls in members():
+    for name, info in cls.__pydantic_fields__.items():
+      kinds = typing.get_args(info.annotation) or (info.annotation,)
+      plain = typing.get_origin(info.annotation) in (None, types.UnionType, typing.Union)
+      internal = (info.json_schema_extra or {}).get("internal")
+      if internal or not plain or not {int, float} & set(kinds):
+        continue
+      limits = {type(limit).__name__ for limit in info.metadata}
+      assert limits & {"Ge", "Gt"} and limits & {"Le", "Lt"}, f"{cls.__name__}.{name}: {limits}"
+      checked += 1
+  assert checked > 150, checked
 
 
 TOO_LARGE = {  # for half a GiB of memory, which `device_bytes` stands for
