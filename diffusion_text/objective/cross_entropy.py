@@ -17,23 +17,37 @@ reweighting): "uniform" is the plain masked-LM loss (BERT; E2D2); "inverse_time"
 (arXiv 2502.09992 eq. 3); "linear" is 1 - t, of RDM (arXiv 2302.05737) and MGDM, whose chains of T
 steps weigh the k-th by 1 - (k - 1) / T: with `linear_steps` = T it is 1 - t + 1/T, which is 1/T at
 t = 1. The divisor counts all tokens, not the masked ones: 1/t over the number of masked tokens
-would be a 1/t² weight in disguise.
+would be a 1/t² weight in disguise. "signal" is SNR / (1 + SNR), which is ᾱ = alpha² of a path that
+preserves variance, for vectors in noise (ADD, arXiv 2510.01047): where little is left of a token
+its loss counts little.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion_text.core.capability import require
 from diffusion_text.core.numerics import TINY, cross_entropy, mean_cross_entropy
 from diffusion_text.core.options import member, option
 from diffusion_text.objective import engine
 from diffusion_text.objective.base import OneReading
-from diffusion_text.types import Batch, Key, Loss, Model, Params, Progress, Times, TokenCosts
+from diffusion_text.types import (
+  Batch,
+  Key,
+  Loss,
+  Model,
+  Params,
+  Process,
+  Progress,
+  Times,
+  TokenCosts,
+)
 
 
 def inverse_time(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -46,10 +60,19 @@ def linear(t: Float[Array, "*n"]) -> Float[Array, "*n"]:
   return 1 - t
 
 
-WEIGHTINGS: dict[str, Callable[[Array], Array]] = {
+@runtime_checkable
+class HasLogSNR(Protocol):
+  """A process that adds noise to vectors."""
+
+  def log_snr(self, params: Params, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The log signal-to-noise ratio that is trained at t."""
+
+
+WEIGHTINGS: dict[str, Callable[[Array], Array]] = {  # of t, but "signal" of the log-SNR
   "uniform": jnp.ones_like,
   "inverse_time": inverse_time,
   "linear": linear,
+  "signal": jax.nn.sigmoid,
 }
 
 
@@ -63,8 +86,8 @@ class CrossEntropy(OneReading):
   left to the learning rate.
   """
 
-  weighting: Literal["uniform", "inverse_time", "linear"] = option(
-    "uniform", "w(t), the weight of a time: 1, 1/t or 1 - t"
+  weighting: Literal["uniform", "inverse_time", "linear", "signal"] = option(
+    "uniform", "w(t), the weight of a time: 1, 1/t, 1 - t, or for vectors SNR / (1 + SNR)"
   )
   linear_steps: int | None = option(
     None,
@@ -102,11 +125,18 @@ class CrossEntropy(OneReading):
   def costs_nll(self) -> bool:
     """True where a token at t = 1 costs -log p."""
     plain = not self.label_smoothing and not self.focusing
-    return plain and self.weighting != "linear" and self.max_weight >= 1
+    return plain and self.weighting in ("uniform", "inverse_time") and self.max_weight >= 1
 
   def check(self, model: Model) -> None:
     """Raises ValueError for learned noise, and for a weighting that is 0 wherever a loss is."""
     super().check(model)
+    if self.weighting == "signal":
+      require(
+        model.process,
+        HasLogSNR,
+        "objective.weighting='signal'",
+        "use weighting='linear', which is the share of clean tokens under a linear schedule",
+      )
     nothing = self.weighting == "linear" and self.linear_steps is None
     if model.timing.path == "jumps" and nothing:
       raise ValueError(
@@ -114,8 +144,16 @@ class CrossEntropy(OneReading):
         " loss; use 'uniform' or 'inverse_time', which are 1 there, or timing.name='shared'"
       )
 
+  def measure(
+    self, process: Process, process_params: Params, t: Float[Array, "*n"]
+  ) -> Float[Array, "*n"]:
+    """What `weight` is a function of: t or, for the weighting "signal", the log-SNR at t."""
+    if self.weighting != "signal":
+      return t
+    return jax.lax.stop_gradient(process.log_snr(process_params, t))
+
   def weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """w(t)."""
+    """w, from `measure`."""
     weight = WEIGHTINGS[self.weighting](t)
     if self.linear_steps is not None:
       weight = weight + 1 / self.linear_steps
@@ -140,7 +178,8 @@ class CrossEntropy(OneReading):
   def weighted(
     self, t: Float[Array, "*n"], logits: Float[Array, "*n V"], at_time: Float[Array, "*n"]
   ) -> Float[Array, "*n"]:
-    """The loss of each token with the weight of its time, from `at_time`, its `cost`."""
+    """The loss of each token with the weight of its time, from `at_time`, its `cost`; t is its
+    `measure`."""
     weight = self.weight(t)
     if self.weigh_smoothing:
       return weight * at_time
@@ -154,7 +193,8 @@ class CrossEntropy(OneReading):
       del consts, nats
       logits = engine.posterior_logits(model.process, process_params, row, output)
       at_time = self.cost(logits, row.ids)
-      minimised = row.dt_dtau * self.weighted(row.t, logits, at_time)
+      measure = self.measure(model.process, process_params, row.t)
+      minimised = row.dt_dtau * self.weighted(measure, logits, at_time)
       return minimised, at_time, {"bound": minimised} if is_nll else {}
 
     return cost

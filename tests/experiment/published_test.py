@@ -19,6 +19,7 @@ CHOICES = [  # config, key, value
   ("llada_moe", "sampler.temperature", 0.0),
   ("efficient_dlm", "timing.name", "tilted"),
   ("efficient_dlm", "timing.ratio", 0.1),
+  ("add", "objective.weighting", "signal"),
   ("mask_agnostic", "objective.weighting", "inverse_time"),
   ("mask_agnostic", "objective.form", None),  # published
   ("ar_diffusion", "timing.name", "converging"),

@@ -267,6 +267,47 @@ def test_weights_of_times_as_released(name, steps, smoothing):
   assert float(cost[0]) == pytest.approx(smoothing * 48, abs=1e-4)
 
 
+def check_weights_of_the_signal(cls):
+  """ᾱ of the usual cosine chain at each time, and no other factor."""
+  process = registry.construct(
+    "process",
+    importlib.import_module("configs.add").get_config("micro").process.to_dict(),
+    vocab_size=V,
+  )
+  model, objective = model_of(process, chunk=5, shards=2), cls(weighting="signal")
+  net = TableNetwork.params(jax.random.key(1), process.input_sizes, V, V)
+
+  @jit
+  def run(params):
+    times = engine.draw_times(model, params, stream(jax.random.key(9), "times"), BATCH, START)
+    return times.t, *loss_of(objective, model, params, BATCH)
+
+  t, loss, costs = jax.device_get(run(params_of(process, net)))
+  share = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+  want = np.sum(costs.weight * costs.counted * share * costs.loss)
+  assert float(loss.total) == pytest.approx(want, rel=2e-3)
+  assert float(np.sum(costs.weight * costs.counted * costs.loss)) > 1.5 * want
+
+
+def test_add_weighs_times_by_what_is_left_of_the_signal():
+  assert construct("add") == CrossEntropy(weighting="signal")
+  check_weights_of_the_signal(CrossEntropy)
+  with pytest.raises(ValueError, match="weighting='signal' needs log_snr, which Masked"):
+    CrossEntropy(weighting="signal").check(model_of(MASKED))
+
+
+class WeighsTimes(CrossEntropy):
+  """Takes the time for the log-SNR."""
+
+  def measure(self, process, process_params, t):
+    return t
+
+
+def test_weights_of_the_time_are_noticed():
+  with pytest.raises(AssertionError):
+    check_weights_of_the_signal(WeighsTimes)
+
+
 class ConstantWeight(CrossEntropy):
   """Holds the focal weight constant, which the published code does not."""
 
@@ -363,6 +404,7 @@ def test_what_costs_minus_log_p():
   assert CrossEntropy().costs_nll and CrossEntropy(weighting="inverse_time").costs_nll
   for other in (
     CrossEntropy(weighting="linear"),
+    CrossEntropy(weighting="signal"),
     CrossEntropy(max_weight=0.5),
     CrossEntropy(label_smoothing=0.1),
     CrossEntropy(focusing=1.0),
