@@ -156,6 +156,9 @@ def test_two_processes_train_as_one(tmp_path):
     "local", "-n", 2, "--", *train, f"--workdir={tmp_path / 'two'}", env=environment(tmp_path)
   )
   assert "[0] finished at step 6" in out
+  assert not (tmp_path / "two" / "lock").exists(), (
+    "both processes shared one lock, and gave it back"
+  )
   assert all(
     line.startswith(("[0]", "[1] [Gloo]")) for line in out.splitlines()
   )  # process 1 says nothing itself

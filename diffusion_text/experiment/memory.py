@@ -46,18 +46,26 @@ def state_bytes(experiment: Experiment) -> float:
   )
 
 
-def row_bytes(experiment: Experiment) -> float:
-  """Bytes per device of the rows of one microbatch, or of one batch that is scored: the tokens, and
-  one residual stream (of each layer, where the backward pass keeps its input).
+def trained_bytes(experiment: Experiment) -> float:
+  """Bytes per device of the rows of one step: the tokens, and of one microbatch the input of each
+  layer, which the backward pass keeps.
   """
-  network, settings = experiment.model.network, experiment.train
-  shards = row_shards(experiment.mesh)
-  stream = experiment.data.length * network.width * (2 if network.dtype == "bfloat16" else 4)
-  stream /= experiment.mesh.shape["sequence"]
-  trained = settings.batch_size / settings.accumulation / shards * stream * network.layers
-  scored = experiment.evaluate.batch_size / shards * stream
-  tokens = max(settings.batch_size, experiment.evaluate.batch_size) * experiment.data.length
-  return max(trained, scored) + tokens * jnp.dtype(jnp.int32).itemsize / shards
+  settings, shards = experiment.train, row_shards(experiment.mesh)
+  kept = _stream(experiment) * experiment.model.network.layers / settings.accumulation
+  return settings.batch_size / shards * (kept + 4 * experiment.data.length)
+
+
+def scored_bytes(experiment: Experiment) -> float:
+  """Bytes per device of a batch that is scored: the tokens, and one residual stream."""
+  rows = experiment.evaluate.batch_size / row_shards(experiment.mesh)
+  return rows * (_stream(experiment) + 4 * experiment.data.length)
+
+
+def _stream(experiment: Experiment) -> float:
+  """Bytes per device of the residual stream of one row."""
+  network = experiment.model.network
+  numbers = experiment.data.length * network.width / experiment.mesh.shape["sequence"]
+  return numbers * (2 if network.dtype == "bfloat16" else 4)
 
 
 def sampling_bytes(
@@ -119,15 +127,13 @@ def check_memory(experiment: Experiment) -> None:
     "the parameters, their gradient, average and optimizer",
     "a smaller model.width or model.layers, or more devices",
   )
-  rows = row_bytes(experiment)
   _check(
     experiment,
-    rows,
-    f"rows of data.length={experiment.data.length} with"
-    f" train.batch_size={experiment.train.batch_size} and"
-    f" evaluate.batch_size={experiment.evaluate.batch_size}",
+    trained_bytes(experiment),
+    f"train.batch_size={experiment.train.batch_size} rows of data.length={experiment.data.length}",
     "shorter rows, fewer rows, or more train.accumulation",
   )
+  check_scoring_memory(experiment)
 
 
 def check_sampling_memory(
@@ -143,6 +149,19 @@ def check_sampling_memory(
     sampling_bytes(experiment, rows, length, **choices),
     f"{rows} rows of {length} tokens under {sampler}",
     "fewer sampler steps, shorter rows or fewer rows at a time",
+  )
+
+
+def check_scoring_memory(experiment: Experiment) -> None:
+  """Raises ValueError if `evaluate.batch_size` rows cannot be scored at a time in the memory of the
+  devices.
+  """
+  _check(
+    experiment,
+    scored_bytes(experiment),
+    f"evaluate.batch_size={experiment.evaluate.batch_size} rows of"
+    f" data.length={experiment.data.length}",
+    "fewer rows at a time",
   )
 
 

@@ -50,7 +50,7 @@ from diffusion_text.experiment.checks import (
   saved_tokenizer,
   trained_directory,
 )
-from diffusion_text.experiment.memory import check_memory
+from diffusion_text.experiment.memory import check_memory, check_scoring_memory
 from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.sampler.loop import Sample
 from diffusion_text.train.storage import as_path
@@ -126,7 +126,12 @@ def score(
   max_rows: int | None = None,
   nats_fn=None,
 ) -> Likelihood:
-  """The bound of a split. `nats_fn`: in place of `experiment.nats_fn`."""
+  """The bound of a split. `nats_fn`: in place of `experiment.nats_fn`.
+
+  Raises:
+    ValueError: for a batch that cannot fit in memory, and sizes that do not fit the corpus.
+  """
+  check_scoring_memory(experiment)
   with jax.set_mesh(experiment.mesh):
     key = train.named_key(experiment.config.seed, "evaluate", 0)
     return evaluate(

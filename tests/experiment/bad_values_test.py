@@ -180,7 +180,7 @@ def test_every_number_has_two_limits():
 
 
 TOO_LARGE = {  # for half a GiB of memory, which `device_bytes` stands for
-  "data.length": (2**23, "rows of data.length=8388608"),
+  "data.length": (2**23, "8 rows of data.length=8388608"),
   "train.batch_size": (2**24, "train.batch_size=16777216"),
   "evaluate.batch_size": (2**24, "evaluate.batch_size=16777216"),
   "model.width": (2**20, "the parameters, their gradient"),

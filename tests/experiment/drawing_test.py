@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -109,3 +112,11 @@ def test_a_check_refuses_what_would_fail(trained, tmp_path):
   with pytest.raises(ValueError, match="is there already"):
     drawing.check(experiment, texts, num=1, seed=0, output=str(tmp_path / "there"))
   assert np.asarray(texts.observed).sum() == 1
+
+
+def test_a_terminal_that_cannot_show_a_text_shows_it_in_ascii(root):
+  code = "from experiments.paths import show_any_text as s; s(); print('a\\ud800é'); print('b')"
+  env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+  command = [sys.executable, "-c", code]
+  done = subprocess.run(command, cwd=root, env=env, capture_output=True, check=True)
+  assert done.stdout.splitlines() == [rb"a\ud800\xe9", b"b"]
