@@ -63,6 +63,6 @@ def overrides(
   moved = path is None or own in _WITH_PATH
   corpus = given.setdefault("corpus", own if moved else "folder")
   unset = {} if corpus == own else dict.fromkeys(_SOURCE)
-  if (corpus == "pairs") != (data["packing"] == "pairs"):
+  if (corpus == "pairs") != (data.get("packing") == "pairs"):
     given.setdefault("packing", "pairs" if corpus == "pairs" else "stream")
   return [(f"data.{key}", value) for key, value in (unset | given).items()]
