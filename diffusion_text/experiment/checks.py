@@ -144,17 +144,17 @@ def check_start(experiment: Experiment, workdir: str, iterator: TrainIterator) -
   if settings.initialize_from is not None:
     source = checkpoint_directory(settings.initialize_from, "initialize_from")
     check_tokenizer(experiment, source)
-    state = experiment.abstract_state()
-    return f"new, with the {train.compared(source, train.latest_step(source), state)}"
+    saved, shapes = train.newest_shapes(source)
+    report = train.compared(f"{source}/{saved}", shapes, experiment.abstract_state())
+    return f"new, with the {report}"
   return "new"
 
 
 def _check_resumable(experiment: Experiment, directory: str, iterator: TrainIterator) -> None:
-  """Raises ValueError if the newest checkpoint is of other shapes, or of another place in data."""
-  step = train.latest_step(directory)
+  """Raises ValueError if the newest readable checkpoint is of other shapes or of other data."""
+  step, there = train.newest_shapes(directory)
   state = experiment.abstract_state()
   here = {"params": state.params, "ema": state.ema, "frozen": state.frozen or None}
-  there = train.saved_shapes(directory, step)
   for item, tree in here.items():
     if (tree is None) != (item not in there):
       which = ("keeps", "does not") if tree is None else ("lacks", "needs")

@@ -17,6 +17,7 @@ from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.memory import check_sampling_memory
 from diffusion_text.experiment.run import Trained
 from diffusion_text.reader.unprompted import reader_for
+from diffusion_text.sampler.padding import check_observed_are_seen
 from diffusion_text.train.storage import as_path
 from diffusion_text.types import Batch, Reader, Sampler
 
@@ -58,8 +59,9 @@ def check(
 
   Raises:
     ValueError: for a seed beyond 32 bits, a batch that does not fit in memory, choices that do not
-      fit, and an output that is there already.
+      fit, text after a hole that cannot see it, and an output that is there already.
   """
+  check_observed_are_seen(experiment.model, texts)
   reader = reader_for(experiment.reader if reader is None else reader, texts)
   total = texts.ids.shape[0] * num
   size = min(batch_size, total)

@@ -29,7 +29,7 @@ from diffusion_text.train.initialize import (
   Initialized,
   compared,
   initialize,
-  saved_shapes,
+  newest_shapes,
   shapes_by_path,
 )
 from diffusion_text.train.lock import WorkdirHeld, WorkdirLock
@@ -87,6 +87,7 @@ __all__ = [
   "mfu",
   "multihost",
   "named_key",
+  "newest_shapes",
   "peak_flops",
   "read_asset",
   "read_extra",
@@ -95,7 +96,6 @@ __all__ = [
   "restore",
   "restore_params",
   "row_places",
-  "saved_shapes",
   "shapes_by_path",
   "state_shardings",
   "train",

@@ -8,6 +8,7 @@ parameters and their average.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -15,11 +16,13 @@ import jax.numpy as jnp
 
 from diffusion_text.core.trees import merge
 from diffusion_text.train.checkpoint import CheckpointError, load, steps_in
+from diffusion_text.train.multihost import everywhere
 from diffusion_text.train.sharding import path_names
 from diffusion_text.train.state import TrainState
 from diffusion_text.train.storage import as_path
 from diffusion_text.types import Params
 
+log = logging.getLogger(__name__)
 Path = tuple[str, ...]
 
 
@@ -52,6 +55,27 @@ class Initialized:
     return "\n".join(lines)
 
 
+def newest_shapes(directory: str) -> tuple[int, dict[str, Any]]:
+  """(step, `saved_shapes`) of the newest checkpoint that can be read. All processes must call it.
+
+  Raises:
+    CheckpointError: if there is none.
+  """
+  reasons = []
+  for step in reversed(steps_in(directory)):
+    error = None
+    try:
+      shapes = saved_shapes(directory, step)
+    except CheckpointError as found:
+      error = found
+    if everywhere(error is None):
+      return step, shapes
+    reasons.append(str(error or "another process could not read it"))
+  raise CheckpointError(
+    f"there is no checkpoint that can be read in {directory}: {'; '.join(reasons) or 'none at all'}"
+  )
+
+
 def saved_shapes(directory: str, step: int) -> dict[str, Any]:
   """item ("params", "ema", "frozen") -> tree of `jax.ShapeDtypeStruct` of a checkpoint, from its
   metadata alone. Items that it does not have are left out.
@@ -80,18 +104,22 @@ def saved_shapes(directory: str, step: int) -> dict[str, Any]:
   return found
 
 
-def compared(directory: str, step: int, state: TrainState) -> Initialized:
-  """What initialising `state` (arrays or shapes) from a checkpoint would take; nothing is loaded.
+def compared(source: str, shapes: dict[str, Any], state: TrainState) -> Initialized:
+  """What initialising `state` (arrays or shapes) would take from a checkpoint of these shapes.
+
+  Args:
+    source: the checkpoint, for the report.
+    shapes: its `saved_shapes`.
+    state: of this run.
 
   Raises:
-    CheckpointError: if the checkpoint cannot be read.
     ValueError: if not one array fits.
   """
-  there = _by_path(_whole(saved_shapes(directory, step), "params"))
+  there = _by_path(_whole(shapes, "params"))
   here = _by_path(merge(state.params, state.frozen))
   both = [path for path in here if path in there]
   report = Initialized(
-    source=f"{directory}/{step}",
+    source=source,
     loaded=tuple("/".join(p) for p in both if there[p].shape == here[p].shape),
     missing=tuple("/".join(p) for p in here if p not in there),
     reshaped=tuple(
@@ -126,10 +154,23 @@ def initialize(
     ValueError: if not one array fits.
   """
   steps = steps_in(directory)
-  chosen = max(steps, default=None) if step is None else step
-  if chosen is None or chosen not in steps:
+  if not steps or (step is not None and step not in steps):
     raise CheckpointError(f"there is no checkpoint {step or ''} in {directory}; it has {steps}")
-  report = compared(directory, chosen, state)
+  if step is not None:
+    return _initialize(directory, state, step)
+  reasons = []
+  for number in reversed(steps):
+    try:
+      return _initialize(directory, state, number)
+    except CheckpointError as error:  # raised on all processes
+      reasons.append(str(error))
+      log.warning("%s/%d cannot be read, trying the one before it: %s", directory, number, error)
+  raise CheckpointError("; ".join(reasons))
+
+
+def _initialize(directory: str, state: TrainState, step: int) -> tuple[TrainState, Initialized]:
+  shapes = saved_shapes(directory, step)
+  report = compared(f"{directory}/{step}", shapes, state)
   here = _by_path(merge(state.params, state.frozen))
   taken = {path for path in here if "/".join(path) in set(report.loaded)}
 
@@ -137,11 +178,10 @@ def initialize(
     sharding = here[path].sharding if path in taken else None
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  shapes = saved_shapes(directory, chosen)
   wanted = {item: _map_paths(placed, tree) for item, tree in shapes.items()}
   if state.ema is None:
     wanted.pop("ema", None)
-  items = load(directory, chosen, wanted)[0]
+  items = load(directory, step, wanted)[0]
   params = _by_path(_whole(items, "params"))
   average = _by_path(_whole(items, "ema" if "ema" in items else "params"))
 

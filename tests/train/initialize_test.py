@@ -1,6 +1,7 @@
 """The weights of another run as the start: what is taken, what is not, and what is said of it."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,8 @@ def test_what_does_not_fit_starts_afresh_and_is_told(source):
   for text in ("head/kernel: (8, 11) there and (8, 13) here", "head/scale: missing", "not used"):
     assert text in str(report)
   shapes = jax.eval_shape(lambda: _fresh(_another_head))
-  assert tr.compared(source, 7, shapes) == report, "a dry run says what the run will do"
+  saved = tr.newest_shapes(source)[1]
+  assert tr.compared(f"{source}/7", saved, shapes) == report, "a dry run says what the run will do"
 
 
 def test_what_was_trained_may_be_frozen_and_an_average_may_begin(source, tmp_path):
@@ -92,3 +94,18 @@ def test_another_kind_of_model_and_no_model_are_refused(source, tmp_path):
     tr.initialize(source, _fresh(lambda: ({"other": {"kernel": jnp.zeros((2, 2))}}, {})))
   with pytest.raises(tr.CheckpointError, match="there is no checkpoint"):
     tr.initialize(str(tmp_path), _fresh())
+
+
+def test_a_damaged_checkpoint_is_passed_over(source, tmp_path):
+  """Its arrays, as a full disk leaves them, or its metadata too: the one before it is taken."""
+  copy = shutil.copytree(source, tmp_path / "checkpoints")
+  shutil.copytree(copy / "7", copy / "9")
+  for path in (copy / "9" / "params").rglob("*"):
+    if path.is_file() and path.parent.name == "d":
+      path.write_bytes(b"")
+  _, report = tr.initialize(str(copy), _fresh())
+  assert report.source == f"{copy}/7"
+  shutil.rmtree(copy / "9" / "params")
+  (copy / "9" / "params").mkdir()
+  _, report = tr.initialize(str(copy), _fresh())
+  assert report.source == f"{copy}/7" and tr.newest_shapes(str(copy))[0] == 7
