@@ -1,11 +1,12 @@
 """Frequency-informed masking: rarer tokens are masked more
 (Kosmopoulou et al. 2025, arXiv 2509.05056, BabyLM).
 
-The noise is n^θ with θ below 1 for rare tokens and above 1 for frequent ones, by rank; a negative
-strength masks frequent tokens more. Published: scores of the BabyLM suite, no likelihood. The
-published method scales the probabilities within each sequence so that a set share of it is masked;
-here each token of the vocabulary has its own probability, and the bound is exact. The schedule is
-t², for finite variance.
+The probability of a mask is scaled within each row, so that its mean is what the clock says, and
+the power of the ranks grows from 0 to 0.02 in the course of training, as published. Training is
+a surrogate, and is scored with one time for all tokens of a row. Before, this config had
+process.name='token_masked' with loss_order='frequency', where each token of the vocabulary has a
+probability of its own and the bound is exact. Published with a cosine and other schedules, here
+with the linear one; scores of the BabyLM suite, no likelihood.
 Ours: no figure yet.
   python -m experiments.train --config=configs/frequency_masked.py --workdir=runs/frequency_masked
 """
@@ -15,7 +16,6 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.process = {"name": "token_masked", "loss_order": "frequency", "strength": 0.5}
-  c.process.schedule = {"name": "polynomial", "power": 2.0}
+  c.timing = {"name": "by_frequency", "power": 0.02}
   base.time_conditioned(c)
   return c

@@ -4,7 +4,7 @@ config asks for it by name: the registry reads this table.
 
 CONTRIB: dict[str, dict[str, str]] = {
   "process": {},
-  "timing": {},
+  "timing": {"by_frequency": "diffusion_text.contrib.frequency_times:ByFrequency"},
   "context": {},
   "objective": {
     "anchored": "diffusion_text.contrib.anchored:Anchored",

@@ -32,8 +32,8 @@ from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, fold, stream
 from diffusion_text.objective import engine
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.types import (
   Batch,
   Canvas,

@@ -20,6 +20,8 @@ CHOICES = [  # config, key, value
   ("efficient_dlm", "timing.name", "tilted"),
   ("efficient_dlm", "timing.ratio", 0.1),
   ("add", "objective.weighting", "signal"),
+  ("frequency_masked", "timing.name", "by_frequency"),
+  ("frequency_masked", "timing.power", 0.02),
   ("mask_agnostic", "objective.weighting", "inverse_time"),
   ("mask_agnostic", "objective.form", None),  # published
   ("ar_diffusion", "timing.name", "converging"),

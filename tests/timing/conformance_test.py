@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_text.contrib.frequency_times import ByFrequency
 from diffusion_text.timing import (
   TIMINGS,
   AtNoise,
@@ -63,6 +64,7 @@ ROWS = {
   "poisson": (fresh(Poisson(spread=0.2)), 1),
   "by_information": (fresh(ByInformation(spread=2.0)), 1),
   "by_information, common first": (fresh(ByInformation(spread=0.5, informative_first=False)), 1),
+  "by_frequency": (fresh(ByFrequency(power=2.0, annealed=0.0)), 1),
   "learned, fresh": (fresh(Learned()), 1),
   "learned": (learned(Learned(bins=5), 5), 1),
   "by_position, fresh": (fresh(ByPosition(bins=3)), 1),
@@ -345,7 +347,7 @@ def check_parts_are_the_whole(name, drawn, grids):
 def check_network_time(name, drawn, grids):
   """The time of the token, unless that would tell the token; then the clock."""
   times = steps_of(drawn[name][0])
-  tells = issubclass(type(ALL[name][0][0]), ByInformation)
+  tells = issubclass(type(ALL[name][0][0]), (ByInformation, ByFrequency))
   told = np.broadcast_to(times.network_time, times.t.shape)
   np.testing.assert_allclose(told, times.tau if tells else times.t, rtol=1e-5, atol=1e-6)
 
@@ -368,7 +370,7 @@ def test_conformance(name, check, drawn, grids):
 
 
 def test_the_table_has_every_timing():
-  assert {type(timing) for (timing, _), _ in ROWS.values()} == set(TIMINGS.values())
+  assert {type(timing) for (timing, _), _ in ROWS.values()} == {*TIMINGS.values(), ByFrequency}
 
 
 def test_members_are_values():
