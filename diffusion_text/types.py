@@ -727,10 +727,13 @@ class Context(Protocol):
       the whole row.
     reads_noisy: True if the rows hold noisy tokens. False: there is no prediction at a noisy token
       for self-conditioning.
+    horizon: The number of positions of a group, counted from the start of the row. While sampling,
+      a token sees its own group and those before, and none after. None: it sees the whole row.
   """
 
   unit: int | None
   reads_noisy: bool
+  horizon: int | None
 
   def check(self, model: Model, data: Any) -> None:
     """Raises ValueError, with the fix, for a model or data settings that do not fit."""

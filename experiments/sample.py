@@ -6,7 +6,9 @@
   python -m experiments.sample --workdir=runs/mdlm --infill="To be, [16] that is the question"
   python -m experiments.sample --workdir=runs/mdlm --num=10000 --output=samples.jsonl
 
-In an infill text `[16]` is a hole of 16 tokens and `[[` a literal bracket. The same seed gives the
+In an infill text `[16]` is a hole of 16 tokens and `[[` a literal bracket. Models that write from
+left to right (context next_token, causal, blocks) refuse text that a hole before it cannot see.
+The same seed gives the
 same text, whatever else is in the batch and however many rows are drawn at a time.
 """
 

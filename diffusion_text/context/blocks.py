@@ -50,6 +50,11 @@ class Blocks:
     """The block."""
     return self.size
 
+  @property
+  def horizon(self) -> int:
+    """The block."""
+    return self.size
+
   def check(self, model: Model, data: Any) -> None:
     """Refuses rows that are no whole number of blocks."""
     self._check_length(model.process.positions(data.length))
@@ -143,6 +148,7 @@ class NextToken:
 
   unit: ClassVar[int] = 1
   reads_noisy: ClassVar[bool] = False
+  horizon: ClassVar[int] = 1
 
   def check(self, model: Model, data: Any) -> None:
     """Refuses times other than 0 and 1, of which the network would see nothing, and

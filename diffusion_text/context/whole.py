@@ -58,6 +58,7 @@ class OneCopy:
 
   unit: ClassVar[None] = None
   reads_noisy: ClassVar[bool] = True
+  horizon: ClassVar[int | None] = None
 
   def check(self, model: Model, data: Any) -> None:
     """Nothing is refused."""
@@ -131,6 +132,8 @@ class Causal(OneCopy):
   For tokens that are generated one after the other nothing is missing; for others the bound is
   looser, not wrong.
   """
+
+  horizon: ClassVar[int | None] = 1
 
   def sampling_rows(
     self, noisy: Inputs, noise: Inputs, t: Float[Array, "B N"], batch: Batch

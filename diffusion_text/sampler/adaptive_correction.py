@@ -14,8 +14,8 @@ from diffusion_text.core.numerics import LEAST
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.mixture import Shares
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.sampler.lost_tokens import visible_may_be_wrong
 from diffusion_text.types import Canvas, Model, Params, Prediction, State
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool
 from diffusion_text.core.capability import require
 from diffusion_text.core.options import member, option
 from diffusion_text.process.gaussian import StepOptions
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, State
 
 

@@ -14,7 +14,7 @@ from diffusion_text.core.capability import offers
 from diffusion_text.core.numerics import select
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold, streams
-from diffusion_text.sampler.loop import on_tokens
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.transform import GREEDY, LogitsTransform, refuse_scores
 from diffusion_text.timing.clock import clock_of_steps
 from diffusion_text.types import (

@@ -30,7 +30,7 @@ from diffusion_text.core.prng import streams, token_keys
 from diffusion_text.reader.rows import put_window, window
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.answers import on_tokens
-from diffusion_text.sampler.padding import generated, pad_rows
+from diffusion_text.sampler.padding import check_observed_are_seen, generated, pad_rows
 from diffusion_text.types import (
   Batch,
   Canvas,
@@ -373,7 +373,8 @@ def sample(
     features: whether the features at which tokens were committed are kept.
 
   Raises:
-    ValueError: where sampler and reader do not fit the model, with the fix.
+    ValueError: where sampler and reader do not fit the model, and for observed tokens that those
+      before them cannot see, with the fix.
   """
   loop, keys, batch = _prepared(
     model, sampler, reader, key, batch, (rows, length), trace=trace, features=features
@@ -429,6 +430,7 @@ def _prepared(model, sampler, reader, key, batch, shape, *, trace, features):
         " length=256"
       )
     batch = Batch(jnp.zeros((rows, length), jnp.int32))
+  check_observed_are_seen(model, batch)
   keys = row_keys(key, batch.ids.shape[0])
   traced = trace and model.process.reads_logits_as != "vector"
   return Loop(model, sampler, reader, traced, features), keys, batch

@@ -14,8 +14,8 @@ from diffusion_text.core.numerics import select
 from diffusion_text.core.options import member
 from diffusion_text.core.prng import draw_categorical, fold
 from diffusion_text.process.gaussian import StepOptions
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.schedules.gaussian import Path
 from diffusion_text.types import Canvas, Model, Params, Prediction, State
 

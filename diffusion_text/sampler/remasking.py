@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float
 from diffusion_text.core.numerics import LEAST, at_ids
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.sampler.lost_tokens import need_schedule, visible_may_be_wrong
 from diffusion_text.schedules.discrete import Level, time_of
 from diffusion_text.types import Canvas, Model, Params, Prediction, State

@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_text.core.numerics import at_ids, select
 from diffusion_text.core.options import member, option, part
 from diffusion_text.core.prng import draw_categorical, fold, streams
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.budget import BUDGETS, EvenShare
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.sampler.lost_tokens import need_schedule
 from diffusion_text.sampler.revise import REVISIONS
 from diffusion_text.sampler.score import SCORES, Candidates, Entropy

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_text.core.numerics import LEAST, at_ids, select
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold, streams
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.budget import best
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.sampler.lost_tokens import need_schedule
 from diffusion_text.sampler.transform import LogitsTransform, refuse_scores
 from diffusion_text.schedules.discrete import time_of

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_text.core.numerics import select, steep_cross_entropy
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, fold, streams
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Grid, Walked
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.sampler.lost_tokens import visible_may_be_wrong
 from diffusion_text.sampler.transform import LogitsTransform
 from diffusion_text.types import Canvas, Model, Params, Prediction, Query, State

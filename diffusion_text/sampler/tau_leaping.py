@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 from diffusion_text.core.capability import require
 from diffusion_text.core.numerics import select
 from diffusion_text.core.options import member, option
+from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked
-from diffusion_text.sampler.loop import on_tokens
 from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, State
 
 

@@ -43,8 +43,9 @@ def check_context(
   """Raises AssertionError, with what was found and expected, for a law that the context breaks.
 
   In the order in which they are tried: "options", "spans", "no_answer_shown" (no token's own id
-  reaches its answer), "sampling" (sampling rows answer as training rows do), "dropped" (the id of
-  a dropped token is not shown), "bound" (with the exact network it is the entropy), "packed" (two
+  reaches its answer), "sampling" (sampling rows answer as training rows do), "horizon"
+  (the first token sees what its `horizon` says), "dropped" (the id of a dropped token is not
+  shown), "bound" (with the exact network it is the entropy), "packed" (two
   documents in a row cost twice the entropy).
 
   Args:
@@ -91,6 +92,7 @@ def check_context(
       "spans": asked.check_spans,
       "no_answer_shown": asked.check_no_answer_shown,
       "sampling": asked.check_sampling,
+      "horizon": asked.check_horizon,
       "dropped": asked.check_dropped,
       "bound": bound,
       "packed": two_documents,
@@ -191,6 +193,22 @@ class _Asked:
       law = f"sampling rows answer as training rows, positions {start} on, of {self.context}"
       found, expected = (np.asarray(x)[:, window][where] for x in (sampled, trained))
       expect_same(found, expected, law, 1e-5)
+
+  def check_horizon(self) -> None:
+    """While all else is noise, the id of a token reaches the first one's answer within its horizon,
+    and nowhere behind it.
+    """
+    length, size = self.language.length, self.language.vocab_size
+    within = self.context.horizon or length
+    ids = self.language.systematic(16)
+    for place in range(1, length):
+      other = ids.copy()
+      other[:, place] = (ids[:, place] + 1) % size
+      masked = np.broadcast_to(np.arange(length) != place, ids.shape)
+      one, two = (np.asarray(self.sampling(some, masked))[:, 0] for some in (ids, other))
+      changed = np.abs(one - two).max() > 1e-5
+      law = f"the first token sees position {place} with horizon={self.context.horizon}"
+      expect(changed == (place < within), f"{law}, of {self.context}", changed, place < within)
 
   def check_dropped(self) -> None:
     """The id of a dropped token reaches no answer."""

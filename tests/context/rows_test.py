@@ -26,7 +26,7 @@ NOISY, CLEAN, NOISE = 10, 20, 30  # which row of inputs an id comes from
 PLACE = np.arange(N)
 
 # name -> (context, options of `check_context`)
-CHEAP = ("options", "spans", "no_answer_shown", "sampling", "dropped")
+CHEAP = ("options", "spans", "no_answer_shown", "sampling", "horizon", "dropped")
 ROWS = {
   "full": (Full(), {"only": (*CHEAP, "packed")}),
   "full, shifted": (Full(answer_shift=1), {"answer_shift": 1, "packed": False}),

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from configs import base
+from diffusion_text.context import Blocks
 from diffusion_text.core.prng import row_keys
 from diffusion_text.data.tokenizers import Bytes
 from diffusion_text.experiment import drawing
 from diffusion_text.experiment.build import build
 from diffusion_text.experiment.run import Trained, generate, open_rows
 from diffusion_text.reader.unprompted import reader_for
+from diffusion_text.reader.whole_row import WholeRow
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +122,22 @@ def test_a_terminal_that_cannot_show_a_text_shows_it_in_ascii(root):
   command = [sys.executable, "-c", code]
   done = subprocess.run(command, cwd=root, env=env, capture_output=True, check=True)
   assert done.stdout.splitlines() == [rb"a\ud800\xe9", b"b"]
+
+
+def test_text_behind_a_hole_is_refused_before_anything_is_computed(trained):
+  """By the check that a dry run makes, and by whoever draws without it."""
+  experiment = trained.experiment
+  model = experiment.model._replace(context=Blocks(size=4))
+  blocks = dataclasses.replace(experiment, model=model, reader=WholeRow())
+  tokenizer, how = experiment.tokenizer, {"num": 2, "seed": 0}
+  behind = open_rows(tokenizer, 1, None, infills=["[4]", "a[6]b"])
+  said = r"row 1: the observed token at position 7 .* hole at position 1, .*Blocks\(size=4\)"
+  with pytest.raises(ValueError, match=said):
+    drawing.check(blocks, behind, **how)
+  with pytest.raises(ValueError, match="observed token at position 7"):
+    next(drawing.draw(Trained(blocks, None, 0), behind, **how))
+  for texts in (["a[2]b[4]"], ["ab[6]"]):
+    assert "would draw" in drawing.check(
+      blocks, open_rows(tokenizer, 1, None, infills=texts), **how
+    )
+  assert "would draw" in drawing.check(experiment, behind, **how)

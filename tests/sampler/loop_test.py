@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.context import Blocks, NextToken
+from diffusion_text.context import Blocks, Causal, Full, NextToken
 from diffusion_text.core.options import member
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
@@ -54,13 +54,17 @@ def model_of(process, **options):
 
 
 def batch_of(seed):
-  """(row keys, a batch with observed tokens and, in some rows, padding in a segment of its own)."""
+  """(row keys, a batch with observed tokens and, in some rows, padding in a segment of its own).
+
+  Tokens are observed at the start and, in some rows, behind a hole within its block.
+  """
   rng = np.random.default_rng(seed)
   place = np.arange(L)
+  start = rng.integers(0, 4, (ROWS, 1))
   lengths = np.array([L, L - 1, L, L - 2, L, L])[:, None]
   batch = Batch(
     ids=LANGUAGE.sample(rng, ROWS),
-    observed=rng.random((ROWS, L)) < 0.3,
+    observed=(place < start) | ((place == start + 1) & (start % 2 == 0)),
     weights=np.float32(place < lengths),
     segment=np.int32(place >= lengths),
   )
@@ -224,3 +228,42 @@ def test_a_prior_that_shows_the_token_already_counts_as_drawn():
   result, _ = drawn(model, params, TauLeaping(steps=3), *batch_of(0))
 
   assert (result.committed == 0).any()
+
+
+def refusal(context, observed, **fields):
+  """What `sample` says of the batch, "" if it takes it; nothing is computed."""
+  observed = np.array([[False] * L, observed])
+  batch = Batch(np.zeros(observed.shape, np.int32), observed=observed, **fields)
+  timing = AtNoise() if context == NextToken() else Slanted()
+  model, params = model_of(Masked(vocab_size=V), context=context, timing=timing)
+  try:
+    jax.eval_shape(lambda: sample(model, params, PSI, jax.random.key(0), batch=batch))
+  except ValueError as error:
+    with pytest.raises(ValueError) as again:
+      next(host_sample(model, params, PSI, jax.random.key(0), batch=batch))
+    assert str(again.value) == str(error)
+    return str(error)
+  return ""
+
+
+@pytest.mark.parametrize("context", [NextToken(), Causal(), Blocks(size=1), Blocks(size=2)])
+def test_text_behind_a_hole_that_cannot_see_it_is_refused(context):
+  """It would be kept, and the hole filled as if it were not there."""
+  said = refusal(context, [True, False, False, False, True])
+  assert said.startswith(
+    "row 1: the observed token at position 4 stands after the hole at position"
+  )
+  assert "position 1, which cannot see it" in said and str(context) in said
+  assert ("within the group of 2" in said) == (context == Blocks(size=2))
+
+
+def test_text_that_its_hole_sees_is_not_refused():
+  """In its block, at the start, in a bidirectional row, in another document, and padding."""
+  segment = np.repeat([[0, 0, 0, 0, 1]], 2, axis=0)
+  behind = [True, False, False, False, True]
+  assert refusal(Blocks(size=2), [True, True, False, True, False]) == ""
+  assert refusal(NextToken(), [True, True, False, False, False]) == ""
+  assert refusal(NextToken(), [True] * L) == ""
+  assert refusal(Full(), behind) == ""
+  assert refusal(NextToken(), behind, segment=segment) == ""
+  assert refusal(NextToken(), behind, weights=np.float32(1 - segment)) == ""

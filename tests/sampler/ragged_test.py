@@ -151,10 +151,10 @@ def model_of(process, timing, context):
   return Model(network, process, timing, context), params
 
 
-def infilled(model, params, sampler, texts):
-  """[(ids, committed, calls)] of each text, cut to its own length, at every timing."""
+def infilled(model, params, sampler, texts, of):
+  """[(ids, committed, calls)] of each of the texts, some of those in `of`, at every timing."""
   batch = infill_rows(Letters(), texts)
-  keys = row_keys(0, 3)[np.array([TOGETHER.index(text) for text in texts])]
+  keys = row_keys(0, 3)[np.array([of.index(text) for text in texts])]
   found = []
   for choice in range(len(EACH)):
     timing = {**params["timing"], "choice": jnp.int32(choice)}
@@ -163,14 +163,14 @@ def infilled(model, params, sampler, texts):
   return found
 
 
-def check_alone(process, sampler, timing=None, context=None):
+def check_alone(process, sampler, timing=None, context=None, texts=TOGETHER):
   """A text beside others is the text alone, in tokens, in the calls that drew them, in their
   number."""
   model, params = model_of(process, timing or AnyOf(), context or Full())
   sampler.check(model)
-  together = infilled(model, params, sampler, TOGETHER)
-  alone = infilled(model, params, sampler, [TEXT])
-  size, row = alone[0][0].shape[1], TOGETHER.index(TEXT)
+  together = infilled(model, params, sampler, texts, texts)
+  alone = infilled(model, params, sampler, texts[1:2], texts)
+  size, row = alone[0][0].shape[1], 1
   assert size < LONGEST == together[0][0].shape[1]
   for name, (ids, committed, calls), mine in zip(EACH, together, alone, strict=True):
     np.testing.assert_array_equal(ids[row, :size], mine[0][0], f"tokens, timing {name}")
@@ -190,7 +190,8 @@ def test_an_infill_does_not_depend_on_its_neighbours(name):
 
 def test_nor_does_it_in_blocks():
   """Which count from the start of the row; the last one of the text is half padding."""
-  check_alone(*SAMPLED["grid"], context=Blocks(size=3))
+  texts = ["abcabcabc[1]d", "a[1]b[4]", "e[4]"]
+  check_alone(*SAMPLED["grid"], context=Blocks(size=3), texts=texts)
 
 
 @pytest.mark.parametrize("name", ["grid", "gaussian"])

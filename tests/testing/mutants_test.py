@@ -244,6 +244,10 @@ class SeesTwice(Padded):
     return dataclasses.replace(rows, inputs=dataclasses.replace(rows.inputs, position=position))
 
 
+class SeesFurtherThanItSays(Padded):
+  horizon = 2
+
+
 class MixesDocuments(Padded):
   def sampling_rows(self, noisy, noise, t, batch):
     rows = super().sampling_rows(noisy, noise, t, batch)
@@ -256,6 +260,7 @@ class MixesDocuments(Padded):
     ("spans", Miscounts()),
     ("no_answer_shown", ShowsTheAnswer()),
     ("sampling", SamplesCausally()),
+    ("horizon", SeesFurtherThanItSays()),
     ("dropped", ShowsWhatIsDropped(size=2)),
     ("bound", SeesTwice()),
     ("packed", MixesDocuments()),

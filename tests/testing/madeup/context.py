@@ -18,6 +18,7 @@ class Padded:
 
   unit: ClassVar[None] = None
   reads_noisy: ClassVar[bool] = True
+  horizon: ClassVar[None] = None
 
   def check(self, model, data):
     """Nothing is refused."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from diffusion_text.core.numerics import select
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, fold
-from diffusion_text.sampler.loop import on_tokens
+from diffusion_text.sampler.answers import on_tokens
 
 
 @member
