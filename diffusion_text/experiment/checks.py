@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from diffusion_text import train
 from diffusion_text.core.prng import make_key, row_keys
+from diffusion_text.core.trees import merge
 from diffusion_text.data.pipeline import TrainIterator
 from diffusion_text.data.tokenizers import tokenizer_from_bytes
+from diffusion_text.experiment import registry
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.memory import check_memory, check_sampling_memory
 from diffusion_text.train.storage import as_path, is_remote
@@ -99,6 +101,7 @@ def check_loss(experiment: Experiment) -> None:
   """
   check_memory(experiment)
   state = experiment.abstract_state()
+  _check_frozen(experiment, state)
   rows = experiment.train.batch_size
   row = Batch(jax.ShapeDtypeStruct((rows, experiment.data.length), jnp.int32))
   if experiment.data.packing == "pairs":
@@ -107,6 +110,21 @@ def check_loss(experiment: Experiment) -> None:
     jax.eval_shape(experiment.jitted_step(experiment.loss_fn(1.0)), state, row)
     key = jax.eval_shape(lambda: make_key(0))
     jax.eval_shape(experiment.nats_fn, state.eval_params, key, row, Progress())
+
+
+def _check_frozen(experiment: Experiment, state: train.TrainState) -> None:
+  """Raises ValueError for a name of `train.frozen` that no parameter has, and if nothing moves."""
+  settings = experiment.train
+  paths = train.shapes_by_path(merge(state.params, state.frozen))
+  for name in settings.frozen:
+    if not any(path == name or path.startswith(f"{name}/") for path in paths):
+      tops = sorted({"/".join(path.split("/")[:2]) for path in paths})
+      raise ValueError(
+        f"train.frozen holds {name!r}, which begins the path of no parameter"
+        f"{registry.nearest(name, [*tops, *paths])}; paths begin with {', '.join(tops)}"
+      )
+  if not jax.tree.leaves(state.params):
+    raise ValueError(f"train.frozen={settings.frozen} leaves no parameter that moves; freeze fewer")
 
 
 def check_place(workdir: str, lock: train.WorkdirLock) -> None:

@@ -206,10 +206,10 @@ class TrainSettings:
         " another; set one of them"
       )
     first, last = self.profile_steps
-    if not 0 <= first <= last <= 10**9:
+    if not 0 <= first <= last or (first < last and first >= self.steps):
       raise ValueError(
-        f"train.profile_steps={self.profile_steps} must be first <= last, of the steps of the run;"
-        " use (10, 15), or (0, 0) for no profile"
+        f"train.profile_steps={self.profile_steps} must be first <= last, of the"
+        f" {self.steps} steps of the run; use (10, 15), or (0, 0) for no profile"
       )
 
   def trainable(self, path: Path) -> bool:

@@ -215,3 +215,26 @@ def test_the_estimate_is_below_what_a_run_takes():
   grid = 3 * 16 * 4  # times [S + 1, u] in float32
   assert (many - one) / 100 > grid
   assert memory.host_bytes() > 2**28
+
+
+@pytest.mark.parametrize(
+  "frozen,match",
+  [
+    (["network/embeding"], r"'network/embeding', which begins .* did you mean 'network/embedding'"),
+    (["network/embed"], "begins the path of no parameter"),
+    (["network"], "leaves no parameter that moves"),
+  ],
+)
+def test_frozen_names_that_freeze_nothing_or_all_are_refused(frozen, match):
+  """A misspelt one froze nothing, silently."""
+  experiment = built(with_value(small("mdlm"), "train.frozen", ["network/embedding"]))
+  check_loss(experiment)
+  with pytest.raises(ValueError, match=match):
+    check_loss(built(with_value(small("mdlm"), "train.frozen", frozen)))
+
+
+def test_a_profile_of_no_step_of_the_run_is_refused():
+  for steps in ([20_000, 20_010], [-1, 3], [5, 2]):
+    with pytest.raises(ValueError, match=r"train\.profile_steps=.* of the 10000 steps of the run"):
+      built(with_value(small("mdlm"), "train.profile_steps", steps))
+  assert built(with_value(small("mdlm"), "train.profile_steps", [10, 15]))
