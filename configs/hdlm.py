@@ -4,7 +4,9 @@
 Published: the figures on OpenWebText and LM1B are of other sizes and are not repeated here. The
 released loss is the score entropy, plus the cross-entropy of tokens that are settled already; its
 config for OpenWebText has one block as wide as the row (1024 tokens, 2048 levels) and leaves waves
-to smaller widths. Here the bound alone is trained, along a wave of half a row.
+to smaller widths. Here the bound alone is trained, along a wave of half a row. The ε-hybrid is
+process.mixing="epsilon", as published with process.onset=0.001 (what this costs: process/mixed.py)
+and sampler.name="adaptive_correction".
 Ours: not yet run.
   python -m experiments.train --config=configs/hdlm.py:tiny --workdir=runs/hdlm
 """

@@ -12,9 +12,20 @@ mask and a random token follow from (alpha, noise) of the schedule and the optio
   gamma      the mask absorbs, and what survives is scrambled: the generator is
              (1 - p) · absorbing + p · uniform among clean tokens, so mask = 1 - alpha^(1-p),
              clean = alpha; p = 1 is uniform diffusion (γ-hybrid of hyperschedules)
-  epsilon    the mask absorbs, and of what survives a share p · noise is scrambled (ε-hybrid of
-             hyperschedules, published with a share p that does not vanish at t = 0, where our
-             contract wants clean text)
+  epsilon    the mask absorbs, and of what survives a share p · (1 - alpha^(1/onset)) is scrambled:
+             p · noise for onset = 1, and about p wherever noise is some times onset. The ε-hybrid
+             of hyperschedules has the share p at all times, as if onset were 0, which no text has
+             at t = 0
+
+A small onset costs this. At noise well above onset nothing new is scrambled: a visible token costs
+the bound nothing there, and no posterior step changes it, so that all wrong tokens are mended at
+noise about onset, in the last step of a sampler (`sampler.name="adaptive_correction"` mends them
+before). What the bound pays for them, it pays in that stretch of time, at a rate that grows as
+1 / onset: of times that are drawn evenly a share of about onset pays for all, and the variance of a
+draw grows as 1 / onset too. At onset = 0 it would be a jump, -log p(x | z_0+) of the visible tokens
+by the network, which our bound, whose ends ask no network, would have to leave out: what is then
+reported is too low, and is no bound. Published models train on cross-entropies beside the bound,
+which do not see the jump.
 """
 
 from __future__ import annotations
@@ -32,7 +43,7 @@ from diffusion_text.schedules.discrete import SCHEDULES, Level, Linear, Schedule
 from diffusion_text.types import Params
 
 
-def mix(mixing: str, share: float, level: Level) -> Shares:
+def mix(mixing: str, share: float, level: Level, onset: float = 1.0) -> Shares:
   """The shares of a mixing (see the module), accurate in float32 at both ends."""
   alpha, noise = level
   if mixing == "constant":
@@ -41,12 +52,20 @@ def mix(mixing: str, share: float, level: Level) -> Shares:
     bump = 2 * share / (1 - share) * jnp.sqrt(alpha * noise) if share else jnp.zeros_like(alpha)
     return Shares(alpha / (1 + bump), noise / (1 + bump), bump / (1 + bump))
   if mixing == "epsilon":
-    return Shares(alpha * (1 - share * noise), noise, alpha * share * noise)
-  near_clean = jnp.log1p(-jnp.minimum(noise, 0.5))
-  log_alpha = jnp.where(noise < 0.5, near_clean, jnp.log(jnp.maximum(alpha, LEAST)))
+    scrambled = share * noise
+    if onset != 1:
+      scrambled = share * -jnp.expm1(_log_alpha(level) / onset)
+    return Shares(alpha * (1 - scrambled), noise, alpha * scrambled)
+  log_alpha = _log_alpha(level)
   lost = jnp.where(alpha > 0, -jnp.expm1((1 - share) * log_alpha), float(share < 1))
   scrambled = -jnp.exp((1 - share) * log_alpha) * jnp.expm1(share * log_alpha)
   return Shares(alpha, lost, jnp.where(alpha > 0, scrambled, 1 - lost))
+
+
+def _log_alpha(level: Level) -> Float[Array, "*n"]:
+  """log alpha, accurate at both ends; that of LEAST where alpha is 0."""
+  near_clean = jnp.log1p(-jnp.minimum(level.noise, 0.5))
+  return jnp.where(level.noise < 0.5, near_clean, jnp.log(jnp.maximum(level.alpha, LEAST)))
 
 
 @member
@@ -64,6 +83,13 @@ class Mixed(WithMask, Mixture):
     ge=0,
     le=1,
   )
+  onset: float = option(
+    1.0,
+    "of mixing 'epsilon', the noise at which the share is nearly the full one; published near 0,"
+    " at the costs that the module names",
+    ge=1e-4,
+    le=1,
+  )
   prediction: Literal["leave_one_out", "posterior"] = option(
     "leave_one_out", "what the logits are: log p(x_i | z without z_i), or log p(x_i | z)"
   )
@@ -78,6 +104,11 @@ class Mixed(WithMask, Mixture):
         f"process.share={self.share} must be below 1 for mixing={self.mixing!r}; 0.1 and 0.2 are"
         " usual, and process.name='uniform' has no mask at all"
       )
+    if self.onset != 1 and self.mixing != "epsilon":
+      raise ValueError(
+        f"process.onset={self.onset} is read by mixing='epsilon' alone, not by"
+        f" mixing={self.mixing!r}; leave it unset"
+      )
 
   @property
   def mask_is_final(self) -> bool:
@@ -86,7 +117,7 @@ class Mixed(WithMask, Mixture):
 
   def shares(self, t: Float[Array, "*n"]) -> Shares:
     """The law of a token at time t."""
-    return mix(self.mixing, self.share, self.schedule(t))
+    return mix(self.mixing, self.share, self.schedule(t), self.onset)
 
   def dynamic_weight(
     self,

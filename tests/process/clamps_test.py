@@ -29,6 +29,7 @@ MIXINGS = [
   Mixed(vocab_size=V, mixing="peaked", share=0.6, schedule=Cosine()),
   Mixed(vocab_size=V, mixing="gamma", share=0.4, schedule=Geometric()),
   Mixed(vocab_size=V, mixing="epsilon", share=0.5, schedule=Polynomial()),
+  Mixed(vocab_size=V, mixing="epsilon", share=0.5, onset=0.1),
   Uniform(vocab_size=V, schedule=Geometric(sigma_min=1e-4, sigma_max=20.0)),
 ]
 

@@ -108,6 +108,37 @@ def test_limits(limit, process):
   assert want > TOY_B.entropy + 0.05
 
 
+def test_a_share_that_does_not_vanish():
+  """The ε-hybrid as published, alpha ((1 - ε) x + ε uniform) + (1 - alpha) mask, but at t = 0; at
+  t = 0.1 the share was a tenth of it.
+  """
+  t = jnp.array([0.0, 0.05, 0.1, 0.9, 1.0])
+  shares = Mixed(V, mixing="epsilon", share=0.01, onset=1e-3).shares(t)
+  want = np.array([0, 0.0095, 0.009, 0.001, 0])
+  np.testing.assert_allclose(shares.uniform, want, atol=1e-7)
+  np.testing.assert_allclose(shares.clean, 1 - t - want, atol=1e-7)
+  np.testing.assert_array_equal(shares.mask, t)
+  before = Mixed(V, mixing="epsilon", share=0.01).shares(t)
+  np.testing.assert_allclose(before.uniform, np.asarray(0.01 * t * (1 - t)), atol=1e-7)
+
+
+def test_what_a_share_that_does_not_vanish_costs():
+  """It is paid for at noise of a few times onset, or else not at all: then there is no bound. Above
+  that no step mends a visible token.
+  """
+  process, gentle = (Mixed(V, mixing="epsilon", share=0.2, onset=onset) for onset in (1e-3, 1.0))
+  early, late = smooth_nodes(0, 0.02), smooth_nodes(0.02, 1)
+  paid = [bound(process, nodes=nodes) for nodes in (early, late)]
+  assert sum(paid) == pytest.approx(TOY_B.entropy, abs=1e-4)
+  assert paid[0] > 0.2 * TOY_B.entropy > 3 * bound(gentle, nodes=early)
+  keys, state = jax.random.split(jax.random.key(0), 2000), jnp.zeros(2000, jnp.int32)
+  moves = [
+    np.asarray(each.may_change({}, keys, state, jnp.full(2000, 0.5), jnp.full(2000, s))).mean()
+    for each, s in ((process, 0.1), (process, 0.0), (gentle, 0.1))
+  ]
+  assert moves[0] == 0 and moves[1] == 1 and 0.2 < moves[2] < 1
+
+
 def test_a_free_normaliser_costs():
   """SEDD-absorb: a score off by a factor e^c costs e^c - 1 - c more per mask and hazard."""
   process = Masked(V, prediction="score")
