@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_text import types
+from diffusion_text.core.options import LARGEST
 from diffusion_text.data.packing import PADDING_SEGMENT
 
 _MARK = re.compile(r"\[\[|\[(\d+)\]")
@@ -75,6 +76,8 @@ def _parse(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
         f"text {text!r} has a hole of 0 tokens, {mark.group()!r} at {mark.start()}; "
         "use [1] or more, or [[0] for a literal [0]"
       )
+    elif int(mark.group(1)) > LARGEST:
+      raise ValueError(f"text {text!r} has a hole of more than {LARGEST} tokens, {mark.group()!r}")
     else:
       parts += [int(mark.group(1)), ""]
   parts[-1] += text[end:]

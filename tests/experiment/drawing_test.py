@@ -141,3 +141,11 @@ def test_text_behind_a_hole_is_refused_before_anything_is_computed(trained):
       blocks, open_rows(tokenizer, 1, None, infills=texts), **how
     )
   assert "would draw" in drawing.check(experiment, behind, **how)
+
+
+def test_rows_that_no_memory_holds_are_refused_before_they_are_made(trained):
+  tokenizer = trained.experiment.tokenizer
+  with pytest.raises(ValueError, match="length=1000000000 is more than 16777216 tokens"):
+    open_rows(tokenizer, 1, 10**9, ["a"])
+  with pytest.raises(ValueError, match=r"a hole of more than 16777216 tokens, '\[1000000000\]'"):
+    open_rows(tokenizer, 1, None, infills=["a[1000000000]"])
