@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -321,7 +320,7 @@ def loop_settings(
     save_every=settings.save_every,
     max_seconds=settings.max_seconds,
     profile_steps=(first, last) if last > first else None,
-    profile_dir=os.path.join(workdir, "profile") if last > first else None,
+    profile_dir=str(as_path(workdir) / "profile") if last > first else None,
     flops_per_token=experiment.flops_per_token,
     peak_flops=None if peak is None else peak * jax.device_count(),
     stall_seconds=stall_seconds,
