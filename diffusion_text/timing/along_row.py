@@ -74,7 +74,20 @@ class Independent(Even):
   schedule, where the bound has it uniform on 0 … L - 1. The two agree if L <= 2 (linear schedule)
   or if the tokens are independent. Else they may differ either way: four copies of a fair bit cost
   log 2 / 2 where the entropy is log 2, four bits of even parity 3.5 log 2 where it is 3 log 2.
+
+  A network that has seen all combinations of times may be sampled along any. `width` is the grid of
+  samplers: with it, tokens fall one after the other along a slope of that many tokens, the pyramid
+  of Diffusion Forcing, whose level of position i at call m is clip(K - m + s · i, 0, K): K levels
+  and s levels per position are a width of K / s in K + s (L - 1) steps. What a token goes through
+  does not depend on the length of the row, so that in a causal context a row may be longer than
+  those of training, and its first tokens are those of a shorter row.
   """
+
+  width: int | None = option(
+    None,
+    "of the grid, the tokens of a slope that moves from left to right; None: all fall together",
+    ge=1,
+  )
 
   path: ClassVar[Literal["none"]] = "none"
 
@@ -90,6 +103,18 @@ class Independent(Even):
 
     t = jax.vmap(column, out_axes=1)(jax.random.split(key, length))
     return Times(t, jnp.ones_like(t), jnp.mean(t, axis=1, keepdims=True), t)
+
+  def grid(
+    self,
+    params: Params,
+    clock: Float[np.ndarray, " S1"],
+    lengths: Int[Array, " B"],
+    length: int,
+  ) -> Float[Array, "B S1 {length}"]:
+    """The clock, or a slope of `width` tokens, [B, steps + 1, length]."""
+    if self.width is None:
+      return super().grid(params, clock, lengths, length)
+    return Hyperschedule(kind="wave", width=self.width).grid(params, clock, lengths, length)
 
 
 class Paths(Even):

@@ -22,6 +22,8 @@ CHOICES = [  # config, key, value
   ("add", "objective.weighting", "signal"),
   ("frequency_masked", "timing.name", "by_frequency"),
   ("frequency_masked", "timing.power", 0.02),
+  ("diffusion_forcing", "context.name", "causal"),
+  ("diffusion_forcing", "timing.width", 64),
   ("mask_agnostic", "objective.weighting", "inverse_time"),
   ("mask_agnostic", "objective.form", None),  # published
   ("ar_diffusion", "timing.name", "converging"),

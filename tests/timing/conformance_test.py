@@ -49,6 +49,7 @@ ROWS = {
   "shared, power 1/2": (fresh(Shared(power=0.5)), 1),
   "shared, a part": (fresh(Shared(low=0.3, high=0.8)), 1),
   "independent": (fresh(Independent()), 1),
+  "independent, a slope": (fresh(Independent(width=4)), 1),
   "exact_count": (fresh(ExactCount()), 1),
   "slanted 0": (fresh(Slanted(spread=0.0)), 1),
   "slanted 1": (fresh(Slanted(spread=1.0)), 1),

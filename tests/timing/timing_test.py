@@ -122,6 +122,17 @@ def test_matrix_of_times(timing, want):
   np.testing.assert_array_equal(4 * padded[1, :, :4], want)
 
 
+@pytest.mark.parametrize("levels, slope, length", [(4, 1, 4), (6, 2, 5), (5, 5, 7), (8, 1, 3)])
+def test_the_pyramid(levels, slope, length):
+  """The published matrix: level clip(K - m + s · i, 0, K) of position i at call m."""
+  steps = levels + slope * (length - 1)
+  call, place = np.arange(steps + 1)[:, None], np.arange(length)
+  want = np.clip(levels - call + slope * place, 0, levels)
+  timing = Independent(width=levels // slope)
+  np.testing.assert_allclose(levels * grid(timing, steps, length)[0], want, atol=1e-5)
+  assert np.abs(levels * grid(Independent(), steps, length)[0] - want).max() >= slope / 2
+
+
 def test_a_row_is_trained_as_it_is_sampled():
   """Times of 3 tokens before padding are those of a row of 3 tokens, at the same clock."""
   weights = np.ones((64, 6), np.float32)
@@ -220,6 +231,7 @@ BAD = [
   (lambda: Shared(low=0.9, high=0.8), "low=0.9 must not exceed high=0.8"),
   (lambda: Shared(high=0.0), "high"),
   (lambda: Slanted(spread=-1.0), "spread"),
+  (lambda: Independent(width=0), "width"),
   (lambda: Hyperschedule(kind="waves", width=2), "kind"),
   (lambda: Hyperschedule(kind="wave", width=0), "width"),
   (lambda: Tilted(ratio=0.001), "ratio"),
