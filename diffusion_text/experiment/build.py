@@ -368,7 +368,8 @@ def _model(
 def _chunk(chunk: Any) -> int:
   """`config.model.chunk`, or 256 if it is not set."""
   chunk = 256 if chunk is None else chunk
-  if type(chunk) is not int or not 1 <= chunk <= LARGEST:
+  whole = isinstance(chunk, int) and not isinstance(chunk, bool)
+  if not whole or not 1 <= chunk <= LARGEST:
     raise ValueError(
       f"config.model.chunk={chunk!r} must be an integer in 1 … {LARGEST}: positions whose logits"
       " exist at a time; 256 is usual on a CPU, 2048 on accelerators"

@@ -235,7 +235,7 @@ def _value(info: Any, value: Any, where: str) -> Any:
   table = (info.json_schema_extra or {}).get("table")
   if table is None:
     choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-    alike = [choice for choice in choices if choice == value and type(choice) is not type(value)]
+    alike = [choice for choice in choices if choice == value and repr(choice) != repr(value)]
     if alike:  # Python counts True and 1.0 among the choices 0 and 1
       raise ValueError(f"{where}={value!r} is not valid: write {alike[0]!r}")
     return _tuples(value)

@@ -246,7 +246,7 @@ def load(
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def placed(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here)
 
   args = {
     name: ocp.args.StandardRestore(jax.tree.map(placed, tree))
@@ -443,7 +443,7 @@ def restore_params(
 
   def saved(x):
     dtype = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
-    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=getattr(x, "sharding", None))
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
   wanted = {item: abstract_params} | ({"frozen": abstract_frozen} if abstract_frozen else {})
   items = jax.tree.map(saved, wanted)
