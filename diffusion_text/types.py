@@ -814,6 +814,7 @@ class Query(NamedTuple):
     noise: [B, N, …], a draw of the prior for each row.
     hidden: bool [B, N], observed positions that this pass must not see. None: no position.
     memory: [B, u, D], the self-conditioning memory of the window, or None.
+    told: float32 [B, N], the times that the network reads in place of t. None: t.
   """
 
   state: State
@@ -824,6 +825,7 @@ class Query(NamedTuple):
   noise: State
   hidden: Array | None = None
   memory: Array | None = None
+  told: Array | None = None
 
 
 @runtime_checkable
@@ -903,7 +905,12 @@ class Sampler(Protocol):
   def times(
     self, model: Model, params: Params, canvas: Canvas, state: SamplerState
   ) -> Float[Array, "B u"]:
-    """The time of each active token at this call. All other tokens have time 0."""
+    """The time at which each active token stands. All other tokens have time 0."""
+
+  def network_times(
+    self, model: Model, params: Params, canvas: Canvas, state: SamplerState
+  ) -> Float[Array, "B u"]:
+    """What the network reads as the time of each active token: mostly those of `times`."""
 
   def step(
     self,

@@ -33,7 +33,8 @@ from diffusion_text.core.prng import draw_categorical, fold, stream
 from diffusion_text.objective import engine
 from diffusion_text.objective.embedding_losses import EmbeddingLosses
 from diffusion_text.sampler.answers import on_tokens
-from diffusion_text.sampler.grid import Turn, Walk, Walked
+from diffusion_text.sampler.grid import Turn, Walked
+from diffusion_text.sampler.guessed_times import OwnTimes
 from diffusion_text.types import (
   Batch,
   Canvas,
@@ -213,7 +214,7 @@ class PredictedTimesLosses(EmbeddingLosses):
 
 
 @member
-class PredictedTimes(Walk):
+class PredictedTimes(OwnTimes):
   """While the clock falls, z = alpha_t P + k sigma_t ε with a t per token, predicted
   from x̂ at the clock that comes next.
 
@@ -235,22 +236,6 @@ class PredictedTimes(Walk):
     who = "sampler.name='predicted_times'"
     check_predictor(model, who)
     require(model.process, NoisesAnew, who, "use process.name='embedding'")
-
-  def remembers(self, model: Model, params: Params, canvas: Canvas) -> Float[Array, "B u"]:
-    """The time of every token: noise."""
-    return jnp.ones(canvas.active.shape)
-
-  def times(
-    self, model: Model, params: Params, canvas: Canvas, state: Walked
-  ) -> Float[Array, "B u"]:
-    """The predicted ones."""
-    return state.extra
-
-  def may_change(
-    self, model: Model, params: Params, canvas: Canvas, turn: Turn
-  ) -> Bool[Array, "B u"]:
-    """Every token may change: it gets fresh noise."""
-    return jnp.ones(turn.t.shape, bool)
 
   def next_times(
     self,

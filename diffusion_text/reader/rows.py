@@ -44,7 +44,8 @@ def rows_of(model: Model, params: Params, query: Query) -> Rows:
   state, t = visible_state(query)
   noisy = process.inputs(of_process, state, t)
   noise = process.inputs(of_process, query.noise, jnp.ones_like(t))
-  return model.context.sampling_rows(noisy, noise, t, query.batch)
+  told = t if query.told is None else visible_state(query._replace(t=query.told))[1]
+  return model.context.sampling_rows(noisy, noise, told, query.batch)
 
 
 def whole_memory(model: Model, params: Params, query: Query) -> Float[Array, "B N D"] | None:

@@ -12,5 +12,6 @@ SAMPLERS = {
   "remasking": "diffusion_text.sampler.remasking:Remasking",
   "routed": "diffusion_text.sampler.routed:Routed",
   "self_correcting": "diffusion_text.sampler.self_correcting:SelfCorrecting",
+  "guessed_times": "diffusion_text.sampler.guessed_times:GuessedTimes",
   "adaptive_correction": "diffusion_text.sampler.adaptive_correction:AdaptiveCorrection",
 }

@@ -95,6 +95,12 @@ class Controlled:
     """The sampler's times."""
     return self.sampler.times(model, params, canvas, state)
 
+  def network_times(
+    self, model: Model, params: Params, canvas: Canvas, state: SamplerState
+  ) -> Float[Array, "B u"]:
+    """What the sampler says."""
+    return self.sampler.network_times(model, params, canvas, state)
+
 
 @member
 class LogitControl(Controlled):
@@ -200,7 +206,13 @@ class NoisesVectors(Protocol):
 
 @runtime_checkable
 class WalksTimes(Protocol):
-  """A sampler that leaves the state at the times of its steps."""
+  """A sampler that leaves the state at the times of its steps.
+
+  Attributes:
+    on_grid: True if these are the times at which tokens stand.
+  """
+
+  on_grid: bool
 
   def turn(self, canvas: Canvas, state: SamplerState) -> Turn:
     """The times t -> s of the step that each row is at."""
@@ -232,6 +244,11 @@ class LatentControl(Controlled):
     require(model.process, NoisesVectors, "control of latents", fix)
     fix = "control sampler.name='grid' or 'gaussian'"
     require(self.sampler, WalksTimes, "control of latents", fix)
+    if not self.sampler.on_grid:
+      raise ValueError(
+        f"control of latents moves them by the noise of a step, and those of {self.sampler} go"
+        f" between times that follow from what it predicts; {fix}"
+      )
 
   def step(
     self,

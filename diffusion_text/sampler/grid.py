@@ -90,6 +90,7 @@ class Walk:
 
   extra_calls: ClassVar[int] = 0
   skips: ClassVar[bool] = False
+  on_grid: ClassVar[bool] = True  # whether tokens stand at the times of the grid
 
   def check(self, model: Model) -> None:
     """Refuses transforms of logits that are no law over tokens."""
@@ -127,6 +128,12 @@ class Walk:
   ) -> Float[Array, "B u"]:
     """The grid's."""
     return state.t
+
+  def network_times(
+    self, model: Model, params: Params, canvas: Canvas, state: Walked
+  ) -> Float[Array, "B u"]:
+    """Those at which tokens stand."""
+    return self.times(model, params, canvas, state)
 
   def turn(self, canvas: Canvas, state: Walked) -> Turn:
     """The step that each row is at."""

@@ -214,7 +214,9 @@ class Loop:
     goes_on = jnp.any(needs, axis=1)
     t = self.sampler.times(self.model, params, canvas, carry.sampler)
     t = jnp.where(canvas.active, t, 0.0)
-    query = self._query(fixed, carry, t, needs)
+    told = self.sampler.network_times(self.model, params, canvas, carry.sampler)
+    told = self._everywhere(fixed, carry, jnp.where(canvas.active, told, 0.0))
+    query = self._query(fixed, carry, t, needs)._replace(told=told)
     prediction, memory = self._read(params, carry, query, refresh)
     answered = needs if prediction.fresh is None else needs & prediction.fresh
     state, sampler = self.sampler.step(
@@ -270,11 +272,14 @@ class Loop:
 
   def _query(self, fixed: Fixed, carry: Carry, t, needs) -> Query:
     """The question about the window, whose times are `t` [B, u]."""
+    t, hidden = self._everywhere(fixed, carry, t), fixed.batch.dropped
+    return Query(carry.state, t, carry.start, needs, fixed.batch, fixed.noise, hidden)
+
+  def _everywhere(self, fixed: Fixed, carry: Carry, t) -> Float[Array, "B N"]:
+    """The times [B, u] of the window, 0 before it and 1 behind it."""
     place = jnp.arange(fixed.active.shape[1])
     later = jnp.where((place >= carry.start) & fixed.active, 1.0, 0.0)
-    t = put_window(later, t, carry.start)
-    hidden = fixed.batch.dropped
-    return Query(carry.state, t, carry.start, needs, fixed.batch, fixed.noise, hidden)
+    return put_window(later, t, carry.start)
 
   def _read(self, params, carry: Carry, query: Query, refresh: bool) -> tuple[Prediction, Memory]:
     return self.reader.read(self.model, params, carry.memory, query, refresh=refresh)

@@ -154,6 +154,12 @@ class Reveal:
     t = time_of(model.process.schedule, 1 - share)
     return jnp.broadcast_to(t[:, None], state.level.shape)
 
+  def network_times(
+    self, model: Model, params: Params, canvas: Canvas, state: Waiting
+  ) -> Float[Array, "B u"]:
+    """Those of `times`."""
+    return self.times(model, params, canvas, state)
+
   def step(
     self,
     model: Model,

@@ -165,9 +165,15 @@ class ByInformation(Even):
     t, speed = self.times(tau, rare)
     return Times(t, speed, tau, network_time=tau)
 
+  def token_times(
+    self, params: Params, ids: Int[Array, "*n"], tau: Float[Array, "*n"]
+  ) -> Float[Array, "*n"]:
+    """The times of tokens `ids` at clock τ: for samplers that guess which tokens they write."""
+    return self.times(tau, params["rarity"][ids])[0]
+
   def times(
-    self, tau: Float[Array, "B 1"], rare: Float[Array, "B N"]
-  ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    self, tau: Float[Array, "*#n"], rare: Float[Array, "*n"]
+  ) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """(t, dt/dτ) of tokens of this rarity at clock τ."""
     early = rare if self.informative_first else 1 - rare
     line = (1 + self.spread) * tau - self.spread * early

@@ -25,6 +25,7 @@ from diffusion_text.sampler import SAMPLERS
 from diffusion_text.sampler.adaptive_correction import AdaptiveCorrection
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.grid import Grid
+from diffusion_text.sampler.guessed_times import GuessedTimes
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.remasking import Remasking
@@ -84,6 +85,7 @@ SAMPLED = {
   "routed": (MASKED, Routed(steps=4, rate="cosine", noise_scale=0.1)),
   "self_correcting": (UNIFORM, SelfCorrecting(steps=3, corrections=6, patience=3)),
   "adaptive_correction": (MIXED, AdaptiveCorrection(steps=4, eta=0.5)),
+  "guessed_times": (VECTORS, GuessedTimes(steps=4)),
   "predicted_times": (VECTORS, PredictedTimes(steps=4)),
 }
 
@@ -119,6 +121,10 @@ class AnyOf(Poisson):
       timing.grid(params["each"][name], clock, lengths, length) for name, timing in EACH.items()
     ]
     return jnp.stack(grids)[params["choice"]]
+
+  def token_times(self, params, ids, tau):
+    """Of the one timing that knows them."""
+    return EACH["by_information"].token_times(params["each"]["by_information"], ids, tau)
 
 
 @member

@@ -32,6 +32,9 @@ class Backwards:
   def times(self, model, params, canvas, state):
     return state.astype(jnp.float32)
 
+  def network_times(self, model, params, canvas, state):
+    return self.times(model, params, canvas, state)
+
   def step(self, model, params, canvas, state, prediction, query, needs):
     process = model.process
 
