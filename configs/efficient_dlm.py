@@ -2,11 +2,12 @@
 (Fu et al. 2025, arXiv 2512.14067).
 
 The odds of a mask grow within a block of L' tokens by exp(beta (1 - t)) per position, with
-exp(-beta L') = 0.1. Published, an exact number of tokens of a block is masked, drawn without
-replacement with weights exp(beta (1 - t) i), at the weight 1/t, which is no bound; here each token
-is masked with these odds for itself, at a weight that keeps the bound. Published: 1.5B to 8B models
-adapted from autoregressive ones, by accuracy, with blocks of 16 to 64 tokens; ours begin from
-scratch unless train.initialize_from names weights. They sample by confidence, here by the grid.
+exp(-beta L') = 0.1 (NVIDIA's NeMo has 1/16 by default). Published, an exact number of tokens of a
+block is masked, drawn without replacement with weights exp(beta (1 - t) i), at the weight 1/t,
+which is no bound; here each token is masked with these odds for itself, at a weight that keeps the
+bound. Published: 1.5B to 8B models adapted from autoregressive ones, by accuracy, with blocks of 16
+to 64 tokens; ours begin from scratch unless train.initialize_from names weights. They sample by
+confidence, here by the grid.
 Ours: not yet run.
   python -m experiments.train --config=configs/efficient_dlm.py:tiny --workdir=runs/efficient_dlm
 """

@@ -3,8 +3,8 @@
 
 The loss is the published one: cross-entropy of both readings over the share of masks, agreement
 times that share, both per masked token. objective.form='one_reading' with weighting='uniform' is
-what this config had before. Published: about 1,200 steps of low-rank updates of LLaDA, which these
-configs do not begin from; retrieval accuracies only.
+what this config had before. Published: about 1,200 steps of low-rank updates of pretrained weights,
+where ours begin from scratch; retrieval accuracies only.
 Ours: not yet run.
   python -m experiments.train --config=configs/mask_agnostic.py:tiny --workdir=runs/mask_agnostic
 """

@@ -170,17 +170,32 @@ def test_grids_end_in_0_exactly_under_jit(steps):
     np.testing.assert_array_equal(grid(timing, steps, 2)[0, -1], [0.0, 0.0])
 
 
-def test_later_tokens_of_a_block_are_masked_by_the_published_odds():
+def check_odds(cls):
   """exp(-β L) = 0.1: the odds of neighbours differ by 10^((1 - τ) / L), those of both ends of 16
   tokens by 8.66 as τ goes to 0, and their geometric mean is that of the clock.
   """
-  t = grid(Tilted(), 64, 16)[0, 1:-1].astype(np.float64)
+  t = grid(cls(), 64, 16)[0, 1:-1].astype(np.float64)
   odds, clock = np.log(t / (1 - t)), 1 - np.arange(1, 64) / 64
   want = np.log(10) / 16 * (1 - clock)
   np.testing.assert_allclose(np.diff(odds, axis=1), np.tile(want[:, None], 15), atol=2e-5)
   np.testing.assert_allclose(odds.mean(1), np.log(clock / (1 - clock)), atol=1e-5)
-  least = grid(Tilted(), 10**4, 16)[0, -2].astype(np.float64)
+  least = grid(cls(), 10**4, 16)[0, -2].astype(np.float64)
   assert least[-1] / least[0] == pytest.approx(10 ** (15 / 16), rel=1e-3)
+
+
+class NeverFades(Tilted):
+  """Tilts as much at all times."""
+
+  def curve(self, tau, lengths, length):
+    place = np.arange(length) - (length - 1) / 2
+    odds = tau * self.ratio ** (-place / length)
+    return odds / (1 - tau + odds), np.ones(length)
+
+
+def test_later_tokens_of_a_block_are_masked_by_the_published_odds():
+  check_odds(Tilted)
+  with pytest.raises(AssertionError):
+    check_odds(NeverFades)
   np.testing.assert_allclose(grid(Tilted(ratio=1.0), 8, 5), grid(Shared(), 8, 5), atol=1e-7)
 
 
