@@ -104,23 +104,51 @@ def poisson_quantile(
   return jax.vmap(jnp.searchsorted)(below, share).astype(jnp.float32)
 
 
+def place(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """float32 [V] in [0, 1]: the share of a corpus whose tokens have a lower value, equal ones
+  counting half.
+
+  Spread evenly over the corpus, whatever the values are: the mean there is 1/2.
+
+  Args:
+    values: of each token, [V].
+    counts: how often each token occurs, [V].
+  """
+  counts = np.asarray(counts, np.float64)
+  _, order = np.unique(np.asarray(values, np.float64), return_inverse=True)
+  mass = np.bincount(order, weights=counts) / max(counts.sum(), 1.0)  # of tokens of one value
+  return (np.cumsum(mass) - mass / 2)[order].astype(np.float32)
+
+
 def rarity(counts: np.ndarray) -> np.ndarray:
   """float32 [V] in [0, 1]: the share of a corpus that is commoner than each token, equally common
   ones counting half.
 
-  A token's place in the order of -log frequency, which is its information. Tokens of one frequency
-  have one rarity. Spread evenly over a corpus: the mean there is 1/2.
+  A token's place in the order of -log frequency, which is its information.
 
   Args:
     counts: how often each token occurs, [V].
   """
-  counts = np.asarray(counts, np.float64)
-  total = max(counts.sum(), 1.0)
-  _, place = np.unique(counts, return_inverse=True)
-  mass = (
-    np.bincount(place, weights=counts) / total
-  )  # of all tokens of one frequency, the rarest first
-  return (1 - np.cumsum(mass) + mass / 2)[place].astype(np.float32)
+  return place(-np.asarray(counts, np.float64), counts)
+
+
+def tf_idf_entropy(counts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+  """float64 [V]: tf-idf n/d · log((1 + D)/(1 + d)) and entropy -p log p, each over its mean in the
+  corpus, added.
+
+  Of tokens that occur n times, a share p of the corpus, in d documents; D is the largest d. So tf
+  is the mean over the documents that have the token.
+
+  Args:
+    counts: how often each token occurs, [V].
+    documents: in how many documents each token occurs, [V].
+  """
+  counts, documents = np.asarray(counts, np.float64), np.asarray(documents, np.float64)
+  share = counts / max(counts.sum(), 1.0)
+  special = np.log((1 + documents.max()) / (1 + documents))
+  tf_idf = counts / np.maximum(documents, 1) * special
+  entropy = -share * np.log(np.where(share > 0, share, 1.0))
+  return sum(value / max(share @ value, 1e-30) for value in (tf_idf, entropy))
 
 
 @member
@@ -128,35 +156,51 @@ class ByInformation(Even):
   """Tokens that tell more fall first, or last: InfoDiffusion (arXiv 2310.11976), Masked-Diffuse LM
   (arXiv 2304.04746).
 
-  As `Slanted`, along rarity instead of place: while the clock falls, a token falls from 1 to 0 on a
-  stretch 1 / (1 + spread) long, which is the earlier the rarer the token is among the training
-  tokens (`rarity`). Published information is of words, with tf-idf in the latter; here it is of
-  tokens.
+  As `Slanted`, along information instead of place: while the clock falls, a token falls from 1 to 0
+  on a stretch 1 / (1 + spread) long, which is the earlier the more of the training tokens tell less
+  (`place`). Published information is of words, and tf-idf that of a word in its sentence; here both
+  are of tokens, and of a token wherever it stands, so that a token that is guessed has a time.
 
   A surrogate: each token does sweep [0, 1] once, but its times depend on what the token is. A
   network that reads its own times can infer the token from them, and the cost of the token then
   bounds nothing. So the network reads the clock, as the published networks do, which also makes
-  training and sampling alike. A bound would have to pay for the order. Neither published sampler
-  knows the tokens that it is about to write: both walk steps that all tokens share, and so does
-  this grid.
+  training and sampling alike. A bound would have to pay for the order. The grid is one that all
+  tokens share, as nobody knows the tokens that are about to be written; the sampler "guessed_times"
+  asks for the times of those that it guesses.
   """
 
   spread: float = option(1.0, "how much earlier tokens lead; 0 is one time for all", ge=0)
   informative_first: bool = option(
-    True, "True: generation writes rare tokens first (key information first); False: common ones"
+    True, "True: generation writes telling tokens first (key information first); False: last"
+  )
+  information: Literal["rarity", "tf_idf_entropy"] = option(
+    "rarity",
+    "how much a token tells: -log frequency, or tf-idf and entropy, which needs a corpus of"
+    " several documents",
   )
 
   path: ClassVar[Literal["none"]] = "none"
 
   def init(self, key: Key, facts: DataFacts) -> Params:
-    """{"rarity": float32 [V]}, fixed. Raises ValueError for data without token counts."""
+    """{"rarity": float32 [V]}, fixed: the place of each token by information. Raises ValueError for
+    data without the counts that are needed.
+    """
     del key
     if facts.token_counts is None:
       raise ValueError(
         "timing 'by_information' needs the token counts of the training split; pass"
         " DataFacts.token_counts"
       )
-    return {"rarity": jnp.asarray(rarity(facts.token_counts()))}
+    counts = facts.token_counts()
+    if self.information == "rarity":
+      return {"rarity": jnp.asarray(rarity(counts))}
+    if facts.document_counts is None:
+      raise ValueError(
+        "timing.information='tf_idf_entropy' needs the document counts of the training split; pass"
+        " DataFacts.document_counts, or use information='rarity'"
+      )
+    told = tf_idf_entropy(counts, facts.document_counts())
+    return {"rarity": jnp.asarray(place(told, counts))}
 
   def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
     """Times by rarity about the row's clock, and the clock for the network."""

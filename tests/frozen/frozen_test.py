@@ -73,7 +73,8 @@ ATTACHED = {"objective": {"detach_self_conditioned": False}}
 WEIGHTS = {"objective": {"linear_steps": None, "weigh_smoothing": True}}
 THEN: dict[str, dict[str, dict[str, Any]]] = {
   **dict.fromkeys(("diffusion_lm", "diffuseq", "seqdiffuseq", "infodiffusion"), READS_POSTERIOR),
-  **dict.fromkeys(("masked_diffuse_lm", "ar_diffusion"), READS_POSTERIOR),
+  "ar_diffusion": READS_POSTERIOR,
+  "masked_diffuse_lm": {**READS_POSTERIOR, "timing": {"information": "rarity"}},
   **dict.fromkeys(("difformer", "trec"), ANCHOR),
   **dict.fromkeys(("rdm", "mdm"), WEIGHTS),
   **dict.fromkeys(("tess", "ssd_lm"), TESS_PATH),

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from diffusion_text.timing import ByInformation, Poisson
-from diffusion_text.timing.by_token import poisson_quantile, rarity
+from diffusion_text.timing.by_token import poisson_quantile, rarity, tf_idf_entropy
 from diffusion_text.types import Batch, DataFacts, Progress
 
 COUNTS = np.array([6, 2, 2, 0])
@@ -117,6 +117,26 @@ def test_rarity_is_the_share_of_the_corpus_that_is_commoner():
   np.testing.assert_allclose(rarity(np.array([5, 5])), [0.5, 0.5])
   counts = np.random.default_rng(0).zipf(1.5, 100)
   assert np.average(rarity(counts), weights=counts) == pytest.approx(0.5)
+
+
+def test_tf_idf_and_entropy_are_highest_for_words_of_few_documents():
+  """Of 100 tokens in 8 documents: one of every document, one that fills one document, a rare one,
+  and one that never occurs.
+  """
+  counts, documents = np.array([80, 16, 4, 0]), np.array([8, 1, 2, 0])
+  p = np.array([0.8, 0.16, 0.04])
+  tf_idf = np.array([10 * np.log(9 / 9), 16 * np.log(9 / 2), 2 * np.log(9 / 3)])
+  entropy = -p * np.log(p)
+  want = tf_idf / (p @ tf_idf) + entropy / (p @ entropy)
+  np.testing.assert_allclose(tf_idf_entropy(counts, documents), [*want, 0], rtol=1e-6)
+  facts = DataFacts(3, 4, lambda: counts, lambda: documents)
+  timing = ByInformation(information="tf_idf_entropy")
+  found = timing.init(jax.random.key(0), facts)["rarity"]
+  np.testing.assert_allclose(found, [0.4, 0.92, 0.82, 0.0], rtol=1e-6)
+  rare = ByInformation().init(jax.random.key(0), facts)["rarity"]
+  np.testing.assert_allclose(rare, [0.4, 0.88, 0.98, 1.0], rtol=1e-6)
+  with pytest.raises(ValueError, match="needs the document counts"):
+    timing.init(jax.random.key(0), DataFacts(3, 4, lambda: counts))
 
 
 @pytest.mark.parametrize("first", [True, False])
