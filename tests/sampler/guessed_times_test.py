@@ -14,18 +14,20 @@ from diffusion_text.core.prng import row_keys
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
+from diffusion_text.reader.rows import rows_of
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.control import LatentControl
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.grid import Grid
 from diffusion_text.sampler.guessed_times import GuessedTimes
 from diffusion_text.sampler.loop import Loop, sample
+from diffusion_text.testing.check_sampler import check_sampler
 from diffusion_text.testing.exact_model import CHUNK, facts_of
 from diffusion_text.testing.exact_network import ExactNetwork, exact_params
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.timing import ByInformation, Shared
 from diffusion_text.timing.by_token import rarity
-from diffusion_text.types import Batch, DataFacts, IdentityHead, Model, Prediction, Progress
+from diffusion_text.types import Batch, DataFacts, IdentityHead, Model, Prediction, Progress, Query
 
 V, L, E = 3, 4, 3
 LANGUAGE = Enumerable.dirichlet(0, 0.5, V, L)
@@ -119,6 +121,27 @@ def test_the_law_is_reached_in_blocks_and_from_an_observed_token():
   np.testing.assert_array_equal(made[:, 0], ids[:, 0])
   found = LANGUAGE.total_variation(LANGUAGE.histogram(np.asarray(made)))
   assert found < 1.5 * LANGUAGE.chance_distance(3000) + 0.02
+
+
+@pytest.mark.parametrize("context", [Full(), Blocks(size=2)])
+def test_it_obeys_the_laws_of_all_samplers(context):
+  model, params = model_of(MASKED, ByInformation(), context)
+  laws = ("options", "fits", "tokens", "calls", "alone", "host")
+  calls = 6 * (1 if context == Full() else 2)
+  check_sampler(GuessedTimes(steps=6), model, params, LANGUAGE, calls=calls, rows=32, only=laws)
+
+
+def test_hidden_tokens_are_noise_whatever_the_network_is_told():
+  """What a reading hides is told 1, and all else what the sampler says."""
+  model, params = model_of(MASKED, ByInformation())
+  ids = jnp.zeros((1, L), jnp.int32)
+  hidden = jnp.array([[True, False, False, False]])
+  told = jnp.array([[0.0, 0.7, 0.7, 0.7]])
+  query = Query(ids, 0 * told, jnp.int32(0), ~hidden, Batch(ids), ids + V, hidden, told=told)
+  rows = rows_of(model, params, query)
+  np.testing.assert_array_equal(rows.t, jnp.where(hidden, 1.0, told))
+  np.testing.assert_array_equal(rows.inputs.ids, jnp.where(hidden, V, 0))
+  np.testing.assert_array_equal(rows_of(model, params, query._replace(told=None)).t, hidden)
 
 
 @member
