@@ -91,6 +91,12 @@ class Routed:
     t = jnp.where(state.step == 0, 1.0, t)
     return jnp.broadcast_to(t[:, None], canvas.active.shape)
 
+  def network_times(
+    self, model: Model, params: Params, canvas: Canvas, state: Routing
+  ) -> Float[Array, "B u"]:
+    """Those of `times`."""
+    return self.times(model, params, canvas, state)
+
   def share(self, done: Int[Array, "*n"]) -> Float[Array, "*n"]:
     """The share of the tokens that are kept after `done` calls; exactly 1 after the last."""
     return 1 - self._noisy_share(done)
