@@ -25,6 +25,7 @@ from diffusion_text.types import (
   Prediction,
   Process,
   Query,
+  SamplerState,
   State,
 )
 
@@ -130,7 +131,7 @@ class Walk:
     return state.t
 
   def network_times(
-    self, model: Model, params: Params, canvas: Canvas, state: Walked
+    self, model: Model, params: Params, canvas: Canvas, state: SamplerState
   ) -> Float[Array, "B u"]:
     """Those at which tokens stand."""
     return self.times(model, params, canvas, state)
