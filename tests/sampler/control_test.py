@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_refused():
   LatentControl(sampler=inner, classifier=told).check(vectors)
   with pytest.raises(ValueError, match=r"control of latents needs.*Masked"):
     LatentControl(sampler=inner, classifier=told).check(model_of(MASKED))
-  with pytest.raises(ValueError, match=r"control of latents needs turn.*Reveal"):
+  with pytest.raises(ValueError, match=r"control of latents needs on_grid.*Reveal"):
     LatentControl(sampler=Reveal(), classifier=told).check(vectors)
 
 
