@@ -47,18 +47,17 @@ def test_a_run_that_fails_gives_the_workdir_free(tmp_path):
   WorkdirLock(str(tmp_path)).check()
 
 
-def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, caplog):
   code = (
     "import os, signal, sys; from diffusion_text.train import WorkdirLock;"
     " WorkdirLock(sys.argv[1]).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
   )
   subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
   assert (tmp_path / FILE).exists(), "nothing was left behind"
-  started = time.monotonic()
   WorkdirLock(str(tmp_path), watch=60.0).check()
   with WorkdirLock(str(tmp_path), watch=60.0):
     assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
-  assert time.monotonic() - started < 30.0, "it was watched like one of another machine"
+  assert "Watching" not in caplog.text, "it was watched like one of another machine"
 
 
 def test_a_number_of_a_process_that_is_used_again_is_no_sign_of_life(tmp_path):
@@ -87,16 +86,14 @@ def test_half_a_lock_is_watched_too(tmp_path):
     assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
 
 
-def test_a_dead_run_is_watched_once(tmp_path):
+def test_a_dead_run_is_watched_once(tmp_path, caplog):
   """By the check of a run and again when the run takes the workdir: together one watch."""
   _left_behind(tmp_path, host="elsewhere")
-  lock = WorkdirLock(str(tmp_path), watch=1.0)
-  started = time.monotonic()
+  lock = WorkdirLock(str(tmp_path), watch=0.2)
   lock.check()
-  watched = time.monotonic() - started
   with lock:
     pass
-  assert watched >= 1.0 and time.monotonic() - started < watched + 0.9
+  assert caplog.text.count("Watching") == 1
 
 
 def test_a_directory_on_a_network_is_locked_too(tmp_path):
