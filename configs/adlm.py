@@ -17,7 +17,12 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   c.objective.name = "anchored"
-  c.model.first_stage_layers = 2 * c.model.layers // 3
+  fit_to_size(c)
   c.optimizer.weight_decay = 0.0
   base.own(c, "model.first_stage_layers", "optimizer.weight_decay")
   return c
+
+
+def fit_to_size(c):
+  """Two thirds of the layers belong to the first stage, whatever their number."""
+  c.model.first_stage_layers = max(2 * c.model.layers // 3, 1)

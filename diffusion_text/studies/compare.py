@@ -177,14 +177,17 @@ class Comparison:
     )
 
   def system(self, name: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """(merged config, what of the system's file is set aside). Raises ValueError for a file that
-    gives no config.
+    """(merged config, what of the system's file is set aside). A file may have a function
+    `fit_to_size(config)`, which is called once the sizes are those of the base. Raises ValueError
+    for a file that gives no config.
     """
     path = self.files[name]
     try:
       module = runpy.run_path(str(path))
       system = module["get_config"]()
       merged = merge(self.base, system)
+      if "fit_to_size" in module:  # what a system owns may depend on the sizes of the base
+        module["fit_to_size"](merged)
     except Exception as error:
       raise ValueError(
         f"{path} gives no config ({type(error).__name__}: {error}); see configs/mdlm.py for what"

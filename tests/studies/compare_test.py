@@ -14,6 +14,7 @@ import pytest
 
 from diffusion_text import train
 from diffusion_text.experiment.build import build, config_json
+from diffusion_text.experiment.summary import AnyVocabulary
 from diffusion_text.studies import compare, jobs
 from diffusion_text.studies.comparison import QUALITY, caption, notes, quality, table
 from diffusion_text.train.workdir import flatten
@@ -96,6 +97,14 @@ def test_own_parts_are_the_systems_own_and_what_is_set_aside_is_said(tmp_path):
   )
   assert merged.model.activation == "gelu" and aside == {"model.activation": "swiglu"}
   assert comparison(tmp_path, ("mdlm",)).system("mdlm")[1] == {}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("control", "quickstart")])
+def test_every_system_fits_the_size_of_the_base(name, tmp_path):
+  """What a system owns may depend on the number of layers, of which the base has 2."""
+  merged, _ = comparison(tmp_path, (name,)).system(name)
+  assert merged.model.layers == base_config().model.layers == 2
+  build(merged, tokenizer=AnyVocabulary(64), devices=jax.devices()[:1])
 
 
 def test_the_base_is_left_alone(tmp_path):
