@@ -139,6 +139,58 @@ class Ranges:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shortened:
+  """Other rows, some of which are cut to a random length, so that a model meets texts that end.
+
+  A row is cut with probability `share`, to 1 … length tokens, all equally likely (LLaDA, arXiv
+  2502.09992, where the share is 0.01). Which rows are cut, and where, follows from the seed and the
+  number of the row, so that every epoch cuts others.
+
+  Attributes:
+    whole: The rows.
+    share: The probability that a row is cut.
+    seed: Seed of the cuts.
+  """
+
+  whole: Packed
+  share: float
+  seed: int = 0
+
+  @property
+  def count(self) -> int:
+    """Rows of one epoch."""
+    return self.whole.count
+
+  @property
+  def length(self) -> int:
+    """Tokens of a row, the cut ones with their padding."""
+    return self.whole.length
+
+  def rows(self, numbers: Int[np.ndarray, " n"]) -> types.Batch:
+    """A batch with all fields of text: ids, weights and segment, [n, length]. What is cut off has
+    id 0, weight 0 and the segment of padding.
+    """
+    batch = self.whole.rows(numbers)
+    lengths = np.array([self._length(number) for number in numbers.tolist()])
+    kept = np.arange(self.length) < lengths[:, None]
+    weights = np.ones(kept.shape, np.float32) if batch.weights is None else batch.weights
+    segment = np.ones(kept.shape, np.int32) if batch.segment is None else batch.segment
+    return dataclasses.replace(
+      batch,
+      ids=np.where(kept, batch.ids, 0),
+      weights=np.where(kept, weights, np.float32(0)),
+      segment=np.where(kept, segment, np.int32(PADDING_SEGMENT)),
+    )
+
+  def _length(self, number: int) -> int:
+    """Tokens that are kept of a row."""
+    generator = np.random.default_rng((self.seed, number))
+    if generator.random() >= self.share:
+      return self.length
+    return int(generator.integers(1, self.length + 1))
+
+
+@dataclasses.dataclass(frozen=True)
 class PairRows:
   """Rows of one pair each: source ‖ end ‖ target ‖ end end end …
 

@@ -58,8 +58,9 @@ class TrainIterator:
     """
     saved = json.loads(state)
     for name, value in self._choices.items():
-      # Positions of earlier versions do not say what the content was.
-      kept = saved["choices"].get(name, value if name == "content" else None)
+      # Positions of earlier versions do not say what the content was, and had no short rows.
+      absent = {"content": value, "short_rows": 0.0}.get(name)
+      kept = saved["choices"].get(name, absent)
       if kept != value and name == "content":
         raise ValueError(
           "the saved data position belongs to other training text than data.path now holds (its "
@@ -81,6 +82,7 @@ def train_iterator(
   seed: int,
   packing_kind: str = "stream",
   random_offset: bool = False,
+  short_rows: float = 0.0,
   places: Sequence[int] | None = None,
 ) -> TrainIterator:
   """Endless batches of shuffled rows.
@@ -95,6 +97,7 @@ def train_iterator(
     seed: Seed of the order of rows and of the offsets.
     packing_kind: One of PACKINGS (see `packing`).
     random_offset: True to begin each epoch's stream at another token ("stream" only).
+    short_rows: Share of the rows that are cut to a random length (see `packing.Shortened`).
     places: The rows of the global batch to read, each from 0 to batch_size - 1. None: all.
 
   Raises:
@@ -110,6 +113,10 @@ def train_iterator(
   packing.check_length(length, arrays.tokens)
   if seed < 0:
     raise ValueError(f"seed={seed}; use seed >= 0")
+  if packing_kind == "pairs" and short_rows:
+    raise ValueError(
+      f"short_rows={short_rows} with packing_kind='pairs' would cut targets off; use short_rows=0"
+    )
   if packing_kind == "stream":
     packed: packing.Packed = packing.Stream(arrays.tokens, length, random_offset, seed)
   elif random_offset:
@@ -124,6 +131,8 @@ def train_iterator(
       f"batch_size={batch_size}, but the split has only {packed.count} rows of length={length}; "
       f"use batch_size <= {packed.count}, shorter rows or more text"
     )
+  if short_rows:
+    packed = packing.Shortened(packed, short_rows, seed)
   choices = {
     "content": arrays.content,
     "length": length,
@@ -132,7 +141,7 @@ def train_iterator(
     "packing_kind": packing_kind,
     "random_offset": random_offset,
   }
-  choices |= {"tokens": len(arrays.tokens), "rows": packed.count}
+  choices |= {"tokens": len(arrays.tokens), "rows": packed.count, "short_rows": short_rows}
   return TrainIterator(_grain_iterator(packed, batch_size, seed, places), choices)
 
 

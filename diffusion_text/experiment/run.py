@@ -151,6 +151,7 @@ def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
     seed=experiment.config.seed,
     packing_kind=data.packing,
     random_offset=data.random_offset and data.packing == "stream",
+    short_rows=data.short_rows,
     places=train.row_places(experiment.mesh, experiment.train.batch_size),
   )
   return corpus, iterator

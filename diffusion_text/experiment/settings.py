@@ -72,14 +72,20 @@ class DataSettings:
     " one pair per row, the source observed",
   )
   random_offset: bool = option(True, "stream: cut the rows at another place each epoch")
+  short_rows: float = option(
+    0.0, "share of the training rows that are cut to a random length; 0.01 is usual", ge=0, le=1
+  )
   cache_dir: str = option("~/.cache/diffusion_text", "where token arrays are kept", min_length=1)
 
   def __post_init__(self):
     if (self.corpus == "pairs") != (self.packing == "pairs"):
       raise ValueError(
         f"data.corpus={self.corpus!r} with data.packing={self.packing!r}: 'pairs' is a corpus and"
-        f" the"
-        " packing of its rows; set both, or none"
+        " the packing of its rows; set both, or none"
+      )
+    if self.corpus == "pairs" and self.short_rows:
+      raise ValueError(
+        f"data.short_rows={self.short_rows} with data.corpus='pairs' would cut targets off; use 0"
       )
     if self.corpus == "pairs" and self.detokenizer is not None:
       raise ValueError(

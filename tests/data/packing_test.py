@@ -52,6 +52,33 @@ def test_a_stream_epoch_has_every_token_and_less_than_a_row_twice(size, length, 
     assert (np.diff(batch.ids, axis=1) % size == 1 % size).all()
 
 
+@pytest.mark.parametrize("documents", [False, True])
+def test_some_rows_are_cut_to_a_length_that_is_as_likely_as_any_other(documents):
+  """A quarter of the rows; 1 … 10 tokens are left; each epoch cuts others; the seed decides."""
+  tokens = np.arange(1, 10 * 4000 + 1)
+  whole = packing.Stream(tokens, 10)
+  if documents:
+    whole = packing.whole_documents(tokens, np.arange(0, len(tokens) + 1, 5), 10)
+  packed = packing.Shortened(whole, 0.25, seed=3)
+  assert (packed.count, packed.length) == (4000, 10)
+  numbers = np.arange(8000)  # two epochs
+  batch, full = packed.rows(numbers), whole.rows(numbers)
+  lengths = batch.weights.sum(1)
+  kept = np.arange(10) < lengths[:, None]
+  np.testing.assert_array_equal(batch.weights, kept)
+  np.testing.assert_array_equal(batch.ids, np.where(kept, full.ids, 0))
+  assert ((batch.segment == packing.PADDING_SEGMENT) == ~kept).all()
+  if documents:
+    np.testing.assert_array_equal(batch.segment[kept], full.segment[kept])
+  counts = np.bincount(lengths.astype(int), minlength=11)
+  expected = 8000 * 0.25 / 10
+  assert counts[0] == 0 and np.abs(counts[1:10] - expected).max() < 5 * expected**0.5
+  assert (lengths[:4000] != lengths[4000:]).any()
+  np.testing.assert_array_equal(packed.rows(numbers[::-1]).weights[::-1], batch.weights)
+  other = packing.Shortened(whole, 0.25, seed=4).rows(numbers)
+  assert (other.weights != batch.weights).any()
+
+
 def test_without_a_random_offset_all_epochs_are_cut_alike():
   packed = packing.Stream(np.arange(100), 8)
   np.testing.assert_array_equal(packed.rows(np.arange(13)).ids, packed.rows(np.arange(13, 26)).ids)

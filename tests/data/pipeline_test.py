@@ -240,7 +240,9 @@ def test_with_random_offsets_each_epoch_has_all_tokens_cut_elsewhere():
   assert all(len(cut) == 1 for cut in cuts) and len(set.union(*cuts)) > 2
 
 
-@pytest.mark.parametrize("changes", [{}, {"random_offset": True}, {"packing_kind": "documents"}])
+@pytest.mark.parametrize(
+  "changes", [{}, {"random_offset": True}, {"packing_kind": "documents"}, {"short_rows": 0.5}]
+)
 def test_a_restarted_iterator_goes_on_where_the_first_stopped(changes):
   arrays = _arrays(203, documents=[0, 7, 30, 33, 41, 90, 120, 128, 136, 203])
   straight = _iterator(arrays, **changes)
@@ -289,6 +291,22 @@ def test_a_position_goes_over_to_another_process_count():
   half = _iterator(arrays, places=[2, 3])
   half.set_state(single.get_state())
   np.testing.assert_array_equal(next(half).ids, next(single).ids[2:])
+
+
+def test_a_position_from_before_there_were_short_rows_has_none():
+  state = json.loads(_iterator(_arrays(200)).get_state())
+  del state["choices"]["short_rows"]
+  old = json.dumps(state).encode()
+  _iterator(_arrays(200)).set_state(old)
+  cut = _iterator(_arrays(200), short_rows=0.5)
+  for iterator, saved, there, here in (
+    (cut, old, "0.0", "0.5"),
+    (_iterator(_arrays(200)), cut.get_state(), "0.5", "0.0"),
+  ):
+    with pytest.raises(
+      ValueError, match=rf"short_rows={there}, this iterator has short_rows={here}"
+    ):
+      iterator.set_state(saved)
 
 
 def test_a_position_of_another_run_is_refused():
@@ -341,6 +359,7 @@ def test_training_batches_have_the_same_fields_and_types_always():
       r"random_offset=True with packing_kind='documents'",
     ),
     ({"seed": -1}, r"seed=-1; use seed >= 0"),
+    ({"packing_kind": "pairs", "short_rows": 0.1}, r"short_rows=0\.1 with packing_kind='pairs'"),
   ],
 )
 def test_choices_that_do_not_fit_say_what_does(changes, message):

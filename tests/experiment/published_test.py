@@ -16,6 +16,7 @@ CHOICES = [  # config, key, value
   ("md4", "sampler.spacing", "cosine"),
   ("mdm", "sampler.rewrites", True),
   ("llada", "sampler.temperature", 0.0),
+  ("llada", "data.short_rows", 0.01),
   ("llada_moe", "sampler.temperature", 0.0),
   ("efficient_dlm", "timing.name", "tilted"),
   ("efficient_dlm", "timing.ratio", 0.1),
