@@ -25,12 +25,17 @@ def main(_):
   from diffusion_text.experiment.checks import saved_tokenizer
   from diffusion_text.experiment.settings import DataSettings
 
+  path = pathlib.Path(OUTPUT.value)
+  if path.exists():
+    raise ValueError(
+      f"--output={path} is there already, and runs may have been trained with it; write another"
+      " file, or delete this one"
+    )
   if WORKDIR.value is None:
     data = registry.settings(DataSettings, CONFIG.value.data.to_dict(), "config.data")
     tokenizer = data.make_tokenizer()
   else:
     tokenizer = saved_tokenizer(WORKDIR.value)
-  path = pathlib.Path(OUTPUT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(tokenizer.to_bytes())
   print(

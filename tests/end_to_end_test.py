@@ -336,14 +336,11 @@ def test_tokenizer_by_command_and_a_run_with_it(home):
   call(home, "tokenize", "--config=configs/mdlm.py:micro", *choice, f"--output={path}")
   flags = train_flags(home / "bpe_run", 2, *choice, f"--config.data.tokenizer_path={path}")
   assert "V = 400" in call(home, "train", *flags)
-  call(
-    home,
-    "tokenize",
-    "--config=configs/mdlm.py:micro",
-    *choice[:1],
-    "--config.data.vocab_size=420",
-    f"--output={path}",
-  )
+  smaller = ("--config=configs/mdlm.py:micro", *choice[:1], "--config.data.vocab_size=420")
+  refused = call(home, "tokenize", *smaller, f"--output={path}", code=2)
+  assert f"--output={path} is there already" in refused
+  path.unlink()
+  call(home, "tokenize", *smaller, f"--output={path}")
   assert "other text" in call(
     home, "train", *flags, "--config.train.steps=4", code=2
   )  # the same path, another tokenizer
