@@ -44,6 +44,7 @@ LEAST = 1e-30  # below every share that matters; keeps quotients of shares finit
 # below t costs about its root. The complement of LATEST is a float32 number.
 EARLIEST = 1e-12
 LATEST = 1 - 2**-20
+_LARGE = 40.0  # logarithm of a ratio, which leaves room below the largest float32, e^88
 
 
 class Shares(NamedTuple):
@@ -60,6 +61,16 @@ def excess(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
   near = jnp.where(small, log_ratio, 0.0)
   far = jnp.where(small, 1.0, log_ratio)
   return jnp.where(small, near**2 / 2 * (1 + near / 3 * (1 + near / 4)), jnp.expm1(far) - far)
+
+
+def weighted_excess(
+  weight: Float[Array, "*#n"], log_ratio: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+  """weight · excess(log_ratio), finite where the weight is small and e^log_ratio is not finite."""
+  large = log_ratio > _LARGE
+  plain = weight * excess(jnp.minimum(log_ratio, _LARGE))
+  far = jnp.where(large, log_ratio, _LARGE)
+  return jnp.where(large, jnp.exp(far + jnp.log(weight)) - weight * (1 + far), plain)
 
 
 class Comparison(NamedTuple):
@@ -303,8 +314,8 @@ class Mixture(Discrete):
     fresh = self._fresh(now, before, state, held_now)
 
     apart = is_token(clean_state, self.vocab_size) | is_token(state, self.vocab_size)
-    others = jnp.where(apart, 0.0, excess(against.other + log_more[..., None]))
-    spread = base * jnp.sum(others, axis=-1)
+    others = weighted_excess(base[..., None], against.other + log_more[..., None])
+    spread = jnp.sum(jnp.where(apart, 0.0, others), axis=-1)
     to_true = (before.clean + base) * excess(against.true + log_more)
     to_mask = jnp.zeros_like(t) if self.mask_is_final else before.mask
     spread = spread + jnp.where(right, 0.0, to_true) + to_mask * excess(log_more)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_text.core.numerics import at_ids
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.uniform import Uniform
@@ -191,6 +192,25 @@ def test_float32_is_enough(process):
     if process.prediction == "leave_one_out" and 1e-4 <= time <= 1 - 1e-4:
       want = reference_rate(process, ids, state, time, logits)
       np.testing.assert_allclose(got, want, rtol=3e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("process", [Uniform(SIZE, time_steps=1000), Mixed(SIZE, time_steps=1000)])
+def test_the_last_step_costs_what_the_posterior_says(process):
+  """T · -log p(x | z) at t = 1 / T, where ratios of shares reach e^90; slopes are finite."""
+  rng = np.random.default_rng(0)
+  ids = np.arange(32, dtype=np.int32)
+  state = jnp.asarray(np.where(ids < 16, ids, ids + 1))  # the true token, and another
+  logits = jnp.asarray(10 * rng.normal(size=(32, SIZE)), jnp.float32)
+  t = jnp.full(32, 1e-3)
+
+  @jax.jit
+  def costs(logits):
+    rate = process.nelbo_rate({}, ids, state, t, logits)
+    return rate.sum(), (rate, -1000 * at_ids(process.posterior({}, state, t, logits), ids))
+
+  (_, (rate, want)), slope = jax.value_and_grad(costs, has_aux=True)(logits)
+  np.testing.assert_allclose(rate, want, rtol=1e-4)
+  assert np.isfinite(slope).all() and np.abs(slope).max() > 1
 
 
 def reference_rate(process, ids, state, t, logits):
