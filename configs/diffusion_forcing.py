@@ -9,7 +9,8 @@ depend on the length of a row, --length may exceed the length of training (with 
 proportion); the network then reads places that it was not trained on, all of them at every step.
 Missing: the small noise that published rollouts keep on tokens that are done, their weights of the
 loss, and guidance.
-Ours: not yet run.
+Ours: 2.177 ± 0.037 bits/char after 200 updates of the table at equal tokens in
+docs/results.md, where a character 5-gram has 1.822.
   python -m experiments.train --config=configs/diffusion_forcing.py --workdir=runs/diffusion_forcing
 """
 

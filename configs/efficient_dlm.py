@@ -8,7 +8,8 @@ which is no bound; here each token is masked with these odds for itself, at a we
 bound. Published: 1.5B to 8B models adapted from autoregressive ones, by accuracy, with blocks of 16
 to 64 tokens; ours begin from scratch unless train.initialize_from names weights. They sample by
 confidence, here by the grid.
-Ours: not yet run.
+Ours: 2.163 ± 0.033 bits/char after 200 updates of the table at equal tokens in
+docs/results.md, where a character 5-gram has 1.822.
   python -m experiments.train --config=configs/efficient_dlm.py:tiny --workdir=runs/efficient_dlm
 """
 

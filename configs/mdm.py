@@ -6,7 +6,8 @@ released code the weight of a time is 1 - t + 1/T with T = 20 (times are continu
 there), and text is made in 20 calls, of the likeliest token at each position (temperature 0), with
 Gumbel noise of scale 0.5 on the scores; a token that is kept again becomes its new guess. The
 published constant 0.25 is left to the learning rate.
-Ours: not yet run.
+Ours: 2.182 ± 0.036 bits/char after 200 updates of the table at equal tokens in
+docs/results.md, where a character 5-gram has 1.822.
   python -m experiments.train --config=configs/mdm.py:tiny --workdir=runs/mdm
 """
 
