@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from diffusion_text.core.numerics import TINY, cross_entropy, select
 from diffusion_text.core.options import member, option
-from diffusion_text.core.prng import row_coins, stream
 from diffusion_text.objective import engine
 from diffusion_text.objective.base import OneReading
 from diffusion_text.types import Batch, Key, Loss, Model, Params, Progress, Times, TokenCosts
@@ -83,9 +82,7 @@ class Bound(OneReading):
       return self.of_rows(model, params, key, batch, times, progress, noised)
     rows = batch.ids.shape[0]
     states = engine.corrupted(model, params, key, batch, times, progress)
-    # The coins of `engine.read`.
-    coins = stream(key, "self_conditioning")
-    told = row_coins(coins, rows, progress, model.self_conditioning)
+    told = engine.rows_told(model, key, rows, progress)
     states = select(told, jax.lax.stop_gradient(states), states)
     noised = engine.read(model, params, key, batch, times, progress, corrupted=states)
     held = {**params, "process": jax.lax.stop_gradient(params["process"])}

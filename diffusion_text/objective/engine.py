@@ -260,8 +260,7 @@ def read(
 
   if not model.self_conditioning:
     return Noised(clean, state, times, rows, ask(None, hidden_layers), None)
-  coins = stream(key, "self_conditioning")
-  told = row_coins(coins, batch.ids.shape[0], progress, model.self_conditioning)
+  told = rows_told(model, key, batch.ids.shape[0], progress)
   first = jax.lax.stop_gradient(ask(None, ()))
   # Of tokens that have a loss, in the rows that are told.
   where = process.has_loss(own, state, times.t) & told[:, None]
@@ -269,6 +268,11 @@ def read(
   of_process = params | {"process": jax.lax.stop_gradient(own)}
   memory = remembered(model, of_process, first, *held, where, shards=model.shards)
   return Noised(clean, state, times, rows, ask(memory, hidden_layers), (first, told))
+
+
+def rows_told(model: Model, key: Key, rows: int, progress: Progress) -> Bool[Array, " rows"]:
+  """bool [rows]: the rows that `read` shows their own first prediction."""
+  return row_coins(stream(key, "self_conditioning"), rows, progress, model.self_conditioning)
 
 
 def _states(model, params, key, batch, times, progress, states):
