@@ -87,7 +87,7 @@ def token_arrays(
   else:
     result = _mapped(corpus, tokenizer, split, Path(cache_dir))
   for line in _report(corpus, tokenizer, split, result):
-    _say(line)
+    say_once(line)
   return result
 
 
@@ -150,7 +150,7 @@ def _report(corpus: corpora.Corpus, tokenizer: Any, split: str, result: TokenArr
 
 
 @functools.lru_cache(maxsize=256)
-def _say(line: str) -> None:
+def say_once(line: str) -> None:
   """Logs a line once in a process."""
   log.info("%s", line)
 

@@ -77,7 +77,7 @@ class Likelihood:
       f"perplexity <= {short(self.perplexity, 2)}, {short(self.bits_per_char)} ± "
       f"{short(self.bits_per_char_error)} bits/char, {short(self.bits_per_byte)} bits/byte "
       f"({self.rows} rows, {self.tokens:.0f} tokens, {self.characters:.0f} characters, "
-      f"{self.bytes:.0f} bytes, {self.num_draws} draws each)"
+      f"{self.bytes:.0f} bytes, {self.num_draws} draw{'s' * (self.num_draws > 1)} each)"
     )
 
 

@@ -4,7 +4,6 @@ every option declared once.
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 from collections.abc import Callable
@@ -18,12 +17,10 @@ from diffusion_text.core.options import member, option
 from diffusion_text.core.trees import Path
 from diffusion_text.data.corpora import CORPORA, Corpus
 from diffusion_text.data.detokenize import DETOKENIZERS, Detokenized
-from diffusion_text.data.token_arrays import TokenArrays, token_arrays
+from diffusion_text.data.token_arrays import TokenArrays, say_once, token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
 from diffusion_text.experiment import registry
 from diffusion_text.train.sharding import row_shards
-
-log = logging.getLogger(__name__)
 
 
 @member
@@ -113,7 +110,7 @@ class DataSettings:
     """The tokenizer of `tokenizer_path`, or one learned from the training split."""
     if self.tokenizer_path is None:
       corpus = self.make_corpus()
-      log.info("data: the %s tokenizer is made from %s", self.tokenizer, corpus.origin("train"))
+      say_once(f"data: the {self.tokenizer} tokenizer is made from {corpus.origin('train')}")
       return build_tokenizer(self.tokenizer, self.vocab_size, corpus.documents("train"))
     path = pathlib.Path(self.tokenizer_path).expanduser()
     if not path.exists():
