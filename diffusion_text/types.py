@@ -382,13 +382,15 @@ class Tokenizer(Protocol):
   Attributes:
     name: The kind of tokenizer.
     vocab_size: V.
-    separator: The id that is written between documents.
+    separator: The id that is written between documents: `special["end"]`.
+    special: The id of each role, "begin", "end", "mask" and "pad"; None where no token has it.
     fingerprint: A string that is equal for equal tokenizers.
   """
 
   name: str
   vocab_size: int
-  separator: int
+  separator: int | None
+  special: Mapping[str, int | None]
   fingerprint: str
 
   def encode(self, text: str) -> Any:

@@ -6,6 +6,12 @@ computed from this one table.
 
 `separator` is the id of "\\n", which is written between documents, or None. `unknown` is the id of
 a character outside the vocabulary, or None if such a character is an error.
+
+Tokens with a task are named by role, `special`: role -> id, or None where no token has the role.
+"end" is the separator: a text ends where the next would begin. No tokenizer made here has a token
+of role "mask", "pad" or "begin". A process that masks adds an id of its own, V, which no text can
+hold; padding has weight 0 and needs no token; and nothing is written before a text. So every string
+is text: "<mask>", "</s>" and "[16]" are encoded as the characters that they are, and come back.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ import numpy as np
 
 # An unknown character decodes to this one character.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+ROLES = ("begin", "end", "mask", "pad")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
 _CHUNK = 1 << 20  # characters that are encoded in one call
 
@@ -31,7 +38,13 @@ class _Table:
   """A tokenizer whose every id stands for fixed bytes: all that can be computed from the bytes."""
 
   name: ClassVar[str]
+  separator: int | None
   unknown: int | None = None
+
+  @property
+  def special(self) -> dict[str, int | None]:
+    """The id of each of ROLES; None where no token has it."""
+    return dict.fromkeys(ROLES) | {"end": self.separator}
 
   def _table(self) -> list[bytes]:
     raise NotImplementedError
@@ -225,6 +238,13 @@ class SentencePiece(_Table):
   def separator(self) -> int:
     """The id of the newline."""
     return self._processor.piece_to_id("\n")
+
+  @property
+  def special(self) -> dict[str, int | None]:
+    """The id of each of ROLES; "begin" and "pad" where the model has control pieces for them."""
+    controls = {"begin": self._processor.bos_id(), "pad": self._processor.pad_id()}
+    held = {role: piece for role, piece in controls.items() if piece >= 0}
+    return super().special | held
 
   def _table(self) -> list[bytes]:
     processor = self._processor

@@ -1,12 +1,15 @@
 """Tokenizers: nothing is lost, characters count once, and the same text gives the same bytes."""
 
 import functools
+import io
 
 import hypothesis
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import strategies
 
+from diffusion_text import types
 from diffusion_text.data import corpora, tokenizers
 
 _QUICK = hypothesis.settings(max_examples=60, deadline=None, database=None)
@@ -60,6 +63,75 @@ def test_separator_is_the_newline(kind):
   tokenizer = _tokenizer(kind)
   np.testing.assert_array_equal(tokenizer.encode("a\n\nb")[1:3], [tokenizer.separator] * 2)
   assert tokenizer.decode([tokenizer.separator]) == "\n"
+
+
+@kinds
+def test_special_tokens_are_named_by_role(kind):
+  """The end is the separator; nothing else has a task, whatever the places of ids are."""
+  tokenizer = _tokenizer(kind)
+  assert isinstance(tokenizer, types.Tokenizer)
+  assert tokenizer.special == {
+    "begin": None,
+    "end": int(tokenizer.encode("\n")[0]),
+    "mask": None,
+    "pad": None,
+  }
+  assert tokenizers.Characters("ab").special["end"] is None
+  again = tokenizers.tokenizer_from_bytes(tokenizer.to_bytes())
+  assert again.special == tokenizer.special
+
+
+def test_control_pieces_of_a_sentencepiece_model_are_found_by_their_role():
+  """Of a model made elsewhere, with a beginning and padding; the end is still the newline."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(["a b a b ab ba", "b a"]),
+    model_writer=model,
+    vocab_size=265,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=False,
+    byte_fallback=True,
+    user_defined_symbols=["\n"],
+    unk_id=0,
+    bos_id=2,
+    eos_id=3,
+    pad_id=1,
+    hard_vocab_limit=False,
+    minloglevel=2,
+  )
+  tokenizer = tokenizers.SentencePiece(model.getvalue())
+  newline = int(tokenizer.encode("\n")[0])
+  assert tokenizer.special == {"begin": 2, "end": newline, "mask": None, "pad": 1}
+  assert newline not in (0, 1, 2, 3)
+  assert tokenizer.decode(tokenizer.encode(LITERAL)) == LITERAL
+
+
+# Text that names special tokens of one library or another, or tokens by their number.
+LITERAL = "<mask>[MASK]<unk><pad><s>a</s>\n<0x0A><0x41>[16]<|endoftext|>[PAD]▁<extra_id_0>"
+
+
+@kinds
+def test_the_text_of_special_tokens_is_text(kind):
+  """It comes back, and holds no token with a role but its own newline."""
+  tokenizer = tokenizers.build_tokenizer(
+    kind, {"characters": None, "bytes": 256, "sentencepiece": 512}[kind], [*_austen(), LITERAL]
+  )
+  ids = tokenizer.encode(LITERAL)
+  assert tokenizer.decode(ids) == LITERAL
+  roles = {value for value in tokenizer.special.values() if value is not None}
+  assert [i for i in ids.tolist() if i in roles] == [tokenizer.special["end"]]
+  # The mutant: one that takes the text of a token for the token.
+  first = tokenizer.encode("<mask>")
+  assert len(first) > 1 and max(first) < tokenizer.vocab_size
+
+
+def test_tokenizers_that_were_saved_before_load():
+  """The bytes of a checkpoint say nothing of roles, and need not."""
+  saved = b'characters\n["\\nab", true]'
+  tokenizer = tokenizers.tokenizer_from_bytes(saved)
+  assert tokenizer.special["end"] == 0 and tokenizer.to_bytes() == saved
+  assert tokenizers.tokenizer_from_bytes(b"bytes\n").special["end"] == 10
 
 
 @kinds
