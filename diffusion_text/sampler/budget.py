@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.options import member, option
+from diffusion_text.sampler.parts import Part
 from diffusion_text.sampler.score import MaxProb, Score
 
 if TYPE_CHECKING:
   from diffusion_text.sampler.reveal import Proposal, View
 
 
-class Budget(Protocol):
+class Budget(Part):
   """Which waiting tokens are committed; at least one in a row where any token waits, or the row is
   never done.
 
@@ -24,8 +25,8 @@ class Budget(Protocol):
     statistics: name -> what `Proposal.statistics` must hold under that name.
   """
 
-  reads_logits: bool
-  statistics: Mapping[str, Score]
+  reads_logits: ClassVar[bool]
+  statistics: ClassVar[Mapping[str, Score]] = {}
 
   def __call__(
     self, view: View, proposal: Proposal, waiting: Bool[Array, "B u"]
@@ -33,6 +34,11 @@ class Budget(Protocol):
     """True where a token is committed. waiting: the tokens that wait and were answered by this
     call.
     """
+    raise NotImplementedError
+
+  def keep(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Any:
+    """The memory after a call that committed these tokens; `view.memory` is the one before it."""
+    return ()
 
 
 def best(
@@ -47,7 +53,7 @@ def best(
 
 
 @member
-class EvenShare:
+class EvenShare(Budget):
   """An even share of each row's tokens per call, so that a row is done after min(steps, tokens)
   calls. What does not divide evenly goes to the first calls, one token each (LLaDA): 10 tokens in
   4 calls are 3, 3, 2, 2.
@@ -59,7 +65,6 @@ class EvenShare:
   steps: int = option(64, "most calls; a row of fewer tokens makes one call per token", ge=1)
 
   reads_logits: ClassVar[bool] = False
-  statistics: ClassVar[Mapping[str, Score]] = {}
 
   def __call__(
     self, view: View, proposal: Proposal, waiting: Bool[Array, "B u"]
@@ -73,7 +78,7 @@ class EvenShare:
 
 
 @member
-class Threshold:
+class Threshold(Budget):
   """All tokens whose best token is likely enough (Fast-dLLM, arXiv 2505.22618), and the best scored
   one in any case.
   """

@@ -15,7 +15,7 @@ committed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -26,11 +26,25 @@ from diffusion_text.core.prng import draw_categorical, fold, streams
 from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.budget import BUDGETS, EvenShare
 from diffusion_text.sampler.lost_tokens import need_schedule
+from diffusion_text.sampler.parts import Part
 from diffusion_text.sampler.revise import REVISIONS
-from diffusion_text.sampler.score import SCORES, Candidates, Entropy
+from diffusion_text.sampler.score import SCORES, Candidates, Entropy, Score
 from diffusion_text.sampler.transform import LogitsTransform
 from diffusion_text.schedules.discrete import time_of
 from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, Query, State
+
+
+class Memory(NamedTuple):
+  """What the parts remember from call to call: `()` for each that remembers nothing.
+
+  Attributes:
+    scores: one entry per distinct score among the order and the statistics of the budget.
+    budget, revise: of these parts.
+  """
+
+  scores: tuple[Any, ...]
+  budget: Any
+  revise: Any
 
 
 class Waiting(NamedTuple):
@@ -41,12 +55,17 @@ class Waiting(NamedTuple):
     level: float32 [B, u], the time at which each token stands: 0 where it is committed.
     total: int32 [B], the tokens that are to be generated.
     step: int32 [B], the sampler's own steps so far.
+    recorded: float32 [B, u], the log-probability of each committed token when it was committed,
+      before temperature and top_p; 0 of others.
+    memory: of the parts.
   """
 
   waiting: Bool[Array, "B u"]
   level: Float[Array, "B u"]
   total: Int[Array, " B"]
   step: Int[Array, " B"]
+  recorded: Float[Array, "B u"]
+  memory: Memory
 
 
 class Proposal(NamedTuple):
@@ -57,12 +76,14 @@ class Proposal(NamedTuple):
     ids: int32 [B, u], a draw for each token.
     log_prob: float32 [B, u], its log-probability before temperature and top_p.
     statistics: name -> [B, u], what the budget has asked for.
+    remembered: one tree [B, u, …] per distinct score, what it wants to remember of each token.
   """
 
   score: Float[Array, "B u"]
   ids: Int[Array, "B u"]
   log_prob: Float[Array, "B u"]
-  statistics: Mapping[str, Float[Array, "B u"]]
+  statistics: Mapping[str, Any]
+  remembered: tuple[Any, ...] = ()
 
 
 class View(NamedTuple):
@@ -77,6 +98,9 @@ class View(NamedTuple):
     level: float32 [B, u], the time of each token before the step.
     total: int32 [B], the tokens that are to be generated.
     step: int32 [B], the number of the step.
+    recorded: float32 [B, u], the log-probability of each committed token when it was committed; 0
+      of others.
+    memory: of the part that is asked.
     query, prediction: the question and its answer; None where the choice is made before the network
       is asked.
   """
@@ -90,6 +114,8 @@ class View(NamedTuple):
   level: Float[Array, "B u"]
   total: Int[Array, " B"]
   step: Int[Array, " B"]
+  recorded: Float[Array, "B u"]
+  memory: Any = ()
   query: Query | None = None
   prediction: Prediction | None = None
 
@@ -111,10 +137,17 @@ class Reveal:
     " wait; 'own', its own level for each. None: 'shared' with a mask, 'own' without",
   )
 
-  extra_calls: ClassVar[int] = 0
+  @property
+  def extra_calls(self) -> int:
+    """Those of its parts."""
+    return sum(each.extra_calls for each in self._parts)
 
   def check(self, model: Model) -> None:
-    """Raises ValueError where the network could not read the times that it needs."""
+    """Raises ValueError where the network could not read the times that it needs, and where a part
+    does not work with the model.
+    """
+    for each in self._parts:
+      each.check(model)
     if not self._own_times(model):
       if self.revise is not None and self.revise.levels_between:
         raise ValueError(
@@ -125,10 +158,20 @@ class Reveal:
 
   def init(self, model: Model, params: Params, canvas: Canvas) -> Waiting:
     """Every token waits, at the level of the prior."""
-    del model, params
     active = canvas.active
-    level = active.astype(jnp.float32)
-    return Waiting(active, level, jnp.sum(active, axis=1), jnp.zeros_like(canvas.call))
+    memory = Memory(
+      scores=tuple(score.init(model, params, canvas) for score in self._scores),
+      budget=self.budget.init(model, params, canvas),
+      revise=() if self.revise is None else self.revise.init(model, params, canvas),
+    )
+    return Waiting(
+      waiting=active,
+      level=active.astype(jnp.float32),
+      total=jnp.sum(active, axis=1),
+      step=jnp.zeros_like(canvas.call),
+      recorded=jnp.zeros(active.shape, jnp.float32),
+      memory=memory,
+    )
 
   def needs(
     self, model: Model, params: Params, canvas: Canvas, state: Waiting
@@ -139,8 +182,10 @@ class Reveal:
     if self._reads == "waiting":
       return state.waiting
     view = self._view(model, params, canvas, state, state.waiting)
-    score = self.score(self._candidates(canvas, None))
+    told = self.score.tells(view._replace(memory=state.memory.scores[0]))
+    score = self.score(self._candidates(canvas)._replace(told=told))
     nothing = jnp.zeros(score.shape, jnp.int32)
+    view = view._replace(memory=state.memory.budget)
     return self.budget(view, Proposal(score, nothing, score, {}), state.waiting)
 
   def times(
@@ -171,45 +216,84 @@ class Reveal:
     needs: Bool[Array, "B u"],
   ) -> tuple[State, Waiting]:
     """Commits what the budget chooses, then revises."""
-    process, of_process = model.process, params["process"]
     answered = needs if prediction.fresh is None else needs & prediction.fresh
     view = self._view(model, params, canvas, state, answered)
     view = view._replace(query=query, prediction=prediction)
     proposal = self.propose(view, self.times(model, params, canvas, state))
     eligible = state.waiting & answered
-    committed = eligible & self.budget(view, proposal, eligible)
-    text = select(committed, process.clean(of_process, proposal.ids), canvas.state)
-    waiting = state.waiting & ~committed
-    level = jnp.where(committed, 0.0, state.level)
-    if self.revise is not None:
-      change = self.revise(view, proposal, committed)
-      where = change.where & canvas.active & jnp.any(needs, axis=1, keepdims=True)
-      clean = process.clean(of_process, change.ids)
-      noised = process.corrupt(of_process, streams(view.keys, "revise"), clean, change.level)
-      text = select(where, noised, text)
-      waiting = jnp.where(where, change.level > 0, waiting)
-      level = jnp.where(where, change.level, level)
-    step = state.step + jnp.any(needs, axis=1)
-    return text, Waiting(waiting, level, state.total, step)
+    of_budget = view._replace(memory=state.memory.budget)
+    committed = eligible & self.budget(of_budget, proposal, eligible)
+    text = select(committed, model.process.clean(params["process"], proposal.ids), canvas.state)
+    state = state._replace(
+      waiting=state.waiting & ~committed,
+      level=jnp.where(committed, 0.0, state.level),
+      step=state.step + jnp.any(needs, axis=1),
+      recorded=jnp.where(committed, proposal.log_prob, state.recorded),
+      memory=state.memory._replace(
+        scores=self._keep(view, proposal), budget=self.budget.keep(of_budget, proposal, committed)
+      ),
+    )
+    if self.revise is None:
+      return text, state
+    view = view._replace(memory=state.memory.revise)
+    return self._revised(view, proposal, committed, text, state)
+
+  def _revised(self, view: View, proposal, committed, text, state) -> tuple[State, Waiting]:
+    """The text and the state after the revision."""
+    process, of_process = view.model.process, view.params["process"]
+    change = self.revise(view, proposal, committed)
+    where = change.where & view.canvas.active & jnp.any(view.answered, axis=1, keepdims=True)
+    clean = process.clean(of_process, change.ids)
+    noised = process.corrupt(of_process, streams(view.keys, "revise"), clean, change.level)
+    waits = change.level > 0
+    state = state._replace(
+      waiting=jnp.where(where, waits, state.waiting),
+      level=jnp.where(where, change.level, state.level),
+      recorded=jnp.where(where, jnp.where(waits, 0.0, proposal.log_prob), state.recorded),
+      memory=state.memory._replace(revise=change.memory),
+    )
+    return select(where, noised, text), state
 
   def propose(self, view: View, t: Float[Array, "B u"]) -> Proposal:
     """The proposal for the answered tokens, which the network read at the times t, by one pass over
-    their logits.
+    their logits. `view.memory` is that of the scores.
     """
-    process, canvas = view.model.process, view.canvas
+    process, canvas, scores = view.model.process, view.canvas, self._scores
     transform = LogitsTransform(self.temperature, self.top_p)
 
-    def one(of_process, output, keys, order_keys, place, state, t):
+    def one(of_process, output, keys, seen, told, state, t):
       log_p = process.posterior(of_process, state, t, output)
-      seen = Candidates(order_keys, place, log_p)
+      seen = [seen._replace(log_p=log_p, told=each) for each in told]
       ids = draw_categorical(streams(keys, "token"), transform(log_p))
-      statistics = {name: score(seen) for name, score in self.budget.statistics.items()}
-      return Proposal(self.score(seen), ids, at_ids(log_p, ids), statistics)
+      said = {score: score(each) for score, each in zip(scores, seen, strict=True)}
+      statistics = {name: said[score] for name, score in self.budget.statistics.items()}
+      remembered = tuple(score.remember(each) for score, each in zip(scores, seen, strict=True))
+      return Proposal(said[self.score], ids, at_ids(log_p, ids), statistics, remembered)
 
-    order = self._candidates(canvas, None)
-    rows = (view.keys, order.keys, order.place, canvas.state, t)
+    told = [score.tells(each) for score, each in self._each_score(view)]
+    rows = (view.keys, self._candidates(canvas), told, canvas.state, t)
     few = self._reads == "committed"
     return on_tokens(view.model, view.params, view.prediction, view.answered, one, *rows, few=few)
+
+  def _keep(self, view: View, proposal: Proposal) -> tuple[Any, ...]:
+    """What the scores remember after the call."""
+    each = zip(self._each_score(view), proposal.remembered, strict=True)
+    return tuple(score.keep(own, proposal, remembered) for (score, own), remembered in each)
+
+  def _each_score(self, view: View) -> list[tuple[Score, View]]:
+    """Each distinct score, and the view with its memory."""
+    each = zip(self._scores, view.memory, strict=True)
+    return [(score, view._replace(memory=memory)) for score, memory in each]
+
+  @property
+  def _scores(self) -> tuple[Score, ...]:
+    """The distinct scores: that of the order, then those that the budget asks for."""
+    return tuple(dict.fromkeys([self.score, *self.budget.statistics.values()]))
+
+  @property
+  def _parts(self) -> list[Part]:
+    parts = [*self._scores, self.budget]
+    return parts if self.revise is None else [*parts, self.revise]
 
   @property
   def _reads(self) -> Literal["committed", "waiting", "active"]:
@@ -225,11 +309,12 @@ class Reveal:
       return model.process.mask_id is None
     return self.told == "own"
 
-  def _candidates(self, canvas: Canvas, log_p: Any) -> Candidates:
+  def _candidates(self, canvas: Canvas) -> Candidates:
+    """What is known of each token before the network is asked."""
     place = jnp.broadcast_to(jnp.arange(canvas.active.shape[1]), canvas.active.shape)
-    return Candidates(streams(canvas.keys, "order"), place, log_p)
+    return Candidates(streams(canvas.keys, "order"), place, None)
 
   def _view(self, model, params, canvas, state: Waiting, answered) -> View:
     keys = fold(streams(canvas.keys, "step"), state.step[:, None])
-    parts = (keys, state.waiting, answered, state.level, state.total, state.step)
-    return View(model, params, canvas, *parts)
+    tokens = (keys, state.waiting, answered, state.level, state.total, state.step, state.recorded)
+    return View(model, params, canvas, *tokens, memory=state.memory.scores)

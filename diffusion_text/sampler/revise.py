@@ -7,13 +7,14 @@ noise, level 0 replaces it, and what lies between renoises a guess.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_uniform, streams
+from diffusion_text.sampler.parts import Part
 
 if TYPE_CHECKING:
   from diffusion_text.sampler.reveal import Proposal, View
@@ -27,14 +28,16 @@ class Change(NamedTuple):
     where: bool [B, u].
     ids: int32 [B, u].
     level: float32 [B, u], the time of each token after the change.
+    memory: the revision's own, after the call.
   """
 
   where: Bool[Array, "B u"]
   ids: Int[Array, "B u"]
   level: Float[Array, "B u"]
+  memory: Any = ()
 
 
-class Revision(Protocol):
+class Revision(Part):
   """What happens at a call in addition to the commitment.
 
   Attributes:
@@ -44,15 +47,16 @@ class Revision(Protocol):
       read as its times.
   """
 
-  reads: Literal["committed", "waiting", "active"]
-  levels_between: bool
+  reads: ClassVar[Literal["committed", "waiting", "active"]]
+  levels_between: ClassVar[bool]
 
   def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
     """The change. committed: the tokens that this call commits."""
+    raise NotImplementedError
 
 
 @member
-class Remask:
+class Remask(Revision):
   """Visible tokens go back to noise with a fixed probability, in the first calls only, so that the
   text ends clean.
 
@@ -76,7 +80,7 @@ class Remask:
 
 
 @member
-class RenoiseRest:
+class RenoiseRest(Revision):
   """The tokens that wait on are noised again from their candidates, at a level that falls from call
   to call.
 

@@ -8,16 +8,20 @@ language). Choose, then draw.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_text.core.numerics import entropy
+from diffusion_text.core.numerics import entropy, select
 from diffusion_text.core.options import member
 from diffusion_text.core.prng import draw_uniform
+from diffusion_text.sampler.parts import Part
 from diffusion_text.types import Keys
+
+if TYPE_CHECKING:
+  from diffusion_text.sampler.reveal import Proposal, View
 
 
 class Candidates(NamedTuple):
@@ -28,29 +32,47 @@ class Candidates(NamedTuple):
     place: int32, the place of the token in its window.
     log_p: [..., V], log p(token | text), normalised, before temperature and top_p; None for a score
       that does not read it.
+    told: what `Score.tells` says of the token: a tree of [n, …] or [B, u, …].
   """
 
   keys: Keys
   place: Int[Array, "*n"]
   log_p: Any
+  told: Any = ()
 
 
-class Score(Protocol):
+class Score(Part):
   """A number per token; the highest are revealed first.
+
+  A score is computed token by token, where the logits exist. What it must know of the row comes in
+  by `tells`, what it remembers of a token goes out by `remember`, and `keep` sees all tokens again.
 
   Attributes:
     reads_logits: False if `log_p` is not read, so that the order is known before the network is
       asked.
   """
 
-  reads_logits: bool
+  reads_logits: ClassVar[bool]
 
   def __call__(self, candidates: Candidates) -> Float[Array, "*n"]:
     """The score of each token."""
+    raise NotImplementedError
+
+  def tells(self, view: View) -> Any:
+    """What each token is told, [B, u, …]: its own memory, if nothing else is said."""
+    return view.memory
+
+  def remember(self, candidates: Candidates) -> Any:
+    """What is to be remembered of each token, a tree like the memory: [n, …]."""
+    return ()
+
+  def keep(self, view: View, proposal: Proposal, remembered: Any) -> Any:
+    """The memory after a call: what is `remembered` [B, u, …] of the tokens that were answered."""
+    return select(view.answered, remembered, view.memory)
 
 
 @member
-class Random:
+class Random(Score):
   """A random order, drawn once per window."""
 
   reads_logits: ClassVar[bool] = False
@@ -61,7 +83,7 @@ class Random:
 
 
 @member
-class LeftToRight:
+class LeftToRight(Score):
   """The order of the text."""
 
   reads_logits: ClassVar[bool] = False
@@ -72,7 +94,7 @@ class LeftToRight:
 
 
 @member
-class MaxProb:
+class MaxProb(Score):
   """The probability of the best token (the confidence order of MaskGIT, arXiv 2202.04200)."""
 
   reads_logits: ClassVar[bool] = True
@@ -83,7 +105,7 @@ class MaxProb:
 
 
 @member
-class Margin:
+class Margin(Score):
   """The probability of the best token minus that of the second best (arXiv 2502.06768)."""
 
   reads_logits: ClassVar[bool] = True
@@ -95,7 +117,7 @@ class Margin:
 
 
 @member
-class Entropy:
+class Entropy(Score):
   """Minus the entropy of the distribution (Dream, arXiv 2508.15487)."""
 
   reads_logits: ClassVar[bool] = True

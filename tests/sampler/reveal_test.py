@@ -20,7 +20,7 @@ from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.budget import BUDGETS, EvenShare, Threshold
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Proposal, Reveal, View
-from diffusion_text.sampler.revise import Change, Remask, RenoiseRest
+from diffusion_text.sampler.revise import Change, Remask, RenoiseRest, Revision
 from diffusion_text.sampler.score import SCORES, Entropy, LeftToRight, Margin, MaxProb, Random
 from diffusion_text.schedules.discrete import Cosine
 from diffusion_text.testing import (
@@ -222,7 +222,8 @@ def view_of(waiting, total, step):
   canvas = canvas_of(np.ones(waiting.shape, bool))
   step = jnp.full(waiting.shape[0], step, jnp.int32)
   model, total = model_of(MASKED), jnp.asarray(total)
-  return View(model, {}, canvas, canvas.keys, waiting, waiting, level, total, step)
+  recorded = jnp.zeros(waiting.shape)
+  return View(model, {}, canvas, canvas.keys, waiting, waiting, level, total, step, recorded)
 
 
 def spend(budget, total, width):
@@ -436,7 +437,7 @@ def test_renoising_at_another_level_than_the_network_is_told_fails():
 
 
 @member
-class Restart:
+class Restart(Revision):
   """A made-up revision that reads visible tokens: they are replaced by the tokens 'one more' than
   their candidates, once.
   """
