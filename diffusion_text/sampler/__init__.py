@@ -10,6 +10,7 @@ SAMPLERS = {
   "tau_leaping": "diffusion_text.sampler.tau_leaping:TauLeaping",
   "reveal": "diffusion_text.sampler.reveal:Reveal",
   "remasking": "diffusion_text.sampler.remasking:Remasking",
+  "renoising": "diffusion_text.sampler.renoising:Renoising",
   "routed": "diffusion_text.sampler.routed:Routed",
   "self_correcting": "diffusion_text.sampler.self_correcting:SelfCorrecting",
   "guessed_times": "diffusion_text.sampler.guessed_times:GuessedTimes",

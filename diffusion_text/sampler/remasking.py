@@ -26,11 +26,11 @@ from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked
 from diffusion_text.sampler.lost_tokens import need_schedule, visible_may_be_wrong
-from diffusion_text.schedules.discrete import Level, time_of
+from diffusion_text.schedules.discrete import Level, Schedule, time_of
 from diffusion_text.types import Canvas, Model, Params, Prediction, State
 
 # Each strategy with the strength that was published for it (1024 tokens with top_p = 0.9).
-_PUBLISHED = {"cap": 0.008, "rescale": 0.015, "conf": 1.0}
+PUBLISHED = {"cap": 0.008, "rescale": 0.015, "conf": 1.0}
 
 
 def limit(now: Level, after: Level) -> Float[Array, "..."]:
@@ -46,6 +46,28 @@ def unmask_probability(
   It is 1 at s = 0, and the posterior step's at sigma = 0.
   """
   return 1 - (after.noise - sigma * now.alpha) / jnp.maximum(now.noise, LEAST)
+
+
+def check_loop(loop: tuple[float, float, float] | None) -> None:
+  """Raises ValueError for a loop (t_on, t_off, alpha_on) that is none."""
+  if loop is None:
+    return
+  t_on, t_off, alpha_on = loop
+  if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
+    raise ValueError(
+      f"loop={loop} needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1; (0.55, 0.05, 0.9) is usual"
+    )
+
+
+def looped(
+  schedule: Schedule, loop: tuple[float, float, float], clock: Float[Array, "B S1 u"]
+) -> Float[Array, "B S1 u"]:
+  """The times at which a loop (t_on, t_off, alpha_on) spends the clock."""
+  t_on, t_off, alpha_on = loop
+  held = time_of(schedule, alpha_on)
+  before = jnp.maximum(1 - (1 - held) * (1 - clock) / (1 - t_on), held)
+  after = jnp.minimum(held * clock / t_off, held)
+  return jnp.where(clock > t_on, before, jnp.where(clock < t_off, after, held))
 
 
 @member
@@ -80,14 +102,7 @@ class Remasking(Walk):
   )
 
   def __post_init__(self):
-    if self.loop is None:
-      return
-    t_on, t_off, alpha_on = self.loop
-    if not (0 < t_off < t_on < 1 and 0 < alpha_on < 1):
-      raise ValueError(
-        f"loop={self.loop} needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1; (0.55, 0.05, 0.9) is"
-        " usual"
-      )
+    check_loop(self.loop)
 
   def check(self, model: Model) -> None:
     """Refuses processes without masks, and those whose visible tokens may be wrong."""
@@ -105,7 +120,8 @@ class Remasking(Walk):
     state = super().init(model, params, canvas)
     if self.loop is None:
       return state
-    state = state._replace(grid=self._looped(model, state.grid), step=jnp.zeros_like(state.step))
+    grid = looped(model.process.schedule, self.loop, state.grid)
+    state = state._replace(grid=grid, step=jnp.zeros_like(state.step))
     return self._enter(model, params, canvas, state)
 
   def remembers(self, model: Model, params: Params, canvas: Canvas) -> Float[Array, "B u"]:
@@ -177,7 +193,7 @@ class Remasking(Walk):
 
   def _largest(self, now: Level, after: Level) -> Float[Array, "..."]:
     """Sigma; with conf, what all clean tokens of a row have together."""
-    eta = _PUBLISHED[self.strategy] if self.eta is None else self.eta
+    eta = PUBLISHED[self.strategy] if self.eta is None else self.eta
     most = limit(now, after)
     return jnp.minimum(eta, most) if self.strategy == "cap" else eta * most
 
@@ -191,11 +207,3 @@ class Remasking(Walk):
       return True
     held = time_of(model.process.schedule, self.loop[2])
     return (turn.t == held) & (turn.s == held)
-
-  def _looped(self, model: Model, clock: Float[Array, "B S1 u"]) -> Float[Array, "B S1 u"]:
-    """The times at which a loop spends the clock."""
-    t_on, t_off, alpha_on = self.loop
-    held = time_of(model.process.schedule, alpha_on)
-    before = jnp.maximum(1 - (1 - held) * (1 - clock) / (1 - t_on), held)
-    after = jnp.minimum(held * clock / t_off, held)
-    return jnp.where(clock > t_on, before, jnp.where(clock < t_off, after, held))

@@ -29,6 +29,7 @@ from diffusion_text.sampler.guessed_times import GuessedTimes
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.remasking import Remasking
+from diffusion_text.sampler.renoising import Renoising
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.revise import Remask
 from diffusion_text.sampler.routed import Routed
@@ -82,6 +83,7 @@ SAMPLED = {
   "tau_leaping": (UNIFORM, TauLeaping(steps=4, spacing="cosine")),
   "reveal": (MASKED, Reveal(revise=Remask(probability=0.3, calls=2))),
   "remasking": (MASKED, Remasking(steps=4, strategy="conf", loop=(0.7, 0.2, 0.5))),
+  "renoising": (UNIFORM, Renoising(steps=4, eta=0.3, loop=(0.7, 0.2, 0.5))),
   "routed": (MASKED, Routed(steps=4, rate="cosine", noise_scale=0.1)),
   "self_correcting": (UNIFORM, SelfCorrecting(steps=3, corrections=6, patience=3)),
   "adaptive_correction": (MIXED, AdaptiveCorrection(steps=4, eta=0.5)),
