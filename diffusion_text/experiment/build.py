@@ -209,15 +209,16 @@ class Experiment:
     *,
     sampler: Sampler | None = None,
     reader: Reader | None = None,
+    block: int | None = None,
   ) -> Sample:
     """The active tokens of a batch, generated. keys [B]: one per row; sampler, reader: in place of
-    the config's.
+    the config's; block: positions that are sampled together.
     """
     sampler = self.sampler if sampler is None else sampler
     reader = self.reader if reader is None else reader
     if batch.observed is None:
       reader = reader_for(reader, batch)
-    return sample(self.model, params, sampler, keys, batch=batch, reader=reader)
+    return sample(self.model, params, sampler, keys, batch=batch, reader=reader, block=block)
 
   # Shapes and placement.
 

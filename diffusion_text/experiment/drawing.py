@@ -17,7 +17,7 @@ from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.memory import check_sampling_memory
 from diffusion_text.experiment.run import Trained
 from diffusion_text.reader.unprompted import reader_for
-from diffusion_text.sampler.padding import check_observed_are_seen
+from diffusion_text.sampler.padding import check_block, check_observed_are_seen
 from diffusion_text.train.storage import as_path
 from diffusion_text.types import Batch, Reader, Sampler
 
@@ -53,6 +53,7 @@ def check(
   batch_size: int = 32,
   sampler: Sampler | None = None,
   reader: Reader | None = None,
+  block: int | None = None,
   output: str | None = None,
 ) -> str:
   """What `draw` would draw, in one line; one batch is traced in the abstract.
@@ -62,6 +63,7 @@ def check(
       fit, text after a hole that cannot see it, and an output that is there already.
   """
   check_observed_are_seen(experiment.model, texts)
+  check_block(experiment.model, block)
   reader = reader_for(experiment.reader if reader is None else reader, texts)
   total = texts.ids.shape[0] * num
   size = min(batch_size, total)
@@ -70,9 +72,8 @@ def check(
   params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
   row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), texts)
   keys = jax.eval_shape(lambda: numbered_keys(seed, jnp.arange(size)))
-  jax.eval_shape(
-    functools.partial(experiment.sample, sampler=sampler, reader=reader), params, keys, row
-  )
+  how = {"sampler": sampler, "reader": reader, "block": block}
+  jax.eval_shape(functools.partial(experiment.sample, **how), params, keys, row)
   if output is not None and as_path(output).exists():
     raise ValueError(f"--output={output} is there already; delete it, or write another file")
   batches = math.ceil(total / size)
@@ -91,6 +92,7 @@ def draw(
   batch_size: int = 32,
   sampler: Sampler | None = None,
   reader: Reader | None = None,
+  block: int | None = None,
 ) -> Iterator[Drawn]:
   """`num` samples of each text, in order, at most `batch_size` rows at a time.
 
@@ -104,6 +106,7 @@ def draw(
     seed: of the set.
     batch_size: rows in memory at a time.
     sampler, reader: in place of the config's.
+    block: positions that are sampled together; None: the whole row, or the context's unit.
   """
   experiment = trained.experiment
   reader = reader_for(experiment.reader if reader is None else reader, texts)
@@ -114,7 +117,8 @@ def draw(
     rows = np.minimum(np.arange(number * size, (number + 1) * size), total - 1)
     batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows // num], texts)
     keys = numbered_keys(seed, jnp.asarray(rows % num))
-    made = experiment.sample(trained.params, keys, batch, sampler=sampler, reader=reader)
+    how = {"sampler": sampler, "reader": reader, "block": block}
+    made = experiment.sample(trained.params, keys, batch, **how)
     ids, calls = np.asarray(made.ids), np.asarray(made.row_calls)
     weights = np.ones(ids.shape) if batch.weights is None else batch.weights
     for place in range(min(size, total - number * size)):

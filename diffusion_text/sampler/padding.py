@@ -28,6 +28,26 @@ def _readable(array: Any) -> bool:
   return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
+def check_block(model: Model, block: int | None) -> None:
+  """Refuses a window of `block` positions that the context does not allow.
+
+  Raises:
+    ValueError: for less than one position, and for another number than the context's own unit.
+  """
+  if block is None:
+    return
+  if block < 1:
+    raise ValueError(
+      f"block={block} must be at least 1; 32 and 64 are usual, None is the whole row"
+    )
+  unit = model.context.unit
+  if unit is not None and block != unit:
+    raise ValueError(
+      f"block={block}, and {model.context} finishes {unit} positions together, as it was trained;"
+      " leave block out"
+    )
+
+
 def check_observed_are_seen(model: Model, batch: Batch) -> None:
   """Refuses observed tokens that stand where tokens to be generated in front of them cannot see
   them: the text would be written as if they were not there.

@@ -1,0 +1,83 @@
+"""What the loop keeps of a batch: what stays the same, what changes from call to call, and the text
+that it hands over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array
+
+from diffusion_text.types import Memory, SamplerState, State, pytree
+
+NOT_DRAWN = -1  # `Sample.committed` of observed tokens and padding
+
+
+class Sample(NamedTuple):
+  """Generated text, and how it came about.
+
+  Attributes:
+    ids: int32 [B, L]; observed tokens and padding as they were.
+    committed: int32 [B, N], the row's own call (from 0) at which a token changed last; 0 if the
+      prior showed it already; NOT_DRAWN for observed tokens and padding.
+    row_calls: int32 [B], network calls that each row needed.
+    calls: int32 scalar, network calls made.
+    log_prob: float32 [B, N], the model's log-probability, before any transform, of the token that
+      was committed, at the call that did; 0 for tokens that never changed. None without a trace,
+      and for a network that answers with vectors.
+    features: [B, N, D], the features that were read at that call. None unless they were asked for.
+  """
+
+  ids: Array
+  committed: Array
+  row_calls: Array
+  calls: Array
+  log_prob: Array | None
+  features: Array | None
+
+
+@pytree("length")
+class Fixed:
+  """What does not change while a batch is sampled; rows are padded to a multiple of the unit.
+
+  Attributes:
+    keys: one per position, [B, N].
+    tokens: the batch in tokens.
+    batch: the batch in positions.
+    active: bool [B, N], positions that are to be generated.
+    noise: the rows' own draw of the prior, [B, N, …].
+    length: tokens of a row before it was padded.
+  """
+
+  # Any: JAX rebuilds a pytree with whatever stands for its arrays (shapes, shardings, None).
+  keys: Any
+  tokens: Any
+  batch: Any
+  active: Any
+  noise: State
+  length: int
+
+
+class Carry(NamedTuple):
+  """What changes from call to call.
+
+  Attributes:
+    state: of the whole row, [B, N, …].
+    start: int32 scalar, the first position of the window.
+    sampler, memory: the sampler's and the reader's own.
+    call: int32 [B], each row's own reads in this window.
+    row_reads: int32 [B], each row's own reads in all windows.
+    reads: int32 scalar, reads made.
+    committed, log_prob, features: as in `Sample`; reads are counted from 0.
+  """
+
+  state: State
+  start: Array
+  sampler: SamplerState
+  memory: Memory
+  call: Array
+  row_reads: Array
+  reads: Array
+  committed: Array
+  log_prob: Array | None
+  features: Array | None
