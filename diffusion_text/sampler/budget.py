@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.options import member, option
-from diffusion_text.sampler.parts import Part
-from diffusion_text.sampler.score import MaxProb, Score
+from diffusion_text.sampler.parts import Part, Score
+from diffusion_text.sampler.score import MaxProb
 
 if TYPE_CHECKING:
   from diffusion_text.sampler.reveal import Proposal, View
@@ -52,6 +52,15 @@ def best(
   return among & (rank < count[:, None])
 
 
+def even_share(steps: int, total: Int[Array, " B"], step: Int[Array, " B"]) -> Int[Array, " B"]:
+  """The tokens of each row's `total` that an even share per call has committed once the call number
+  `step` is over; what does not divide evenly goes to the first calls.
+  """
+  calls = jnp.maximum(jnp.minimum(steps, total), 1)
+  made = jnp.minimum(step + 1, calls)
+  return total // calls * made + jnp.minimum(made, total % calls)
+
+
 @member
 class EvenShare(Budget):
   """An even share of each row's tokens per call, so that a row is done after min(steps, tokens)
@@ -70,9 +79,7 @@ class EvenShare(Budget):
     self, view: View, proposal: Proposal, waiting: Bool[Array, "B u"]
   ) -> Bool[Array, "B u"]:
     """The best tokens, as many as are behind the even share."""
-    calls = jnp.maximum(jnp.minimum(self.steps, view.total), 1)
-    made = jnp.minimum(view.step + 1, calls)
-    target = view.total // calls * made + jnp.minimum(made, view.total % calls)
+    target = even_share(self.steps, view.total, view.step)
     done = view.total - jnp.sum(view.waiting, axis=1)
     return best(proposal.score, waiting, jnp.maximum(target - done, 1))
 

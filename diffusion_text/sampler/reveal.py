@@ -26,9 +26,9 @@ from diffusion_text.core.prng import draw_categorical, fold, streams
 from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.budget import BUDGETS, EvenShare
 from diffusion_text.sampler.lost_tokens import need_schedule
-from diffusion_text.sampler.parts import Part
+from diffusion_text.sampler.parts import Candidates, Part, Score
 from diffusion_text.sampler.revise import REVISIONS
-from diffusion_text.sampler.score import SCORES, Candidates, Entropy, Score
+from diffusion_text.sampler.score import SCORES, Entropy
 from diffusion_text.sampler.transform import LogitsTransform
 from diffusion_text.schedules.discrete import time_of
 from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, Query, State
@@ -75,7 +75,7 @@ class Proposal(NamedTuple):
     score: float32 [B, u].
     ids: int32 [B, u], a draw for each token.
     log_prob: float32 [B, u], its log-probability before temperature and top_p.
-    statistics: name -> [B, u], what the budget has asked for.
+    statistics: name -> [B, u], what budget and revision have asked for.
     remembered: one tree [B, u, …] per distinct score, what it wants to remember of each token.
   """
 
@@ -90,6 +90,7 @@ class View(NamedTuple):
   """What a budget and a revision see in addition to the proposal.
 
   Attributes:
+    sampler: the `Reveal` that asks.
     model, params: the model, for those that ask a network themselves or noise tokens.
     canvas: the window, before the step.
     keys: [B, u], keys of this step.
@@ -105,6 +106,7 @@ class View(NamedTuple):
       is asked.
   """
 
+  sampler: Reveal
   model: Model
   params: Params
   canvas: Canvas
@@ -178,12 +180,14 @@ class Reveal:
   ) -> Bool[Array, "B u"]:
     """The waiting tokens; those alone that will be committed where they are known beforehand."""
     if self._reads == "active":
-      return canvas.active & jnp.any(state.waiting, axis=1, keepdims=True)
+      open_row = jnp.any(state.waiting, axis=1) | self.revise.goes_on(state.memory.revise)
+      return canvas.active & open_row[:, None]
     if self._reads == "waiting":
       return state.waiting
     view = self._view(model, params, canvas, state, state.waiting)
-    told = self.score.tells(view._replace(memory=state.memory.scores[0]))
-    score = self.score(self._candidates(canvas)._replace(told=told))
+    of_score = view._replace(memory=state.memory.scores[0])
+    seen = self._candidates(canvas)._replace(memory=of_score.memory)
+    score = self.score.across(of_score, self.score(seen))
     nothing = jnp.zeros(score.shape, jnp.int32)
     view = view._replace(memory=state.memory.budget)
     return self.budget(view, Proposal(score, nothing, score, {}), state.waiting)
@@ -192,12 +196,16 @@ class Reveal:
     self, model: Model, params: Params, canvas: Canvas, state: Waiting
   ) -> Float[Array, "B u"]:
     """The times that the network reads (the option `told`)."""
-    del params, canvas
-    if self._own_times(model):
-      return state.level
-    share = jnp.sum(state.waiting, axis=1) / jnp.maximum(state.total, 1)
-    t = time_of(model.process.schedule, 1 - share)
-    return jnp.broadcast_to(t[:, None], state.level.shape)
+    return self.times_of(self._view(model, params, canvas, state, state.waiting))
+
+  def times_of(self, view: View) -> Float[Array, "B u"]:
+    """The times that the network reads of a window as the view describes it."""
+    least = 0.0 if self._reads != "active" else self.revise.visible_time
+    if self._own_times(view.model):
+      return jnp.maximum(view.level, least)
+    share = jnp.sum(view.waiting, axis=1) / jnp.maximum(view.total, 1)
+    t = jnp.maximum(time_of(view.model.process.schedule, 1 - share), least)
+    return jnp.broadcast_to(t[:, None], view.level.shape)
 
   def network_times(
     self, model: Model, params: Params, canvas: Canvas, state: Waiting
@@ -257,23 +265,31 @@ class Reveal:
   def propose(self, view: View, t: Float[Array, "B u"]) -> Proposal:
     """The proposal for the answered tokens, which the network read at the times t, by one pass over
     their logits. `view.memory` is that of the scores.
+
+    A visible token is predicted from all others (the leave-one-out law), as it would otherwise
+    propose itself.
     """
     process, canvas, scores = view.model.process, view.canvas, self._scores
     transform = LogitsTransform(self.temperature, self.top_p)
+    law = process.leave_one_out if self._reads == "active" else process.posterior
 
-    def one(of_process, output, keys, seen, told, state, t):
-      log_p = process.posterior(of_process, state, t, output)
-      seen = [seen._replace(log_p=log_p, told=each) for each in told]
+    def one(of_process, output, keys, seen, memories, state, t):
+      log_p = law(of_process, state, t, output)
       ids = draw_categorical(streams(keys, "token"), transform(log_p))
-      said = {score: score(each) for score, each in zip(scores, seen, strict=True)}
-      statistics = {name: said[score] for name, score in self.budget.statistics.items()}
-      remembered = tuple(score.remember(each) for score, each in zip(scores, seen, strict=True))
-      return Proposal(said[self.score], ids, at_ids(log_p, ids), statistics, remembered)
+      each = [seen._replace(log_p=log_p, memory=memory) for memory in memories]
+      said = tuple(score(own) for score, own in zip(scores, each, strict=True))
+      remembered = tuple(score.remember(own) for score, own in zip(scores, each, strict=True))
+      return ids, at_ids(log_p, ids), said, remembered
 
-    told = [score.tells(each) for score, each in self._each_score(view)]
-    rows = (view.keys, self._candidates(canvas), told, canvas.state, t)
+    rows = (view.keys, self._candidates(canvas), view.memory, canvas.state, t)
     few = self._reads == "committed"
-    return on_tokens(view.model, view.params, view.prediction, view.answered, one, *rows, few=few)
+    ids, log_prob, said, remembered = on_tokens(
+      view.model, view.params, view.prediction, view.answered, one, *rows, few=few
+    )
+    each = zip(self._each_score(view), said, strict=True)
+    value = {score: score.across(own, what) for (score, own), what in each}
+    statistics = {name: value[score] for name, score in self._statistics.items()}
+    return Proposal(value[self.score], ids, log_prob, statistics, remembered)
 
   def _keep(self, view: View, proposal: Proposal) -> tuple[Any, ...]:
     """What the scores remember after the call."""
@@ -287,8 +303,13 @@ class Reveal:
 
   @property
   def _scores(self) -> tuple[Score, ...]:
-    """The distinct scores: that of the order, then those that the budget asks for."""
-    return tuple(dict.fromkeys([self.score, *self.budget.statistics.values()]))
+    """The distinct scores: that of the order, then those that budget and revision ask for."""
+    return tuple(dict.fromkeys([self.score, *self._statistics.values()]))
+
+  @property
+  def _statistics(self) -> Mapping[str, Score]:
+    """What budget and revision want to know of each token."""
+    return {**self.budget.statistics, **({} if self.revise is None else self.revise.statistics)}
 
   @property
   def _parts(self) -> list[Part]:
@@ -317,4 +338,4 @@ class Reveal:
   def _view(self, model, params, canvas, state: Waiting, answered) -> View:
     keys = fold(streams(canvas.keys, "step"), state.step[:, None])
     tokens = (keys, state.waiting, answered, state.level, state.total, state.step, state.recorded)
-    return View(model, params, canvas, *tokens, memory=state.memory.scores)
+    return View(self, model, params, canvas, *tokens, memory=state.memory.scores)

@@ -7,14 +7,24 @@ noise, level 0 replaces it, and what lies between renoises a guess.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from diffusion_text.core.numerics import at_ids, select
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_uniform, streams
+from diffusion_text.reader.rows import window
+from diffusion_text.sampler.answers import on_tokens
+from diffusion_text.sampler.budget import best, even_share
 from diffusion_text.sampler.parts import Part
+from diffusion_text.sampler.score import Entropy, Likeliest, Score
+from diffusion_text.sampler.second_reading import read_variants
+from diffusion_text.types import Canvas, Model, Params
 
 if TYPE_CHECKING:
   from diffusion_text.sampler.reveal import Proposal, View
@@ -45,14 +55,23 @@ class Revision(Part):
       visible tokens too).
     levels_between: True if tokens are left at levels between 0 and 1, which the network must then
       read as its times.
+    statistics: name -> what `Proposal.statistics` must hold under that name.
+    visible_time: the time at which the network reads visible tokens, with `reads` "active". Most
+      networks are trained at times above 0 only.
   """
 
   reads: ClassVar[Literal["committed", "waiting", "active"]]
-  levels_between: ClassVar[bool]
+  levels_between: ClassVar[bool] = False
+  statistics: ClassVar[Mapping[str, Score]] = {}
+  visible_time: ClassVar[float] = 0.0
 
   def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
     """The change. committed: the tokens that this call commits."""
     raise NotImplementedError
+
+  def goes_on(self, memory: Any) -> Bool[Array, " B"] | bool:
+    """True for rows that need another call although no token waits, with `reads` "active"."""
+    return False
 
 
 @member
@@ -69,7 +88,6 @@ class Remask(Revision):
   calls: int = option(32, "the first calls of a window, at which tokens are taken back", ge=0)
 
   reads: ClassVar[str] = "committed"
-  levels_between: ClassVar[bool] = False
 
   def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
     """Some of the tokens that were visible before this call, at level 1."""
@@ -102,4 +120,172 @@ class RenoiseRest(Revision):
     return Change(where, proposal.ids, jnp.broadcast_to(level[:, None], where.shape))
 
 
-REVISIONS = {"remask": Remask, "renoise_rest": RenoiseRest}
+@member
+class RunningConfidence(Revision):
+  """The tokens of a row that were least sure when they were committed go back to noise, so that
+  after each of `steps` calls an even share is visible (RCR, arXiv 2508.13148).
+
+  With a budget that commits every waiting token (sampler.budget.name='even_share', steps=1) each
+  call fills the whole window, and only what has been surest so far stays. The confidence is the
+  probability of the token that was drawn, so the order seeks modes above temperature 0. With an
+  exact network this gains little and costs diversity (a chain at 8 calls: invalid texts 0.78 times
+  as many, total variation of bigrams 1.6 times as much); it is meant for a network's errors.
+  """
+
+  steps: int = option(64, "calls after which everything stays", ge=1)
+
+  reads: ClassVar[str] = "committed"
+
+  def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
+    """The least sure of the visible tokens, at level 1."""
+    visible = view.canvas.active & (~view.waiting | committed)
+    recorded = jnp.where(committed, proposal.log_prob, view.recorded)
+    kept = even_share(self.steps, view.total, view.step)
+    excess = jnp.maximum(jnp.sum(visible, axis=1) - kept, 0)
+    where = best(-recorded, visible, excess)
+    return Change(where, proposal.ids, jnp.ones(where.shape, jnp.float32))
+
+
+@member
+class Edit(Revision):
+  """Visible tokens are replaced where the network, reading all others, is sure of another token
+  (the token-to-token edits of LLaDA 2.1).
+
+  The network must have learned about wrong tokens (noise that is not all masks, or training on
+  edits). When no token waits, a row goes on while its last call edited something, for at most
+  `calls` calls.
+  """
+
+  least: float = option(0.9, "probability of another token from which on it is taken", gt=0, le=1)
+  calls: int = option(16, "most calls of a window after its last token was committed", ge=0)
+  read_at: float = option(0.01, "the time at which visible tokens are read", ge=0, le=1)
+
+  reads: ClassVar[str] = "active"
+
+  @property
+  def visible_time(self) -> float:
+    """The option."""
+    return self.read_at
+
+  def init(self, model: Model, params: Params, canvas: Canvas) -> Any:
+    """(calls that each row has made with nothing waiting, whether its last call edited)."""
+    return jnp.zeros_like(canvas.call), jnp.zeros(canvas.call.shape, bool)
+
+  def goes_on(self, memory: Any) -> Bool[Array, " B"]:
+    """True while edits change something and calls are left."""
+    made, edited = memory
+    return edited & (made < self.calls)
+
+  def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
+    """The visible tokens that are replaced, at level 0."""
+    visible = view.canvas.active & ~view.waiting & view.answered
+    shown = view.model.process.decode(view.params["process"], view.canvas.state)
+    sure = proposal.log_prob >= math.log(self.least)
+    where = visible & (proposal.ids != shown) & sure
+    finished = ~jnp.any(view.waiting, axis=1) & jnp.any(view.answered, axis=1)
+    memory = (view.memory[0] + finished, jnp.any(where, axis=1))
+    return Change(where, proposal.ids, jnp.zeros(where.shape, jnp.float32), memory)
+
+
+@member
+class Verify(Revision):
+  """Visible tokens go back to noise where a second reading, without the token itself, gives it too
+  little probability (the narrow-out half of WINO, arXiv 2507.18578).
+
+  The `checks` tokens that were least sure when they were committed are read again, each in a copy
+  of the row in which it alone is noise: `checks` network calls per step. (The published system
+  reads all tokens of a block at once by shadow positions that see everything but one token, which
+  the layouts here cannot say.) At most one token fewer than were committed goes back, so that each
+  call makes progress.
+  """
+
+  least: float = option(0.9, "probability below which a token goes back", gt=0, le=1)
+  checks: int = option(4, "tokens that are read again at each call", ge=1)
+
+  reads: ClassVar[str] = "committed"
+
+  @property
+  def extra_calls(self) -> int:
+    """One for each token that is read again."""
+    return self.checks
+
+  def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
+    """The tokens that did not pass, at level 1."""
+    process, of_process, canvas = view.model.process, view.params["process"], view.canvas
+    clean = process.clean(of_process, proposal.ids)
+    text = select(committed, clean, canvas.state)
+    recorded = jnp.where(committed, proposal.log_prob, view.recorded)
+    waiting = view.waiting & ~committed
+    level = jnp.where(committed, 0.0, view.level)
+    visible = canvas.active & ~waiting
+    noise = window(view.query.noise, view.query.start, waiting.shape[1])
+    doubtful = jnp.argsort(jnp.where(visible, recorded, jnp.inf), axis=1, stable=True)
+    place = jnp.arange(waiting.shape[1])
+    count = min(self.checks, waiting.shape[1])
+    one = jnp.stack([doubtful[:, k, None] == place for k in range(count)]) & visible
+    texts = jax.vmap(lambda hidden: select(hidden, noise, text))(one)
+    rows, t = read_variants(view, texts, waiting | one, jnp.where(one, 1.0, level))
+    hidden = one.reshape(-1, one.shape[-1])
+    ids = process.decode(of_process, jnp.concatenate([text] * count))
+
+    def chance(of_process, output, state, t, ids):
+      return at_ids(process.posterior(of_process, state, t, output), ids)
+
+    leaves = (rows.canvas.state, t, ids)
+    said = on_tokens(view.model, view.params, rows.prediction, hidden, chance, *leaves, few=True)
+    said = jnp.sum(jnp.where(one, said.reshape(one.shape), 0.0), axis=0)
+    failed = jnp.any(one, axis=0) & (said < math.log(self.least))
+    most = jnp.maximum(jnp.sum(committed, axis=1) - 1, 0)
+    where = best(-said, failed, most)
+    return Change(where, proposal.ids, jnp.ones(where.shape, jnp.float32))
+
+
+@member
+class Reselect(Revision):
+  """At every call the budget chooses anew among all tokens of the window: what it chooses shows its
+  draw, all else becomes noise again (the sampler of DiffusionGemma, for uniform noise; its budget
+  is 'entropy_bound').
+
+  A row is done when the mean entropy of its predictions is below `settled` and the likeliest tokens
+  are those of the call before, or after `steps` calls; then each token is the likeliest one. With
+  masks in place of uniform noise the network is asked about visible tokens, too.
+  """
+
+  steps: int = option(48, "most calls", ge=1)
+  settled: float = option(0.005, "mean entropy below which a row may be done, nats", ge=0)
+  read_at: float = option(0.01, "the time at which visible tokens are read", ge=0, le=1)
+
+  reads: ClassVar[str] = "active"
+  statistics: ClassVar[Mapping[str, Score]] = {"entropy": Entropy(), "likeliest": Likeliest()}
+
+  @property
+  def visible_time(self) -> float:
+    """The option."""
+    return self.read_at
+
+  def init(self, model: Model, params: Params, canvas: Canvas) -> Any:
+    """The likeliest tokens of the call before; none yet."""
+    return jnp.full(canvas.active.shape, -1, jnp.int32)
+
+  def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
+    """Every token of the window: at level 0 if it was chosen, at level 1 otherwise."""
+    active = view.canvas.active & view.answered
+    likeliest = proposal.statistics["likeliest"].astype(jnp.int32)
+    total = jnp.sum(jnp.where(active, -proposal.statistics["entropy"], 0.0), axis=1)
+    sure = total < self.settled * jnp.maximum(jnp.sum(active, axis=1), 1)
+    same = jnp.all((likeliest == view.memory) | ~active, axis=1)
+    last = ((sure & same) | (view.step >= self.steps - 1))[:, None]
+    chosen = view.sampler.budget(view._replace(memory=()), proposal, active)
+    ids = jnp.where(last, likeliest, proposal.ids)
+    level = jnp.where(chosen | last, 0.0, 1.0)
+    return Change(active, ids, level, jnp.where(active, likeliest, view.memory))
+
+
+REVISIONS = {
+  "remask": Remask,
+  "renoise_rest": RenoiseRest,
+  "running_confidence": RunningConfidence,
+  "edit": Edit,
+  "verify": Verify,
+  "reselect": Reselect,
+}

@@ -8,67 +8,16 @@ language). Choose, then draw.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from diffusion_text.core.numerics import entropy, select
+from diffusion_text.core.numerics import entropy
 from diffusion_text.core.options import member
 from diffusion_text.core.prng import draw_uniform
-from diffusion_text.sampler.parts import Part
-from diffusion_text.types import Keys
-
-if TYPE_CHECKING:
-  from diffusion_text.sampler.reveal import Proposal, View
-
-
-class Candidates(NamedTuple):
-  """What a score sees of each token, [n] or [B, u].
-
-  Attributes:
-    keys: one per token, the same at every call of a window.
-    place: int32, the place of the token in its window.
-    log_p: [..., V], log p(token | text), normalised, before temperature and top_p; None for a score
-      that does not read it.
-    told: what `Score.tells` says of the token: a tree of [n, …] or [B, u, …].
-  """
-
-  keys: Keys
-  place: Int[Array, "*n"]
-  log_p: Any
-  told: Any = ()
-
-
-class Score(Part):
-  """A number per token; the highest are revealed first.
-
-  A score is computed token by token, where the logits exist. What it must know of the row comes in
-  by `tells`, what it remembers of a token goes out by `remember`, and `keep` sees all tokens again.
-
-  Attributes:
-    reads_logits: False if `log_p` is not read, so that the order is known before the network is
-      asked.
-  """
-
-  reads_logits: ClassVar[bool]
-
-  def __call__(self, candidates: Candidates) -> Float[Array, "*n"]:
-    """The score of each token."""
-    raise NotImplementedError
-
-  def tells(self, view: View) -> Any:
-    """What each token is told, [B, u, …]: its own memory, if nothing else is said."""
-    return view.memory
-
-  def remember(self, candidates: Candidates) -> Any:
-    """What is to be remembered of each token, a tree like the memory: [n, …]."""
-    return ()
-
-  def keep(self, view: View, proposal: Proposal, remembered: Any) -> Any:
-    """The memory after a call: what is `remembered` [B, u, …] of the tokens that were answered."""
-    return select(view.answered, remembered, view.memory)
+from diffusion_text.sampler.parts import Candidates, Score
 
 
 @member
@@ -125,6 +74,17 @@ class Entropy(Score):
   def __call__(self, candidates: Candidates) -> Float[Array, "*n"]:
     """Minus the entropy, nats."""
     return -entropy(candidates.log_p)
+
+
+@member
+class Likeliest(Score):
+  """The id of the likeliest token: a statistic for revisions, no order."""
+
+  reads_logits: ClassVar[bool] = True
+
+  def __call__(self, candidates: Candidates) -> Float[Array, "*n"]:
+    """The id, as a float."""
+    return jnp.argmax(candidates.log_p, axis=-1).astype(jnp.float32)
 
 
 SCORES = {

@@ -223,7 +223,9 @@ def view_of(waiting, total, step):
   step = jnp.full(waiting.shape[0], step, jnp.int32)
   model, total = model_of(MASKED), jnp.asarray(total)
   recorded = jnp.zeros(waiting.shape)
-  return View(model, {}, canvas, canvas.keys, waiting, waiting, level, total, step, recorded)
+  return View(
+    Reveal(), model, {}, canvas, canvas.keys, waiting, waiting, level, total, step, recorded
+  )
 
 
 def spend(budget, total, width):
