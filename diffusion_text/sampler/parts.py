@@ -1,12 +1,18 @@
 """What scores, budgets and revisions have in common: a memory from call to call, and calls of their
-own.
+own. And what a score is.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from diffusion_text.types import Canvas, Model, Params
+from jaxtyping import Array, Float, Int
+
+from diffusion_text.core.numerics import select
+from diffusion_text.types import Canvas, Keys, Model, Params
+
+if TYPE_CHECKING:
+  from diffusion_text.sampler.reveal import Proposal, View
 
 
 class Part:
@@ -27,3 +33,54 @@ class Part:
   def init(self, model: Model, params: Params, canvas: Canvas) -> Any:
     """The memory before the first call of a window."""
     return ()
+
+
+class Candidates(NamedTuple):
+  """What a score sees of each token, [n] or [B, u].
+
+  Attributes:
+    keys: one per token, the same at every call of a window.
+    place: int32, the place of the token in its window.
+    log_p: [..., V], log p(token | text), normalised, before temperature, top_k and top_p; None for
+      a score that does not read it.
+    memory: the score's own memory of the token, a tree of [n, …] or [B, u, …].
+  """
+
+  keys: Keys
+  place: Int[Array, "*n"]
+  log_p: Any
+  memory: Any = ()
+
+
+class Score(Part):
+  """A number per token; the highest are revealed first.
+
+  A score is computed token by token, where the logits exist, and so is what it remembers of the
+  token. `across` and `keep` see the whole window afterwards. The memory of a score has one entry
+  per token.
+
+  Attributes:
+    reads_logits: False if `log_p` is not read, so that the order is known before the network is
+      asked.
+  """
+
+  reads_logits: ClassVar[bool]
+
+  def __call__(self, candidates: Candidates) -> Any:
+    """The score of each token [n], or a tree of what `across` makes it of."""
+    raise NotImplementedError
+
+  def across(self, view: View, said: Any) -> Float[Array, "B u"]:
+    """The score of each token, from what was said of all [B, u]; `view.memory` is the score's own.
+
+    Zeros stand where a token was not answered.
+    """
+    return said
+
+  def remember(self, candidates: Candidates) -> Any:
+    """What is to be remembered of each token, a tree like the memory: [n, …]."""
+    return ()
+
+  def keep(self, view: View, proposal: Proposal, remembered: Any) -> Any:
+    """The memory after a call: what is `remembered` [B, u, …] of the tokens that were answered."""
+    return select(view.answered, remembered, view.memory)
