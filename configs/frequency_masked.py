@@ -3,7 +3,9 @@
 
 The probability of a mask is scaled within each row, so that its mean is what the clock says, and
 the power of the ranks grows from 0 to 0.02 in the course of training, as published. Training is
-a surrogate, and is scored with one time for all tokens of a row. Before, this config had
+a surrogate, and is scored with one time for all tokens of a row. Texts are made at the times that
+the tokens have in training, as they are guessed (sampler "guessed_times"); the published models
+make none. Before, this config had
 process.name='token_masked' with loss_order='frequency', where each token of the vocabulary has a
 probability of its own and the bound is exact. Published with a cosine and other schedules, here
 with the linear one; scores of the BabyLM suite, no likelihood.
@@ -17,5 +19,6 @@ from configs import base
 def get_config(size: str = "tiny"):
   c = base.config(size)
   c.timing = {"name": "by_frequency", "power": 0.02}
+  c.sampler = {"name": "guessed_times", "steps": 64}
   base.time_conditioned(c)
   return c

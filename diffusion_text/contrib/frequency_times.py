@@ -10,7 +10,8 @@ the mean of w^p over the tokens of the row that are scored, at the clock τ
 
 whose mean over the row is τ exactly (the paper's conditional scaling, eq. 2). Under a linear
 schedule t is the probability of the mask. In the course of training p grows from 0, where all
-tokens of a row have one time, to its value.
+tokens of a row have one time, to its value. Texts are made at the times of the full p, by the
+sampler "guessed_times".
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.numerics import TINY
-from diffusion_text.core.options import member, option
+from diffusion_text.core.options import internal, member, option
 from diffusion_text.timing.clock import Even, low_discrepancy, scored
 from diffusion_text.types import Batch, DataFacts, Key, Params, Progress, Times
 
@@ -42,9 +43,11 @@ class ByFrequency(Even):
 
   A surrogate like `ByInformation`: each token sweeps [0, 1] once, but its times depend on what it
   and the other tokens of the row are, and the network therefore reads the clock. The grid is the
-  clock, the same for all tokens. The weight of a token is that of its own time, which while τ < mu
-  is the published one, of the clock: (dt/dτ) / t = 1 / τ. The process "token_masked" with
-  loss_order="frequency" has a law of each token alone instead, and with it the bound.
+  clock, the same for all tokens; the sampler "guessed_times" asks for the times of the tokens that
+  it guesses (`token_times`), and so walks the noise of training. The weight of a token is that of
+  its own time, which while τ < mu is the published one, of the clock: (dt/dτ) / t = 1 / τ. The
+  process "token_masked" with loss_order="frequency" has a law of each token alone instead, and with
+  it the bound.
   """
 
   power: float = option(0.02, "p at the end of training; 0.02 is published", ge=0, le=10)
@@ -55,39 +58,56 @@ class ByFrequency(Even):
     le=1,
   )
 
+  train_steps: int | None = internal(None)  # updates of the run
+
   path: ClassVar[Literal["none"]] = "none"
 
   def init(self, key: Key, facts: DataFacts) -> Params:
-    """{"weight": float32 [V], "steps": the updates of the run}, fixed. Raises ValueError for data
-    without token counts.
+    """{"weight": float32 [V]}, fixed. Raises ValueError for data without token counts, and for an
+    annealing in a run of unknown length.
     """
     del key
+    if self.annealed and self.train_steps is None:
+      raise ValueError(
+        f"timing.annealed={self.annealed} is a share of the updates of a run: pass"
+        " ByFrequency(train_steps=…), or annealed=0"
+      )
     if facts.token_counts is None:
       raise ValueError(
         "timing 'by_frequency' needs the token counts of the training split; pass"
         " DataFacts.token_counts"
       )
-    weight = jnp.asarray(rank_weights(facts.token_counts()))
-    return {"weight": weight, "steps": jnp.float32(max(facts.steps, 1))}
+    return {"weight": jnp.asarray(rank_weights(facts.token_counts()))}
 
   def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
     """Times by frequency about the row's clock, and the clock for the network."""
-    fixed = jax.lax.stop_gradient(params)
     tau = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
-    share = self.power_at(fixed["steps"], progress.step)
-    soft = fixed["weight"][batch.ids] ** share
+    weight = jax.lax.stop_gradient(params["weight"])
+    soft = weight[batch.ids] ** self.power_at(progress.step)
     t, speed = self.times(tau, soft, scored(batch))
     return Times(t, speed, tau, network_time=tau)
 
-  def power_at(self, steps: Float[Array, ""], step: Array | int) -> Float[Array, ""]:
+  def token_times(
+    self,
+    params: Params,
+    ids: Int[Array, "B u"],
+    tau: Float[Array, "B u"],
+    counts: Bool[Array, "B u"],
+  ) -> Float[Array, "B u"]:
+    """The times of a row's tokens `ids` at clock τ, at the full p. (The mean of w^p is that of the
+    guesses.)
+    """
+    return self.times(tau, params["weight"][ids] ** self.power, counts)[0]
+
+  def power_at(self, step: Array | int) -> Float[Array, ""]:
     """p at an update."""
     if not self.annealed:
       return jnp.float32(self.power)
-    done = jnp.asarray(step, jnp.float32) / (self.annealed * steps)
+    done = jnp.asarray(step, jnp.float32) / (self.annealed * self.train_steps)
     return self.power * jnp.minimum(done, 1.0)
 
   def times(
-    self, tau: Float[Array, "B 1"], soft: Float[Array, "B N"], counts: Bool[Array, "B N"]
+    self, tau: Float[Array, "#B #N"], soft: Float[Array, "B N"], counts: Bool[Array, "B N"]
   ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """(t, dt/dτ) at clock τ of tokens of weight w^p = `soft`, of which some count for the mean."""
     number = jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
@@ -95,6 +115,6 @@ class ByFrequency(Even):
     mean = jnp.where(mean > 0, mean, 1.0)  # of rows in which nothing counts
     rest = jnp.maximum(1 - mean, TINY)
     early, late = soft / mean, (1 - soft) / rest
-    first = tau <= mean
+    first = tau <= mean  # of the whole row
     t = jnp.where(first, tau * early, 1 - (1 - tau) * late)
     return jnp.clip(t, 0.0, 1.0), jnp.where(first, early, late)

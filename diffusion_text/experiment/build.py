@@ -399,12 +399,9 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
   check_sizes(data, settings, evaluate, mesh)
   data.make_corpus()
   members = {
-    kind: registry.construct(kind, parts[kind])
-    for kind in ("timing", "context", "reader", "sampler")
+    kind: registry.construct(kind, parts[kind], train_steps=settings.steps)
+    for kind in ("timing", "context", "objective", "reader", "sampler")
   }
-  members["objective"] = registry.construct(
-    "objective", parts["objective"], train_steps=settings.steps
-  )
   registry.construct(
     "process", parts["process"], vocab_size=2
   )  # options, before a tokenizer is learned

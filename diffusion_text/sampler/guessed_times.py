@@ -41,12 +41,18 @@ class OwnTimes(Walk):
 
 @runtime_checkable
 class TimesOfTokens(Protocol):
-  """A timing that knows when a token is noised, once it knows which token it is."""
+  """A timing that knows when a token is noised, once it knows which tokens a row has."""
 
   def token_times(
-    self, params: Params, ids: Int[Array, "*n"], tau: Float[Array, "*n"]
-  ) -> Float[Array, "*n"]:
-    """The times of tokens `ids` at clock τ, from 1 at τ = 1 to 0 at τ = 0."""
+    self,
+    params: Params,
+    ids: Int[Array, "B u"],
+    tau: Float[Array, "B u"],
+    counts: Bool[Array, "B u"],
+  ) -> Float[Array, "B u"]:
+    """The times of the tokens `ids` of a row at clock τ, from 1 at τ = 1 to 0 at τ = 0. `counts` is
+    True at tokens that are scored in training, neither observed nor padding.
+    """
 
 
 @member
@@ -62,6 +68,10 @@ class GuessedTimes(OwnTimes):
   of times that all tokens share does not, as the network has learned that the noise of a token
   says what it is.)
 
+  Where the times of a token depend on the other tokens of the row too ("by_frequency"), those are
+  their guesses, which are drawn each from its own posterior and not together: an approximation, as
+  large as the times move when tokens are exchanged for others of their posterior.
+
   Temperature and top_p affect the guesses, and so the order; greedy_tail is of the last step.
   """
 
@@ -71,7 +81,7 @@ class GuessedTimes(OwnTimes):
     """
     super().check(model)
     who = "sampler.name='guessed_times'"
-    require(model.timing, TimesOfTokens, who, "use timing.name='by_information'")
+    require(model.timing, TimesOfTokens, who, "use timing.name='by_information' or 'by_frequency'")
     if model.process.reads_logits_as != "posterior":
       raise ValueError(
         f"{who} draws tokens from their posterior, and {model.process} reads logits as"
@@ -110,7 +120,8 @@ class GuessedTimes(OwnTimes):
 
     rows = turn.keys, canvas.state, state.extra, turn.s
     ids = on_tokens(model, params, prediction, moves, guess, *rows)
-    t, s = (timing.token_times(own, ids, clock) for clock in (turn.t, turn.s))
+    ids = jnp.where(moves, ids, process.decode(params["process"], canvas.state))
+    t, s = (timing.token_times(own, ids, clock, canvas.active) for clock in (turn.t, turn.s))
     rows = turn.keys, canvas.state, ids, t, s
     text = on_tokens(model, params, prediction, moves, step, *rows)
     return select(moves, text, canvas.state), jnp.where(moves, s, state.extra)

@@ -210,9 +210,14 @@ class ByInformation(Even):
     return Times(t, speed, tau, network_time=tau)
 
   def token_times(
-    self, params: Params, ids: Int[Array, "*n"], tau: Float[Array, "*n"]
+    self,
+    params: Params,
+    ids: Int[Array, "*n"],
+    tau: Float[Array, "*n"],
+    counts: Bool[Array, "*n"],
   ) -> Float[Array, "*n"]:
     """The times of tokens `ids` at clock τ: for samplers that guess which tokens they write."""
+    del counts  # each has its times, whatever stands beside it
     return self.times(tau, params["rarity"][ids])[0]
 
   def times(

@@ -1,17 +1,33 @@
 """Times by frequency against the published scaling, its mean, and mutants that fail."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_text.context import Full
 from diffusion_text.contrib.frequency_times import ByFrequency, rank_weights
-from diffusion_text.types import Batch, DataFacts, Progress
+from diffusion_text.core.options import internal, member
+from diffusion_text.core.prng import row_keys
+from diffusion_text.process.masked import Masked
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.grid import Grid
+from diffusion_text.sampler.guessed_times import GuessedTimes
+from diffusion_text.sampler.loop import Loop, sample
+from diffusion_text.testing.languages import Enumerable
+from diffusion_text.types import Batch, DataFacts, IdentityHead, Model, Prediction, Progress
 
 COUNTS = np.array([50, 20, 20, 3, 0])
 FACTS = DataFacts(6, 5, token_counts=lambda: COUNTS, steps=100)
 IDS = np.random.default_rng(0).integers(0, 5, (400, 6)).astype(np.int32)
 REAL = np.broadcast_to((np.arange(6) < 4).astype(np.float32), IDS.shape)
+
+
+def by_frequency(cls=ByFrequency, **options):
+  """A timing of a run of 100 updates."""
+  return cls(train_steps=100, **options)
 
 
 def drawn(timing, batch, step=100):
@@ -37,7 +53,7 @@ def test_ranks():
 def check_scaling(cls):
   """The published probabilities of every row at its clock, whose mean is the clock."""
   for power, batch in ((0.02, Batch(IDS)), (1.0, Batch(IDS, weights=REAL))):
-    times = drawn(cls(power=power), batch)
+    times = drawn(by_frequency(cls, power=power), batch)
     soft, real = rank_weights(COUNTS)[IDS].astype(np.float64) ** power, batch.weights is None
     width = 6 if real else 4
     tau = times.tau[:, 0].astype(np.float64)
@@ -62,7 +78,7 @@ class WithPadding(ByFrequency):
 
 
 class AtOnce(ByFrequency):
-  def power_at(self, steps, step):
+  def power_at(self, step):
     return jnp.float32(self.power)
 
 
@@ -76,7 +92,7 @@ def test_probabilities_are_the_published_ones():
 def test_speed_is_the_derivative_and_the_weight_is_of_the_clock():
   """A token at both sides of the bend; before it a token weighs 1 / τ, as all of its row."""
   row = np.broadcast_to(np.array([0, 3, 4, 1, 1, 0], np.int32), (4000, 6))
-  times = drawn(ByFrequency(power=1.0), Batch(row))
+  times = drawn(by_frequency(power=1.0), Batch(row))
   order = np.argsort(times.tau[:, 0])
   tau, t, speed = (x[order] for x in (times.tau, times.t, times.dt_dtau))
   np.testing.assert_allclose(np.diff(t, axis=0), speed[1:] * np.diff(tau, axis=0), atol=1e-3)
@@ -88,7 +104,7 @@ def test_speed_is_the_derivative_and_the_weight_is_of_the_clock():
 
 def check_annealing(cls):
   """p · step / steps: none at first, where all tokens share the clock."""
-  timing = cls(power=0.5, annealed=0.5)
+  timing = by_frequency(cls, power=0.5, annealed=0.5)
   for step, power in ((0, 0.0), (25, 0.25), (50, 0.5), (90, 0.5)):
     found = drawn(timing, Batch(IDS), step)
     want = drawn(cls(power=power, annealed=0.0), Batch(IDS), step)
@@ -104,9 +120,139 @@ def test_the_power_grows_in_the_course_of_training():
     check_annealing(AtOnce)
 
 
+def test_another_number_of_updates_is_another_annealing():
+  """Of the same parameters, which are saved: before, they held the number of updates."""
+  batch = Batch(IDS)
+  timings = [ByFrequency(power=0.5, train_steps=steps) for steps in (100, 200)]
+  params = timings[0].init(jax.random.key(0), FACTS)
+  assert params.keys() == {"weight"}
+  found = [
+    timing.draw(params, jax.random.key(1), batch, Progress(step=step)).t
+    for timing, step in ((timings[0], 50), (timings[1], 100), (timings[1], 50))
+  ]
+  np.testing.assert_array_equal(found[0], found[1])
+  assert np.abs(found[0] - found[2]).max() > 0.01
+
+
+# Texts along the path of training.
+
+V, L = 3, 4
+LANGUAGE = Enumerable.dirichlet(0, 0.5, V, L)
+TOLD = DataFacts(L, V, token_counts=lambda: np.array([60, 30, 10]), steps=1)
+MASKED = Masked(vocab_size=V)
+
+
+@member
+class KnowsRows:
+  """The network that knows the language and that the times of a row follow from all its tokens."""
+
+  timing: ByFrequency = internal()
+  remembers: ClassVar[bool] = False
+  layers: ClassVar[int] = 1
+
+  def apply(self, params, rows, *, memory=None, key=None, hidden_layers=()):
+    """log p(x_i = v | the masks and tokens at the clock), [B, L, V], by enumeration."""
+    state, clock = rows.inputs.ids, rows.t
+    texts, count = jnp.asarray(LANGUAGE.sequences), state.shape[0]
+    shape = (count, *texts.shape)
+    every = jnp.broadcast_to(texts, shape).reshape(-1, L)
+    tau = jnp.broadcast_to(clock[:, None], shape).reshape(-1, L)
+    t = self.timing.token_times(params, every, tau, tau > 0).reshape(shape)
+    masked, there = (state == V)[:, None], state[:, None] == texts
+    fits = jnp.where(masked, t, jnp.where(there, 1 - t, 0.0))
+    known = jnp.where(masked, 0.0, there)
+    fits = jnp.where(clock[:, None] > 0, fits, known)
+    law = jnp.log(jnp.asarray(LANGUAGE.probabilities)) + jnp.sum(jnp.log(fits + 1e-30), -1)
+    law = jax.nn.softmax(law, axis=-1)
+    marginal = jnp.einsum("bm,mlv->blv", law, jax.nn.one_hot(texts, V))
+    return Prediction(jnp.log(marginal + 1e-30), IdentityHead())
+
+
+def distance(sampler, power=1.0, rows=4000, timing=ByFrequency):
+  """(total variation of texts to the language, that of as many exact draws)."""
+  known = ByFrequency(power=power, annealed=0)
+  params = known.init(jax.random.key(0), TOLD)
+  model = Model(KnowsRows(known), MASKED, timing(power=power, annealed=0), Full(), 256)
+  sampler.check(model)
+  params = {"network": params, "process": {}, "timing": params}
+  ids = sample(model, params, sampler, row_keys(0, rows), rows=rows, length=L).ids
+  found = LANGUAGE.total_variation(LANGUAGE.histogram(np.asarray(ids)))
+  return found, LANGUAGE.chance_distance(rows)
+
+
+@member
+class OfTheTokenAlone(ByFrequency):
+  """The mean of a row is taken to be a half, whatever its tokens are."""
+
+  def token_times(self, params, ids, tau, counts):
+    soft = params["weight"][ids] ** self.power
+    return jnp.where(tau < 0.5, tau * soft / 0.5, 1 - (1 - tau) * (1 - soft) / 0.5).clip(0, 1)
+
+
+def test_texts_along_the_times_of_training_are_nearer_than_at_shared_ones():
+  """By a power 50 times the published one, at which guesses that are drawn apart cost little."""
+  walked, chance = distance(GuessedTimes(steps=64))
+  shared, _ = distance(Grid(steps=64))
+  assert walked < chance + 0.06, (walked, chance)
+  assert shared > walked + 0.1, (shared, walked)
+  wrong, _ = distance(GuessedTimes(steps=64), timing=OfTheTokenAlone)
+  assert wrong > walked + 0.03, (wrong, walked)
+
+
+def test_the_published_power_reaches_the_language():
+  walked, chance = distance(GuessedTimes(steps=32), power=0.02)
+  assert walked < chance + 0.02, (walked, chance)
+
+
+def check_token_times(timing):
+  """Those that are drawn at the end of training, whatever stands in padding."""
+  params = timing.init(jax.random.key(0), FACTS)
+  batch = Batch(IDS, weights=REAL)
+  times = timing.draw(params, jax.random.key(1), batch, Progress(step=100))
+  clock = jnp.broadcast_to(times.tau, IDS.shape)
+  ids = np.where(REAL > 0, IDS, 0)
+  found = timing.token_times(params, ids, clock, REAL > 0)
+  np.testing.assert_array_equal(np.where(REAL > 0, found, 0), np.where(REAL > 0, times.t, 0))
+  ends = [timing.token_times(params, ids, jnp.full(IDS.shape, x), REAL > 0) for x in (0.0, 1.0)]
+  assert (ends[0] == 0).all() and (ends[1] == 1).all()
+
+
+@member
+class OverPaddingToo(ByFrequency):
+  def token_times(self, params, ids, tau, counts):
+    return super().token_times(params, ids, tau, jnp.ones_like(counts))
+
+
+def test_times_of_tokens_are_those_that_are_drawn():
+  check_token_times(by_frequency(power=0.5))
+  with pytest.raises(AssertionError):
+    check_token_times(by_frequency(OverPaddingToo, power=0.5))
+
+
+def test_a_token_that_is_known_counts_by_itself():
+  """In a row of which some tokens are final, they and not token 0 make the mean."""
+  timing = ByFrequency(power=1.0, annealed=0)
+  params = timing.init(jax.random.key(0), TOLD)
+  model = Model(KnowsRows(timing), MASKED, timing, Full(), 256)
+  everything = {"network": params, "process": {}, "timing": params}
+  loop = Loop(model, GuessedTimes(steps=2), WholeRow())
+  fixed = loop.fixed(everything, row_keys(0, 1), Batch(np.zeros((1, L), np.int32)))
+  carry = loop.start(everything, fixed)
+  state = jnp.array([[2, 2, 2, V]])
+  level = jnp.array([[0.0, 0.0, 0.0, 1.0]])
+  carry = carry._replace(state=state, sampler=carry.sampler._replace(extra=level))
+  after = loop.advance(everything, fixed, carry).sampler.extra
+  weight = np.asarray(params["weight"])
+  possible = [published(weight[[2, 2, 2, last]], 0.5)[3] for last in range(V)]
+  assert np.abs(np.array(possible) - float(after[0, 3])).min() < 1e-6
+  np.testing.assert_array_equal(after[0, :3], 0)
+
+
 def test_what_does_not_fit_is_refused():
   with pytest.raises(ValueError, match="needs the token counts of the training split"):
-    ByFrequency().init(jax.random.key(0), DataFacts(3, 4))
+    by_frequency().init(jax.random.key(0), DataFacts(3, 4))
+  with pytest.raises(ValueError, match=r"annealed=1.0 is a share of the updates"):
+    ByFrequency().init(jax.random.key(0), FACTS)
   for options in ({"power": -1.0}, {"annealed": 2.0}):
     with pytest.raises(ValueError, match=next(iter(options))):
       ByFrequency(**options)

@@ -41,7 +41,7 @@ def times_of(timing, clock):
   """[..., V]: the times of all tokens at the clock."""
   clock = jnp.repeat(jnp.asarray(clock)[..., None], V, axis=-1)
   every = jnp.broadcast_to(jnp.arange(V), clock.shape)
-  return timing.token_times({"rarity": jnp.asarray(RARE)}, every, clock)
+  return timing.token_times({"rarity": jnp.asarray(RARE)}, every, clock, clock > 0)
 
 
 @member
@@ -160,10 +160,10 @@ class Stale:
   def __init__(self, timing):
     self.timing = timing
 
-  def token_times(self, params, ids, tau):
+  def token_times(self, params, ids, tau, counts):
     own, before, stood = params
     there = jnp.all(tau == before)
-    return jnp.where(there, stood, self.timing.token_times(own, ids, tau))
+    return jnp.where(there, stood, self.timing.token_times(own, ids, tau, counts))
 
 
 @member
@@ -187,7 +187,7 @@ ACTIVE = np.arange(L) < 3
 class Sure:
   """A network that is certain of one text; it keeps the times that it reads."""
 
-  remembers = False
+  remembers, layers = False, 1
 
   def __init__(self):
     self.told = []
@@ -232,7 +232,7 @@ def check_path(sampler, timing):
 class OneTimeForAll(ByInformation):
   """Every token has the time of the clock."""
 
-  def token_times(self, params, ids, tau):
+  def token_times(self, params, ids, tau, counts):
     return tau
 
 
@@ -250,7 +250,7 @@ def test_times_of_tokens_are_those_that_are_drawn():
   ids = LANGUAGE.systematic(64)
   drawn = timing.draw(params, jax.random.key(1), Batch(ids), Progress())
   clock = jnp.broadcast_to(drawn.tau, ids.shape)
-  np.testing.assert_array_equal(timing.token_times(params, ids, clock), drawn.t)
+  np.testing.assert_array_equal(timing.token_times(params, ids, clock, clock > 0), drawn.t)
 
 
 def test_what_does_not_fit_is_refused():

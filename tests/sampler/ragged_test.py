@@ -124,9 +124,9 @@ class AnyOf(Poisson):
     ]
     return jnp.stack(grids)[params["choice"]]
 
-  def token_times(self, params, ids, tau):
+  def token_times(self, params, ids, tau, counts):
     """Of the one timing that knows them."""
-    return EACH["by_information"].token_times(params["each"]["by_information"], ids, tau)
+    return EACH["by_information"].token_times(params["each"]["by_information"], ids, tau, counts)
 
 
 @member
