@@ -22,7 +22,7 @@ from diffusion_text.reader.rows import window
 from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.budget import best, even_share
 from diffusion_text.sampler.parts import Part
-from diffusion_text.sampler.score import Entropy, Likeliest, Score
+from diffusion_text.sampler.score import Entropy, Likeliest, MaxProb, Score
 from diffusion_text.sampler.second_reading import read_variants
 from diffusion_text.types import Canvas, Model, Params
 
@@ -152,8 +152,8 @@ class Edit(Revision):
   (the token-to-token edits of LLaDA 2.1).
 
   The network must have learned about wrong tokens (noise that is not all masks, or training on
-  edits). When no token waits, a row goes on while its last call edited something, for at most
-  `calls` calls.
+  edits). When no token waits, a row goes on while its last call committed or edited something, for
+  at most `calls` calls: the edits of a call do not see each other and may go back and forth.
   """
 
   least: float = option(0.9, "probability of another token from which on it is taken", gt=0, le=1)
@@ -161,6 +161,7 @@ class Edit(Revision):
   read_at: float = option(0.01, "the time at which visible tokens are read", ge=0, le=1)
 
   reads: ClassVar[str] = "active"
+  statistics: ClassVar[Mapping[str, Score]] = {"likeliest": Likeliest(), "max_prob": MaxProb()}
 
   @property
   def visible_time(self) -> float:
@@ -168,23 +169,24 @@ class Edit(Revision):
     return self.read_at
 
   def init(self, model: Model, params: Params, canvas: Canvas) -> Any:
-    """(calls that each row has made with nothing waiting, whether its last call edited)."""
+    """(calls that each row has made with nothing waiting, whether its last call changed it)."""
     return jnp.zeros_like(canvas.call), jnp.zeros(canvas.call.shape, bool)
 
   def goes_on(self, memory: Any) -> Bool[Array, " B"]:
-    """True while edits change something and calls are left."""
-    made, edited = memory
-    return edited & (made < self.calls)
+    """True while calls change something and some are left."""
+    made, changed = memory
+    return changed & (made < self.calls)
 
   def __call__(self, view: View, proposal: Proposal, committed: Bool[Array, "B u"]) -> Change:
     """The visible tokens that are replaced, at level 0."""
     visible = view.canvas.active & ~view.waiting & view.answered
     shown = view.model.process.decode(view.params["process"], view.canvas.state)
-    sure = proposal.log_prob >= math.log(self.least)
-    where = visible & (proposal.ids != shown) & sure
+    likeliest = proposal.statistics["likeliest"].astype(jnp.int32)
+    sure = proposal.statistics["max_prob"] >= math.log(self.least)
+    where = visible & (likeliest != shown) & sure
     finished = ~jnp.any(view.waiting, axis=1) & jnp.any(view.answered, axis=1)
-    memory = (view.memory[0] + finished, jnp.any(where, axis=1))
-    return Change(where, proposal.ids, jnp.zeros(where.shape, jnp.float32), memory)
+    memory = (view.memory[0] + finished, jnp.any(where | committed, axis=1))
+    return Change(where, likeliest, jnp.zeros(where.shape, jnp.float32), memory)
 
 
 @member
