@@ -471,9 +471,11 @@ class Network(Protocol):
 
   Attributes:
     remembers: True if the network reads `memory`, so that `remember` and `no_memory` may be called.
+    layers: The number of layers, by which costs are counted.
   """
 
   remembers: bool
+  layers: int
 
   def check(self, model: Model, data: Any) -> None:
     """Raises ValueError, with the fix, for a context or data settings that do not fit."""
@@ -810,7 +812,7 @@ class Query(NamedTuple):
   Attributes:
     state: [B, N, …], of the whole row.
     t: float32 [B, N], 0 for finished positions and 1 for positions after the window.
-    start: int32 scalar, the first position of the window.
+    start: int32 scalar, or a number (`Reader.unrolls`), the first position of the window.
     needs: bool [B, u], the predictions of the window that the sampler will use.
     batch: The batch, in positions (observed, weights, segment).
     noise: [B, N, …], a draw of the prior for each row.
@@ -821,7 +823,7 @@ class Query(NamedTuple):
 
   state: State
   t: Array
-  start: Array
+  start: Array | int
   needs: Array
   batch: Batch
   noise: State
@@ -830,20 +832,46 @@ class Query(NamedTuple):
   told: Array | None = None
 
 
+class Cost(NamedTuple):
+  """The cost of network calls to each row: numbers, or arrays [B] where rows differ.
+
+  Attributes:
+    calls: Network calls.
+    token_layers: Positions that the network reads × its layers.
+    attention: Pairs of a query and a key × layers.
+  """
+
+  calls: Array | float
+  token_layers: Array | float
+  attention: Array | float
+
+  def plus(self, *others: Cost) -> Cost:
+    """The sum of the costs."""
+    return Cost(*(sum(parts) for parts in zip(self, *others, strict=True)))
+
+  def times(self, number: Array | float) -> Cost:
+    """The cost of as many calls."""
+    return Cost(*(number * part for part in self))
+
+
 @runtime_checkable
 class Reader(Protocol):
   """How a sampler calls the network. Its fields are options only.
 
   `init` and `read` work like optax's init and update: the memory lives in the carry of the loop.
+  `reader.reading.Reading` is what most readers inherit.
 
   Attributes:
-    calls: Network calls per read.
+    calls: Network calls per read (at most).
     every: A read must be a refresh after this number of reads (1: always, so that nothing is cached
       within a window).
+    unrolls: True if `Query.start` must be a number when a read is compiled, so that every window is
+      a program of its own.
   """
 
   calls: int
   every: int
+  unrolls: bool
 
   def check(self, model: Model) -> None:
     """Raises ValueError, with the fix, for a model that this reader cannot call."""
@@ -858,6 +886,17 @@ class Reader(Protocol):
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
     """The memory after the window has become clean."""
+
+  def cost(
+    self,
+    model: Model,
+    params: Params,
+    memory: Memory,
+    query: Query,
+    during: Literal["init", "refresh", "read", "finish"],
+  ) -> Cost:
+    """The cost of `init`, of a read that is a refresh or is none, or of `finish`, with this memory
+    before it (None before `init`)."""
 
 
 class Canvas(NamedTuple):

@@ -45,7 +45,7 @@ MAY_IMPORT = {
   "studies": KNOWN | {"contrib", "experiment"},
 }
 # Lines, beside the usual: the contracts are one file, and so is the loop one function.
-FILE_LINES = {"types": 930}
+FILE_LINES = {"types": 970}
 FUNCTION_LINES = {"train": 110}
 MAIN_LINES = {"evaluate": 95}
 

@@ -5,7 +5,7 @@ per position.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from diffusion_text.core.numerics import differs, select
 from diffusion_text.core.options import member, option
+from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
 from diffusion_text.reader.rows import (
   put_window,
   rows_of,
@@ -22,6 +23,7 @@ from diffusion_text.reader.rows import (
 )
 from diffusion_text.types import (
   Cache,
+  Cost,
   Inputs,
   Memory,
   Model,
@@ -34,7 +36,7 @@ from diffusion_text.types import (
 
 
 @member
-class Cached:
+class Cached(Reading):
   """The network extends its cache by the tokens that are asked about.
 
   policy "exact": the window is read at each call, over the windows before it, whose slots are
@@ -52,8 +54,6 @@ class Cached:
   every: int = option(
     1, "calls from one read of the whole row to the next, with policy 'some'", ge=1
   )
-
-  calls: ClassVar[int] = 1
 
   def __post_init__(self):
     if self.policy == "exact" and (self.queries or self.every != 1):
@@ -113,6 +113,22 @@ class Cached:
       return memory
     _, cache = _extended(model, params, memory[0], query, _window_index(query))
     return cache, ()
+
+  def cost(
+    self, model: Model, params: Params, memory: Memory, query: Query, during: During
+  ) -> Cost:
+    """Of the window over what stands before it, also once it is finished; or of `queries` tokens
+    and of whole rows, over the whole row.
+    """
+    positions, window_size = query.t.shape[1], query.needs.shape[1]
+    if during == "init":
+      return NOTHING
+    if self.policy == "exact":
+      return read_cost(model, window_size, query.start + window_size)
+    if during == "finish":
+      return NOTHING
+    read = positions if during == "refresh" else min(self.queries, positions)
+    return read_cost(model, read, positions)
 
   def _chosen(self, written, query: Query) -> Int[Array, "B Q"]:
     """The tokens that a call reads: those whose slot is stale, then those that are needed, then

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from diffusion_text.core.options import member, option, part
 from diffusion_text.reader import READERS
 from diffusion_text.reader.mixture import mixed
-from diffusion_text.types import Memory, Model, Params, Prediction, Query, Reader
+from diffusion_text.reader.reading import NOTHING, Around, During
+from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query, Reader
 
 
 @member
-class ClassifierFree:
+class ClassifierFree(Around):
   """u + scale · (c - u) of the predictions c with and u without the observed tokens, which the
   second reading sees as noise at t = 1.
 
@@ -39,11 +40,6 @@ class ClassifierFree:
   def calls(self) -> int:
     """Twice those of the reader inside; once where the scale is 1."""
     return self.reader.calls * (1 if self.scale == 1 else 2)
-
-  @property
-  def every(self) -> int:
-    """That of the reader inside."""
-    return self.reader.every
 
   def unprompted(self) -> Reader:
     """The reader inside: without observed tokens both answers are one, at half the calls."""
@@ -81,6 +77,15 @@ class ClassifierFree:
       self.reader.finish(model, params, own, each)
       for own, each in zip(memory, readings, strict=True)
     )
+
+  def cost(
+    self, model: Model, params: Params, memory: Memory, query: Query, during: During
+  ) -> Cost:
+    """The sum of those of the readings."""
+    readings = self._readings(query)
+    memory = (None,) * len(readings) if memory is None else memory
+    asked = zip(memory, readings, strict=True)
+    return NOTHING.plus(*(self.reader.cost(model, params, *each, during) for each in asked))
 
   def _readings(self, query: Query) -> tuple[Query, ...]:
     """The question as it is, and as it is without its observed tokens."""

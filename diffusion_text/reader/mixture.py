@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool
 
 from diffusion_text.core.options import member, option, part
 from diffusion_text.reader import READERS
-from diffusion_text.types import Memory, MixedHead, Model, Params, Prediction, Query
+from diffusion_text.reader.reading import NOTHING, During, Reading
+from diffusion_text.types import Cost, Memory, MixedHead, Model, Params, Prediction, Query
 
 
 def mixed(
@@ -34,7 +35,7 @@ def fresh_in_all(predictions: tuple[Prediction, ...]) -> Bool[Array, "B u"] | No
 
 
 @member
-class Mixture:
+class Mixture(Reading):
   """Σ_k weight_k · answer_k of several readers, of one model or of several (`reader.other`)."""
 
   readers: tuple[Any, ...] = part(READERS, ..., "the readers that are asked")
@@ -59,6 +60,11 @@ class Mixture:
   def every(self) -> int:
     """That of the reader that must be refreshed most often."""
     return min(reader.every for reader in self.readers)
+
+  @property
+  def unrolls(self) -> bool:
+    """Whether one of the readers does."""
+    return any(reader.unrolls for reader in self.readers)
 
   def check(self, model: Model) -> None:
     """What one of the readers refuses."""
@@ -86,3 +92,11 @@ class Mixture:
       reader.finish(model, params, own, query)
       for reader, own in zip(self.readers, memory, strict=True)
     )
+
+  def cost(
+    self, model: Model, params: Params, memory: Memory, query: Query, during: During
+  ) -> Cost:
+    """The sum of those of all readers."""
+    memory = (None,) * len(self.readers) if memory is None else memory
+    asked = zip(self.readers, memory, strict=True)
+    return NOTHING.plus(*(each.cost(model, params, own, query, during) for each, own in asked))

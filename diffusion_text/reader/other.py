@@ -7,11 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 from diffusion_text.core.options import member, option
-from diffusion_text.types import Memory, Model, Params, Prediction, Query
+from diffusion_text.reader.reading import Around, During
+from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 
 @member
-class Other:
+class Other(Around):
   """A reader of another model, whose whole tree of parameters is a group of this one's. Its states
   must be this model's.
   """
@@ -21,16 +22,6 @@ class Other:
   group: str = option(
     "other", "where its parameters are: params[group] = {'network': …, 'process': …}"
   )
-
-  @property
-  def calls(self) -> int:
-    """Those of the reader inside."""
-    return self.reader.calls
-
-  @property
-  def every(self) -> int:
-    """That of the reader inside."""
-    return self.reader.every
 
   def check(self, model: Model) -> None:
     """Refuses another vocabulary, and what the reader inside refuses of the other model."""
@@ -56,3 +47,9 @@ class Other:
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
     """The memory of the reader inside."""
     return self.reader.finish(self.model, params[self.group], memory, query)
+
+  def cost(
+    self, model: Model, params: Params, memory: Memory, query: Query, during: During
+  ) -> Cost:
+    """That of the reader inside, by the layers of the other model."""
+    return self.reader.cost(self.model, params[self.group], memory, query, during)

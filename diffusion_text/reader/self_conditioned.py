@@ -12,12 +12,13 @@ from diffusion_text.context.memory import remembered
 from diffusion_text.core.numerics import select
 from diffusion_text.core.options import member, part
 from diffusion_text.reader import READERS
+from diffusion_text.reader.reading import Around, During
 from diffusion_text.reader.rows import visible_state, window
-from diffusion_text.types import Memory, Model, Params, Prediction, Query
+from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 
 @member
-class SelfConditioned:
+class SelfConditioned(Around):
   """The reader inside, with a memory of its last prediction. Each window begins without one.
 
   A token of which nothing is to be predicted (observed, or known by now) has no memory, as in
@@ -26,16 +27,6 @@ class SelfConditioned:
   """
 
   reader: Any = part(READERS, ..., "how the network is asked")
-
-  @property
-  def calls(self) -> int:
-    """Those of the reader inside."""
-    return self.reader.calls
-
-  @property
-  def every(self) -> int:
-    """That of the reader inside."""
-    return self.reader.every
 
   def check(self, model: Model) -> None:
     """Refuses a network that was not trained with self-conditioning."""
@@ -79,6 +70,13 @@ class SelfConditioned:
     inner, _ = memory
     inner = self.reader.finish(model, params, inner, query)
     return inner, self._nothing(model, params, query)
+
+  def cost(
+    self, model: Model, params: Params, memory: Memory, query: Query, during: During
+  ) -> Cost:
+    """That of the reader inside."""
+    inner = None if memory is None else memory[0]
+    return self.reader.cost(model, params, inner, query, during)
 
   def _nothing(self, model: Model, params: Params, query: Query):
     empty = model.network.no_memory(params["network"]).astype(jnp.float32)

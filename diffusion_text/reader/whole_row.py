@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 from diffusion_text.core.options import member
+from diffusion_text.reader.reading import Reading
 from diffusion_text.reader.rows import rows_of, whole_memory, window
 from diffusion_text.types import Memory, Model, Params, Prediction, Query
 
 
 @member
-class WholeRow:
+class WholeRow(Reading):
   """The network reads whole rows and remembers nothing: the plain way, and the one that every cache
   is held to.
   """
-
-  calls: ClassVar[int] = 1
-  every: ClassVar[int] = 1
-
-  def check(self, model: Model) -> None:
-    """Any model can be asked so."""
-
-  def init(self, model: Model, params: Params, query: Query) -> Memory:
-    """Nothing."""
-    return ()
 
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
@@ -37,7 +27,3 @@ class WholeRow:
     return dataclasses.replace(
       prediction, features=features, losses={}, stages=(), hidden={}
     ), memory
-
-  def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """Nothing."""
-    return memory

@@ -26,6 +26,7 @@ from diffusion_text.core.numerics import (
   select,
 )
 from diffusion_text.core.prng import streams, token_keys
+from diffusion_text.reader.reading import whole_row_cost
 from diffusion_text.reader.rows import put_window, window
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.answers import on_tokens
@@ -39,6 +40,7 @@ from diffusion_text.sampler.records import NOT_DRAWN, Carry, Fixed, Sample
 from diffusion_text.types import (
   Batch,
   Canvas,
+  Cost,
   Keys,
   Memory,
   Model,
@@ -107,13 +109,16 @@ class Loop:
       memory=None,
       call=nothing,
       row_reads=nothing,
-      reads=jnp.int32(0),
+      cost=Cost(nothing, *(jnp.zeros(rows, jnp.float32),) * 2),
+      calls=jnp.int32(0),
+      fills=jnp.int32(0),
       committed=jnp.full((rows, positions), NOT_DRAWN, jnp.int32),
       log_prob=jnp.zeros((rows, positions)) if self.trace else None,
       features=None,
     )
     unit = self.unit(fixed)
     query = self._query(fixed, carry, jnp.ones((rows, unit)), jnp.ones((rows, unit), bool))
+    carry = self._filled(params, carry, query, "init")
     carry = carry._replace(
       memory=self.reader.init(self.model, params, query),
       sampler=self.sampler.init(self.model, params, self.canvas(fixed, carry)),
@@ -153,6 +158,8 @@ class Loop:
     told = self.sampler.network_times(self.model, params, canvas, carry.sampler)
     told = self._everywhere(fixed, carry, jnp.where(canvas.active, told, 0.0))
     query = self._query(fixed, carry, t, needs)._replace(told=told)
+    cost = self._cost(params, carry, query, "refresh" if refresh else "read")
+    cost = cost.times(goes_on)
     prediction, memory = self._read(params, carry, query, refresh)
     answered = needs if prediction.fresh is None else needs & prediction.fresh
     state, sampler = self.sampler.step(
@@ -167,13 +174,15 @@ class Loop:
       memory=memory,
       call=carry.call + goes_on,
       row_reads=carry.row_reads + goes_on,
-      reads=carry.reads + 1,
+      cost=carry.cost.plus(cost),
+      calls=carry.calls + jnp.max(cost.calls),
     )
 
   def next_unit(self, params: Params, fixed: Fixed, carry: Carry) -> Carry:
     """The carry at the next window, once this one is clean."""
     rows, unit = fixed.active.shape[0], self.unit(fixed)
     query = self._query(fixed, carry, jnp.zeros((rows, unit)), jnp.zeros((rows, unit), bool))
+    carry = self._filled(params, carry, query, "finish")
     carry = carry._replace(
       memory=self.reader.finish(self.model, params, carry.memory, query),
       start=carry.start + unit,
@@ -191,7 +200,6 @@ class Loop:
     drawn = jnp.maximum(
       carry.committed, 0
     )  # what the prior showed already counts as drawn by the first call
-    calls = self.reader.calls + self.sampler.extra_calls
     committed = jnp.where(fixed.active, drawn, NOT_DRAWN)
 
     def cut(leaf):
@@ -200,8 +208,11 @@ class Loop:
     return Sample(
       ids=ids[:, :length],
       committed=cut(committed),
-      row_calls=calls * carry.row_reads,
-      calls=calls * carry.reads,
+      row_calls=carry.cost.calls,
+      calls=carry.calls,
+      token_layers=carry.cost.token_layers,
+      attention=carry.cost.attention,
+      fills=carry.fills,
       log_prob=cut(carry.log_prob),
       features=cut(carry.features),
     )
@@ -219,6 +230,22 @@ class Loop:
 
   def _read(self, params, carry: Carry, query: Query, refresh: bool) -> tuple[Prediction, Memory]:
     return self.reader.read(self.model, params, carry.memory, query, refresh=refresh)
+
+  def _cost(self, params, carry: Carry, query: Query, during: str) -> Cost:
+    """What a read and a step cost each row: arrays [B]."""
+    cost = self.reader.cost(self.model, params, carry.memory, query, during)
+    if during in ("refresh", "read") and self.sampler.extra_calls:
+      extra = whole_row_cost(self.model, params, query).times(self.sampler.extra_calls)
+      cost = cost.plus(extra)
+    like = zip(cost, carry.cost, strict=True)
+    return Cost(*(jnp.broadcast_to(jnp.asarray(x, y.dtype), y.shape) for x, y in like))
+
+  def _filled(self, params, carry: Carry, query: Query, during: str) -> Carry:
+    """The carry with the cost of what fills a cache between the reads."""
+    cost = self._cost(params, carry, query, during)
+    fills = carry.fills + jnp.max(cost.calls)
+    cost = cost._replace(calls=jnp.zeros_like(cost.calls))
+    return carry._replace(cost=carry.cost.plus(cost), fills=fills)
 
   def _record(self, params, carry: Carry, canvas: Canvas, t, prediction, state, changed) -> Carry:
     """The carry with what is to be remembered of the tokens that changed."""
@@ -350,13 +377,13 @@ def host_sample(
   loop, keys, batch = _prepared(model, sampler, reader, key, batch, (rows, length), **kept)
   fixed = _fixed(loop, params, keys, batch)
   carry = _start(loop, params, fixed)
-  for number in range(loop.units(fixed)):
+  for _ in range(loop.units(fixed)):
     turn = 0
     while bool(_more(loop, params, fixed, carry)):
       carry = _advance(loop, turn % loop.reader.every == 0, params, fixed, carry)
       turn += 1
       yield _canvas(loop, fixed, carry)
-    if number + 1 < loop.units(fixed):
+    if loop.units(fixed) > 1:
       carry = _next_unit(loop, params, fixed, carry)
   return _finish(loop, params, fixed, carry)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
-from diffusion_text.types import Memory, SamplerState, State, pytree
+from diffusion_text.types import Cost, Memory, SamplerState, State, pytree
 
 NOT_DRAWN = -1  # `Sample.committed` of observed tokens and padding
 
@@ -22,6 +22,10 @@ class Sample(NamedTuple):
       prior showed it already; NOT_DRAWN for observed tokens and padding.
     row_calls: int32 [B], network calls that each row needed.
     calls: int32 scalar, network calls made.
+    token_layers: float32 [B], positions that the network read for the row, in all layers and calls;
+      what filled a cache counts, too.
+    attention: float32 [B], pairs of a query and a key, in all layers and calls.
+    fills: int32 scalar, network calls that only filled a cache; not among `calls`.
     log_prob: float32 [B, N], the model's log-probability, before any transform, of the token that
       was committed, at the call that did; 0 for tokens that never changed. None without a trace,
       and for a network that answers with vectors.
@@ -32,6 +36,9 @@ class Sample(NamedTuple):
   committed: Array
   row_calls: Array
   calls: Array
+  token_layers: Array
+  attention: Array
+  fills: Array
   log_prob: Array | None
   features: Array | None
 
@@ -67,7 +74,8 @@ class Carry(NamedTuple):
     sampler, memory: the sampler's and the reader's own.
     call: int32 [B], each row's own reads in this window.
     row_reads: int32 [B], each row's own reads in all windows.
-    reads: int32 scalar, reads made.
+    cost: of each row, arrays [B].
+    calls, fills: int32 scalars, network calls made at reads, and between them.
     committed, log_prob, features: as in `Sample`; reads are counted from 0.
   """
 
@@ -77,7 +85,9 @@ class Carry(NamedTuple):
   memory: Memory
   call: Array
   row_reads: Array
-  reads: Array
+  cost: Cost
+  calls: Array
+  fills: Array
   committed: Array
   log_prob: Array | None
   features: Array | None

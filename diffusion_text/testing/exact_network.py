@@ -8,7 +8,7 @@ up as a wrong number.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,8 @@ class ExactNetwork:
   )
   staged: bool = option(False, "whether there is an earlier stage, whose answer is the same")
   length: int = option(4, "places of the language that `init` draws", ge=1)
+
+  layers: ClassVar[int] = 1
 
   def __post_init__(self):
     scores = self.process.reads_logits_as == "score" and self.process.mask_id is None

@@ -4,7 +4,7 @@ samplers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ class TableNetwork:
     router: a loss of its own per token, reported as "router", times the mean of its features.
     calls: what it was asked, in order: (rows, memory, key).
   """
+
+  layers: ClassVar[int] = 1
 
   def __init__(self, *, mask_id: int | None = None, stages: bool = False, router: float = 0.0):
     self.mask_id = mask_id

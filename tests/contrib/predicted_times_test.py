@@ -63,7 +63,7 @@ class Predictor(Network):
   that is None. It keeps the rows that it reads.
   """
 
-  remembers = False
+  remembers, layers = False, 1
 
   def __init__(self, says=None):
     self.says, self.asked = says, []

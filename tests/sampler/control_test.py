@@ -4,6 +4,7 @@ what it leaves alone; and mutants.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,8 @@ def model_of(process, network=None):
 @member
 class Frequencies:
   """A network that knows independent tokens, and says the same of each."""
+
+  layers: ClassVar[int] = 1
 
   def apply(self, params, rows, *, memory=None, key=None, hidden_layers=()):
     return Prediction(jnp.broadcast_to(FREQUENT, (*rows.t.shape, V)), IdentityHead())

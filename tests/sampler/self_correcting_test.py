@@ -3,6 +3,7 @@ accuracy rises no more.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ ROWS = 40
 @member
 class Opinion:
   """A network that likes one token at each place, the first place most."""
+
+  layers: ClassVar[int] = 1
 
   def apply(self, params, rows, *, memory=None, key=None, hidden_layers=()):
     jax.debug.callback(lambda t: TOLD.append(float(t)), rows.t[0, 0], ordered=True)

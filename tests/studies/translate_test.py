@@ -2,6 +2,8 @@
 it went in, and padding is no text.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,8 @@ SEEN = []  # what the network of the next test has read
 @member
 class Watched:
   """A network whose logits follow from what it reads, and which writes that down."""
+
+  layers: ClassVar[int] = 1
 
   def apply(self, params, rows, *, memory=None, key=None, hidden_layers=()):
     vectors = rows.inputs.vectors

@@ -1,31 +1,22 @@
 """A reader: the network is asked several times, and its answers are averaged."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 
 from diffusion_text.core.options import member, option
+from diffusion_text.reader.reading import Reading
 from diffusion_text.reader.rows import rows_of, window
 from diffusion_text.types import MixedHead, Prediction
 
 
 @member
-class Chorus:
+class Chorus(Reading):
   """`voices` readings of the whole row, combined as one head."""
 
   voices: int = option(2, "how often the network is asked", ge=1)
 
-  every: ClassVar[int] = 1
-
   @property
   def calls(self):
     return self.voices
-
-  def check(self, model):
-    """Any model can be asked so."""
-
-  def init(self, model, params, query):
-    return ()
 
   def read(self, model, params, memory, query, *, refresh):
     rows, size = rows_of(model, params, query), query.needs.shape[1]
@@ -35,6 +26,3 @@ class Chorus:
     heads = tuple(answer.head for answer in answers)
     head = MixedHead(heads, widths, (1 / self.voices,) * self.voices)
     return Prediction(jnp.concatenate(features, axis=-1), head), memory
-
-  def finish(self, model, params, memory, query):
-    return memory
