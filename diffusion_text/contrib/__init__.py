@@ -9,6 +9,7 @@ CONTRIB: dict[str, dict[str, str]] = {
   "objective": {
     "anchored": "diffusion_text.contrib.anchored:Anchored",
     "gaussian_curriculum": "diffusion_text.contrib.gaussian_curriculum:GaussianCurriculum",
+    "joint_layer": "diffusion_text.contrib.joint_layer:JointLayer",
     "mask_agnostic": "diffusion_text.contrib.mask_agnostic:MaskAgnostic",
     "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimesLosses",
     "reinforced_conditioning": (
@@ -16,5 +17,8 @@ CONTRIB: dict[str, dict[str, str]] = {
     ),
   },
   "reader": {},
-  "sampler": {"predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimes"},
+  "sampler": {
+    "joint": "diffusion_text.contrib.joint_sampler:Joint",
+    "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimes",
+  },
 }
