@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.numerics import select
 from diffusion_text.types import Canvas, Keys, Model, Params
@@ -84,3 +85,14 @@ class Score(Part):
   def keep(self, view: View, proposal: Proposal, remembered: Any) -> Any:
     """The memory after a call: what is `remembered` [B, u, …] of the tokens that were answered."""
     return select(view.answered, remembered, view.memory)
+
+
+def best(
+  score: Float[Array, "B u"], among: Bool[Array, "B u"], count: Int[Array, " B"]
+) -> Bool[Array, "B u"]:
+  """True at the `count` tokens of each row that score highest among those that are; ties go to the
+  left.
+  """
+  order = jnp.argsort(jnp.where(among, -score, jnp.inf), axis=1, stable=True)
+  rank = jnp.argsort(order, axis=1)
+  return among & (rank < count[:, None])

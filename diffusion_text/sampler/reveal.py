@@ -3,8 +3,9 @@ may send them back.
 
   score    (each token's distribution) -> a number; the highest are revealed first
   budget   (view, proposal, waiting) -> bool [B, u]: the tokens that are committed at this call
-  draw     temperature and top_p of the draw
+  draw     bans, temperature, top_k and top_p of the draw
   revise   (view, proposal, committed) -> Change: what becomes of other tokens
+  end      which ends of text may be committed, and whether a row stops behind one
 
 Which tokens wait, and at which level of noise, lives in the sampler's own state: the text itself
 shows that for masks only. So one sampler serves every process. The logits of a token are computed
@@ -25,11 +26,12 @@ from diffusion_text.core.options import member, option, part
 from diffusion_text.core.prng import draw_categorical, fold, streams
 from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.budget import BUDGETS, EvenShare
+from diffusion_text.sampler.ends import behind_end, may_end
 from diffusion_text.sampler.lost_tokens import need_schedule
 from diffusion_text.sampler.parts import Candidates, Part, Score
 from diffusion_text.sampler.revise import REVISIONS
 from diffusion_text.sampler.score import SCORES, Entropy
-from diffusion_text.sampler.transform import LogitsTransform
+from diffusion_text.sampler.transform import LogitsTransform, without
 from diffusion_text.schedules.discrete import time_of
 from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, Query, State
 
@@ -74,7 +76,7 @@ class Proposal(NamedTuple):
   Attributes:
     score: float32 [B, u].
     ids: int32 [B, u], a draw for each token.
-    log_prob: float32 [B, u], its log-probability before temperature and top_p.
+    log_prob: float32 [B, u], its log-probability before temperature, top_k and top_p.
     statistics: name -> [B, u], what budget and revision have asked for.
     remembered: one tree [B, u, …] per distinct score, what it wants to remember of each token.
   """
@@ -132,7 +134,23 @@ class Reveal:
   budget: Any = part(BUDGETS, EvenShare(), "how many are revealed at a call")
   temperature: float = option(1.0, "of the draw; 0 takes the likeliest token", ge=0)
   top_p: float = option(1.0, "share of the probability that is kept; 1 keeps all", gt=0, le=1)
+  top_k: int | None = option(None, "likeliest tokens that are kept; None keeps all", ge=1)
+  banned: tuple[int, ...] = option((), "ids that are never drawn, such as those of special tokens")
+  repetition_penalty: float = option(
+    0.0, "taken from the log-probability of the left neighbour's id, where it is known; nats", ge=0
+  )
   revise: Any = part(REVISIONS, None, "what becomes of other tokens; None: nothing")
+  end_id: int | None = option(None, "the id of the end of text, where an option asks for it", ge=0)
+  end: Literal["free", "banned", "late"] = option(
+    "free",
+    "'free': an end of text is a token like any other; 'banned': it is never drawn; 'late': it is"
+    " committed only where nothing before it waits",
+  )
+  stop_at_end: bool = option(
+    False,
+    "whether a row is done once an end of text and all before it are committed; the rest of the"
+    " window is then filled with it",
+  )
   told: Literal["shared", "own"] | None = option(
     None,
     "the times that the network reads: 'shared', for every token the time at which as many tokens"
@@ -150,6 +168,7 @@ class Reveal:
     """
     for each in self._parts:
       each.check(model)
+    self._check_ids(model.process.vocab_size)
     if not self._own_times(model):
       if self.revise is not None and self.revise.levels_between:
         raise ValueError(
@@ -157,6 +176,27 @@ class Reveal:
           " at; use sampler.told='own'"
         )
       need_schedule(model.process, "sampler.told='shared'", "use sampler.told='own'")
+
+  def _check_ids(self, vocab_size: int) -> None:
+    """Raises ValueError for ids that the vocabulary does not have, or leaves nothing to draw."""
+    asked = self.end != "free" or self.stop_at_end
+    if asked and self.end_id is None:
+      raise ValueError(
+        f"sampler.end={self.end!r} and stop_at_end={self.stop_at_end} need the id of the end of"
+        " text; set sampler.end_id"
+      )
+    wrong = [id for id in (*self.banned, *self._ends) if not 0 <= id < vocab_size]
+    if wrong:
+      raise ValueError(
+        f"sampler.banned={self.banned}, end_id={self.end_id}: {wrong[0]} is no id of a vocabulary"
+        f" of {vocab_size}; a mask needs no ban, as it is never drawn"
+      )
+    if len(set(self._bans)) >= vocab_size:
+      raise ValueError(f"sampler.banned={self.banned} bans all {vocab_size} tokens; leave one")
+    if self.end == "late" and self.end_id in self.banned:
+      raise ValueError(
+        f"sampler.end='late' waits for the id {self.end_id}, which is banned; use end='banned'"
+      )
 
   def init(self, model: Model, params: Params, canvas: Canvas) -> Waiting:
     """Every token waits, at the level of the prior."""
@@ -229,6 +269,8 @@ class Reveal:
     view = view._replace(query=query, prediction=prediction)
     proposal = self.propose(view, self.times(model, params, canvas, state))
     eligible = state.waiting & answered
+    if self.end == "late":
+      eligible &= may_end(proposal.ids, self.end_id, state.waiting, canvas.segment)
     of_budget = view._replace(memory=state.memory.budget)
     committed = eligible & self.budget(of_budget, proposal, eligible)
     text = select(committed, model.process.clean(params["process"], proposal.ids), canvas.state)
@@ -241,10 +283,19 @@ class Reveal:
         scores=self._keep(view, proposal), budget=self.budget.keep(of_budget, proposal, committed)
       ),
     )
-    if self.revise is None:
-      return text, state
-    view = view._replace(memory=state.memory.revise)
-    return self._revised(view, proposal, committed, text, state)
+    if self.revise is not None:
+      view = view._replace(memory=state.memory.revise)
+      text, state = self._revised(view, proposal, committed, text, state)
+    return self._ended(view, text, state) if self.stop_at_end else (text, state)
+
+  def _ended(self, view: View, text: State, state: Waiting) -> tuple[State, Waiting]:
+    """The text and the state, with ends of text behind one that closes its row."""
+    process, of_process, canvas = view.model.process, view.params["process"], view.canvas
+    ids = process.decode(of_process, text)
+    rest = behind_end(ids, self.end_id, state.waiting, canvas.active, canvas.segment)
+    ends = process.clean(of_process, jnp.full_like(ids, self.end_id))
+    state = state._replace(waiting=state.waiting & ~rest, level=jnp.where(rest, 0.0, state.level))
+    return select(rest, ends, text), state
 
   def _revised(self, view: View, proposal, committed, text, state) -> tuple[State, Waiting]:
     """The text and the state after the revision."""
@@ -270,18 +321,20 @@ class Reveal:
     propose itself.
     """
     process, canvas, scores = view.model.process, view.canvas, self._scores
-    transform = LogitsTransform(self.temperature, self.top_p)
+    transform = LogitsTransform(self.temperature, self.top_p, self.top_k)
     law = process.leave_one_out if self._reads == "active" else process.posterior
 
-    def one(of_process, output, keys, seen, memories, state, t):
+    def one(of_process, output, keys, seen, memories, state, t, left):
       log_p = law(of_process, state, t, output)
+      log_p = without(log_p, self._bans, self.repetition_penalty, left)
       ids = draw_categorical(streams(keys, "token"), transform(log_p))
       each = [seen._replace(log_p=log_p, memory=memory) for memory in memories]
       said = tuple(score(own) for score, own in zip(scores, each, strict=True))
       remembered = tuple(score.remember(own) for score, own in zip(scores, each, strict=True))
       return ids, at_ids(log_p, ids), said, remembered
 
-    rows = (view.keys, self._candidates(canvas), view.memory, canvas.state, t)
+    left = self._left(view) if self.repetition_penalty else None
+    rows = (view.keys, self._candidates(canvas), view.memory, canvas.state, t, left)
     few = self._reads == "committed"
     ids, log_prob, said, remembered = on_tokens(
       view.model, view.params, view.prediction, view.answered, one, *rows, few=few
@@ -290,6 +343,21 @@ class Reveal:
     value = {score: score.across(own, what) for (score, own), what in each}
     statistics = {name: value[score] for name, score in self._statistics.items()}
     return Proposal(value[self.score], ids, log_prob, statistics, remembered)
+
+  def _left(self, view: View) -> Int[Array, "B u"]:
+    """The id of each token's left neighbour in its document; -1 where it waits or is none."""
+    process, canvas, query = view.model.process, view.canvas, view.query
+    ids = process.decode(view.params["process"], canvas.state)
+    ids = jnp.where(view.waiting, -1, ids)
+    before = process.decode(view.params["process"], query.state)
+    before = jnp.take(before, jnp.maximum(query.start - 1, 0), axis=1)
+    before = jnp.where(query.start > 0, before, -1)
+    left = jnp.concatenate([before[:, None], ids[:, :-1]], axis=1)
+    if canvas.segment is None:
+      return left
+    # What stands before the window is of the first token's document, or the neighbour is not known.
+    same = canvas.segment[:, 1:] == canvas.segment[:, :-1]
+    return jnp.where(jnp.pad(same, ((0, 0), (1, 0))), left, -1)
 
   def _keep(self, view: View, proposal: Proposal) -> tuple[Any, ...]:
     """What the scores remember after the call."""
@@ -312,6 +380,15 @@ class Reveal:
     return {**self.budget.statistics, **({} if self.revise is None else self.revise.statistics)}
 
   @property
+  def _ends(self) -> tuple[int, ...]:
+    return () if self.end_id is None else (self.end_id,)
+
+  @property
+  def _bans(self) -> tuple[int, ...]:
+    """The ids that are never drawn."""
+    return (*self.banned, *self._ends) if self.end == "banned" else self.banned
+
+  @property
   def _parts(self) -> list[Part]:
     parts = [*self._scores, self.budget]
     return parts if self.revise is None else [*parts, self.revise]
@@ -319,7 +396,8 @@ class Reveal:
   @property
   def _reads(self) -> Literal["committed", "waiting", "active"]:
     """Whose logits are read."""
-    ahead = not (self.score.reads_logits or self.budget.reads_logits)
+    needs_logits = self.score.reads_logits or self.budget.reads_logits
+    ahead = not (needs_logits or self.end == "late")
     of_choice = "committed" if ahead else "waiting"
     if self.revise is None or self.revise.reads == "committed":
       return of_choice

@@ -188,6 +188,20 @@ class MarkovChain:
       row[rng.choice(vocab_size, successors, replace=False)] = rng.dirichlet(np.ones(successors))
     return MarkovChain(rng.dirichlet(np.ones(vocab_size)), transition, length)
 
+  @staticmethod
+  def phrases(seed: int, count: int = 4, words: int = 6, length: int = 48) -> MarkovChain:
+    """Text of a few fixed phrases without a token in common, so that most tokens follow from one
+    other; `count` · `words` tokens.
+
+    Rows begin anywhere in a phrase, and each phrase has its own law of the next.
+    """
+    rng = np.random.default_rng(seed)
+    size = count * words
+    transition = np.eye(size, k=1)
+    transition[words - 1 :: words] = 0
+    transition[words - 1 :: words, ::words] = rng.dirichlet(np.ones(count), size=count)
+    return MarkovChain(np.full(size, 1 / size), transition, length)
+
   @property
   def vocab_size(self) -> int:
     """V."""

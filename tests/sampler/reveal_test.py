@@ -17,7 +17,7 @@ from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.reader.whole_row import WholeRow
-from diffusion_text.sampler.budget import BUDGETS, EvenShare, Threshold
+from diffusion_text.sampler.budget import EvenShare, Threshold
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Proposal, Reveal, View
 from diffusion_text.sampler.revise import Change, Remask, RenoiseRest, Revision
@@ -279,11 +279,6 @@ class RoundsUp(EvenShare):
 def test_an_uneven_share_fails():
   with pytest.raises(AssertionError):
     check_even(RoundsUp(steps=5), 5)
-
-
-def test_every_budget_empties_every_row():
-  for name, kind in BUDGETS.items():
-    assert (spend(kind(), TOTALS, 12).sum(0) == TOTALS).all(), name
 
 
 def test_observed_tokens_count_for_nothing():

@@ -1,0 +1,80 @@
+"""Markov chains as a test bed: an exact network that is cheap on rows of many tokens, and what texts
+are measured by.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_text.context import Full
+from diffusion_text.core.options import member
+from diffusion_text.core.prng import row_keys
+from diffusion_text.process.masked import Masked
+from diffusion_text.sampler.loop import sample
+from diffusion_text.testing import ExactNetwork, MarkovChain, exact_params
+from diffusion_text.testing.exact_network import output_of
+from diffusion_text.testing.languages import chain_law
+from diffusion_text.timing import Shared
+from diffusion_text.types import Model
+
+BRANCHY = MarkovChain.branchy(0)
+PHRASE = MarkovChain.phrases(0)
+
+
+@member
+class ChainNetwork(ExactNetwork):
+  """Bidirectional over the whole row, so that all queries see the same: one law per row."""
+
+  def _answer(self, params, rows, seen, sees, position, own, queries):
+    language = params["language"]
+    law = chain_law(language["log_initial"], language["log_transition"], seen.evidence)
+    t = rows.t[:, queries]
+    return output_of(self.process, params["process"], law[:, queries], own, t)
+
+
+@functools.cache
+def model_of(chain):
+  """A model of the chain by masks."""
+  process = Masked(vocab_size=chain.vocab_size)
+  return Model(ChainNetwork(process), process, Shared(), Full(), chunk=65_536)
+
+
+def draw(sampler, chain, rows, seed=0, **options):
+  """Texts of the chain, as numpy arrays."""
+  shape = {} if "batch" in options else {"rows": rows, "length": chain.length}
+  model = model_of(chain)
+  sampler.check(model)
+  keys = row_keys(seed, rows)
+  result = sample(model, exact_params(chain), sampler, keys, **shape, **options)
+  return jax.tree.map(np.asarray, result)
+
+
+def invalid(ids, chain):
+  """The share of texts that the chain cannot produce."""
+  return float(np.mean(~np.isfinite(chain.log_likelihood(ids))))
+
+
+def nats(ids, chain):
+  """(mean of -log p over the texts that are possible, its standard error)."""
+  cost = -chain.log_likelihood(ids)
+  cost = cost[np.isfinite(cost)]
+  return float(cost.mean()), float(cost.std() / np.sqrt(len(cost)))
+
+
+def bigram_distance(ids, chain):
+  """The total variation of the table of neighbouring pairs to that of the chain."""
+  size, law, want = chain.vocab_size, chain.initial, 0.0
+  for _ in range(chain.length - 1):
+    want = want + law[:, None] * chain.transition
+    law = law @ chain.transition
+  pairs = ids[:, :-1].reshape(-1) * size + ids[:, 1:].reshape(-1)
+  found = np.bincount(pairs, minlength=size * size).reshape(size, size) / len(pairs)
+  return float(0.5 * np.abs(found - want / (chain.length - 1)).sum())
+
+
+def numbers(generator, shape, vocab_size=6):
+  """Log-probabilities [*shape, V] that are drawn; the sure and the unsure."""
+  logits = generator.normal(size=(*shape, vocab_size)) * generator.exponential(3, size=(*shape, 1))
+  return np.asarray(jax.nn.log_softmax(jnp.float32(logits), axis=-1))
