@@ -9,6 +9,7 @@ SAMPLERS = {
   "multistep": "diffusion_text.sampler.multistep:Multistep",
   "tau_leaping": "diffusion_text.sampler.tau_leaping:TauLeaping",
   "reveal": "diffusion_text.sampler.reveal:Reveal",
+  "look_ahead": "diffusion_text.sampler.look_ahead:LookAhead",
   "remasking": "diffusion_text.sampler.remasking:Remasking",
   "renoising": "diffusion_text.sampler.renoising:Renoising",
   "routed": "diffusion_text.sampler.routed:Routed",

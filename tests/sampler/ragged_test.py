@@ -26,6 +26,7 @@ from diffusion_text.sampler.adaptive_correction import AdaptiveCorrection
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.grid import Grid
 from diffusion_text.sampler.guessed_times import GuessedTimes
+from diffusion_text.sampler.look_ahead import LookAhead
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.remasking import Remasking
@@ -82,6 +83,7 @@ SAMPLED = {
   "multistep": (VECTORS, Multistep(steps=4)),
   "tau_leaping": (UNIFORM, TauLeaping(steps=4, spacing="cosine")),
   "reveal": (MASKED, Reveal(revise=Remask(probability=0.3, calls=2))),
+  "look_ahead": (MASKED, LookAhead(depth=2)),
   "remasking": (MASKED, Remasking(steps=4, strategy="conf", loop=(0.7, 0.2, 0.5))),
   "renoising": (UNIFORM, Renoising(steps=4, eta=0.3, loop=(0.7, 0.2, 0.5))),
   "routed": (MASKED, Routed(steps=4, rate="cosine", noise_scale=0.1)),
