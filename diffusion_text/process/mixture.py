@@ -27,24 +27,28 @@ c_ts(z_t) / q_t(z_t | x̂).
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.numerics import at_ids
+from diffusion_text.core.numerics import LEAST as TINIEST
+from diffusion_text.core.numerics import NEVER, at_ids
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import Discrete, is_token
 from diffusion_text.schedules.discrete import Schedule, on_grid
 from diffusion_text.types import Keys, Params
 
-LEAST = 1e-30  # below every share that matters; keeps quotients of shares finite where one is zero
+LEAST = 1e-30  # below every share that matters: no divisor is smaller; costs do not depend on it
 # Rates are formed at times in between. GIDD's uniform noise rises like the root of t: what lies
 # below t costs about its root. The complement of LATEST is a float32 number.
 EARLIEST = 1e-12
 LATEST = 1 - 2**-20
 _LARGE = 40.0  # logarithm of a ratio, which leaves room below the largest float32, e^88
+# The logarithm of q / q̂ is at most that of 1 + V / uniform, which is less where a token can stand.
+_LARGEST = 69.0
 
 
 class Shares(NamedTuple):
@@ -63,26 +67,36 @@ def excess(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
   return jnp.where(small, near**2 / 2 * (1 + near / 3 * (1 + near / 4)), jnp.expm1(far) - far)
 
 
+def log_share(share: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """log of a share; NEVER for 0."""
+  return jnp.where(share > 0, jnp.log(jnp.maximum(share, TINIEST)), NEVER)
+
+
 def weighted_excess(
-  weight: Float[Array, "*#n"], log_ratio: Float[Array, "*n"]
+  weight: Float[Array, "*#n"], log_ratio: Float[Array, "*n"], log_other: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-  """weight · excess(log_ratio), finite where the weight is small and e^log_ratio is not finite."""
+  """weight · excess(log_ratio) = q̂ - q - q log(q̂ / q), finite where q = weight is 0 and q̂ is not.
+
+  log_other is log q̂, which is weight · e^log_ratio where that can be formed.
+  """
   large = log_ratio > _LARGE
   plain = weight * excess(jnp.minimum(log_ratio, _LARGE))
   far = jnp.where(large, log_ratio, _LARGE)
-  return jnp.where(large, jnp.exp(far + jnp.log(weight)) - weight * (1 + far), plain)
+  return jnp.where(large, jnp.exp(log_other) - weight * (1 + far), plain)
 
 
 class Comparison(NamedTuple):
-  """log(q̂ / q) of every state but the mask, whose law is known.
+  """log(q̂ / q) of every state but the mask, whose law is known; no share of 0 is rounded up.
 
   Attributes:
     other: of each token v, as if v were not the true one.
+    predicted: log q̂ of each token.
     true: of the true token.
     own: of the state's own token; without meaning where the state is the mask.
   """
 
   other: Float[Array, "*n V"]
+  predicted: Float[Array, "*n V"]
   true: Float[Array, "*n"]
   own: Float[Array, "*n"]
 
@@ -95,16 +109,19 @@ def compare(
 ) -> Comparison:
   """How the law of a token under the prediction exp(log_p) differs from its law given the token."""
   vocab_size = log_p.shape[-1]
-  base = jnp.maximum(shares.uniform, LEAST) / vocab_size
+  base = shares.uniform / vocab_size
+  log_base = log_share(shares.uniform) - math.log(vocab_size)
   log_p_true = at_ids(log_p, clean_state)
-  other = jnp.log1p((shares.clean / base)[..., None] * jnp.exp(log_p))
-  true = shares.clean + base
+  log_clean = log_share(shares.clean)
+  clean = log_clean[..., None] + log_p
+  other = jax.nn.softplus(clean - log_base[..., None])
+  predicted = jnp.logaddexp(clean, log_base[..., None])
+  true = jnp.maximum(shares.clean + base, LEAST)
   shift = shares.clean * jnp.expm1(log_p_true) / true  # q̂ / q - 1 at the true token, in (-1, 0]
-  log_clean = jnp.log(jnp.maximum(shares.clean, LEAST))
-  far = jnp.logaddexp(log_clean + log_p_true, jnp.log(base)) - jnp.log(true)
+  far = jnp.logaddexp(log_clean + log_p_true, log_base) - jnp.log(true)
   true = jnp.where(shift > -0.5, jnp.log1p(jnp.maximum(shift, -0.5)), far)
   own = jnp.where(state == clean_state, true, at_ids(other, jnp.minimum(state, vocab_size - 1)))
-  return Comparison(other, true, own)
+  return Comparison(other, predicted, true, own)
 
 
 class Mixture(Discrete):
@@ -262,10 +279,12 @@ class Mixture(Discrete):
     shares, _ = self._jumps(t)
     against = compare(shares, clean_state, state, log_p)
     true = is_token(clean_state, self.vocab_size)
-    base = jnp.maximum(shares.uniform, LEAST) / self.vocab_size
-    spread = base * jnp.sum(jnp.where(true, 0.0, excess(against.other)), axis=-1)
+    base = shares.uniform / self.vocab_size
+    others = weighted_excess(base[..., None], against.other, against.predicted)
+    spread = jnp.sum(jnp.where(true, 0.0, others), axis=-1)
     divergence = spread + (shares.clean + base) * excess(against.true)
-    return divergence + jnp.where(self._masked(state), 0.0, excess(-against.own))
+    ratio = jnp.minimum(-against.own, _LARGEST)
+    return divergence + jnp.where(self._masked(state), 0.0, excess(ratio))
 
   def _masked(self, state: Int[Array, "*n"]) -> Bool[Array, "*n"]:
     """True at masks; nowhere for a process that has none."""
@@ -309,23 +328,35 @@ class Mixture(Discrete):
     right = state == clean_state
     # log of (chance of a fresh draw under x̂ / given x)
     log_more = jnp.where(masked, 0.0, -compare(now, clean_state, state, log_p).own)
-    base = jnp.maximum(before.uniform, LEAST) / self.vocab_size
+    base = before.uniform / self.vocab_size
     held_now = now.clean * right + now.uniform / self.vocab_size
     fresh = self._fresh(now, before, state, held_now)
+    # Of a fresh draw under x̂: never above 0, however large `log_more` is.
+    log_fresh = jnp.where(fresh > 0, jnp.log(jnp.maximum(fresh, TINIEST)), -jnp.inf) + log_more
 
     apart = is_token(clean_state, self.vocab_size) | is_token(state, self.vocab_size)
-    others = weighted_excess(base[..., None], against.other + log_more[..., None])
+    others = weighted_excess(
+      (fresh * base)[..., None],
+      against.other + log_more[..., None],
+      against.predicted + log_fresh[..., None],
+    )
     spread = jnp.sum(jnp.where(apart, 0.0, others), axis=-1)
-    to_true = (before.clean + base) * excess(against.true + log_more)
+    predicted = at_ids(against.predicted, clean_state) + log_fresh
+    weight = fresh * (before.clean + base)
+    to_true = weighted_excess(weight, against.true + log_more, predicted)
     to_mask = jnp.zeros_like(t) if self.mask_is_final else before.mask
-    spread = spread + jnp.where(right, 0.0, to_true) + to_mask * excess(log_more)
+    predicted = log_share(to_mask) + log_fresh
+    to_mask = weighted_excess(fresh * to_mask, log_more, predicted)
+    moves = spread + jnp.where(right, 0.0, to_true) + to_mask
 
     # The token stays. By Bayes q(stay) = q(z_t | z_t) q_s(z_t) / q_t(z_t), and the first factor
     # does not depend on x.
     held = before.clean * right + base
     kept = now.clean / jnp.maximum(before.clean, LEAST) / jnp.maximum(held_now, LEAST)
-    stays = held * (fresh + kept)
-    return fresh * spread + jnp.where(masked, 0.0, stays * excess(against.own + log_more))
+    own = at_ids(against.predicted, jnp.minimum(state, self.vocab_size - 1))
+    predicted = own + log_more + log_share(fresh + kept)
+    stays = weighted_excess(held * (fresh + kept), against.own + log_more, predicted)
+    return moves + jnp.where(masked, 0.0, stays)
 
   # Reverse.
 

@@ -213,6 +213,49 @@ def test_the_last_step_costs_what_the_posterior_says(process):
   assert np.isfinite(slope).all() and np.abs(slope).max() > 1
 
 
+SURE = {
+  "uniform": Uniform(V, time_steps=10),
+  "constant": Mixed(V, time_steps=10, mixing="constant", share=0.3),
+  "peaked": Mixed(V, time_steps=10, share=0.2),
+  "gamma": Mixed(V, time_steps=10, mixing="gamma", share=0.3),
+  "epsilon": Mixed(V, time_steps=10, mixing="epsilon", share=0.3),
+}
+
+
+def rate_and_slope(process, ids, state, t, logits):
+  def total(logits):
+    rate = process.nelbo_rate({}, ids, state, t, logits)
+    return rate.sum(), rate
+
+  return jax.value_and_grad(total, has_aux=True)(logits)
+
+
+@pytest.mark.parametrize("process", SURE.values(), ids=SURE.keys())
+def test_a_network_that_is_sure_of_another_token_pays_for_all_of_it(process):
+  """A token of p = e^-300 costs 300 nats, and what z says of it, T times in the last step of T. (It
+  was no more than 69 once.)
+  """
+  ids, wrong = jnp.zeros(3, jnp.int32), jnp.zeros((3, V)).at[:, 1].set(300.0)
+  state = jnp.array([0, 1, V if process.mask_id else 2])
+  t = jnp.full(3, 0.1)
+  clean, _, uniform = (np.asarray(x, np.float64) for x in process._survivors(t))
+  here, there = clean[0] + uniform[0] / V, uniform[0] / V  # q(z | x = z), q(z | x another)
+  (_, rate), slope = rate_and_slope(process, ids, state, t, wrong)
+  says = np.array([np.log(there / here), np.log(here / there), 0])
+  np.testing.assert_allclose(rate, 10 * (300 + says), rtol=1e-5)
+  assert np.isfinite(slope).all() and np.abs(slope).max() > 1
+
+
+@pytest.mark.parametrize("steps", [None, 10])
+def test_masks_alone_cost_what_the_token_costs(steps):
+  """In continuous time at t = 0.1, and in the last of ten steps: the same, as alpha is linear."""
+  process, ids = Mixed(V, share=0.0, time_steps=steps), jnp.zeros(2, jnp.int32)
+  wrong = jnp.zeros((2, V)).at[:, 1].set(300.0)
+  (_, rate), slope = rate_and_slope(process, ids, jnp.array([V, 0]), jnp.full(2, 0.1), wrong)
+  np.testing.assert_allclose(rate, [3000, 0], rtol=1e-4)
+  assert np.isfinite(slope).all()
+
+
 def reference_rate(process, ids, state, t, logits):
   """The bound's integrand as the plain sum over jumps, in float64.
 
