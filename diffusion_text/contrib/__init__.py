@@ -4,8 +4,11 @@ config asks for it by name: the registry reads this table.
 
 CONTRIB: dict[str, dict[str, str]] = {
   "process": {},
-  "timing": {"by_frequency": "diffusion_text.contrib.frequency_times:ByFrequency"},
-  "context": {},
+  "timing": {
+    "by_frequency": "diffusion_text.contrib.frequency_times:ByFrequency",
+    "given": "diffusion_text.contrib.any_order:Given",
+  },
+  "context": {"any_order": "diffusion_text.contrib.any_order:AnyOrder"},
   "objective": {
     "anchored": "diffusion_text.contrib.anchored:Anchored",
     "gaussian_curriculum": "diffusion_text.contrib.gaussian_curriculum:GaussianCurriculum",
@@ -20,5 +23,6 @@ CONTRIB: dict[str, dict[str, str]] = {
   "sampler": {
     "joint": "diffusion_text.contrib.joint_sampler:Joint",
     "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimes",
+    "speculative": "diffusion_text.contrib.speculative:Speculative",
   },
 }

@@ -27,6 +27,9 @@ CHOICES = [  # config, key, value
   ("diffusion_forcing", "timing.width", 64),
   ("mask_agnostic", "objective.weighting", "inverse_time"),
   ("mask_agnostic", "objective.form", None),  # published
+  ("as_arm", "context.order", None),  # left to right, as published
+  ("as_arm", "context.drafts", None),
+  ("as_arm", "sampler.drafts", 5),
   ("ar_diffusion", "timing.name", "converging"),
   ("ar_diffusion", "timing.levels", 2000),
   *(

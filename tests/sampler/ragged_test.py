@@ -13,7 +13,9 @@ import pytest
 
 from diffusion_text.context import Blocks, Full
 from diffusion_text.contrib import CONTRIB
+from diffusion_text.contrib.any_order import AnyOrder
 from diffusion_text.contrib.predicted_times import GROUP, PredictedTimes, predictor
+from diffusion_text.contrib.speculative import Speculative
 from diffusion_text.core.options import member
 from diffusion_text.core.prng import row_keys
 from diffusion_text.data.prompts import infill_rows
@@ -91,6 +93,7 @@ SAMPLED = {
   "adaptive_correction": (MIXED, AdaptiveCorrection(steps=4, eta=0.5)),
   "guessed_times": (VECTORS, GuessedTimes(steps=4)),
   "predicted_times": (VECTORS, PredictedTimes(steps=4)),
+  "speculative": (MASKED, Speculative(drafts=3), None, AnyOrder()),
 }
 
 
