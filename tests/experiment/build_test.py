@@ -92,7 +92,8 @@ def small_config(name):
   first = config.model.get("first_stage_layers")
   sizes = {"layers": 2 if first else 1, "width": 16, "heads": 1, "kv_heads": 1, "mlp_width": 32}
   config.model.update({**sizes, **({"first_stage_layers": 1} if first else {})})
-  config.sampler = registry.with_steps("sampler", config.sampler.to_dict(), 2)
+  if registry.counts_steps("sampler", config.sampler.to_dict()):
+    config.sampler = registry.with_steps("sampler", config.sampler.to_dict(), 2)
   config.data.length, config.train.batch_size, config.evaluate.batch_size = 16, 8, 8
   return config
 
