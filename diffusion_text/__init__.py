@@ -54,6 +54,7 @@ _PUBLIC = {
   "build": "experiment.build",
   "nats": "objective.engine",
   "sample": "sampler.loop",
+  "stream": "sampler.host",
   "fit": "experiment.api",
   "text_data": "experiment.api",
   "TextData": "experiment.api",

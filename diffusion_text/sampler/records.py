@@ -43,6 +43,20 @@ class Sample(NamedTuple):
   features: Array | None
 
 
+class Frame(NamedTuple):
+  """The rows as they stand after a read.
+
+  Attributes:
+    ids: int32 [B, L]; where a token is open, whatever the noise looks like, below V or the mask.
+    open: bool [B, L], tokens that are still noise: masks, or tokens at a time above 0.
+    reads: int32 [B], the row's own reads so far.
+  """
+
+  ids: Array
+  open: Array
+  reads: Array
+
+
 @pytree("length")
 class Fixed:
   """What does not change while a batch is sampled; rows are padded to a multiple of the unit.

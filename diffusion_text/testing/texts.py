@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_text.sampler.loop import Sample, host_sample, row_keys, sample
+from diffusion_text.sampler.host import host_sample
+from diffusion_text.sampler.loop import Sample, row_keys, sample
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.testing.properties import expect, expect_same
 from diffusion_text.types import Batch, Model, Params, Reader, Sampler
@@ -33,7 +34,9 @@ class Texts:
     language: Enumerable,
     rows: int,
     who: Any,
+    block: int | None = None,
   ):
+    self.block = block
     self.sampler, self.reader, self.model, self.params = sampler, reader, model, params
     self.language, self.who = language, who
     ids = language.systematic(rows)
@@ -48,7 +51,7 @@ class Texts:
 
   def by(self, sampler: Sampler, reader: Reader | None) -> Sample:
     """The same batch, by another sampler or reader."""
-    how = {"batch": self.batch, "reader": reader, "trace": True}
+    how = {"batch": self.batch, "reader": reader, "trace": True, "block": self.block}
     return jax.device_get(sample(self.model, self.params, sampler, self.keys, **how))
 
   @functools.cached_property
@@ -67,7 +70,7 @@ class Texts:
   def alone(self) -> Sample:
     """The few rows."""
     _, keys, batch = self.few
-    how = {"batch": batch, "reader": self.reader, "trace": True}
+    how = {"batch": batch, "reader": self.reader, "trace": True, "block": self.block}
     return jax.device_get(sample(self.model, self.params, self.sampler, keys, **how))
 
   def check_tokens(self) -> None:
@@ -95,7 +98,7 @@ class Texts:
   def check_host(self) -> None:
     """The host's loop makes the tokens of the compiled one."""
     _, keys, batch = self.few
-    how = {"batch": batch, "reader": self.reader, "trace": True}
+    how = {"batch": batch, "reader": self.reader, "trace": True, "block": self.block}
     steps = host_sample(self.model, self.params, self.sampler, keys, **how)
     found = None
     while found is None:

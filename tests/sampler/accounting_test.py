@@ -13,7 +13,8 @@ from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.accounting import cost_report
 from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.grid import Grid
-from diffusion_text.sampler.loop import host_sample, sample
+from diffusion_text.sampler.host import host_sample
+from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.testing.exact_model import exact_model
 from diffusion_text.testing.languages import Enumerable

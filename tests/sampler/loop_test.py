@@ -16,10 +16,11 @@ from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.reader.cached import Cached
-from diffusion_text.sampler import loop, padding
+from diffusion_text.sampler import host, loop, padding
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.grid import Grid
-from diffusion_text.sampler.loop import NOT_DRAWN, host_sample, sample
+from diffusion_text.sampler.host import host_sample
+from diffusion_text.sampler.loop import NOT_DRAWN, sample
 from diffusion_text.sampler.multistep import Multistep
 from diffusion_text.sampler.tau_leaping import TauLeaping
 from diffusion_text.testing.exact_model import exact_model
@@ -141,7 +142,7 @@ def test_every_sampler(process, sampler):
 def test_the_host_loop_gives_the_same():
   """And the sampler that skips, noises again and walks slanted times keeps the laws of all."""
   model, params, (keys, batch), result = check_loop(Masked(vocab_size=V), PSI)
-  before = loop._advance._cache_size()
+  before = host._advance._cache_size()
   canvases, hosted = exhausted(
     host_sample(model, params, PSI, keys, batch=batch, trace=True, features=True)
   )
@@ -149,11 +150,11 @@ def test_the_host_loop_gives_the_same():
   assert all(np.asarray(canvas.state).shape == (ROWS, 2) for canvas in canvases)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, hosted)
   # Equal choices compile once, here and in the compiled loop.
-  sizes = loop._sample._cache_size(), loop._advance._cache_size()
+  sizes = loop._sample._cache_size(), host._advance._cache_size()
   assert sizes[1] == before + 1
   twin, _ = model_of(Masked(vocab_size=V))
   drawn(twin, params, Grid(steps=3, skip=True, kappa=0.7), keys, batch)
-  assert (loop._sample._cache_size(), loop._advance._cache_size()) == sizes
+  assert (loop._sample._cache_size(), host._advance._cache_size()) == sizes
 
 
 @member

@@ -18,7 +18,8 @@ from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler import remasking
 from diffusion_text.sampler.grid import Grid
-from diffusion_text.sampler.loop import host_sample, sample
+from diffusion_text.sampler.host import host_sample
+from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.remasking import Remasking
 from diffusion_text.schedules.discrete import Cosine, Geometric, Level, Linear, Polynomial, time_of
 from diffusion_text.testing import (

@@ -13,7 +13,8 @@ from diffusion_text.core.options import member
 from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
-from diffusion_text.sampler.loop import host_sample, sample
+from diffusion_text.sampler.host import host_sample
+from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.routed import Routed, Routing
 from diffusion_text.schedules.discrete import Cosine, Linear
 from diffusion_text.testing import (

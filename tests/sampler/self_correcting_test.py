@@ -17,7 +17,8 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler.grid import Grid
-from diffusion_text.sampler.loop import host_sample, sample
+from diffusion_text.sampler.host import host_sample
+from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.self_correcting import SelfCorrecting
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Canvas, IdentityHead, Model, Prediction
