@@ -1,11 +1,10 @@
-"""Markov chains as a test bed: an exact network that is cheap on rows of many tokens, and what texts
-are measured by.
+"""Markov chains as a test bed: an exact network that is cheap on rows of many tokens, and measures
+of texts.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text.context import Full
@@ -72,9 +71,3 @@ def bigram_distance(ids, chain):
   pairs = ids[:, :-1].reshape(-1) * size + ids[:, 1:].reshape(-1)
   found = np.bincount(pairs, minlength=size * size).reshape(size, size) / len(pairs)
   return float(0.5 * np.abs(found - want / (chain.length - 1)).sum())
-
-
-def numbers(generator, shape, vocab_size=6):
-  """Log-probabilities [*shape, V] that are drawn; the sure and the unsure."""
-  logits = generator.normal(size=(*shape, vocab_size)) * generator.exponential(3, size=(*shape, 1))
-  return np.asarray(jax.nn.log_softmax(jnp.float32(logits), axis=-1))
