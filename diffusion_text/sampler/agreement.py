@@ -1,0 +1,94 @@
+"""Agreement with a second model as a budget: Guided Diffusion (FlashDLM, arXiv 2505.21467) and the
+acceptance rule of APD (arXiv 2506.00413, recalled), for `Reveal`.
+
+The diffusion model proposes a token for every place that waits. An autoregressive model reads the
+filled row in one call. From left to right, the proposals that it would have written too are
+committed, up to the first on which the two differ; the first one is committed in any case, so that
+no row stands still. The second model only chooses how many: every token is the diffusion model's.
+
+Nothing of this is lossless. Agreement of two likeliest tokens seeks modes, so look at the entropy
+beside the quality; and at temperature 1 a token that is accepted because two draws with the same
+noise agree has no longer the law of either model, as no residual is drawn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from diffusion_text.core.numerics import select
+from diffusion_text.core.options import member, option
+from diffusion_text.core.prng import draw_categorical, streams
+from diffusion_text.reader.mixture import mixed
+from diffusion_text.reader.other import Other
+from diffusion_text.sampler.answers import on_tokens
+from diffusion_text.sampler.budget import Budget
+from diffusion_text.sampler.scorer import check_scorer, read_filled
+from diffusion_text.sampler.transform import LogitsTransform
+from diffusion_text.types import Model
+
+if TYPE_CHECKING:
+  from diffusion_text.sampler.reveal import Proposal, View
+
+
+@member
+class Agreement(Budget):
+  """The longest run of waiting tokens, from the left, on which proposal and scorer agree, and the
+  leftmost in any case (Guided Diffusion, arXiv 2505.21467).
+
+  The scorer's token is drawn as the proposal was, with the same temperature and the same noise: at
+  sampler.temperature=0, the published way, both are the likeliest tokens; above it the two draws
+  agree as often as any coupling of this kind lets them (common random numbers, APD). The order of
+  the score does not matter. The budget has no name on the command line, as a config has no second
+  model to give. FreeCache, with which Guided Diffusion is published, is a matter of the reader.
+  """
+
+  scorer: Other = option(..., "the autoregressive model, and the group of its parameters")
+  share: float = option(
+    0.0,
+    "R of the target R · logits of the diffusion model + (1 - R) · logits of the scorer; 0 asks the"
+    " scorer alone, as Guided Diffusion does; larger ones accept more (APD)",
+    ge=0,
+    le=1,
+  )
+
+  reads_logits: ClassVar[bool] = True
+
+  @property
+  def extra_calls(self) -> int:
+    """The scorer's."""
+    return self.scorer.calls
+
+  def check(self, model: Model) -> None:
+    """Raises ValueError for a scorer that cannot score."""
+    check_scorer(self.scorer, model, "sampler.agreement")
+
+  def __call__(
+    self, view: View, proposal: Proposal, waiting: Bool[Array, "B u"]
+  ) -> Bool[Array, "B u"]:
+    """The run; tokens that were not answered end it."""
+    wanted = self.wanted(view, proposal, waiting)
+    agrees = jnp.where(view.waiting, waiting & (wanted == proposal.ids), True)
+    run = jnp.cumprod(agrees, axis=1).astype(bool)
+    first = jnp.cumsum(waiting, axis=1) == 1
+    return waiting & (run | first)
+
+  def wanted(
+    self, view: View, proposal: Proposal, waiting: Bool[Array, "B u"]
+  ) -> Int[Array, "B u"]:
+    """The token that the target has at each waiting place of the filled row."""
+    model, sampler = view.model, view.sampler
+    known = model.process.decode(view.params["process"], view.canvas.state)
+    ids = select(view.waiting, proposal.ids, known)
+    answer = read_filled(self.scorer, model, view.params, view.query, ids)
+    if self.share:
+      answer = mixed((view.prediction, answer), (self.share, 1 - self.share), "logits")
+    transform = LogitsTransform(sampler.temperature, sampler.top_p, sampler.top_k)
+
+    def draw(of_process, output, keys):
+      del of_process
+      return draw_categorical(streams(keys, "token"), transform(output))
+
+    return on_tokens(model, view.params, answer, waiting, draw, view.keys)
