@@ -1,4 +1,4 @@
-"""One layer of the transformer: attention and MLP, each after a norm, with the times of tokens."""
+"""One layer of the transformer: attention and MLP, each with a norm, and the times of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_text.model.cache import put_tokens
 from diffusion_text.model.experts import Experts, Routing
-from diffusion_text.model.layers import MLP, NORMS, Linear, RMSNorm, dropout, rotate
+from diffusion_text.model.layers import MLP, Linear, RMSNorm, dropout, norm_of, rotate
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.parallel import attention
 from diffusion_text.types import Key, Layout
@@ -28,7 +28,8 @@ class Shared(NamedTuple):
   """What every layer reads in addition to the stream.
 
   Attributes:
-    rotary: cosines and sines of the positions of the tokens, [B or 1, L, 1, K / 2].
+    rotary: cosines and sines of the positions of the tokens, [B or 1, L, 1, K / 2]; None where
+      positions are learned.
     layout: of the tokens.
     key_layout: of what they attend to: the tokens, or the slots of a cache.
     slots: int32 [B, L], where the tokens are written in the cache; None: there is no cache.
@@ -37,7 +38,7 @@ class Shared(NamedTuple):
     weights: float32 [B, L], what each token weighs in the losses of routers, or None.
   """
 
-  rotary: tuple[Array, Array]
+  rotary: tuple[Array, Array] | None
   layout: Layout
   key_layout: Layout
   slots: Int[Array, "B L"] | None
@@ -53,12 +54,14 @@ class Attention(nnx.Module):
     sizes = config.sizes
     inner = sizes.heads * sizes.head_width
     kv_inner = sizes.kv_heads * sizes.head_width
-    self.query = Linear(config.width, inner, std=std, rngs=rngs)
-    self.key = Linear(config.width, kv_inner, std=std, rngs=rngs)
-    self.value = Linear(config.width, kv_inner, std=std, rngs=rngs)
-    self.out = Linear(inner, config.width, std=std_out, rngs=rngs)
-    self.query_norm = RMSNorm(sizes.head_width) if config.qk_norm else None
-    self.key_norm = RMSNorm(sizes.head_width) if config.qk_norm else None
+    bias, out_bias = config.attention_bias != "none", config.attention_bias == "all"
+    self.query = Linear(config.width, inner, std=std, rngs=rngs, bias=bias)
+    self.key = Linear(config.width, kv_inner, std=std, rngs=rngs, bias=bias)
+    self.value = Linear(config.width, kv_inner, std=std, rngs=rngs, bias=bias)
+    self.out = Linear(inner, config.width, std=std_out, rngs=rngs, bias=out_bias)
+    normed, eps = config.qk_norm, config.norm_eps
+    self.query_norm = RMSNorm(sizes.head_width, eps=eps) if normed else None
+    self.key_norm = RMSNorm(sizes.head_width, eps=eps) if normed else None
 
   def __call__(
     self,
@@ -75,8 +78,9 @@ class Attention(nnx.Module):
     if self.query_norm is not None:
       q = self.query_norm(q)
       k = self.key_norm(k)
-    q = rotate(q, *shared.rotary)
-    k = rotate(k, *shared.rotary)
+    if shared.rotary is not None:
+      q = rotate(q, *shared.rotary)
+      k = rotate(k, *shared.rotary)
     if stores is not None:
       stores = Stores(
         put_tokens(stores.keys, k, shared.slots, number),
@@ -89,23 +93,23 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One pre-norm layer, whose time is read per token: by adaLN-zero, or as a term of the input."""
+  """One layer, whose time is read per token: by adaLN-zero, or as a term of the input."""
 
   def __init__(self, config: TransformerOptions, *, rngs: nnx.Rngs):
     self.config = config
     std = config.width**-0.5
     # The variance of the residual stream stays of order 1 at any depth.
     depth = (2 * config.layers) ** 0.5
-    norm = NORMS[config.norm]
-    self.attention_norm = norm(config.width)
-    self.mlp_norm = norm(config.width)
+    self.attention_norm = norm_of(config)
+    self.mlp_norm = norm_of(config)
     self.attention = Attention(config, std=std, std_out=std / depth, rngs=rngs)
     if config.experts:
       self.mlp = Experts(config, std=std, depth=depth, rngs=rngs)
     else:
       hidden = config.sizes.mlp_width
       out = hidden**-0.5 / depth
-      self.mlp = MLP(config.width, hidden, config.activation, std=std, std_out=out, rngs=rngs)
+      kind, bias = config.activation, config.mlp_bias
+      self.mlp = MLP(config.width, hidden, kind, std=std, std_out=out, rngs=rngs, bias=bias)
 
     def of_time(outputs):
       return Linear(config.time_width, outputs * config.width, std=0.0, rngs=rngs, bias=True)
@@ -127,10 +131,11 @@ class Block(nnx.Module):
     if self.time_input is not None:
       x = x + self.time_input(shared.condition)
     if self.modulation is None:
-      h, stores = self.attention(self.attention_norm(x), shared, number, stores)
-      x = x + dropout(h, rate, attention_key)
-      h, routing = self._mlp(self.mlp_norm(x), shared.weights)
-      return x + dropout(h, rate, mlp_key), stores, routing
+      before, after = self._before, self._after
+      h, stores = self.attention(before(self.attention_norm, x), shared, number, stores)
+      x = after(self.attention_norm, x + dropout(h, rate, attention_key))
+      h, routing = self._mlp(before(self.mlp_norm, x), shared.weights)
+      return after(self.mlp_norm, x + dropout(h, rate, mlp_key)), stores, routing
     modulation = self.modulation(shared.condition)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
     h = self.attention_norm(x) * (1 + scale_a) + shift_a
@@ -138,6 +143,29 @@ class Block(nnx.Module):
     x = x + gate_a * dropout(h, rate, attention_key)
     h, routing = self._mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m, shared.weights)
     return x + gate_m * dropout(h, rate, mlp_key), stores, routing
+
+  def values(
+    self, x: Float[Array, "B L D"], condition: Float[Array, "B L1 C"] | None
+  ) -> Float[Array, "B L F"]:
+    """The values of the attention, of which those of a first layer depend on the own token alone.
+
+    condition: as in `Shared`.
+    """
+    if self.time_input is not None:
+      x = x + self.time_input(condition)
+    h = self._before(self.attention_norm, x)
+    if self.modulation is not None:
+      shift, scale = jnp.split(self.modulation(condition), 6, axis=-1)[:2]
+      h = h * (1 + scale) + shift
+    return self.attention.value(h)
+
+  def _before(self, norm: nnx.Module, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """What a branch reads of the stream."""
+    return norm(x) if self.config.norm_place == "before" else x
+
+  def _after(self, norm: nnx.Module, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """The stream to which a branch has been added."""
+    return x if self.config.norm_place == "before" else norm(x)
 
   def _mlp(
     self, x: Float[Array, "B L D"], weights: Float[Array, "B L"] | None

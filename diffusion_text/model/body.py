@@ -16,13 +16,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from diffusion_text.core.numerics import NEVER
 from diffusion_text.kernels.block_sizes import target
 from diffusion_text.model import spans
 from diffusion_text.model.block import Block, Shared, Stores
 from diffusion_text.model.cache import SlotCache, write_layout
 from diffusion_text.model.experts import Routing, router_losses
 from diffusion_text.model.first_stage import FirstStage
-from diffusion_text.model.layers import NORMS, Linear, TimeEmbedding, embed_inputs, rotary_angles
+from diffusion_text.model.layers import (
+  Bias,
+  HeadTransform,
+  Linear,
+  Table,
+  TimeEmbedding,
+  embed_inputs,
+  norm_of,
+  rotary_angles,
+)
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.parallel import placed
 from diffusion_text.model.self_conditioning import SelfConditioning
@@ -51,14 +61,14 @@ class Body(nnx.Module):
       return Block(config, rngs=rngs)
 
     self.blocks = stacked(rngs)
-    self.final_norm = NORMS[config.norm](width)
+    self.final_norm = norm_of(config) if config.norm_place == "before" else None
     # Zeros: an untrained prediction is exactly uniform, so the first loss is log V at any width.
     head = None
     if not config.tie_embeddings:
-      head = Linear(width, config.output_size, std=0.0, rngs=rngs, bias=True)
-    first_stage = None
-    if config.first_stage_layers:
-      first_stage = FirstStage(width, config.output_size, config.norm, rngs=rngs)
+      head = Linear(width, config.output_size, std=0.0, rngs=rngs, bias=config.has_head_bias)
+    elif config.has_head_bias:
+      head = Bias(config.output_size)
+    first_stage = FirstStage(config, rngs=rngs) if config.first_stage_layers else None
     own_answer = None
     if config.self_conditioning != "none":
       choices = (config.self_conditioning, config.absent)
@@ -76,6 +86,11 @@ class Body(nnx.Module):
     self.recall = own_answer
     self.prefix = prefix
     self.vector_embedding = vectors
+    learned = config.positions == "learned"
+    self.position = Table(config.max_positions, width, rngs=rngs) if learned else None
+    self.token_type = Table(config.token_types, width, rngs=rngs) if config.token_types else None
+    self.embedding_norm = norm_of(config) if config.embedding_norm else None
+    self.head_transform = HeadTransform(config, rngs=rngs) if config.head_transform else None
 
   def __call__(
     self,
@@ -94,9 +109,7 @@ class Body(nnx.Module):
     if cache is not None:
       layout, cache = write_layout(cache, rows.layout, slots)
       key_layout = cache.layout
-    position = rows.inputs.position
-    if position is None:
-      position = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    position = _positions(rows)
     weights = rows.weights
     condition = prefix = None
     if self.prefix is not None:
@@ -107,14 +120,24 @@ class Body(nnx.Module):
     elif self.time is not None:
       t = rows.t[:, :1] if rows.one_time else rows.t
       condition = self.time(t).astype(x.dtype)
-    rotary = rotary_angles(position, self.config.sizes.head_width, self.config.rope_base)
+    rotary = None
+    if self.position is None:
+      rotary = rotary_angles(position, self.config.sizes.head_width, self.config.rope_base)
     shared = Shared(rotary, layout, key_layout, slots, condition, weights)
     stores = None if cache is None else Stores(cache.keys, cache.values)
     x, prediction, stores = self._stages(x, prefix, shared, key, hidden_layers, stores)
-    prediction = dataclasses.replace(prediction, features=self.final_norm(x), head=self._head())
+    prediction = dataclasses.replace(prediction, features=self._features(x), head=self._head())
     if cache is not None:
       return prediction, dataclasses.replace(cache, keys=stores.keys, values=stores.values)
     return _answers(prediction, rows, parts), None
+
+  def first_values(self, rows: Rows, memory: Float[Array, "B N D"] | None) -> Float[Array, "B L F"]:
+    """The values of the first layer's attention at every position."""
+    x = self._embed(rows, memory, 1)
+    condition = None if self.time is None else self.time(rows.t).astype(x.dtype)
+    definition, layers = nnx.split(self.blocks)
+    first = nnx.merge(definition, jax.tree.map(lambda leaf: leaf[0], layers))
+    return first.values(x, condition)
 
   def remember(self, estimate: Float[Array, "n E"]) -> Float[Array, "n D"]:
     """The memory of an estimate."""
@@ -127,7 +150,7 @@ class Body(nnx.Module):
   def _embed(self, rows: Rows, memory: Array | None, parts: int) -> Float[Array, "B L D"]:
     vectors = self.vector_embedding
     tables = (self.embedding[...], None if vectors is None else vectors[...])
-    x = embed_inputs(tables, rows.inputs, jnp.dtype(self.config.dtype))
+    x = self._placed(embed_inputs(tables, rows.inputs, jnp.dtype(self.config.dtype)), rows)
     if self.recall is None:
       return x
     absent = self.no_memory()
@@ -135,10 +158,28 @@ class Body(nnx.Module):
       return self.recall.mix(x, absent[None, None], rows.t)
     return self.recall.mix(x, spans.place(memory, absent, rows, parts), rows.t)
 
+  def _placed(self, x: Float[Array, "B L D"], rows: Rows) -> Float[Array, "B L D"]:
+    """What stands at each position, and what is learned of the position itself."""
+    if self.position is not None:
+      x = x + self.position(_positions(rows) + self.config.position_offset, x.dtype)
+    if self.token_type is not None:
+      x = x + self.token_type(jnp.zeros((1, 1), jnp.int32), x.dtype)
+    return x if self.embedding_norm is None else self.embedding_norm(x)
+
+  def _features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """What the head reads of the stream after the last layer."""
+    x = x if self.final_norm is None else self.final_norm(x)
+    return x if self.head_transform is None else self.head_transform(x)
+
   def _head(self) -> Head:
-    if self.head is None:
-      return Head(self.embedding[...][: self.config.output_size], transposed=True)
-    return Head(self.head.kernel[...], self.head.bias[...])
+    config, size = self.config, self.config.output_size
+    bias = self.head.bias[...] if config.has_head_bias else None
+    if config.unanswered:
+      bias = jnp.zeros((size,), jnp.float32) if bias is None else bias
+      bias = jnp.asarray(bias).at[jnp.array(config.unanswered)].set(NEVER)
+    if config.tie_embeddings:
+      return Head(self.embedding[...][:size], bias, transposed=True)
+    return Head(self.head.kernel[...], bias)
 
   def _prefix(
     self, x: Float[Array, "B L D"], t: Float[Array, "B L"], layout: Layout
@@ -217,6 +258,13 @@ class Body(nnx.Module):
       (x, stores), routing = layer((x, stores), one)
       routings.append(routing)
     return x, stores, jax.tree.map(lambda *leaves: jnp.stack(leaves), *routings)
+
+
+def _positions(rows: Rows) -> Int[Array, "B1 L"]:
+  """The position of each token: that of the inputs, or else its place in the row."""
+  if rows.inputs.position is not None:
+    return rows.inputs.position
+  return jnp.arange(rows.inputs.shape[1], dtype=jnp.int32)[None]
 
 
 def _table(size: int, width: int, rngs: nnx.Rngs) -> nnx.Param:

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from diffusion_text.core.chunked import map_rows
 from diffusion_text.core.mesh_axes import TOKENS
-from diffusion_text.model.layers import NORMS, Linear
+from diffusion_text.model.layers import Linear, norm_of
+from diffusion_text.model.options import TransformerOptions
 from diffusion_text.types import Head, Prediction
 
 CHUNK = 512  # positions, per device, whose logits exist at a time
@@ -25,8 +26,9 @@ CHUNK = 512  # positions, per device, whose logits exist at a time
 class FirstStage(nnx.Module):
   """Final norm, head [D, V] and table [V, D] of the first stage."""
 
-  def __init__(self, width: int, output_size: int, norm: str, *, rngs: nnx.Rngs):
-    self.norm = NORMS[norm](width)
+  def __init__(self, config: TransformerOptions, *, rngs: nnx.Rngs):
+    width, output_size = config.width, config.output_size
+    self.norm = norm_of(config)
     # Zeros: uniform before training, as the last head is.
     self.head = Linear(width, output_size, std=0.0, rngs=rngs, bias=True)
     table = 0.02 * jax.random.normal(rngs.params(), (output_size, width), jnp.float32)

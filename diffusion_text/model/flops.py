@@ -26,6 +26,8 @@ def flops_per_token(
   layers = network.layers * 2 * network.width * (2 * inner + 2 * kv_inner + mlp) * read
   heads = answered + (2 * read if network.first_stage_layers else 0)
   unembedding = 2 * network.width * network.output_size * heads
+  if network.head_transform:  # of every position, as features are
+    unembedding += 2 * network.width**2 * read
   return (layers + unembedding) / length + attention_flops(network, length, read=read)
 
 

@@ -34,14 +34,53 @@ class TransformerOptions:
     " many as heads",
     ge=1,
   )
+  head_width: int | None = option(
+    None, "K, the width of one head; None: the width over the heads, as is usual", ge=1
+  )
   mlp_width: int | None = option(
     None, "F, the hidden width of the MLP; None: four times the width", ge=1
   )
-  norm: Literal["rmsnorm", "layernorm"] = option("rmsnorm", "the norm before every branch")
-  activation: Literal["gelu", "swiglu"] = option("gelu", "of the MLP")
+  norm: Literal["rmsnorm", "layernorm"] = option("rmsnorm", "the norm of every branch")
+  norm_eps: float = option(1e-6, "added to the variance in every norm", gt=0, le=1)
+  norm_bias: bool = option(False, "layernorm: a bias beside the scale")
+  norm_place: Literal["before", "after"] = option(
+    "before",
+    "before: x + f(norm(x)), and a norm before the head. after: norm(x + f(x)), as in BERT (arXiv"
+    " 1810.04805), and none before the head",
+  )
+  embedding_norm: bool = option(False, "one more norm, of what the first layer reads (BERT)")
+  activation: Literal["gelu", "gelu_exact", "swiglu"] = option(
+    "gelu", "of the MLP; gelu: its tanh form (GPT-2), gelu_exact: by the error function (BERT)"
+  )
+  mlp_bias: bool = option(False, "biases on the linear maps of the MLP")
+  attention_bias: Literal["none", "qkv", "all"] = option(
+    "none", "biases on queries, keys and values (Qwen2), or on the output too (GPT-2, BERT)"
+  )
+  positions: Literal["rotary", "learned"] = option(
+    "rotary", "queries and keys are turned, or a table of positions is added to the embedding"
+  )
+  max_positions: int = option(0, "learned: rows of the table of positions", ge=0)
+  position_offset: int = option(
+    0,
+    "learned: added to a position to find its row of the table; 1 where rows begin with a token at"
+    " position -1 (context next_token, answer_shift)",
+    ge=0,
+  )
+  token_types: int = option(
+    0, "rows of a table of token types, of which the first is added to every token (BERT: 2)", ge=0
+  )
   rope_base: float = option(10_000.0, "base of the rotary positions", gt=0)
   qk_norm: bool = option(False, "RMSNorm on each query and key head (arXiv 2302.05442)")
   tie_embeddings: bool = option(False, "the head is the table that embeds the tokens")
+  head_bias: bool | None = option(
+    None, "a bias on the logits; None: where the head is a matrix of its own"
+  )
+  head_transform: bool = option(
+    False, "a linear map, gelu_exact and a norm before the head, as in BERT's masked model"
+  )
+  unanswered: tuple[int, ...] = option(
+    (), "ids that are read and never answered, such as a mask inside the vocabulary: logit -1e30"
+  )
   time_conditioning: Literal["none", "adaln", "layerwise", "prefix"] = option(
     "none",
     "how the network is shown the time. adaln: the time of each token shifts, scales and gates"
@@ -98,6 +137,9 @@ class TransformerOptions:
         " those of the process"
       )
     self._check_heads()
+    self._check_norms()
+    self._check_positions()
+    self._check_unanswered()
     if self.first_stage_layers >= self.layers:
       raise ValueError(
         f"first_stage_layers={self.first_stage_layers} must be below layers={self.layers}; two"
@@ -113,13 +155,57 @@ class TransformerOptions:
 
   def _check_heads(self) -> None:
     heads, kv_heads, _, _ = self.sizes
-    if self.width % heads or (self.width // heads) % 2:
+    if self.head_width is not None and self.head_width % 2:
+      raise ValueError(
+        f"head_width={self.head_width} must be even, as rotary positions turn pairs; 64 is usual"
+      )
+    if self.head_width is None and (self.width % heads or (self.width // heads) % 2):
       raise ValueError(
         f"heads={heads} must divide width={self.width} into even head widths, as rotary positions"
-        " turn pairs"
+        " turn pairs; or set head_width"
       )
     if heads % kv_heads:
       raise ValueError(f"kv_heads={kv_heads} must divide heads={heads}")
+
+  def _check_norms(self) -> None:
+    if self.norm_bias and self.norm == "rmsnorm":
+      raise ValueError("norm_bias=True is for norm='layernorm'; an rmsnorm has a scale only")
+    if self.norm_place == "before":
+      return
+    if self.time_conditioning == "adaln":
+      raise ValueError(
+        "norm_place='after' with time_conditioning='adaln', which shifts and scales what a norm"
+        " before a branch gives; use 'layerwise' or 'prefix'"
+      )
+    if self.first_stage_layers:
+      raise ValueError(
+        f"norm_place='after' with first_stage_layers={self.first_stage_layers}, whose answer is"
+        " added to a stream without norms; use norm_place='before'"
+      )
+
+  def _check_positions(self) -> None:
+    if self.positions == "learned" and self.max_positions <= self.position_offset:
+      raise ValueError(
+        f"positions='learned' needs rows: max_positions={self.max_positions} must be above"
+        f" position_offset={self.position_offset}; 1024 is usual"
+      )
+    if self.positions == "rotary" and (self.max_positions or self.position_offset):
+      raise ValueError(
+        f"max_positions={self.max_positions} and position_offset={self.position_offset} are read"
+        " with positions='learned' only; leave them unset"
+      )
+
+  def _check_unanswered(self) -> None:
+    wrong = [id for id in self.unanswered if not 0 <= id < self.output_size]
+    if wrong:
+      raise ValueError(f"unanswered={self.unanswered} must be ids of 0 … {self.output_size - 1}")
+    if len(set(self.unanswered)) == self.output_size:
+      raise ValueError(f"unanswered={self.unanswered} leaves no id to answer with; leave some out")
+    if self.unanswered and self.first_stage_layers:
+      raise ValueError(
+        f"unanswered={self.unanswered} with first_stage_layers={self.first_stage_layers}, whose"
+        " head answers every id; use one stage"
+      )
 
   def _check_self_conditioning(self) -> None:
     if self.self_conditioning == "none":
@@ -162,14 +248,27 @@ class TransformerOptions:
       )
     if self.expert_width < 1:
       raise ValueError(f"expert_width={self.expert_width} must be positive")
+    if self.mlp_bias or self.activation == "gelu_exact":
+      raise ValueError(
+        f"experts={self.experts} have no biases and no exact gelu; use mlp_bias=False and"
+        " activation='gelu' or 'swiglu'"
+      )
 
   @property
   def sizes(self) -> Sizes:
     """H, G, K and F, with those that were left open filled in."""
     heads = self.heads or max(1, self.width // 64)
     return Sizes(
-      heads, self.kv_heads or heads, self.width // heads, self.mlp_width or 4 * self.width
+      heads,
+      self.kv_heads or heads,
+      self.head_width or self.width // heads,
+      self.mlp_width or 4 * self.width,
     )
+
+  @property
+  def has_head_bias(self) -> bool:
+    """True if the logits have a bias: as `head_bias` says, or else where the head is not tied."""
+    return not self.tie_embeddings if self.head_bias is None else self.head_bias
 
   @property
   def table_size(self) -> int:

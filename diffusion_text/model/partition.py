@@ -32,7 +32,7 @@ AXES = {
 # Weights that no line names (norm scales, small biases, the time embedding) are replicated.
 # fmt: off
 TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
-  (("embedding",), ("vocab", "embed")),  # [V or V+1, D]; also the table of a first stage
+  (("embedding",), ("vocab", "embed")),  # [V or V+1, D]; also of a first stage, of positions
   (("vector_embedding",), ("vocab", "embed")),  # [E, D]
   (("head", "kernel"), ("embed", "vocab")),  # [D, V]
   (("head", "bias"), ("vocab",)),  # [V]
@@ -52,6 +52,7 @@ TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
   (("modulation", "kernel"), ("layers", None, "embed")),  # [C, 6·D]
   (("time_input", "kernel"), ("layers", None, "embed")),  # [C, D]
   (("prefix", "kernel"), (None, "embed")),  # [C, D], not per layer
+  (("head_transform", "dense", "kernel"), ("embed", None)),  # [D, D], not per layer
 )
 # fmt: on
 

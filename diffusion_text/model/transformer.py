@@ -1,4 +1,4 @@
-"""The one transformer: pre-norm, rotary, under any layout, with or without the times of tokens."""
+"""The one transformer, under any layout, with or without the times of tokens."""
 
 from __future__ import annotations
 
@@ -105,6 +105,17 @@ class Transformer(TransformerOptions):
     rows = dataclasses.replace(rows, copies=1, tokens=everything, answers=everything)
     return self._body(params)(rows, memory, None, (), cache, slots)
 
+  def first_values(
+    self, params: Params, rows: Rows, *, memory: Float[Array, "B N D"] | None = None
+  ) -> Float[Array, "B L F"]:
+    """The values of the attention in the first layer, in the dtype of the network.
+
+    They depend on what stands at the position, its time and its memory alone, and cost one of some
+    twelve parts of a layer: by them a cache tells which tokens to read again.
+    """
+    self._check_memory(memory)
+    return self._body(params).first_values(rows, memory)
+
   def remember(self, params: Params, estimate: Float[Array, "n E"]) -> Float[Array, "n D"]:
     """What the network keeps of an estimate of the clean token, in the dtype of its matmuls."""
     self._check_self_conditioned("an estimate")
@@ -125,7 +136,14 @@ class Transformer(TransformerOptions):
     return self.self_conditioning != "none"
 
   def check(self, model: Model, data: Any) -> None:
-    """Raises ValueError where one time per row cannot serve rows of several times."""
+    """Raises ValueError for rows that are longer than the table of positions, and where one time
+    per row cannot serve rows of several times."""
+    if self.positions == "learned" and data.length + self.position_offset > self.max_positions:
+      raise ValueError(
+        f"data.length={data.length} is more than model.max_positions={self.max_positions}, of which"
+        f" {self.position_offset} are before the first token; use rows of"
+        f" {self.max_positions - self.position_offset}, or positions='rotary'"
+      )
     several = model.context.unit is not None or data.packing == "documents"
     if self.time_conditioning == "prefix" and several:
       raise ValueError(

@@ -1,17 +1,20 @@
 """The transformer: what it may see, what must not matter, and what every option does."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_text.context import Full
 from diffusion_text.model import MODELS
 from diffusion_text.model.first_stage import FirstStage, expected_embedding
 from diffusion_text.model.flops import attention_flops, flops_per_token
 from diffusion_text.model.partition import TABLE, decays, partition_spec
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.testing.small_transformer import noisy_parameters, rows_of, small_transformer
-from diffusion_text.types import Inputs, InputSizes, Layout, Span
+from diffusion_text.types import Inputs, InputSizes, Layout, Model, Span
 
 VARIANTS = {
   "plain": {},
@@ -25,6 +28,13 @@ VARIANTS = {
   "two stages": {"first_stage_layers": 1},
   "experts": {"experts": 4, "experts_per_token": 2, "expert_width": 32, "shared_width": 16},
   "bfloat16": {"dtype": "bfloat16"},
+  "norms after branches": {
+    **{"norm": "layernorm", "norm_bias": True, "norm_place": "after", "embedding_norm": True},
+    **{"positions": "learned", "max_positions": 10, "token_types": 2, "attention_bias": "all"},
+    **{"mlp_bias": True, "activation": "gelu_exact", "tie_embeddings": True, "head_bias": True},
+    **{"head_transform": True, "unanswered": (3,)},
+  },
+  "wide heads": {"head_width": 10, "attention_bias": "qkv", "head_bias": False, "qk_norm": True},
 }
 IDS = np.random.default_rng(5).integers(0, 12, (3, 10)).astype(np.int32)
 PLACE = np.broadcast_to(np.arange(10, dtype=np.int32), IDS.shape)
@@ -229,6 +239,35 @@ def test_positions_are_relative():
   np.testing.assert_allclose(at(row), default, atol=1e-4)
 
 
+def test_ids_that_are_never_answered():
+  """Their probability is 0 exactly, and that of the others is what it is among themselves."""
+  network, changed = small_transformer(), small_transformer(unanswered=(2, 7))
+  params = noisy_parameters(network)
+  read = jax.jit(lambda net: net.apply(params, rows_of(Inputs(IDS))).logits, static_argnums=0)
+  plain, logits = np.asarray(read(network)), np.asarray(read(changed))
+  others = np.delete(np.arange(11), [2, 7])
+  np.testing.assert_array_equal(plain[..., others], logits[..., others])
+  assert (np.asarray(jax.nn.softmax(logits))[..., [2, 7]] == 0).all()
+
+
+def test_learned_positions_are_rows_of_a_table():
+  """An offset reads the rows after it; a row that is longer than the table is refused."""
+  network = small_transformer(positions="learned", max_positions=12)
+  params = noisy_parameters(network)
+  read = jax.jit(
+    lambda net, at: net.apply(params, rows_of(Inputs(IDS, position=at))).logits, static_argnums=0
+  )
+  row = np.arange(10, dtype=np.int32)[None]
+  moved = read(network.like(position_offset=1), row - 1)
+  np.testing.assert_array_equal(moved, read(network, row))
+  assert np.abs(np.asarray(read(network, row + 1) - moved)).max() > 1e-3
+  default = jax.jit(network.apply)(params, rows_of(Inputs(IDS))).logits
+  np.testing.assert_allclose(default, moved, atol=1e-5)
+  model = Model(network, None, None, Full())
+  with pytest.raises(ValueError, match=r"data.length=13 is more than model.max_positions=12"):
+    network.check(model, types.SimpleNamespace(length=13, packing="stream"))
+
+
 @pytest.mark.parametrize(
   "change,match",
   [
@@ -254,6 +293,19 @@ def test_positions_are_relative():
     ),
     ({"self_conditioning": "mean", "estimate_size": 13}, "by a table of 12 rows; use 'add'"),
     ({"input_sizes": InputSizes()}, "must be positive"),
+    ({"head_width": 7}, "head_width=7 must be even"),
+    ({"norm_bias": True}, "norm_bias=True is for norm='layernorm'"),
+    ({"norm_place": "after", "time_conditioning": "adaln"}, "norm_place='after' with time_cond"),
+    ({"norm_place": "after", "first_stage_layers": 1}, "with first_stage_layers=1, whose"),
+    ({"positions": "learned"}, "max_positions=0 must be above position_offset=0"),
+    ({"max_positions": 5}, "max_positions=5 and position_offset=0 are read with"),
+    ({"unanswered": (11,)}, r"unanswered=\(11,\) must be ids of 0 … 10"),
+    ({"unanswered": tuple(range(11))}, "leaves no id to answer with"),
+    ({"unanswered": (1,), "first_stage_layers": 1}, "whose head answers every id"),
+    (
+      {"experts": 2, "experts_per_token": 1, "expert_width": 8, "mlp_bias": True},
+      "experts=2 have no biases",
+    ),
   ],
 )
 def test_bad_options_are_refused(change, match):
@@ -268,12 +320,13 @@ def test_bad_options_are_refused(change, match):
     {"width": 4096, "heads": 32, "kv_heads": 8, "mlp_width": 14336, "activation": "swiglu"},
     {"time_conditioning": "layerwise", "input_sizes": InputSizes(1024, 64)},
     {"time_conditioning": "prefix"},
+    {"head_transform": True, "positions": "learned", "max_positions": 64},
     {
       **{"experts": 4, "experts_per_token": 2, "expert_width": 8, "shared_width": 8},
       **{"activation": "swiglu"},
     },
   ],
-  ids=["micro", "8b", "joint", "prefix", "experts"],
+  ids=["micro", "8b", "joint", "prefix", "transform", "experts"],
 )
 def test_every_matrix_is_placed_and_decays(change):
   """Every matrix is named by the table, splits where it divides, and decays unless it embeds."""
@@ -304,8 +357,12 @@ def test_every_matrix_is_placed_and_decays(change):
   assert whole == (["router"] if "experts" in change else [])
 
 
-@pytest.mark.parametrize("first_stage_layers", [0, 1])
-def test_flops_agree_with_the_compiler(first_stage_layers, monkeypatch):
+@pytest.mark.parametrize(
+  "change",
+  [{}, {"first_stage_layers": 1}, {"head_width": 64, "head_transform": True, "mlp_bias": True}],
+  ids=["plain", "two stages", "wide heads"],
+)
+def test_flops_agree_with_the_compiler(change, monkeypatch):
   """Our count of a forward pass against XLA's own, unrolled (a loop's body would count once)."""
 
   def at_once(self, answer):
@@ -313,7 +370,7 @@ def test_flops_agree_with_the_compiler(first_stage_layers, monkeypatch):
 
   monkeypatch.setattr(FirstStage, "read", at_once)
   sizes = {"width": 128, "kv_heads": 2, "mlp_width": 512, "input_sizes": InputSizes(513)}
-  network = small_transformer(first_stage_layers=first_stage_layers, output_size=512, **sizes)
+  network = small_transformer(output_size=512, **sizes, **change)
   params = jax.eval_shape(network.init, jax.random.key(0))
   ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
 
