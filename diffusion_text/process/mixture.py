@@ -41,7 +41,8 @@ from diffusion_text.process.discrete import Discrete, is_token
 from diffusion_text.schedules.discrete import Schedule, on_grid
 from diffusion_text.types import Keys, Params
 
-LEAST = 1e-30  # below every share that matters: no divisor is smaller; costs do not depend on it
+# Below every share that matters: no divisor is smaller, and costs do not depend on it.
+LEAST = 1e-30
 # Rates are formed at times in between. GIDD's uniform noise rises like the root of t: what lies
 # below t costs about its root. The complement of LATEST is a float32 number.
 EARLIEST = 1e-12

@@ -65,7 +65,8 @@ class Walk:
   A step is over once every token that it may change has been answered: at one call, if the reader
   answers all that is needed, and at several calls if it answers some. So `steps` steps are `steps`
   calls for any process, timing and context. Draws are keyed by the number of the step, not of the
-  call.
+  call. Of a process in discrete time all times are rounded up to its own: where it has fewer steps
+  than the sampler, some of the sampler's do nothing.
   """
 
   steps: int = option(64, "steps from noise to text, per unit of the context", ge=1)
@@ -105,6 +106,8 @@ class Walk:
     grid = model.timing.grid(params["timing"], clock, canvas.lengths, size)
     # A timing of one's own may miss the 0 at which text is clean, by rounding.
     grid = jnp.asarray(grid, jnp.float32).at[:, -1].set(0.0)
+    # A network of a process in discrete time has read none but the times of its steps.
+    grid = model.process.round_time(grid)
     nowhere = jnp.zeros((rows, size), bool)
     extra = self.remembers(model, params, canvas)
     state = Walked(grid, jnp.zeros(rows, jnp.int32), grid[:, 0], nowhere, extra)

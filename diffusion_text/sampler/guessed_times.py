@@ -122,6 +122,7 @@ class GuessedTimes(OwnTimes):
     ids = on_tokens(model, params, prediction, moves, guess, *rows)
     ids = jnp.where(moves, ids, process.decode(params["process"], canvas.state))
     t, s = (timing.token_times(own, ids, clock, canvas.active) for clock in (turn.t, turn.s))
+    t, s = process.round_time(t), process.round_time(s)
     rows = turn.keys, canvas.state, ids, t, s
     text = on_tokens(model, params, prediction, moves, step, *rows)
     return select(moves, text, canvas.state), jnp.where(moves, s, state.extra)

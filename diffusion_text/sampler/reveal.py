@@ -241,11 +241,12 @@ class Reveal:
   def times_of(self, view: View) -> Float[Array, "B u"]:
     """The times that the network reads of a window as the view describes it."""
     least = 0.0 if self._reads != "active" else self.revise.visible_time
+    rounded = view.model.process.round_time
     if self._own_times(view.model):
-      return jnp.maximum(view.level, least)
+      return rounded(jnp.maximum(view.level, least))
     share = jnp.sum(view.waiting, axis=1) / jnp.maximum(view.total, 1)
     t = jnp.maximum(time_of(view.model.process.schedule, 1 - share), least)
-    return jnp.broadcast_to(t[:, None], view.level.shape)
+    return jnp.broadcast_to(rounded(t)[:, None], view.level.shape)
 
   def network_times(
     self, model: Model, params: Params, canvas: Canvas, state: Waiting

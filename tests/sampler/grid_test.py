@@ -19,15 +19,17 @@ from diffusion_text.process.uniform import Uniform
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler import grid
 from diffusion_text.sampler.grid import Grid
+from diffusion_text.sampler.guessed_times import GuessedTimes
 from diffusion_text.sampler.loop import sample
+from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.tau_leaping import TauLeaping
 from diffusion_text.sampler.transform import LogitsTransform
 from diffusion_text.schedules.discrete import Cosine
 from diffusion_text.testing.exact_model import exact_model
 from diffusion_text.testing.exact_network import ExactNetwork
 from diffusion_text.testing.languages import Enumerable
-from diffusion_text.timing import Shared, Slanted
-from diffusion_text.types import Batch, Canvas
+from diffusion_text.timing import ByInformation, Shared, Slanted
+from diffusion_text.types import Batch, Canvas, DataFacts
 from tests.sampler.queries import query_of
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
@@ -370,3 +372,67 @@ def test_blocks_one_after_the_other():
   assert (first < 24).all() and (second >= 24).all() and result.calls == 48
   floor = noise_floor(TOY.probabilities, 2_000) + 0.02
   assert TOY.total_variation(TOY.histogram(result.ids)) < floor
+
+
+# Processes in discrete time.
+
+
+@member
+class OffTheGrid(Masked):
+  """Takes every time for one of its own, as samplers did once."""
+
+  def round_time(self, t):
+    return t
+
+
+TOLD = []
+
+
+@member
+class KeepsTimes(ExactNetwork):
+  """An exact network that keeps the times that it reads, in TOLD."""
+
+  def apply(self, params, rows, **options):
+    jax.debug.callback(lambda t: TOLD.append(np.asarray(t)), rows.t)
+    return super().apply(params, rows, **options)
+
+
+WALKS = {
+  "grid": (Grid(steps=5), Shared()),
+  "guessed": (GuessedTimes(steps=5), ByInformation()),
+  "reveal": (Reveal(told="shared"), Shared()),
+}
+
+
+def times_read(cls, name):
+  """The times that the network reads while a text is made by a process of two steps."""
+  sampler, timing = WALKS[name]
+  model, params = exact_model(cls(vocab_size=3, time_steps=2), TOY, timing=timing)
+  network = KeepsTimes(model.process)
+  TOLD.clear()
+  facts = DataFacts(4, 3, lambda: np.array([5, 3, 1]))
+  params = {**params, "timing": timing.init(jax.random.key(0), facts)}
+  drawn(model._replace(network=network), params, sampler, 4)
+  jax.effects_barrier()
+  return np.unique(TOLD)
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_a_process_in_discrete_time_is_read_at_its_own_times(name):
+  assert set(times_read(Masked, name)) <= {0.0, 0.5, 1.0}
+  assert not set(times_read(OffTheGrid, name)) <= {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_process_of_two_steps_makes_two_steps(skip):
+  """However many the sampler has: the chain whose cost training bounds. The others are idle."""
+  law = law_of_grid(TOY, 2)
+
+  def away(cls):
+    model, params = exact_model(cls(vocab_size=3, time_steps=2), TOY)
+    result = drawn(model, params, Grid(steps=5, skip=skip), 8_000)
+    assert not skip or cls is OffTheGrid or result.row_calls.max() <= 2
+    return 0.5 * np.abs(law - TOY.histogram(result.ids)).sum()
+
+  assert away(Masked) < noise_floor(law, 8_000)
+  assert away(OffTheGrid) > 2 * noise_floor(law, 8_000)

@@ -120,6 +120,28 @@ def test_which_schedules_are_linear():
 def test_times_on_a_grid_and_of_a_level():
   np.testing.assert_allclose(on_grid(jnp.float32([0, 0.2, 0.25, 0.9]), 4), [0, 0.25, 0.25, 1])
   assert on_grid(jnp.float32(0.3), None) == jnp.float32(0.3)
+
+
+def plain_grid(t, steps):
+  """As it was before: the product as it is."""
+  return jnp.ceil(t * steps) / steps
+
+
+def check_times_of_the_grid_stay(rounded):
+  for steps in (7, 20, 49, 50, 100, 1000, 4000):
+    k = np.arange(steps + 1)
+    t = jnp.asarray(k / steps, jnp.float32)
+    once = jax.jit(rounded, static_argnums=1)(t, steps)
+    np.testing.assert_array_equal(np.round(np.asarray(once, np.float64) * steps), k)
+    np.testing.assert_array_equal(jax.jit(rounded, static_argnums=1)(once, steps), once)
+    above = jax.jit(rounded, static_argnums=1)(t[:-1] + jnp.float32(0.01 / steps), steps)
+    np.testing.assert_array_equal(np.round(np.asarray(above, np.float64) * steps), k[1:])
+
+
+def test_times_of_the_grid_are_not_rounded_to_the_next():
+  check_times_of_the_grid_stay(on_grid)
+  with pytest.raises(AssertionError):
+    check_times_of_the_grid_stay(plain_grid)
   alpha = jnp.float32([0.9, 0.3, 1e-3])
   np.testing.assert_allclose(Cosine()(time_of(Cosine(), alpha)).alpha, alpha, rtol=1e-3, atol=1e-7)
 
