@@ -77,9 +77,14 @@ class Bound(OneReading):
     self, model: Model, params: Params, key: Key, batch: Batch, times: Times, progress: Progress
   ) -> tuple[Loss, TokenCosts]:
     """The bound of one draw, and what each token cost."""
+    start = engine.start_time(model, self.decode_at)
     if not (self.detach_self_conditioned and model.self_conditioning):
       noised = engine.read(model, params, key, batch, times, progress)
-      return self.of_rows(model, params, key, batch, times, progress, noised)
+      loss, costs = self.of_rows(model, params, batch, noised)
+      loss = engine.add_boundary(
+        model, params, key, batch, progress, loss, start=start, minimised=True
+      )
+      return loss, costs
     rows = batch.ids.shape[0]
     states = engine.corrupted(model, params, key, batch, times, progress)
     told = engine.rows_told(model, key, rows, progress)
@@ -90,25 +95,24 @@ class Bound(OneReading):
 
     def part(params, rows):
       some = dataclasses.replace(batch, weights=jnp.where(rows[:, None], weights, 0.0))
-      return self.of_rows(model, params, key, some, times, progress, noised)
+      return self.of_rows(model, params, some, noised)
 
+    # Each row is in one of the parts, and pays for the vocabulary in that part alone.
     (loss, costs), (told_loss, told_costs) = part(params, ~told), part(held, told)
+    loss = jax.tree.map(jnp.add, loss, told_loss)
+    # These ask no network, so that nothing of a row that is told is left to differentiate.
+    terms = engine.boundary_terms(model, params, key, batch, progress, start)
+    ends = jnp.sum(jnp.where(told[:, None], jax.lax.stop_gradient(terms), terms))
+    loss = loss.plus(ends)._replace(sums={**loss.sums, "bound": loss.sums["bound"] + ends})
     # The weights of `costs` are 0 where rows are told, and what they cost fits no timing.
-    return jax.tree.map(jnp.add, loss, told_loss), costs._replace(
+    return loss, costs._replace(
       nats=costs.nats + told_costs.nats, loss=costs.loss + told_costs.loss
     )
 
   def of_rows(
-    self,
-    model: Model,
-    params: Params,
-    key: Key,
-    batch: Batch,
-    times: Times,
-    progress: Progress,
-    noised: engine.Noised,
+    self, model: Model, params: Params, batch: Batch, noised: engine.Noised
   ) -> tuple[Loss, TokenCosts]:
-    """The bound of a batch that was read, and what each token cost."""
+    """The bound without its boundary terms of a batch that was read, and what each token cost."""
     process, start = model.process, engine.start_time(model, self.decode_at)
 
     def cost(start, process_params, row, output, nats):
@@ -124,8 +128,4 @@ class Bound(OneReading):
     loss, costs = engine.token_loss(
       model, params, batch, noised, cost, consts=start, everywhere=everywhere
     )
-    costs = costs._replace(nats=jnp.where(times.t > start, costs.nats, 0.0))
-    loss = engine.add_boundary(
-      model, params, key, batch, progress, loss, start=start, minimised=True
-    )
-    return loss, costs
+    return loss, costs._replace(nats=jnp.where(noised.times.t > start, costs.nats, 0.0))

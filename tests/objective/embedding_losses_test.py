@@ -442,6 +442,35 @@ def test_rows_that_are_shown_their_prediction_may_be_kept_from_the_table():
   check_detached(Bound(detach_self_conditioned=True), told)
   with pytest.raises(AssertionError):
     check_detached(Bound(), told)
+
+
+def test_no_row_pays_for_the_vocabulary_twice(monkeypatch):
+  """Rows that are told and those that are not are decoded once in all, at the end of the path, and
+  each token with a loss has logits in one part.
+  """
+  asked, decoded = [], []
+  sums, ends = engine.sum_rows, type(LEFT_OUT).reconstruction
+
+  def counted(fn, consts, count, rows, **options):
+    asked.append(count)
+    return sums(fn, consts, count, rows, **options)
+
+  def decodes(self, params, keys, ids, start=0.0):
+    decoded.append(ids.shape)
+    return ends(self, params, keys, ids, start)
+
+  monkeypatch.setattr(engine, "sum_rows", counted)
+  monkeypatch.setattr(type(LEFT_OUT), "reconstruction", decodes)
+  network = TableNetwork.params(
+    jax.random.key(7), InputSizes(vectors=E), V, LEFT_OUT.estimate_size, width=6
+  )
+  params = {**params_of(LEFT_OUT), "network": {k: network[k] for k in ("in", "out", "memory")}}
+  key = jax.random.key(9)
+  times = engine.draw_times(WATCHING, params, stream(key, "times"), BATCH, START)
+  Bound(detach_self_conditioned=True)(WATCHING, params, key, BATCH, times, START)
+  assert len(asked) == 2 and not (asked[0] & asked[1]).any()
+  assert int(asked[0].sum() + asked[1].sum()) == int((engine.scored_weights(BATCH) > 0).sum())
+  assert decoded == [BATCH.ids.shape]  # it was done for each part
   assert config_members("plaid", 50)[0].detach_self_conditioned
 
 
