@@ -4,7 +4,6 @@ per position.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 import jax
@@ -14,25 +13,15 @@ from jaxtyping import Array, Int
 from diffusion_text.core.numerics import differs, select
 from diffusion_text.core.options import member, option
 from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
-from diffusion_text.reader.rows import (
-  put_window,
-  rows_of,
-  visible_state,
-  whole_memory,
-  window,
+from diffusion_text.reader.rows import put_window, visible_state
+from diffusion_text.reader.slots import (
+  all_tokens,
+  empty_cache,
+  extended,
+  spread_to_window,
+  window_tokens,
 )
-from diffusion_text.types import (
-  Cache,
-  Cost,
-  Inputs,
-  Memory,
-  Model,
-  Params,
-  Prediction,
-  Query,
-  Rows,
-  Span,
-)
+from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 
 @member
@@ -77,8 +66,7 @@ class Cached(Reading):
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
     """(an empty cache, the state that its slots were written for)."""
-    rows = _answered_in_place(rows_of(model, params, query), query)
-    cache = model.network.cache(params["network"], rows, query.t.shape[1])
+    cache = empty_cache(model, params, query)
     return cache, (visible_state(query)[0] if self.policy == "some" else ())
 
   def read(
@@ -86,23 +74,11 @@ class Cached(Reading):
   ) -> tuple[Prediction, Memory]:
     """The prediction of the window; with policy 'some', of those of its tokens that were read."""
     if self.policy == "exact":
-      prediction, cache = _extended(model, params, memory[0], query, _window_index(query))
+      prediction, cache = extended(model, params, memory[0], query, window_tokens(query))
       return prediction, (cache, ())
-    rows, positions = query.t.shape
-    if refresh:
-      index = jnp.broadcast_to(jnp.arange(positions), (rows, positions))
-    else:
-      index = self._chosen(memory[1], query)
-    prediction, cache = _extended(model, params, memory[0], query, index)
-    row = jnp.arange(rows)[:, None]
-    read = jnp.zeros((rows, positions), bool).at[row, index].set(True)
-    features = prediction.features
-    everywhere = jnp.zeros((rows, positions, features.shape[-1]), features.dtype)
-    everywhere = everywhere.at[row, index].set(features)
-    cut = (query.start, query.needs.shape[1])
-    prediction = dataclasses.replace(
-      prediction, features=window(everywhere, *cut), fresh=window(read, *cut)
-    )
+    index = all_tokens(query) if refresh else self._chosen(memory[1], query)
+    prediction, cache = extended(model, params, memory[0], query, index)
+    prediction, read = spread_to_window(prediction, query, index)
     return prediction, (cache, select(read, visible_state(query)[0], memory[1]))
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
@@ -111,7 +87,7 @@ class Cached(Reading):
     """
     if self.policy == "some":
       return memory
-    _, cache = _extended(model, params, memory[0], query, _window_index(query))
+    _, cache = extended(model, params, memory[0], query, window_tokens(query))
     return cache, ()
 
   def cost(
@@ -141,52 +117,3 @@ class Cached(Reading):
     urgency = 2 * stale.astype(jnp.int32) + needed
     _, index = jax.lax.top_k(urgency, min(self.queries, positions))
     return index
-
-
-def _window_index(query: Query) -> Int[Array, "B u"]:
-  return jnp.broadcast_to(query.start + jnp.arange(query.needs.shape[1]), query.needs.shape)
-
-
-def _answered_in_place(rows: Rows, query: Query) -> Rows:
-  """The rows. Raises ValueError if a token is answered elsewhere than at its own position: a slot
-  would not be its own.
-  """
-  whole = Span(0, query.t.shape[1])
-  if rows.answers != whole or rows.t.shape[1] != whole.stop:
-    raise ValueError(
-      "reader.name='cached' needs rows that answer each token at its own position, not"
-      f" {rows.answers} of {rows.t.shape[1]} positions; use reader.name='whole_row', or"
-      " context.answer_shift=0"
-    )
-  return rows
-
-
-def _extended(
-  model: Model, params: Params, cache: Cache, query: Query, index: Int[Array, "B Q"]
-) -> tuple[Prediction, Cache]:
-  """(the prediction of the tokens at `index`, the cache with their slots written)."""
-  told = whole_memory(model, params, query)
-  if told is not None:
-    told = jnp.take_along_axis(told, index[..., None], axis=1)
-  rows = _taken(_answered_in_place(rows_of(model, params, query), query), index)
-  return model.network.extend(params["network"], rows, cache, index, memory=told)
-
-
-def _taken(rows: Rows, index: Int[Array, "B Q"]) -> Rows:
-  """The rows' positions `index`."""
-
-  def take(leaf):
-    leaf = jnp.broadcast_to(leaf, (index.shape[0], *leaf.shape[1:]))
-    return jnp.take_along_axis(leaf, index.reshape(*index.shape, *(1,) * (leaf.ndim - 2)), axis=1)
-
-  inputs = jax.tree.map(take, rows.inputs)
-  if rows.inputs.position is None:
-    inputs = _placed(inputs, index)
-  queries = Span(0, index.shape[1])
-  weights = None if rows.weights is None else take(rows.weights)
-  layout = jax.tree.map(take, rows.layout)
-  return Rows(inputs, take(rows.t), layout, weights, 1, tokens=queries, answers=queries)
-
-
-def _placed(inputs: Inputs, index: Int[Array, "B Q"]) -> Inputs:
-  return dataclasses.replace(inputs, position=index.astype(jnp.int32))

@@ -23,6 +23,7 @@ def check_reader(
   exact_law: bool = True,
   rows: int = 512,
   slack: float = 0.02,
+  block: int | None = None,
   only: Collection[str] | None = None,
 ) -> None:
   """Raises AssertionError, with what was found and expected, for a law that the reader breaks.
@@ -44,9 +45,10 @@ def check_reader(
     exact_law: False if the texts have another law than the language ("law").
     rows: texts that are made.
     slack: total variation to the language that is allowed.
+    block: positions that are sampled together, as in `sample`.
     only: names of the laws to try; None: all.
   """
-  texts = Texts(sampler, reader, model, params, language, rows, reader)
+  texts = Texts(sampler, reader, model, params, language, rows, reader, block)
   same_as = WholeRow() if same_as is None else same_as
   leave_out = set() if exact_law else {"law"}
   leave_out |= set() if exact_cache else {"same"}

@@ -164,6 +164,13 @@ class ExactNetwork:
     features = self._answer(params, rows, cache, sees, *here, slice(0, queries))
     return Prediction(features, Head(params["kernel"])), cache
 
+  def first_values(
+    self, params: Params, rows: Rows, *, memory: Float[Array, "B N D"] | None = None
+  ) -> Float[Array, "B L V"]:
+    """What each token shows of itself: the distribution that its evidence makes of even odds."""
+    del memory
+    return jax.nn.softmax(self._evidence(params["process"], rows.inputs, rows.t), axis=-1)
+
   def remember(self, params: Params, estimate: Float[Array, "n E"]) -> Float[Array, "n E"]:
     """The estimate itself."""
     del params

@@ -108,6 +108,22 @@ def test_blocks_equal_the_uncached_row(name):
     assert np.abs(forgotten - expected).max() > 1e-2
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_first_values_are_those_that_the_first_layer_keeps(name):
+  """Whoever is near: they depend on the token, its time and its memory."""
+  network = small_transformer(**NETWORKS[name])
+  params = noisy_parameters(network)
+  memory = MEMORY if network.self_conditioning != "none" else None
+  args = (NOISY, T, layouts.materialise(Layout(), L), PLACE, PLACE)
+  _, cache = extend(network, params, empty(network, params, L), *args, memory)
+  rows = rows_of(Inputs(NOISY, position=PLACE), T)
+  found = jax.jit(network.first_values)(params, rows, memory=memory)
+  np.testing.assert_allclose(found, cache.values[0].reshape(B, L, -1), atol=1e-5)
+  other = jax.jit(network.first_values)(params, rows_of(Inputs(CLEAN, position=PLACE), T))
+  changed = np.abs(found - other).max(axis=-1) > 1e-6
+  assert (changed == (NOISY != CLEAN)).all() or memory is not None
+
+
 def test_left_to_right_equals_the_uncached_row():
   """One token at a time, each of which sees those before it."""
   network = small_transformer()

@@ -22,6 +22,7 @@ from diffusion_text.reader.mixture import Mixture
 from diffusion_text.reader.other import Other
 from diffusion_text.reader.self_conditioned import SelfConditioned
 from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.reader.window_cache import SuffixCache
 from diffusion_text.sampler import loop
 from diffusion_text.sampler.grid import Grid
 from diffusion_text.testing.exact_model import exact_model
@@ -342,6 +343,7 @@ def test_two_exact_models_are_one():
     (lambda: Cached(policy="some"), "queries=0"),
     (lambda: Cached(queries=4), "queries=4"),
     (lambda: Cached(every=4), "every=4"),
+    (lambda: SuffixCache(prefix="kept", every=4), "every=4"),
     (lambda: ClassifierFree(WholeRow(), scale=-1.0), "scale"),
     (lambda: ClassifierFree(WholeRow(), space="score"), "space"),
     (lambda: Mixture((WholeRow(),), (0.5, 0.5)), "weights"),
@@ -365,6 +367,10 @@ def test_every_reader_of_the_table_can_be_made():
   sections = {
     "whole_row": {},
     "cached": {"policy": "some", "queries": 4, "every": 2},
+    "window_cache": {},
+    "suffix_cache": {"prefix": "kept"},
+    "delayed_cache": {"queries": 4},
+    "similar_cache": {},
     "self_conditioned": {"reader": {"name": "cached"}},
     "classifier_free": {
       "reader": {"name": "self_conditioned", "reader": "whole_row"},

@@ -1,0 +1,126 @@
+"""A cache that a token enters some calls after it was committed: dKV-Cache (arXiv 2505.15781)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from diffusion_text.core.numerics import differs
+from diffusion_text.core.options import member, option
+from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
+from diffusion_text.reader.rows import put_window, visible_state
+from diffusion_text.reader.slots import all_tokens, empty_cache, extended, spread_to_window
+from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
+
+_LONG = 2**20  # calls between two refreshes, at most, by which the age of a slot counts
+
+
+class Delayed(NamedTuple):
+  """The memory of `DelayedCache`.
+
+  Attributes:
+    cache: the slots.
+    seen: [B, N, …], the state at the last call, whichever tokens it read.
+    due: int32 [B, N], calls that still are to read the token as it is now.
+    written: int32 [B, N], the call that wrote the token's slot, counted from the last refresh.
+    call: int32 scalar, calls since the last refresh.
+  """
+
+  cache: Any
+  seen: Any
+  due: Array
+  written: Array
+  call: Array
+
+
+@member
+class DelayedCache(Reading):
+  """Each call reads `queries` tokens of the row: those that were committed at the last `delay`
+  calls, those that are needed, those next to them, and then those that are not known yet; so
+  keys and values of a token stay as they are from `delay` calls after it was committed, until the
+  whole row is read again.
+
+  It is dKV-Cache-Decode, whose queries are all tokens that are not cached, as long as `queries`
+  reaches to all of these; where it does not, some unknown tokens are looked at as they were read
+  last. Its number is fixed, so that one program serves all calls and rows need not commit equally
+  many tokens; where fewer are not cached, the oldest slots are written again, which costs nothing
+  more.
+
+  With few queries and `near` it is dKV-Cache-Greedy: the tokens that were committed last, those
+  that will be next, and their neighbours. It needs an order that is known before the network is
+  asked (a score that reads no logits, as "random"), of which a sampler needs the next tokens alone.
+
+  `delay=0` is the ablation in which a token keeps the keys and values that it had as a mask.
+  """
+
+  queries: int = option(..., "tokens that a call reads; half of the row is usual", ge=1)
+  every: int = option(
+    8, "calls from one read of the whole row to the next; 1 reads whole rows always", ge=1
+  )
+  delay: int = option(
+    1, "calls that read a token after the one that committed it; then it is cached", ge=0
+  )
+  near: int = option(
+    0,
+    "places on each side of a token that was or will be committed that are read before others"
+    " that are not known; 4 is usual with few queries",
+    ge=0,
+  )
+
+  def init(self, model: Model, params: Params, query: Query) -> Memory:
+    """An empty cache."""
+    nothing = jnp.zeros(query.t.shape, jnp.int32)
+    cache, seen = empty_cache(model, params, query), visible_state(query)[0]
+    return Delayed(cache, seen, nothing, nothing, jnp.int32(0))
+
+  def read(
+    self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
+  ) -> tuple[Prediction, Memory]:
+    """The prediction of those tokens of the window that were read."""
+    state, _ = visible_state(query)
+    due = jnp.where(differs(state, memory.seen), self.delay, memory.due)
+    index = all_tokens(query)
+    if not refresh:
+      index = self._chosen(model, params, memory._replace(due=due), query)
+    prediction, cache = extended(model, params, memory.cache, query, index)
+    prediction, read = spread_to_window(prediction, query, index)
+    call = jnp.zeros_like(memory.call) if refresh else memory.call + 1
+    due = jnp.zeros_like(due) if refresh else jnp.maximum(due - read, 0)
+    written = jnp.where(read, call, memory.written)
+    return prediction, Delayed(cache, state, due, written, call)
+
+  def cost(
+    self, model: Model, params: Params, memory: Memory, query: Query, during: During
+  ) -> Cost:
+    """Of the whole row, or of `queries` tokens over the whole row."""
+    if during in ("init", "finish"):
+      return NOTHING
+    positions = query.t.shape[1]
+    read = positions if during == "refresh" else min(self.queries, positions)
+    return read_cost(model, read, positions)
+
+  def _chosen(self, model, params, memory: Delayed, query: Query) -> Int[Array, "B Q"]:
+    """The tokens that a call reads, by urgency, the oldest slots first."""
+    positions = query.t.shape[1]
+    state, t = visible_state(query)
+    unknown = model.process.has_loss(params["process"], state, t)
+    due = memory.due > 0
+    needed = put_window(jnp.zeros_like(due), query.needs, query.start)
+    near = _around(due | needed, self.near)
+    urgency = jnp.where(unknown, 1, 0)
+    urgency = jnp.where(near, 2, urgency)
+    urgency = jnp.where(needed, 3, urgency)
+    urgency = jnp.where(due, 4, urgency)
+    age = jnp.minimum(memory.call + 1 - memory.written, _LONG - 1)
+    return jax.lax.top_k(urgency * _LONG + age, min(self.queries, positions))[1]
+
+
+def _around(tokens: Bool[Array, "B N"], places: int) -> Bool[Array, "B N"]:
+  """True at the tokens and at so many places on each side of them."""
+  size = 2 * places + 1
+  return jax.lax.reduce_window(
+    tokens, False, jax.lax.bitwise_or, (1, size), (1, 1), ((0, 0), (places, places))
+  )

@@ -1,0 +1,155 @@
+"""A cache whose tokens are read again where they look most unlike what was read of them last:
+dLLM-Cache (arXiv 2506.06295, recalled).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_text.core.capability import offers
+from diffusion_text.core.numerics import select
+from diffusion_text.core.options import member, option
+from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
+from diffusion_text.reader.rows import put_window, rows_of, whole_memory
+from diffusion_text.reader.slots import (
+  all_tokens,
+  cut_to_window,
+  empty_cache,
+  extended,
+  spread_to_window,
+  window_tokens,
+)
+from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query, Rows
+
+_SAME = 1e-4  # cosine distances below this are rounding
+
+
+@runtime_checkable
+class ShowsFirstValues(Protocol):
+  """A network that tells the values of its first layer, which cost next to nothing, as a token's
+  depend on that token alone.
+  """
+
+  def first_values(
+    self, params: Params, rows: Rows, *, memory: Float[Array, "B N D"] | None = None
+  ) -> Float[Array, "B N F"]:
+    """The values of every position; memory as in `Network.apply`."""
+
+
+class Similar(NamedTuple):
+  """The memory of `SimilarCache`.
+
+  Attributes:
+    cache: the slots.
+    values: float [B, N, F], of the first layer, when the token was read last.
+    features: [B, u, D], the answer for each token of the window when it was read last.
+    written: int32 [B, N], the call that read the token last, counted from the last refresh.
+    call: int32 scalar, calls since the last refresh.
+  """
+
+  cache: Any
+  values: Array
+  features: Array
+  written: Array
+  call: Array
+
+
+@member
+class SimilarCache(Reading):
+  """Between two reads of the whole row each call reads the share of the tokens whose values in the
+  first layer are most unlike (by cosine) those that were read last; of the others the last answer
+  counts.
+
+  Where values are alike, tokens that are needed come first, and those that were read longest ago.
+  As in the paper, answers of all tokens may be used at each call, old as they are. Other than
+  there, the tokens are chosen once, by the first layer, and not by each layer for itself, and
+  prompt and text are refreshed together. The first values of all tokens are computed at each call
+  and are not counted in the cost: 1 part in some 12 of one layer.
+
+  A share below one token reads one.
+  """
+
+  share: float = option(0.25, "part of the row that a call reads", gt=0, le=1)
+  every: int = option(
+    8, "calls from one read of the whole row to the next; 1 reads whole rows always", ge=1
+  )
+
+  def check(self, model: Model) -> None:
+    """Refuses a network that does not tell its first values."""
+    if not offers(model.network, ShowsFirstValues):
+      raise ValueError(
+        "reader.name='similar_cache' compares the values of the first layer, which"
+        f" {type(model.network).__name__} does not tell (`first_values`); use"
+        " reader.name='delayed_cache'"
+      )
+
+  def init(self, model: Model, params: Params, query: Query) -> Memory:
+    """An empty cache."""
+    cache = empty_cache(model, params, query)
+
+    def asked():
+      prediction, _ = extended(model, params, cache, query, window_tokens(query))
+      return self._values(model, params, query), prediction.features
+
+    empty = (jnp.zeros(each.shape, each.dtype) for each in jax.eval_shape(asked))
+    return Similar(cache, *empty, jnp.zeros(query.t.shape, jnp.int32), jnp.int32(0))
+
+  def read(
+    self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
+  ) -> tuple[Prediction, Memory]:
+    """The prediction of the window, of each token as it was read last."""
+    values = self._values(model, params, query)
+    if refresh:
+      prediction, cache = extended(model, params, memory.cache, query, all_tokens(query))
+      prediction = cut_to_window(prediction, query)
+      nothing = jnp.zeros_like(memory.written)
+      return prediction, Similar(cache, values, prediction.features, nothing, jnp.int32(0))
+    index = self._chosen(values, memory, query)
+    prediction, cache = extended(model, params, memory.cache, query, index)
+    prediction, read = spread_to_window(prediction, query, index)
+    features = select(prediction.fresh, prediction.features, memory.features)
+    call = memory.call + 1
+    memory = Similar(
+      cache,
+      select(read, values, memory.values),
+      features,
+      jnp.where(read, call, memory.written),
+      call,
+    )
+    return dataclasses.replace(prediction, features=features, fresh=None), memory
+
+  def cost(
+    self, model: Model, params: Params, memory: Memory, query: Query, during: During
+  ) -> Cost:
+    """Of the whole row, or of a share of it over the whole row."""
+    if during in ("init", "finish"):
+      return NOTHING
+    positions = query.t.shape[1]
+    read = positions if during == "refresh" else self._queries(positions)
+    return read_cost(model, read, positions)
+
+  def _queries(self, positions: int) -> int:
+    return max(int(self.share * positions), 1)
+
+  def _values(self, model: Model, params: Params, query: Query) -> Float[Array, "B N F"]:
+    rows, told = rows_of(model, params, query), whole_memory(model, params, query)
+    return model.network.first_values(params["network"], rows, memory=told)
+
+  def _chosen(self, values, memory: Similar, query: Query) -> Int[Array, "B Q"]:
+    """The tokens that a call reads."""
+    unlike = 1 - _cosine(values, memory.values)
+    unlike = jnp.where(unlike < _SAME, 0.0, unlike)
+    needed = put_window(jnp.zeros(query.t.shape, bool), query.needs, query.start)
+    order = jnp.lexsort((all_tokens(query), memory.written, ~needed, -unlike), axis=1)
+    return order[:, : self._queries(query.t.shape[1])]
+
+
+def _cosine(a: Float[Array, "B N F"], b: Float[Array, "B N F"]) -> Float[Array, "B N"]:
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  sizes = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
+  return jnp.sum(a * b, axis=-1) / jnp.sqrt(jnp.maximum(sizes, 1e-20))

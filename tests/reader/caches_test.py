@@ -1,0 +1,251 @@
+"""Caches over windows: exact where they should be, counted as the formulas say, each row its own.
+
+An exact network keeps in a slot what its token shows, and nothing of others. So a cache that writes
+every token again before it is looked at gives the tokens of whole rows, whatever its policy; one
+that forgets a token does not.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text.context import Full
+from diffusion_text.core.options import member
+from diffusion_text.process.masked import Masked
+from diffusion_text.reader.classifier_free import ClassifierFree
+from diffusion_text.reader.delayed_cache import DelayedCache
+from diffusion_text.reader.reading import NOTHING
+from diffusion_text.reader.similar_cache import SimilarCache
+from diffusion_text.reader.slots import extended, window_tokens
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.reader.window_cache import SuffixCache, WindowCache
+from diffusion_text.sampler.budget import EvenShare
+from diffusion_text.sampler.loop import sample
+from diffusion_text.sampler.reveal import Reveal
+from diffusion_text.sampler.score import MaxProb, Random
+from diffusion_text.testing import check_reader
+from diffusion_text.testing.exact_model import exact_model
+from diffusion_text.testing.languages import Enumerable
+from diffusion_text.testing.small_transformer import noisy_parameters, small_transformer
+from diffusion_text.timing import Shared
+from diffusion_text.types import Batch, InputSizes, Model, Query
+
+V, L, SIZE, ROWS = 3, 6, 3, 64
+LANGUAGE = Enumerable.dirichlet(0, 0.5, V, L)
+IN_ORDER = Reveal(score=Random(), budget=EvenShare(steps=L))  # of which the next token is known
+
+
+@functools.cache
+def model_of():
+  return exact_model(Masked(vocab_size=V), LANGUAGE)
+
+
+def check(reader, *only):
+  check_reader(
+    reader, *model_of(), IN_ORDER, LANGUAGE, rows=ROWS, block=SIZE, only={*only, "options"}
+  )
+
+
+EXACT = [
+  WindowCache(),
+  SuffixCache(),
+  SuffixCache(prefix="kept"),
+  DelayedCache(queries=2, every=99),  # the token of the last call, and the next
+  SimilarCache(share=0.34, every=99),
+]
+
+
+@pytest.mark.parametrize("reader", EXACT, ids=lambda each: f"{type(each).__name__}")
+def test_tokens_are_those_of_whole_rows(reader):
+  """By a program of its own for each window, the host's loop gives the same."""
+  host = ["host"] if reader.unrolls and reader == SuffixCache() else []
+  check(reader, "fits", "tokens", "calls", "same", *host)
+
+
+@member
+class LeavesTheWindow(WindowCache):
+  """The slots of the window stay as the read of the whole row wrote them."""
+
+  def read(self, model, params, memory, query, *, refresh=True):
+    """What was committed since is not seen."""
+    if refresh:
+      return WindowCache.read(self, model, params, memory, query, refresh=True)
+    nobody = jnp.zeros(query.needs.shape[0], bool)
+    return extended(model, params, memory, query, window_tokens(query), nobody)
+
+
+@member
+class LeavesWhatIsFinished(SuffixCache):
+  """The last token of a window is not written."""
+
+  def finish(self, model, params, memory, query):
+    """As it is."""
+    return memory
+
+
+@pytest.mark.parametrize(
+  "mutant",
+  [
+    LeavesTheWindow(),
+    LeavesWhatIsFinished(prefix="kept"),
+    DelayedCache(queries=2, every=99, delay=0),
+  ],
+  ids=lambda each: f"{type(each).__name__}",
+)
+def test_a_token_that_is_not_written_again_would_be_noticed(mutant):
+  with pytest.raises(AssertionError):
+    check(mutant, "same")
+
+
+# A transformer, whose slots hold what a token saw of all others.
+
+WORDS, LENGTH, BLOCK, CALLS = 11, 16, 8, 4
+GREEDY = Reveal(score=MaxProb(), budget=EvenShare(steps=CALLS), temperature=0.0)
+
+
+@functools.cache
+def transformer():
+  """A random network of three layers: in two, a slot holds of others what these show themselves."""
+  network = small_transformer(input_sizes=InputSizes(WORDS + 1), layers=3)
+  params = {"network": noisy_parameters(network, 0.3), "process": {}, "timing": {}}
+  return Model(network, Masked(vocab_size=WORDS), Shared(), Full()), params
+
+
+def batch_of(seed=0, rows=32):
+  """Rows with prompts of different lengths and some words on their way."""
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(0, WORDS, (rows, LENGTH)).astype(np.int32)
+  prompt = np.arange(LENGTH) < rng.integers(0, 7, (rows, 1))
+  return Batch(ids, prompt | (rng.random(ids.shape) < 0.1))
+
+
+def confident(reader, block=BLOCK, batch=None):
+  model, params = transformer()
+  batch = batch_of() if batch is None else batch
+  keys = jax.random.split(jax.random.key(0), len(batch.ids))
+  how = {"batch": batch, "reader": reader, "block": block, "trace": True}
+  return jax.tree.map(np.asarray, sample(model, params, GREEDY, keys, **how))
+
+
+def agreement(reader, block):
+  """The share of generated tokens that are those of whole rows; positions against theirs."""
+  want, got = confident(WholeRow(), block), confident(reader, block)
+  same = (got.ids == want.ids)[~batch_of().observed].mean()
+  return same, got.token_layers.sum() / want.token_layers.sum()
+
+
+@pytest.mark.parametrize(
+  "reader,block",
+  [
+    (WindowCache(), None),
+    (SuffixCache(every=1), BLOCK),
+    (SuffixCache(prefix="kept"), None),
+    (DelayedCache(queries=LENGTH, every=99), BLOCK),
+    (SimilarCache(share=0.1, every=1), BLOCK),
+    (SimilarCache(share=1.0, every=99), BLOCK),
+  ],
+  ids=str,
+)
+def test_to_read_everything_at_each_call_is_no_cache(reader, block):
+  """Whether it is a refresh or not."""
+  want, got = confident(WholeRow(), block), confident(reader, block)
+  np.testing.assert_array_equal(got.ids, want.ids)
+  np.testing.assert_array_equal(got.committed, want.committed)
+  np.testing.assert_array_equal(got.row_calls, want.row_calls)
+
+
+@pytest.mark.parametrize(
+  "make,block",
+  [
+    (lambda every: WindowCache(every=every), BLOCK),
+    (lambda every: DelayedCache(queries=6, every=every), None),
+  ],
+  ids=["window", "delayed"],
+)
+def test_agreement_rises_with_the_refreshes(make, block):
+  """From the tokens of whole rows, at a refresh per call, down; and so do the positions."""
+  found = [agreement(make(every), block) for every in (1, 2, 99)]
+  for every, (same, cost) in zip((1, 2, 99), found, strict=True):
+    print(f"every={every}: {same:.3f} of the tokens, {cost:.2f} of the positions of whole rows")
+  (first, whole), (second, less), (third, least) = found
+  assert first == 1 and whole == 1 and second >= third - 0.01
+  assert third < 0.97 and whole > less > least
+
+
+def test_positions_are_as_the_formulas_say():
+  """For windows of b positions behind a prompt of P, at s calls each: dual Σ (L + (s - 1) b),
+  prefix Σ (L + (s - 1)(L - P - j b)), both over the whole row.
+  """
+  model, params = transformer()
+  size, calls, again, layers = 4, 3, 2, 3
+  starts = range(size, LENGTH, size)
+  state = np.zeros((2, LENGTH), np.int32)
+  batch = Batch(state, np.zeros(state.shape, bool))
+
+  def query(start):
+    needs = np.ones((2, size), bool)
+    return Query(state, np.ones(state.shape, np.float32), start, needs, batch, state)
+
+  def spent(reader):
+    """Of all calls, as the loop makes them."""
+    total = [reader.cost(model, params, None, query(0), "init")]
+    for start in range(0, LENGTH, size):
+      for call in range(calls if start in starts else 0):
+        during = "read" if call % reader.every else "refresh"
+        total.append(reader.cost(model, params, None, query(start), during))
+      total.append(reader.cost(model, params, None, query(start), "finish"))
+    return NOTHING.plus(*total)
+
+  expected = {
+    WholeRow(): len(starts) * calls * LENGTH,
+    WindowCache(): sum(LENGTH + again * size for _ in starts),
+    WindowCache(every=2): sum(2 * LENGTH + (again - 1) * size for _ in starts),
+    SuffixCache(): sum(LENGTH + again * (LENGTH - start) for start in starts),
+    SuffixCache(prefix="kept"): 2 * LENGTH + sum(calls * (LENGTH - start) for start in starts),
+    DelayedCache(queries=5, every=99): sum(LENGTH + again * 5 for _ in starts),
+    SimilarCache(share=0.2, every=99): sum(LENGTH + again * 3 for _ in starts),
+    ClassifierFree(WindowCache(), 2.0): 2 * sum(LENGTH + again * size for _ in starts),
+  }
+  for reader, positions in expected.items():
+    cost = spent(reader)
+    assert cost.token_layers == layers * positions, reader
+    assert cost.attention == LENGTH * layers * positions, reader
+
+
+@member
+class WritesIdleRows(SuffixCache):
+  """A row that is done is written again as long as another is not."""
+
+  def read(self, model, params, memory, query, *, refresh=True):
+    """All rows write."""
+    query = query._replace(needs=jnp.ones_like(query.needs))
+    return SuffixCache.read(self, model, params, memory, query, refresh=refresh)
+
+
+def among_idle_mates(reader):
+  """Two rows, among others and among rows of which nothing is generated."""
+  one, which = batch_of(), np.array([1, 2])
+  idle = np.ones_like(one.observed)
+  idle[which] = one.observed[which]
+  first, again = confident(reader, BLOCK, one), confident(reader, BLOCK, Batch(one.ids, idle))
+  if first.row_calls.max() == first.row_calls[which].max():
+    raise ValueError("no row is idle while another is not")
+  np.testing.assert_allclose(first.log_prob[which], again.log_prob[which], atol=1e-4)
+  np.testing.assert_array_equal(first.token_layers[which], again.token_layers[which])
+
+
+@pytest.mark.parametrize(
+  "reader",
+  [SuffixCache(prefix="kept"), DelayedCache(queries=6, every=2), SimilarCache(share=1.0, every=99)],
+  ids=lambda each: type(each).__name__,
+)
+def test_what_is_kept_does_not_depend_on_other_rows(reader):
+  among_idle_mates(reader)
+
+
+def test_slots_that_depend_on_other_rows_would_be_noticed():
+  with pytest.raises(AssertionError):
+    among_idle_mates(WritesIdleRows(prefix="kept"))
