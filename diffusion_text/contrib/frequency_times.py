@@ -1,9 +1,11 @@
-"""Frequency-informed masking: rarer tokens of a row are noisier, and the row as a whole is as noisy
-as its clock says (Kosmopoulou et al. 2025, arXiv 2509.05056).
+"""Times by the frequency of a token among those of its row: the row as a whole is as noisy as its
+clock says. `ByFrequency` is Frequency-informed masking (Kosmopoulou et al. 2025, arXiv 2509.05056),
+`Spindle` is DiffusionBERT as released.
 
-A token's weight w in (0, 1) is its rank by frequency in the corpus, the rarest last, to the power p
-(published: 0.02, which hardly differs from 1: w^p of the commonest of 1000 ranks is 0.87). With mu
-the mean of w^p over the tokens of the row that are scored, at the clock τ
+Frequency-informed masking: a token's weight w in (0, 1) is its rank by frequency in the corpus, the
+rarest last, to the power p (published: 0.02, which hardly differs from 1: w^p of the commonest of
+1000 ranks is 0.87). With mu the mean of w^p over the tokens of the row that are scored, at the
+clock τ
 
   t = τ · w^p / mu                              while τ < mu
   t = 1 - (1 - τ) · (1 - w^p) / (1 - mu)        after that
@@ -118,3 +120,73 @@ class ByFrequency(Even):
     first = tau <= mean  # of the whole row
     t = jnp.where(first, tau * early, 1 - (1 - tau) * late)
     return jnp.clip(t, 0.0, 1.0), jnp.where(first, early, late)
+
+
+def log_frequency(counts: np.ndarray) -> np.ndarray:
+  """float32 [V] in [0, 1]: log(1 + count) of each token over the largest."""
+  logs = np.log1p(np.asarray(counts, np.float64))
+  return (logs / max(logs.max(), 1e-30)).astype(np.float32)
+
+
+@member
+class Spindle(Even):
+  """Times that lead or lag the clock by how telling a token is within its row (DiffusionBERT, arXiv
+  2211.15029), as its code has them:
+
+    t = clip(τ + strength · sin(πτ) · (mean over the row of f - f), least, 1)
+
+  With f = log(1 + count) over the largest of the vocabulary. Under a linear schedule t is the
+  probability of the mask, so that rare tokens of a row are lost first, and common ones are written
+  first. Row by row the mean of t is the clock, but for the clip.
+
+  A surrogate like `ByFrequency`, and like it sampled along the guessed tokens ("guessed_times").
+  The process "token_masked" with loss_order="spindle" centres over the corpus instead, where each
+  token has a law of its own, and with it the bound.
+  """
+
+  strength: float = option(
+    0.3, "how far tokens lead or lag; 0.3 is published. Below 1/π, no time falls", ge=0, lt=0.318
+  )
+  least: float = option(
+    0.001, "the least noise of a token at any τ > 0; 0.001 as released, 0: none", ge=0, le=1
+  )
+
+  path: ClassVar[Literal["none"]] = "none"
+
+  def init(self, key: Key, facts: DataFacts) -> Params:
+    """{"frequency": float32 [V]}, fixed. Raises ValueError for data without token counts."""
+    del key
+    if facts.token_counts is None:
+      raise ValueError(
+        "timing 'spindle' needs the token counts of the training split; pass DataFacts.token_counts"
+      )
+    return {"frequency": jnp.asarray(log_frequency(facts.token_counts()))}
+
+  def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
+    """Times about the row's clock, and the clock for the network."""
+    tau = low_discrepancy(key, batch.ids.shape[0], progress)[:, None]
+    frequency = jax.lax.stop_gradient(params["frequency"])[batch.ids]
+    t, speed = self.times(tau, frequency, scored(batch))
+    return Times(t, speed, tau, network_time=tau)
+
+  def token_times(
+    self,
+    params: Params,
+    ids: Int[Array, "B u"],
+    tau: Float[Array, "B u"],
+    counts: Bool[Array, "B u"],
+  ) -> Float[Array, "B u"]:
+    """The times of a row's tokens `ids` at clock τ."""
+    return self.times(tau, params["frequency"][ids], counts)[0]
+
+  def times(
+    self, tau: Float[Array, "#B #N"], frequency: Float[Array, "B N"], counts: Bool[Array, "B N"]
+  ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    """(t, dt/dτ) at clock τ of tokens of a frequency, of which some count for the mean."""
+    number = jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(counts, frequency, 0.0), axis=1, keepdims=True) / number
+    lead = self.strength * (mean - frequency)
+    line = tau + lead * jnp.sin(jnp.pi * jnp.minimum(tau, 1 - tau))  # 0 exactly at both ends
+    inside = (line > self.least) & (line <= 1)
+    speed = jnp.where(inside, 1 + jnp.pi * lead * jnp.cos(jnp.pi * tau), 0.0)
+    return jnp.where(tau > 0, jnp.clip(line, self.least, 1.0), 0.0), speed

@@ -48,7 +48,7 @@ LEAST = 1e-30
 EARLIEST = 1e-12
 LATEST = 1 - 2**-20
 _LARGE = 40.0  # logarithm of a ratio, which leaves room below the largest float32, e^88
-# The logarithm of q / q̂ is at most that of 1 + V / uniform, which is less where a token can stand.
+# log(q / q̂) is at most log(1 + V / uniform), which is less wherever such a token can stand.
 _LARGEST = 69.0
 
 
@@ -76,7 +76,7 @@ def log_share(share: Float[Array, "*n"]) -> Float[Array, "*n"]:
 def weighted_excess(
   weight: Float[Array, "*#n"], log_ratio: Float[Array, "*n"], log_other: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-  """weight · excess(log_ratio) = q̂ - q - q log(q̂ / q), finite where q = weight is 0 and q̂ is not.
+  """weight · excess(log_ratio) = q̂ - q - q log(q̂ / q), finite where q = weight is 0 and q̂ not.
 
   log_other is log q̂, which is weight · e^log_ratio where that can be formed.
   """

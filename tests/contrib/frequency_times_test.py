@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from diffusion_text.context import Full
-from diffusion_text.contrib.frequency_times import ByFrequency, rank_weights
+from diffusion_text.contrib.frequency_times import (
+  ByFrequency,
+  Spindle,
+  log_frequency,
+  rank_weights,
+)
 from diffusion_text.core.options import internal, member
 from diffusion_text.core.prng import row_keys
 from diffusion_text.process.masked import Masked
@@ -246,6 +251,75 @@ def test_a_token_that_is_known_counts_by_itself():
   possible = [published(weight[[2, 2, 2, last]], 0.5)[3] for last in range(V)]
   assert np.abs(np.array(possible) - float(after[0, 3])).min() < 1e-6
   np.testing.assert_array_equal(after[0, :3], 0)
+
+
+# The spindle.
+
+
+def released(counts, row, step, steps=2048, strength=0.3):
+  """P(mask) of the tokens of a row at a step, in the terms of the released code: survival of the
+  'mutual' schedule, 1 - step / steps, and the logarithm of frequency, centred over the sentence.
+  """
+  frequency = np.log(np.asarray(counts, np.float64) + 1)
+  frequency = (frequency / frequency.max())[row]
+  centred = frequency - frequency.mean()
+  bulge = strength * np.sin(step / steps * np.pi)
+  return 1 - np.clip(1 - step / steps + centred * bulge, 0, 0.999)
+
+
+def check_spindle(cls):
+  """The released probabilities of masks of two sentences, one of them padded, at seven steps."""
+  timing = cls()
+  params = timing.init(jax.random.key(0), FACTS)
+  rows, real = np.array([[0, 4, 3, 1, 0, 2], [4, 0, 1, 2, 3, 3]]), np.ones((2, 6), bool)
+  real[1, 4:] = False
+  for step in (1, 2, 300, 1024, 1500, 2046, 2048):
+    tau = jnp.full((2, 6), step / 2048, jnp.float32)
+    found = np.asarray(timing.token_times(params, rows, tau, real))
+    for row, width, t in zip(rows, (6, 4), found, strict=True):
+      np.testing.assert_allclose(t[:width], released(COUNTS, row[:width], step), atol=3e-7)
+
+
+@member
+class OverTheCorpus(Spindle):
+  """Information is centred over the corpus, as the process has it."""
+
+  def times(self, tau, frequency, counts):
+    mean = np.average(log_frequency(COUNTS), weights=COUNTS)
+    none = Spindle(strength=self.strength).times
+    lead = self.strength * (mean - frequency) * jnp.sin(jnp.pi * tau)
+    return jnp.clip(tau + lead, 0.001, 1.0), none(tau, frequency, counts)[1]
+
+
+@member
+class NotCut(Spindle):
+  def times(self, tau, frequency, counts):
+    return Spindle(least=0.0).times(tau, frequency, counts)
+
+
+def test_the_spindle_is_that_of_the_released_code():
+  check_spindle(Spindle)
+  for mutant in (OverTheCorpus, NotCut):
+    with pytest.raises(AssertionError):
+      check_spindle(mutant)
+
+
+def test_the_spindle_is_walked_from_noise_to_text():
+  """Speed is the derivative; at the ends all is clean and all is noise; the mean is the clock."""
+  timing = Spindle(least=0.0)
+  params = timing.init(jax.random.key(0), FACTS)
+  clock = jnp.linspace(0, 1, 401)[:, None]
+  row = np.broadcast_to(np.array([0, 3, 4, 1, 1, 0], np.int32), (401, 6))
+  real = np.ones(row.shape, bool)
+  t, speed = timing.times(clock, params["frequency"][row], real)
+  assert (np.asarray(t)[0] == 0).all() and (np.asarray(t)[-1] == 1).all()
+  np.testing.assert_allclose(jnp.mean(t, axis=1), clock[:, 0], atol=1e-6)
+  middle = (speed[1:] + speed[:-1])[1:-1] / 2
+  np.testing.assert_allclose(jnp.diff(t, axis=0)[1:-1], middle / 400, atol=1e-5)
+  times = drawn(timing, Batch(row[:8]))
+  np.testing.assert_array_equal(times.network_time, times.tau)
+  with pytest.raises(ValueError, match="timing 'spindle' needs the token counts"):
+    timing.init(jax.random.key(0), DataFacts(3, 4))
 
 
 def test_what_does_not_fit_is_refused():
