@@ -122,7 +122,8 @@ class Body(nnx.Module):
       condition = self.time(t).astype(x.dtype)
     rotary = None
     if self.position is None:
-      rotary = rotary_angles(position, self.config.sizes.head_width, self.config.rope_base)
+      base = self.config.rope_base * self.config.rope_scaling
+      rotary = rotary_angles(position, self.config.sizes.head_width, base)
     shared = Shared(rotary, layout, key_layout, slots, condition, weights)
     stores = None if cache is None else Stores(cache.keys, cache.values)
     x, prediction, stores = self._stages(x, prefix, shared, key, hidden_layers, stores)

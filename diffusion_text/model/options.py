@@ -70,6 +70,12 @@ class TransformerOptions:
     0, "rows of a table of token types, of which the first is added to every token (BERT: 2)", ge=0
   )
   rope_base: float = option(10_000.0, "base of the rotary positions", gt=0)
+  rope_scaling: float = option(
+    1.0,
+    "what rope_base is multiplied by, for rows longer than those of training"
+    " (model/long_context.py); no parameter depends on it",
+    ge=1,
+  )
   qk_norm: bool = option(False, "RMSNorm on each query and key head (arXiv 2302.05442)")
   tie_embeddings: bool = option(False, "the head is the table that embeds the tokens")
   head_bias: bool | None = option(
@@ -193,6 +199,11 @@ class TransformerOptions:
       raise ValueError(
         f"max_positions={self.max_positions} and position_offset={self.position_offset} are read"
         " with positions='learned' only; leave them unset"
+      )
+    if self.positions == "learned" and self.rope_scaling != 1:
+      raise ValueError(
+        f"rope_scaling={self.rope_scaling} turns rotary positions, and positions='learned' are rows"
+        " of a table; leave it at 1"
       )
 
   def _check_unanswered(self) -> None:
