@@ -4,12 +4,16 @@ import pathlib
 
 from setuptools import find_namespace_packages, setup
 
+PRETRAINED = ["gguf", "safetensors", "tokenizers"]  # files of weights and of tokenizers
 EXTRAS = {
   "tpu": ["jax[tpu]", "gcsfs"],
   "cuda": ["jax[cuda13]"],
-  "pretrained": ["safetensors", "tokenizers"],
+  "pretrained": PRETRAINED,
   "metrics": ["sacrebleu", "rouge-score"],
-  "test": ["beartype", "pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"],
+  "test": [
+    *("beartype", "pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"),
+    *PRETRAINED,
+  ],
 }
 
 setup(

@@ -1,0 +1,272 @@
+"""What each family computes, written out in numpy and float64 from the names of its tensors, and
+random checkpoints of two layers. Nothing of ours is used.
+
+Written from the formulas of the papers and the names of the published files, not from our code.
+"""
+
+import math
+
+import numpy as np
+
+V, D, F, HEADS, GROUPS, LAYERS, POSITIONS = 37, 32, 48, 4, 2, 2, 24
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def layer_norm(x, scale, bias, eps):
+  centred = x - x.mean(-1, keepdims=True)
+  return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * scale + bias
+
+
+def rms_norm(x, scale, eps):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def gelu(x):
+  return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def gelu_tanh(x):
+  return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x):
+  return x / (1 + np.exp(-x))
+
+
+def heads_of(x, count):
+  """[B, L, heads · K] -> [B, heads, L, K]."""
+  return x.reshape(*x.shape[:2], count, -1).transpose(0, 2, 1, 3)
+
+
+def attend(q, k, v, causal):
+  """[B, H, L, K] and [B, G, L, K] twice -> [B, L, H · K]."""
+  repeat = q.shape[1] // k.shape[1]
+  k, v = (np.repeat(x, repeat, axis=1) for x in (k, v))
+  scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(q.shape[-1])
+  if causal:
+    scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+  mixed = (softmax(scores) @ v).transpose(0, 2, 1, 3)
+  return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def rope(x, base):
+  """Pairs (k, k + K/2) turned by position · base^(-2k/K)."""
+  half = x.shape[-1] // 2
+  rates = base ** (-2.0 * np.arange(half) / (2 * half))
+  angles = np.arange(x.shape[2])[:, None] * rates
+  cos, sin = (np.concatenate([f(angles)] * 2, axis=-1) for f in (np.cos, np.sin))
+  turned = np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+  return x * cos + turned * sin
+
+
+def gpt2(w, config, ids):
+  w, eps = {name: value.astype(np.float64) for name, value in w.items()}, 1e-5
+  x = w["wte.weight"][ids] + w["wpe.weight"][: ids.shape[1]]
+  for i in range(LAYERS):
+    p = f"h.{i}."
+    h = layer_norm(x, w[p + "ln_1.weight"], w[p + "ln_1.bias"], eps)
+    h = h @ w[p + "attn.c_attn.weight"] + w[p + "attn.c_attn.bias"]
+    q, k, v = (heads_of(part, HEADS) for part in np.split(h, 3, axis=-1))
+    x = x + attend(q, k, v, True) @ w[p + "attn.c_proj.weight"] + w[p + "attn.c_proj.bias"]
+    h = layer_norm(x, w[p + "ln_2.weight"], w[p + "ln_2.bias"], eps)
+    h = gelu_tanh(h @ w[p + "mlp.c_fc.weight"] + w[p + "mlp.c_fc.bias"])
+    x = x + h @ w[p + "mlp.c_proj.weight"] + w[p + "mlp.c_proj.bias"]
+  return layer_norm(x, w["ln_f.weight"], w["ln_f.bias"], eps) @ w["wte.weight"].T
+
+
+def llama(w, config, ids):
+  """LLaMA, Qwen2, Qwen3; Dream, which sees the whole row."""
+  w = {name: value.astype(np.float64) for name, value in w.items()}
+  eps, base = config["rms_norm_eps"], config["rope_theta"]
+
+  def linear(x, name):
+    return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
+
+  x = w["model.embed_tokens.weight"][ids]
+  for i in range(LAYERS):
+    p = f"model.layers.{i}."
+    h = rms_norm(x, w[p + "input_layernorm.weight"], eps)
+    q = heads_of(linear(h, p + "self_attn.q_proj"), HEADS)
+    k = heads_of(linear(h, p + "self_attn.k_proj"), GROUPS)
+    v = heads_of(linear(h, p + "self_attn.v_proj"), GROUPS)
+    if config["model_type"] == "qwen3":
+      q = rms_norm(q, w[p + "self_attn.q_norm.weight"], eps)
+      k = rms_norm(k, w[p + "self_attn.k_norm.weight"], eps)
+    mixed = attend(rope(q, base), rope(k, base), v, config["model_type"] != "Dream")
+    x = x + linear(mixed, p + "self_attn.o_proj")
+    h = rms_norm(x, w[p + "post_attention_layernorm.weight"], eps)
+    gated = silu(linear(h, p + "mlp.gate_proj")) * linear(h, p + "mlp.up_proj")
+    x = x + linear(gated, p + "mlp.down_proj")
+  x = rms_norm(x, w["model.norm.weight"], eps)
+  return x @ w.get("lm_head.weight", w["model.embed_tokens.weight"]).T
+
+
+def llada(w, config, ids):
+  w = {name: value.astype(np.float64) for name, value in w.items()}
+  eps, base, root = config["rms_norm_eps"], config["rope_theta"], "model.transformer."
+  x = w[root + "wte.weight"][ids]
+  for i in range(LAYERS):
+    b = {n.split(".", 4)[4]: v.T for n, v in w.items() if n.startswith(f"{root}blocks.{i}.")}
+    h = rms_norm(x, b["attn_norm.weight"], eps)
+    q, k = heads_of(h @ b["q_proj.weight"], HEADS), heads_of(h @ b["k_proj.weight"], GROUPS)
+    v = heads_of(h @ b["v_proj.weight"], GROUPS)
+    x = x + attend(rope(q, base), rope(k, base), v, False) @ b["attn_out.weight"]
+    h = rms_norm(x, b["ff_norm.weight"], eps)
+    x = x + (silu(h @ b["ff_proj.weight"]) * (h @ b["up_proj.weight"])) @ b["ff_out.weight"]
+  return rms_norm(x, w[root + "ln_f.weight"], eps) @ w[root + "ff_out.weight"].T
+
+
+def bert(w, config, ids):
+  """BERT with the head of its masked model; RoBERTa without one, whose answer is the stream."""
+  w, eps = {name: value.astype(np.float64) for name, value in w.items()}, config["layer_norm_eps"]
+  root, first = ("bert.", 0) if config["model_type"] == "bert" else ("roberta.", 2)
+
+  def linear(x, name):
+    return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+  def norm(x, name):
+    return layer_norm(x, w[name + ".weight"], w[name + ".bias"], eps)
+
+  e = root + "embeddings."
+  places = w[e + "position_embeddings.weight"][first : first + ids.shape[1]]
+  x = w[e + "word_embeddings.weight"][ids] + places + w[e + "token_type_embeddings.weight"][0]
+  x = norm(x, e + "LayerNorm")
+  for i in range(LAYERS):
+    p = f"{root}encoder.layer.{i}."
+    q, k, v = (
+      heads_of(linear(x, p + "attention.self." + part), HEADS) for part in ("query", "key", "value")
+    )
+    mixed = linear(attend(q, k, v, False), p + "attention.output.dense")
+    x = norm(x + mixed, p + "attention.output.LayerNorm")
+    h = linear(gelu(linear(x, p + "intermediate.dense")), p + "output.dense")
+    x = norm(x + h, p + "output.LayerNorm")
+  table = w[e + "word_embeddings.weight"]
+  if "cls.predictions.bias" not in w:
+    return x @ table.T
+  head = "cls.predictions.transform."
+  x = norm(gelu(linear(x, head + "dense")), head + "LayerNorm")
+  return x @ table.T + w["cls.predictions.bias"]
+
+
+def random_tensors(shapes, seed=0):
+  """Scales about 1, biases and tables small, matrices of about the usual deviation."""
+  random = np.random.default_rng(seed)
+  tensors = {}
+  for name, shape in shapes.items():
+    noise = random.normal(size=shape)
+    scale = name.endswith("weight") and len(shape) == 1
+    deviation = 0.1 if len(shape) == 1 or shape[0] in (V, POSITIONS) else 0.25
+    tensors[name] = np.float32(1 + 0.2 * noise if scale else deviation * noise)
+  return tensors
+
+
+def llama_shapes(kind):
+  k = 12 if kind == "qwen3" else D // HEADS
+  inner, kv = HEADS * k, GROUPS * k
+  shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
+  for i in range(LAYERS):
+    p = f"model.layers.{i}."
+    shapes |= {p + "input_layernorm.weight": (D,), p + "post_attention_layernorm.weight": (D,)}
+    shapes |= {p + "self_attn.q_proj.weight": (inner, D), p + "self_attn.k_proj.weight": (kv, D)}
+    shapes |= {p + "self_attn.v_proj.weight": (kv, D), p + "self_attn.o_proj.weight": (D, inner)}
+    shapes |= {p + "mlp.gate_proj.weight": (F, D), p + "mlp.up_proj.weight": (F, D)}
+    shapes |= {p + "mlp.down_proj.weight": (D, F)}
+    if kind in ("qwen2", "Dream"):
+      shapes |= {p + "self_attn.q_proj.bias": (inner,), p + "self_attn.k_proj.bias": (kv,)}
+      shapes |= {p + "self_attn.v_proj.bias": (kv,)}
+    if kind == "qwen3":
+      shapes |= {p + "self_attn.q_norm.weight": (k,), p + "self_attn.k_norm.weight": (k,)}
+  return shapes if kind == "llama" else shapes | {"lm_head.weight": (V, D)}
+
+
+def llama_config(kind):
+  config = {"model_type": kind, "hidden_size": D, "num_hidden_layers": LAYERS, "vocab_size": V}
+  config |= {"num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "hidden_act": "silu"}
+  config |= {"intermediate_size": F, "rms_norm_eps": 1e-5, "rope_theta": 500.0}
+  config |= {"tie_word_embeddings": kind == "llama", "bos_token_id": 1, "rope_scaling": None}
+  config |= {"head_dim": 12} if kind == "qwen3" else {}
+  return config | ({"mask_token_id": 5} if kind == "Dream" else {})
+
+
+def llada_shapes():
+  root, kv = "model.transformer.", GROUPS * D // HEADS
+  shapes = {root + "wte.weight": (V, D), root + "ln_f.weight": (D,), root + "ff_out.weight": (V, D)}
+  for i in range(LAYERS):
+    p = f"{root}blocks.{i}."
+    shapes |= {p + "attn_norm.weight": (D,), p + "ff_norm.weight": (D,)}
+    shapes |= {p + "q_proj.weight": (D, D), p + "k_proj.weight": (kv, D)}
+    shapes |= {p + "v_proj.weight": (kv, D), p + "attn_out.weight": (D, D)}
+    shapes |= {p + "ff_proj.weight": (F, D), p + "up_proj.weight": (F, D)}
+    shapes |= {p + "ff_out.weight": (D, F)}
+  return shapes
+
+
+def llada_config():
+  config = {"model_type": "llada", "d_model": D, "n_layers": LAYERS, "n_heads": HEADS}
+  config |= {"n_kv_heads": GROUPS, "mlp_hidden_size": F, "vocab_size": V - 3, "embedding_size": V}
+  config |= {"rope_theta": 500.0, "rms_norm_eps": 1e-5, "mask_token_id": 30, "block_type": "llama"}
+  return config | {"weight_tying": False, "include_bias": False, "activation_type": "silu"}
+
+
+def gpt2_shapes():
+  shapes = {"wte.weight": (V, D), "wpe.weight": (POSITIONS, D)}
+  shapes |= {"ln_f.weight": (D,), "ln_f.bias": (D,)}
+  for i in range(LAYERS):
+    p = f"h.{i}."
+    for norm in ("ln_1", "ln_2"):
+      shapes |= {f"{p}{norm}.weight": (D,), f"{p}{norm}.bias": (D,)}
+    maps = {"attn.c_attn": (D, 3 * D), "attn.c_proj": (D, D), "mlp.c_fc": (D, F)}
+    for name, shape in (maps | {"mlp.c_proj": (F, D)}).items():
+      shapes |= {f"{p}{name}.weight": shape, f"{p}{name}.bias": shape[1:]}
+  return shapes
+
+
+def gpt2_config():
+  config = {"model_type": "gpt2", "n_embd": D, "n_layer": LAYERS, "n_head": HEADS, "n_inner": F}
+  return config | {"n_positions": POSITIONS, "vocab_size": V, "eos_token_id": V - 1}
+
+
+def bert_shapes(kind):
+  e = f"{kind}.embeddings."
+  shapes = {e + "word_embeddings.weight": (V, D), e + "position_embeddings.weight": (POSITIONS, D)}
+  shapes |= {e + "token_type_embeddings.weight": (2, D)}
+  norms, maps = [e + "LayerNorm"], {}
+  for i in range(LAYERS):
+    p = f"{kind}.encoder.layer.{i}."
+    maps |= {f"{p}attention.self.{part}": (D, D) for part in ("query", "key", "value")}
+    maps |= {p + "attention.output.dense": (D, D), p + "intermediate.dense": (F, D)}
+    maps |= {p + "output.dense": (D, F)}
+    norms += [p + "attention.output.LayerNorm", p + "output.LayerNorm"]
+  if kind == "bert":
+    maps |= {"cls.predictions.transform.dense": (D, D)}
+    norms += ["cls.predictions.transform.LayerNorm"]
+    shapes |= {"cls.predictions.bias": (V,)}
+  for name, shape in maps.items():
+    shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
+  for name in norms:
+    shapes |= {name + ".weight": (D,), name + ".bias": (D,)}
+  return shapes
+
+
+def bert_config(kind):
+  config = {"model_type": kind, "hidden_size": D, "num_hidden_layers": LAYERS, "vocab_size": V}
+  config |= {"num_attention_heads": HEADS, "intermediate_size": F, "hidden_act": "gelu"}
+  config |= {"max_position_embeddings": POSITIONS, "type_vocab_size": 2, "layer_norm_eps": 1e-12}
+  return config
+
+
+# name: (config, shapes, reference, whether a token sees its right).
+CASES = {
+  "gpt2": (gpt2_config(), gpt2_shapes(), gpt2, True),
+  "llada": (llada_config(), llada_shapes(), llada, False),
+  "bert": (bert_config("bert"), bert_shapes("bert"), bert, False),
+  "roberta": (bert_config("roberta"), bert_shapes("roberta"), bert, False),
+  **{
+    kind: (llama_config(kind), llama_shapes(kind), llama, kind != "Dream")
+    for kind in ("llama", "qwen2", "qwen3", "Dream")
+  },
+}
