@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from diffusion_text.types import Model
+
 
 def count_before(where: Bool[Array, "B u"], segment: Int[Array, "B u"] | None) -> Int[Array, "B u"]:
   """How many tokens of the same document before each token are among those; int32."""
@@ -40,3 +42,19 @@ def behind_end(
   settled = active & ~waiting & (ids == end_id)
   closes = settled & (count_before(waiting, segment) == 0)
   return active & (count_before(closes, segment) > 0)
+
+
+def check_end(model: Model, end_id: int | None) -> None:
+  """Raises ValueError for an id that the vocabulary does not have, and for a process whose tokens
+  take several positions.
+  """
+  if end_id is None:
+    return
+  process = model.process
+  if not 0 <= end_id < process.vocab_size:
+    raise ValueError(f"end_id={end_id} is no id of a vocabulary of {process.vocab_size}")
+  if process.positions(1) != 1:
+    raise ValueError(
+      f"end_id={end_id}: a token of {type(process).__name__} takes {process.positions(1)}"
+      " positions, so no position holds an end of text; leave end_id out"
+    )

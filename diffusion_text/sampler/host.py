@@ -28,6 +28,7 @@ def host_sample(
   length: int | None = None,
   reader: Reader | None = None,
   block: int | None = None,
+  end_id: int | None = None,
   trace: bool = False,
   features: bool = False,
 ) -> Generator[Canvas, None, Sample]:
@@ -37,7 +38,7 @@ def host_sample(
   For watching text appear, and for whatever must happen between two reads. The arguments are those
   of `sample`.
   """
-  kept = {"trace": trace, "features": features, "block": block}
+  kept = {"trace": trace, "features": features, "block": block, "end_id": end_id}
   loop, keys, batch = prepared(model, sampler, reader, key, batch, (rows, length), **kept)
   fixed = _fixed(loop, params, keys, batch)
   return (yield from _watched(loop, params, fixed, lambda carry: _canvas(loop, fixed, carry)))
@@ -54,6 +55,7 @@ def stream(
   length: int | None = None,
   reader: Reader | None = None,
   block: int | None = None,
+  end_id: int | None = None,
   trace: bool = False,
 ) -> Generator[Frame, None, Sample]:
   """A generator of the rows as they stand, first as the prior drew them and then after each read,
@@ -64,7 +66,7 @@ def stream(
 
   The arguments are those of `sample`.
   """
-  kept = {"trace": trace, "features": False, "block": block}
+  kept = {"trace": trace, "features": False, "block": block, "end_id": end_id}
   loop, keys, batch = prepared(model, sampler, reader, key, batch, (rows, length), **kept)
   fixed = _fixed(loop, params, keys, batch)
   shown = functools.partial(_frame, loop, params, fixed)

@@ -29,6 +29,7 @@ from diffusion_text.reader.reading import whole_row_cost
 from diffusion_text.reader.rows import put_window, window
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.answers import on_tokens
+from diffusion_text.sampler.ends import behind_end, check_end
 from diffusion_text.sampler.padding import (
   check_block,
   check_observed_are_seen,
@@ -62,6 +63,7 @@ class Loop:
     features: whether `Sample.features` is kept.
     block: positions that are sampled together, from left to right, where the context itself would
       finish the row as a whole; None: the whole row.
+    end_id: the id of the end of text, behind which a row is done; None: rows end with their length.
     window: the number of the window that the loop is at, for readers that must know it when they
       are compiled (`Reader.unrolls`); None: any.
   """
@@ -72,6 +74,7 @@ class Loop:
   trace: bool = False
   features: bool = False
   block: int | None = None
+  end_id: int | None = None
   window: int | None = None
 
   def at(self, number: int) -> Loop:
@@ -118,6 +121,7 @@ class Loop:
       cost=Cost(nothing, *(jnp.zeros(rows, jnp.float32),) * 2),
       calls=jnp.int32(0),
       fills=jnp.int32(0),
+      closed=None if self.end_id is None else jnp.zeros((rows, positions), bool),
       committed=jnp.full((rows, positions), NOT_DRAWN, jnp.int32),
       log_prob=jnp.zeros((rows, positions)) if self.trace else None,
       features=None,
@@ -143,7 +147,7 @@ class Loop:
     text = jnp.ones(fixed.active.shape, bool) if weights is None else weights > 0
     return Canvas(
       state=cut(carry.state),
-      active=cut(fixed.active),
+      active=cut(self._open(fixed, carry)),
       keys=cut(fixed.keys),
       call=carry.call,
       lengths=jnp.sum(cut(text), axis=1, dtype=jnp.int32),
@@ -159,7 +163,7 @@ class Loop:
     if process.mask_id is not None:
       noisy = canvas.active & (canvas.state == process.mask_id)
     behind = jnp.arange(fixed.active.shape[1]) >= carry.start + noisy.shape[1]
-    noisy = put_window(fixed.active & behind, noisy, carry.start)
+    noisy = put_window(self._open(fixed, carry) & behind, noisy, carry.start)
     ids = process.decode(params["process"], carry.state)
     ids = jnp.where(generated(fixed.tokens), ids, fixed.tokens.ids)
     positions = process.positions(length)
@@ -204,6 +208,8 @@ class Loop:
   def next_unit(self, params: Params, fixed: Fixed, carry: Carry) -> Carry:
     """The carry at the next window, once this one is clean."""
     rows, unit = fixed.active.shape[0], self.unit(fixed)
+    later = jnp.arange(fixed.active.shape[1]) >= carry.start + unit
+    carry = self._closed(params, fixed, carry, later)
     query = self._query(fixed, carry, jnp.zeros((rows, unit)), jnp.zeros((rows, unit), bool))
     carry = self._filled(params, carry, query, "finish")
     carry = carry._replace(
@@ -218,6 +224,7 @@ class Loop:
     """The text, cut to its own length."""
     process, length = self.model.process, fixed.length
     positions = process.positions(length)
+    carry = self._closed(params, fixed, carry, jnp.zeros(fixed.active.shape[1], bool))
     ids = process.decode(params["process"], carry.state)
     ids = jnp.where(generated(fixed.tokens), ids, fixed.tokens.ids)
     drawn = jnp.maximum(
@@ -249,8 +256,30 @@ class Loop:
   def _everywhere(self, fixed: Fixed, carry: Carry, t) -> Float[Array, "B N"]:
     """The times [B, u] of the window, 0 before it and 1 behind it."""
     place = jnp.arange(fixed.active.shape[1])
-    later = jnp.where((place >= carry.start) & fixed.active, 1.0, 0.0)
+    later = jnp.where((place >= carry.start) & self._open(fixed, carry), 1.0, 0.0)
     return put_window(later, t, carry.start)
+
+  def _open(self, fixed: Fixed, carry: Carry) -> Bool[Array, "B N"]:
+    """The positions to generate that stand behind no end of text."""
+    return fixed.active if carry.closed is None else fixed.active & ~carry.closed
+
+  def _closed(self, params: Params, fixed: Fixed, carry: Carry, later: Bool[Array, " N"]) -> Carry:
+    """The carry with ends of text behind each end that was generated; `later`: windows to come."""
+    if carry.closed is None:
+      return carry
+    process, of_process = self.model.process, params["process"]
+    ids = process.decode(of_process, carry.state)
+    waiting = self._open(fixed, carry) & later
+    rest = behind_end(ids, self.end_id, waiting, fixed.active, fixed.batch.segment)
+    changed = rest & (waiting | (ids != self.end_id))
+    ends = process.clean(of_process, jnp.full_like(ids, self.end_id))
+    last = jnp.maximum(carry.row_reads - 1, 0)[:, None]
+    return carry._replace(
+      state=select(rest, ends, carry.state),
+      closed=carry.closed | rest,
+      committed=jnp.where(changed, last, carry.committed),
+      log_prob=None if carry.log_prob is None else jnp.where(changed, 0.0, carry.log_prob),
+    )
 
   def _read(self, params, carry: Carry, query: Query, refresh: bool) -> tuple[Prediction, Memory]:
     return self.reader.read(self.model, params, carry.memory, query, refresh=refresh)
@@ -355,6 +384,7 @@ def sample(
   length: int | None = None,
   reader: Reader | None = None,
   block: int | None = None,
+  end_id: int | None = None,
   trace: bool = False,
   features: bool = False,
 ) -> Sample:
@@ -374,24 +404,28 @@ def sample(
     block: positions that are sampled together, from left to right, where the context itself would
       finish the row as a whole (semi-autoregressive; LLaDA's block_length, arXiv 2502.09992). What
       stands behind them is noise at t = 1. None: the whole row, or the context's own unit.
+    end_id: the id of the end of text. What is generated behind one is the same id again, and a row
+      makes no call for the windows behind the one that holds it. `Reveal.stop_at_end` also stops
+      within a window. None: rows are generated to their length.
     trace: whether the log-probabilities of the tokens are kept.
     features: whether the features at which tokens were committed are kept.
 
   Raises:
-    ValueError: where sampler, reader or block do not fit the model, and for observed tokens that
-      those before them cannot see, with the fix.
+    ValueError: where sampler, reader, block or end_id do not fit the model, and for observed tokens
+      that those before them cannot see, with the fix.
   """
-  kept = {"trace": trace, "features": features, "block": block}
+  kept = {"trace": trace, "features": features, "block": block, "end_id": end_id}
   loop, keys, batch = prepared(model, sampler, reader, key, batch, (rows, length), **kept)
   return _sample(loop, params, keys, batch)
 
 
-def prepared(model, sampler, reader, key, batch, shape, *, trace, features, block):
+def prepared(model, sampler, reader, key, batch, shape, *, trace, features, block, end_id):
   """(the loop, one key per row, the batch), once the choices have been checked as `sample` says."""
   reader = WholeRow() if reader is None else reader
   sampler.check(model)
   reader.check(model)
   check_block(model, block)
+  check_end(model, end_id)
   if batch is None:
     rows, length = shape
     if rows is None or length is None:
@@ -403,7 +437,7 @@ def prepared(model, sampler, reader, key, batch, shape, *, trace, features, bloc
   check_observed_are_seen(model, batch)
   keys = row_keys(key, batch.ids.shape[0])
   traced = trace and model.process.reads_logits_as != "vector"
-  return Loop(model, sampler, reader, traced, features, block), keys, batch
+  return Loop(model, sampler, reader, traced, features, block, end_id), keys, batch
 
 
 def row_keys(key: Keys, rows: int) -> Keys:

@@ -90,6 +90,7 @@ class Carry(NamedTuple):
     row_reads: int32 [B], each row's own reads in all windows.
     cost: of each row, arrays [B].
     calls, fills: int32 scalars, network calls made at reads, and between them.
+    closed: bool [B, N], positions behind an end of text; None where no end was named.
     committed, log_prob, features: as in `Sample`; reads are counted from 0.
   """
 
@@ -102,6 +103,7 @@ class Carry(NamedTuple):
   cost: Cost
   calls: Array
   fills: Array
+  closed: Array | None
   committed: Array
   log_prob: Array | None
   features: Array | None

@@ -14,6 +14,8 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.sampler.budget import Count
 from diffusion_text.sampler.ends import behind_end, count_before, may_end
+from diffusion_text.sampler.grid import Grid
+from diffusion_text.sampler.host import host_sample
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import Entropy, LeftToRight, MaxProb, Random
@@ -213,6 +215,73 @@ def test_an_end_that_is_given_stops_nothing():
   np.testing.assert_array_equal(stopped.ids[:, 1], free.ids[:, 1])
 
 
+# --- a row that has ended makes no call for the windows behind -----------------------------------
+
+
+def check_windows(free, ended, calls):
+  """The row up to its first end, in windows of 2 tokens, and no call behind that window."""
+  assert (ended.row_calls < free.row_calls).mean() > 0.1
+  for row, ids in enumerate(free.ids):
+    end = next(iter(np.flatnonzero(ids == END)), len(ids) - 1)
+    np.testing.assert_array_equal(ended.ids[row, : end + 1], ids[: end + 1], f"row {row}")
+    assert (ended.ids[row, end + 1 :] == END).all(), f"row {row}: rest"
+    assert ended.row_calls[row] == calls * (end // 2 + 1), f"row {row}: calls"
+
+
+# name -> (sampler, calls per window, windows and process)
+WINDOWED = {
+  "blocks": (Reveal(budget=Count()), 2, {"context": Blocks(size=2)}),
+  "parts of a row": (Reveal(budget=Count()), 2, {"block": 2}),
+  "uniform noise": (Reveal(budget=Count()), 2, {"block": 2, "process": Uniform(vocab_size=3)}),
+  "a grid": (Grid(steps=3), 3, {"block": 2}),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_behind_the_end_cost_nothing(name):
+  sampler, calls, how = WINDOWED[name]
+  check_windows(text_of(sampler, **how), text_of(sampler, end_id=END, **how), calls)
+
+
+def test_calls_behind_the_end_would_be_noticed():
+  sampler, calls, how = WINDOWED["blocks"]
+  free, ended = text_of(sampler, **how), text_of(sampler, end_id=END, **how)
+  late = np.where(np.arange(len(free.ids)) == 5, 4, ended.row_calls)
+  for wrong in (ended._replace(ids=free.ids), ended._replace(row_calls=late)):
+    with pytest.raises(AssertionError, match="row"):
+      check_windows(free, wrong, calls)
+
+
+def test_within_a_window_and_behind_it():
+  """Both stops together: a row makes the calls up to its end, and no more."""
+  plain = Reveal(score=LeftToRight(), budget=Count())
+  both = text_of(stopping(plain), context=Blocks(size=2), end_id=END)
+  free = text_of(plain, context=Blocks(size=2))
+  ends = [next(iter(np.flatnonzero(ids == END)), 3) for ids in free.ids]
+  np.testing.assert_array_equal(both.row_calls, np.array(ends) + 1)
+  for ids, row, end in zip(both.ids, free.ids, ends, strict=True):
+    np.testing.assert_array_equal(ids, [*row[: end + 1], *[END] * (3 - end)])
+
+
+def test_the_host_ends_rows_too():
+  process = Masked(vocab_size=3)
+  model = Model(ExactNetwork(process), process, Shared(), Blocks(size=2), chunk=8192)
+  how = {"rows": 8, "length": 4, "end_id": END, "trace": True}
+  keys = row_keys(0, 8)
+  want = sample(model, exact_params(TOY), Reveal(budget=Count()), keys, **how)
+  steps = host_sample(model, exact_params(TOY), Reveal(budget=Count()), keys, **how)
+  while True:
+    try:
+      next(steps)
+    except StopIteration as stop:
+      jax.tree.map(np.testing.assert_array_equal, stop.value, want)
+      break
+  one = {"rows": 1, "length": 4, "end_id": END}
+  alone = sample(model, exact_params(TOY), Reveal(budget=Count()), keys[3:4], **one)
+  np.testing.assert_array_equal(alone.ids[0], want.ids[3])
+  assert alone.row_calls[0] == want.row_calls[3]
+
+
 def test_the_laws_of_a_sampler_that_stops():
   """A row is its own, the host's loop is the compiled one, observed tokens stay."""
   process = Masked(vocab_size=3)
@@ -234,3 +303,5 @@ def test_what_does_not_fit_is_refused():
   ):
     with pytest.raises(ValueError, match=message):
       Reveal(**options).check(model)
+  with pytest.raises(ValueError, match="end_id=3 is no id"):
+    sample(model, {}, Reveal(), row_keys(0, 1), rows=1, length=2, end_id=3)
