@@ -157,6 +157,7 @@ def test_evaluate_prints_the_bound(home, trained):
 
 
 def samples(text):
+  text = text.rsplit("\n--- cost: ", 1)[0]
   return [part.split("\n", 1)[1].rstrip("\n") for part in text.split("--- sample ")[1:]]
 
 
@@ -252,6 +253,36 @@ def test_many_samples_go_to_a_file(home, trained):
   assert all(row["seed"] == 4 and row["calls"] == 3 and len(row["ids"]) == 16 for row in rows)
   assert samples(call(home, "sample", *flags)) == shown
   assert "is there already" in call(home, "sample", *flags, f"--output={output}", code=2)
+
+
+def test_a_decoder_by_name_and_its_film(home, trained):
+  """The film's last frames are the samples, and both say what the decoding cost."""
+  listed = call(home, "sample", "--decoder=?")
+  assert "fast_dllm_dual" in listed and "uncached" not in listed
+  page = home / "film.html"
+  flags = (f"--workdir={trained}", "--decoder=fast_dllm", "--block=8", "--num=2", "--length=16")
+  drawn = call(home, "sample", *flags)
+  made = samples(drawn)
+  film = call(home, "sample", *flags, "--stream", f"--trace={page}")
+  last = dict(re.findall(r"^row (\d+) call +\d+  (.*)$", film, re.M))
+  assert [last[str(row)] for row in range(2)] == [text.replace("\n", "⏎") for text in made]
+  cost = drawn.rsplit("--- cost: ", 1)[1].strip()
+  assert cost in film and "tokens a call" in cost
+  assert "</html>" not in page.read_text() and "slider" in page.read_text()
+  assert "is there already" in call(home, "sample", *flags, f"--trace={page}", code=2)
+  wrong = call(home, "sample", f"--workdir={trained}", "--decoder=fast_dlm", code=2)
+  assert "did you mean 'fast_dllm'" in wrong
+
+
+def test_a_second_model_scores(home, trained):
+  """An untrained autoregressive model of the same tokenizer is enough; another one is refused."""
+  scorer = home / "scorer"
+  flags = train_flags(scorer, 1)
+  call(home, "train", "--config=configs/autoregressive.py:micro", *flags[1:])
+  base = (f"--workdir={trained}", "--decoder=edlm", "--num=1", "--length=12", "--steps=2")
+  drawn = call(home, "sample", *base, f"--scorer={scorer}", "--sampler=candidates=2")
+  assert "(6 network calls)" in drawn
+  assert "needs a second model" in call(home, "sample", *base, code=2)
 
 
 BAD = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,39 @@ from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.memory import check_sampling_memory
 from diffusion_text.experiment.run import Trained
 from diffusion_text.reader.unprompted import reader_for
+from diffusion_text.sampler.accounting import CostReport, cost_report
 from diffusion_text.sampler.padding import check_block, check_observed_are_seen
+from diffusion_text.sampler.records import Sample
 from diffusion_text.train.storage import as_path
-from diffusion_text.types import Batch, Reader, Sampler
+from diffusion_text.types import Batch, Model, Params, Reader, Sampler
+
+
+class Costs:
+  """What many batches cost, for one report of all."""
+
+  def __init__(self):
+    self._samples: list[Sample] = []
+    self._batches: list[Batch] = []
+
+  def add(self, made: Sample, batch: Batch, rows: int) -> None:
+    """Takes the first `rows` rows of a batch; the others only fill it up."""
+    of_rows = ("ids", "row_calls", "token_layers", "attention")
+    cut = {name: np.asarray(getattr(made, name))[:rows] for name in of_rows}
+    self._samples.append(made._replace(**cut, committed=None, log_prob=None, features=None))
+    observed = np.zeros(batch.ids.shape, bool) if batch.observed is None else batch.observed
+    weights = np.ones(batch.ids.shape) if batch.weights is None else batch.weights
+    self._batches.append(Batch(cut["ids"], observed=observed[:rows], weights=weights[:rows]))
+
+  def report(self, model: Model, end_id: int | None = None) -> CostReport:
+    """Of all that was taken. end_id: the token that ends a text."""
+    batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._batches)
+    first, *_ = self._samples
+    joined = {
+      name: np.concatenate([getattr(each, name) for each in self._samples])
+      for name in ("ids", "row_calls", "token_layers", "attention")
+    }
+    fills = sum(int(each.fills) for each in self._samples)
+    return cost_report(first._replace(**joined, fills=fills), model, batch=batch, end_id=end_id)
 
 
 class Drawn(NamedTuple):
@@ -55,8 +85,11 @@ def check(
   reader: Reader | None = None,
   block: int | None = None,
   output: str | None = None,
+  beside: Mapping[str, Params] | None = None,
 ) -> str:
   """What `draw` would draw, in one line; one batch is traced in the abstract.
+
+  beside: groups of abstract parameters of other models that the sampler asks.
 
   Raises:
     ValueError: for a seed beyond 32 bits, a batch that does not fit in memory, choices that do not
@@ -70,6 +103,7 @@ def check(
   check_sampling_memory(experiment, size, texts.ids.shape[1], sampler=sampler, reader=reader)
   state = experiment.abstract_state().eval_params
   params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+  params = {**params, **(beside or {})}
   row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), texts)
   keys = jax.eval_shape(lambda: numbered_keys(seed, jnp.arange(size)))
   how = {"sampler": sampler, "reader": reader, "block": block}
@@ -93,6 +127,7 @@ def draw(
   sampler: Sampler | None = None,
   reader: Reader | None = None,
   block: int | None = None,
+  costs: Costs | None = None,
 ) -> Iterator[Drawn]:
   """`num` samples of each text, in order, at most `batch_size` rows at a time.
 
@@ -107,6 +142,7 @@ def draw(
     batch_size: rows in memory at a time.
     sampler, reader: in place of the config's.
     block: positions that are sampled together; None: the whole row, or the context's unit.
+    costs: takes what each batch cost.
   """
   experiment = trained.experiment
   reader = reader_for(experiment.reader if reader is None else reader, texts)
@@ -119,6 +155,8 @@ def draw(
     keys = numbered_keys(seed, jnp.asarray(rows % num))
     how = {"sampler": sampler, "reader": reader, "block": block}
     made = experiment.sample(trained.params, keys, batch, **how)
+    if costs is not None:
+      costs.add(made, batch, min(size, total - number * size))
     ids, calls = np.asarray(made.ids), np.asarray(made.row_calls)
     weights = np.ones(ids.shape) if batch.weights is None else batch.weights
     for place in range(min(size, total - number * size)):

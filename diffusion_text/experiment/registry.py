@@ -140,6 +140,8 @@ def changed(
     place = section
     for parent in parents:
       inner = place.get(parent, {})
+      if isinstance(inner, str):  # a part without options of its own
+        inner = {"name": inner}
       if not isinstance(inner, Mapping):
         raise ValueError(f"config.{kind}.{key}={value!r}: {parent}={inner!r} is no section")
       place[parent] = dict(inner)

@@ -1,0 +1,212 @@
+"""Every decoder by name: what no decoder may do, the calls that it makes, and the decoder next to
+it, from which its tokens, its calls or its cost must tell it.
+"""
+
+import dataclasses
+import functools
+import types
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mdlm, udlm
+from diffusion_text.context import Full, NextToken
+from diffusion_text.contrib.decoders import DECODERS, Decoder
+from diffusion_text.core.prng import row_keys
+from diffusion_text.experiment.decoding import decoding_of, listed
+from diffusion_text.process.masked import Masked
+from diffusion_text.process.uniform import Uniform
+from diffusion_text.reader.other import Other
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.loop import sample
+from diffusion_text.testing.small_transformer import noisy_parameters, small_transformer
+from diffusion_text.timing import AtNoise, Shared
+from diffusion_text.types import Batch, Model
+
+V, L, BLOCK = 11, 24, 8
+# Decoders of noise that is not a mask; all others are tried on masks.
+UNIFORM = {"renoise_cap", "renoise_loop", "edits", "canvas"}
+# Options for rows of 24 tokens, in place of those for some hundreds.
+SHORT = {
+  "dkv_cache": {"reader": ("queries=12",)},
+  "dkv_cache_greedy": {"reader": ("queries=8", "near=1")},
+  "edlm": {"sampler": ("candidates=3",)},
+  "wino": {"sampler": ("revise.checks=2",)},
+  "look_ahead": {"sampler": ("depth=2",)},
+  "klass": {"sampler": ("budget.below=0.5",)},
+}
+STEPS = 6
+# The calls of a row of 24 - 4 observed tokens, at 6 steps or as many as follow from the name.
+CALLS = {
+  **dict.fromkeys(
+    ("ancestral", "psi", "remdm_cap", "remdm_rescale", "remdm_conf", "remdm_loop"), 6
+  ),
+  **dict.fromkeys(("renoise_cap", "renoise_loop", "maskgit", "confidence", "dream", "margin"), 6),
+  **dict.fromkeys(("pc_sampler", "density", "ccd"), 6),
+  **dict.fromkeys(("dkv_cache", "dkv_cache_greedy"), None),
+  "one_by_one": 20,
+  "left_to_right": 20,
+  "llada": 3 * 6,
+  "free_cache": 3 * 6,
+  "rcr": 6,
+  "dllm_cache": 6,
+  "edlm": 6 * 4,
+}
+
+
+class Made(NamedTuple):
+  """A sample, in numpy, and the calls of a step."""
+
+  ids: np.ndarray
+  calls: np.ndarray
+  layers: np.ndarray
+  per_step: int
+
+
+def network_of(process):
+  network = small_transformer(
+    layers=2,
+    width=32,
+    heads=2,
+    mlp_width=32,
+    input_sizes=process.input_sizes,
+    output_size=process.output_size,
+  )
+  return network, noisy_parameters(network, scale=0.6)
+
+
+@functools.cache
+def experiment_of(kind):
+  """(what a decoder asks of an experiment, the parameters)."""
+  process = {"masked": Masked, "uniform": Uniform}[kind](vocab_size=V)
+  network, own = network_of(process)
+  model = Model(network, process, Shared(), Full(), chunk=64)
+  config = {"masked": mdlm, "uniform": udlm}[kind].get_config("micro")
+  groups = {"network": own, "process": {}, "timing": {}}
+  scorer = {"network": noisy_parameters(network, scale=0.3, seed=1), "process": {}, "timing": {}}
+  return types.SimpleNamespace(config=config, model=model), {**groups, "scorer": scorer}
+
+
+def batch_of(seed):
+  """Rows of 24 tokens, 4 of them observed; row 1 is the same for every seed, the last is padded."""
+  rng = np.random.default_rng(seed)
+  same = np.random.default_rng(7)
+  ids, observed = rng.integers(0, V, (4, L)), np.zeros((4, L), bool)
+  ids[1] = same.integers(0, V, L)
+  for row, rows_rng in enumerate((rng, same, rng, rng)):
+    observed[row, rows_rng.choice(L, 4, replace=False)] = True
+  weights = np.ones((4, L), np.float32)
+  weights[3, 17:] = 0
+  return Batch(ids.astype(np.int32), observed=observed, weights=weights)
+
+
+@functools.cache
+def made_by(name, kind, seed=0):
+  """What a decoder makes of the rows with this seed."""
+  experiment, params = experiment_of(kind)
+  decoder, options = DECODERS[name], SHORT.get(name, {})
+  scorer = None
+  if decoder.has_scorer:
+    causal = experiment.model._replace(context=NextToken(), timing=AtNoise())
+    scorer = Other(WholeRow(), causal, "scorer")
+  steps = STEPS if "steps" in str(decoder.sampler) and name not in ("first_hitting",) else None
+  if name in ("rcr",):
+    options, steps = {"sampler": (f"revise.steps={STEPS}",)}, None
+  block = BLOCK if decoder.block else None
+  how = {"decoder": name, "scorer": scorer, "steps": steps, "block": block, **options}
+  chosen = decoding_of(experiment, **how)
+  batch = batch_of(seed)
+  keys = row_keys(seed, 4)
+  keys = jnp.where(jnp.arange(4) == 1, row_keys(9, 4), keys)
+  result = sample(
+    experiment.model,
+    params,
+    chosen.sampler,
+    keys,
+    batch=batch,
+    reader=chosen.reader,
+    block=chosen.block,
+  )
+  result = jax.tree.map(np.asarray, result)
+  per_step = 1 + chosen.sampler.extra_calls
+  return Made(result.ids, result.row_calls, result.token_layers, per_step)
+
+
+def kind_of(name):
+  return "uniform" if name in UNIFORM else "masked"
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_observed_tokens_stay_and_a_row_is_its_own(name):
+  made, batch = made_by(name, kind_of(name)), batch_of(0)
+  kept = batch.observed | (batch.weights == 0)
+  np.testing.assert_array_equal(made.ids[kept], batch.ids[kept])
+  assert (made.ids >= 0).all() and (made.ids < V).all()
+  other = made_by(name, kind_of(name), seed=1)
+  assert (made.ids[[0, 2, 3]] != other.ids[[0, 2, 3]]).any()
+  np.testing.assert_array_equal(made.ids[1], other.ids[1])
+  assert made.calls[1] == other.calls[1]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_number_of_calls(name):
+  """As many as the budget says; where the text decides, at least one token per call."""
+  made = made_by(name, kind_of(name))
+  want = CALLS.get(name)
+  if want is not None:
+    np.testing.assert_array_equal(made.calls[:3], want)
+  elif name == "canvas":
+    assert (made.calls <= 48).all()
+  elif name == "edits":
+    assert (made.calls[:3] <= 20 + 3 * 16).all()
+  else:
+    assert (made.calls[:3] <= 20 * made.per_step).all()
+  assert (made.calls > 0).all() and (made.calls % made.per_step == 0).all()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_is_not_its_neighbour(name):
+  """Its tokens, its calls or what it reads are others."""
+  near = DECODERS[name].near
+  made, other = made_by(name, kind_of(name)), made_by(near, kind_of(name))
+  assert near in DECODERS and near != name
+  same = (made.ids == other.ids).all() and (made.calls == other.calls).all()
+  assert not same or (made.layers != other.layers).any()
+
+
+def test_caches_read_less():
+  """Each reads fewer positions than the decoder that it speeds up."""
+  for name in ("fast_dllm_prefix", "fast_dllm_dual", "free_cache", "dkv_cache", "dllm_cache"):
+    made = made_by(name, "masked")
+    whole = made.calls * 2 * L
+    assert (made.layers[:3] < whole[:3]).all(), name
+
+
+def test_a_decoder_without_a_difference_would_be_noticed(monkeypatch):
+  twin = dataclasses.replace(DECODERS["dream"], near="dream_again")
+  monkeypatch.setitem(DECODERS, "dream_again", twin)
+  monkeypatch.setitem(DECODERS, "dream", twin)
+  with pytest.raises(AssertionError):
+    test_a_decoder_is_not_its_neighbour("dream")
+
+
+def test_the_list_has_a_line_for_each():
+  lines = listed().splitlines()
+  assert len(lines) == len(DECODERS) and all(len(line) < 110 for line in lines)
+  assert isinstance(DECODERS["llada"], Decoder)
+
+
+def test_what_is_unknown_or_missing_is_said():
+  experiment, _ = experiment_of("masked")
+  with pytest.raises(ValueError, match=r"fast_dlm is unknown; did you mean 'fast_dllm'"):
+    decoding_of(experiment, decoder="fast_dlm")
+  with pytest.raises(ValueError, match=r"edlm needs a second model.*--scorer=WORKDIR"):
+    decoding_of(experiment, decoder="edlm")
+  scorer = Other(WholeRow(), experiment.model, "scorer")
+  with pytest.raises(ValueError, match=r"--scorer is read by --decoder=edlm"):
+    decoding_of(experiment, decoder="dream", scorer=scorer)
+  with pytest.raises(ValueError, match="choose one"):
+    decoding_of(experiment, decoder="dream", order="margin")
