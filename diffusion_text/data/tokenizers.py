@@ -380,7 +380,7 @@ def train_sentencepiece(
   return SentencePiece(model.getvalue())
 
 
-def tokenizer_from_bytes(data: bytes) -> Characters | Bytes | SentencePiece:
+def tokenizer_from_bytes(data: bytes) -> Any:
   """The tokenizer that `to_bytes` saved. Raises ValueError for other bytes."""
   kind, _, payload = data.partition(b"\n")
   if kind == b"characters":
@@ -389,6 +389,10 @@ def tokenizer_from_bytes(data: bytes) -> Characters | Bytes | SentencePiece:
     return Bytes()
   if kind == b"sentencepiece":
     return SentencePiece(payload)
+  if kind == b"tokenizer_json":
+    from diffusion_text.data.tokenizer_json import from_payload  # which imports this file
+
+    return from_payload(payload)
   raise ValueError(
     f"data begins with {data[:16]!r}, which is no tokenizer; use what to_bytes() gave"
   )

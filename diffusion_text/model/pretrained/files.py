@@ -63,8 +63,8 @@ def read(
 ) -> Pretrained:
   """The weights at a path, read tensor by tensor into our tree.
 
-  Memory grows by the float32 parameters and some ten MiB. Everything is checked by names, shapes and
-  dtypes before a number is read.
+  Memory grows by the float32 parameters and some ten MiB. Names, shapes and dtypes are checked
+  before a number is read.
 
   Args:
     path: a folder, a .safetensors file or a .gguf file.
