@@ -76,8 +76,8 @@ class JsonTokenizer(_Table):
         )
     if self._kind is None:
       raise ValueError(
-        f"tokenizer.json has the decoder {_types(self._parsed.get('decoder'))}, whose tokens do not stand for fixed"
-        " bytes; those that are read are ByteLevel and WordPiece"
+        f"tokenizer.json has the decoder {_types(self._parsed.get('decoder'))}, whose tokens do"
+        " not stand for fixed bytes; those that are read are ByteLevel and WordPiece"
       )
 
   @property
