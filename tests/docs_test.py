@@ -83,8 +83,10 @@ def commands():
 
 
 def flags_of(main):
-  """The names of the flags of a main, read off its source."""
+  """The names of the flags of a main, read off its source; of those that it shares, too."""
   source = (ROOT / "experiments" / f"{main}.py").read_text()
+  if "from experiments import decoding" in source:
+    source += (ROOT / "experiments" / "decoding.py").read_text()
   names = set(re.findall(r'(?:DEFINE_\w+|path_flag)\(\s*"(\w+)"', source))
   names |= {"workdir"} if "workdir_flag(" in source else set()
   for arguments in re.findall(r"config_flag\((.*?)\)", source):

@@ -225,6 +225,8 @@ DECODERS: dict[str, Decoder] = {
       "score": "entropy",
       "budget": {"name": "entropy_bound", "gamma": 0.1},
       "revise": "reselect",
+      "temperature": 0.8,
+      "cooling": (0.4, 48),
     },
   ),
   # Caches: approximate for networks that see the whole row.

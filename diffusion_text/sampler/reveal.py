@@ -133,6 +133,11 @@ class Reveal:
   score: Any = part(SCORES, Entropy(), "which tokens are revealed first")
   budget: Any = part(BUDGETS, EvenShare(), "how many are revealed at a call")
   temperature: float = option(1.0, "of the draw; 0 takes the likeliest token", ge=0)
+  cooling: tuple[float, int] | None = option(
+    None,
+    "(temperature, calls): the temperature falls evenly to this one over so many calls of a window,"
+    " and stays; DiffusionGemma goes from 0.8 to 0.4 over 48. None: it stays as it is",
+  )
   top_p: float = option(1.0, "share of the probability that is kept; 1 keeps all", gt=0, le=1)
   top_k: int | None = option(None, "likeliest tokens that are kept; None keeps all", ge=1)
   banned: tuple[int, ...] = option((), "ids that are never drawn, such as those of special tokens")
@@ -169,6 +174,13 @@ class Reveal:
     for each in self._parts:
       each.check(model)
     self._check_ids(model.process.vocab_size)
+    if self.cooling is not None and not (
+      self.temperature > 0 and self.cooling[0] > 0 and self.cooling[1] >= 1
+    ):
+      raise ValueError(
+        f"sampler.cooling={self.cooling} from temperature={self.temperature} needs temperatures"
+        " above 0 and a call at least; (0.4, 48) from 0.8 is usual"
+      )
     if not self._own_times(model):
       if self.revise is not None and self.revise.levels_between:
         raise ValueError(
@@ -322,20 +334,23 @@ class Reveal:
     propose itself.
     """
     process, canvas, scores = view.model.process, view.canvas, self._scores
-    transform = LogitsTransform(self.temperature, self.top_p, self.top_k)
+    cooled = self.cooling is not None
+    transform = LogitsTransform(1.0 if cooled else self.temperature, self.top_p, self.top_k)
     law = process.leave_one_out if self._reads == "active" else process.posterior
 
-    def one(of_process, output, keys, seen, memories, state, t, left):
+    def one(of_process, output, keys, seen, memories, state, t, left, heat):
       log_p = law(of_process, state, t, output)
       log_p = without(log_p, self._bans, self.repetition_penalty, left)
-      ids = draw_categorical(streams(keys, "token"), transform(log_p))
+      drawn_from = log_p / heat[:, None] if cooled else log_p
+      ids = draw_categorical(streams(keys, "token"), transform(drawn_from))
       each = [seen._replace(log_p=log_p, memory=memory) for memory in memories]
       said = tuple(score(own) for score, own in zip(scores, each, strict=True))
       remembered = tuple(score.remember(own) for score, own in zip(scores, each, strict=True))
       return ids, at_ids(log_p, ids), said, remembered
 
     left = self._left(view) if self.repetition_penalty else None
-    rows = (view.keys, self._candidates(canvas), view.memory, canvas.state, t, left)
+    heat = self.heat(view) if cooled else None
+    rows = (view.keys, self._candidates(canvas), view.memory, canvas.state, t, left, heat)
     few = self._reads == "committed"
     ids, log_prob, said, remembered = on_tokens(
       view.model, view.params, view.prediction, view.answered, one, *rows, few=few
@@ -344,6 +359,13 @@ class Reveal:
     value = {score: score.across(own, what) for (score, own), what in each}
     statistics = {name: value[score] for name, score in self._statistics.items()}
     return Proposal(value[self.score], ids, log_prob, statistics, remembered)
+
+  def heat(self, view: View) -> Float[Array, "B u"]:
+    """The temperature of each token's draw at this call, with `cooling`."""
+    last, calls = self.cooling
+    share = jnp.minimum(view.step / max(calls - 1, 1), 1.0)
+    heat = self.temperature + (last - self.temperature) * share
+    return jnp.broadcast_to(heat[:, None], view.waiting.shape)
 
   def _left(self, view: View) -> Int[Array, "B u"]:
     """The id of each token's left neighbour in its document; -1 where it waits or is none."""

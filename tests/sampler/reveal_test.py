@@ -499,3 +499,29 @@ def test_nested_members_of_a_config():
   assert construct("sampler", section) == want
   with pytest.raises(ValueError, match=r"budget.*stepz.*steps"):
     construct("sampler", {"name": "reveal", "budget": {"name": "even_share", "stepz": 3}})
+
+
+# --- cooling -------------------------------------------------------------------------------------
+
+
+def test_the_temperature_falls_from_call_to_call():
+  """From 2 to 0.5 over four calls: the law of a token is that of its call's temperature."""
+  alone = Enumerable(
+    np.indices((3,) * 4).reshape(4, -1).T,
+    np.prod(np.array([0.6, 0.3, 0.1])[np.indices((3,) * 4).reshape(4, -1)], 0),
+    3,
+  )
+  sampler = Reveal(
+    score=LeftToRight(), budget=EvenShare(steps=4), temperature=2.0, cooling=(0.5, 4)
+  )
+  ids = draw(sampler, language=alone).ids
+  for place, temperature in enumerate((2.0, 1.5, 1.0, 0.5)):
+    want = np.array([0.6, 0.3, 0.1]) ** (1 / temperature)
+    got = np.bincount(ids[:, place], minlength=3) / len(ids)
+    np.testing.assert_allclose(got, want / want.sum(), atol=4.5 * 0.5 / len(ids) ** 0.5)
+  constant = draw(Reveal(score=LeftToRight(), budget=ONE_BY_ONE, cooling=(1.0, 9)), rows=50)
+  plain = draw(Reveal(score=LeftToRight(), budget=ONE_BY_ONE), rows=50)
+  np.testing.assert_array_equal(constant.ids, plain.ids)
+  for bad in ({"temperature": 0.0, "cooling": (0.5, 4)}, {"cooling": (0.0, 4)}):
+    with pytest.raises(ValueError, match="cooling"):
+      Reveal(**bad).check(model_of(MASKED))
