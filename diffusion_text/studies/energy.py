@@ -1,0 +1,253 @@
+"""What candidates that a second model weighs are worth: a chain whose law is known, a small masked
+model, an autoregressive model of the same size, and controls.
+
+Every pass of the autoregressive model counts as one call, as it has the same size. "exact" scorers
+know the chain, "random" ones are another chain; "wrong sign" weighs with exp(+E) and "hidden only"
+leaves visible tokens out of log p_AR, both as released. Plain steps at the same number of calls
+stand beside. NLL is that of the chain mixed with 0.1 % of a uniform law, as invalid texts would
+cost infinitely much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_text.context import Full, NextToken
+from diffusion_text.contrib.energy import Energy
+from diffusion_text.core.options import member, option
+from diffusion_text.core.prng import row_keys
+from diffusion_text.experiment.api import fit
+from diffusion_text.model.transformer import Transformer
+from diffusion_text.objective import Bound
+from diffusion_text.process.masked import Masked
+from diffusion_text.reader.other import Other
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.grid import Grid
+from diffusion_text.sampler.loop import sample
+from diffusion_text.studies.joint_layer import CHAINS, Chain
+from diffusion_text.timing import AtNoise, Shared
+from diffusion_text.types import (
+  Batch,
+  DataFacts,
+  IdentityHead,
+  Model,
+  Params,
+  Prediction,
+  Rows,
+  Sampler,
+)
+
+SMOOTHING = 1e-3
+AT_ONCE = 128  # rows that are drawn at a time
+HEADER = ("sampler", "scorer", "k", "calls", "scorer's", "invalid", "NLL, nats", "bigram TV")
+HEADER = (*HEADER, "token entropy, nats")
+
+
+@member
+class BigramNetwork:
+  """The answers of context "next_token" that a table has: log p(token | the one before)."""
+
+  vocab_size: int = option(..., "V", ge=1)
+
+  def apply(self, params: Params, rows: Rows, **_: Any) -> Prediction:
+    """A row of the table per position; the mask stands before the first token."""
+    return Prediction(params["table"][rows.inputs.ids], IdentityHead())
+
+
+def bigram_table(chain: Chain) -> Float[Array, "V1 V"]:
+  """log p(token | the one before), and of the first token in the last line."""
+  table = np.concatenate([chain.transition, chain.initial[None]])
+  return jnp.log(jnp.asarray(np.maximum(table, 1e-9), jnp.float32))
+
+
+@member
+class WrongSign(Energy):
+  """Candidates are weighed with exp(+E), as released: a control."""
+
+  def log_weight(self, log_p: Float[Array, "k B"], log_q: Float[Array, "k B"]) -> Any:
+    """The inverse of the ratio."""
+    return (log_q - log_p) / self.energy_temperature
+
+
+@member
+class Settings:
+  """How the study is run."""
+
+  layers: int = option(2, "of both networks", ge=1)
+  width: int = option(64, "of both networks", ge=2)
+  steps: int = option(1200, "updates of each network, of 64 rows", ge=1)
+  calls: int = option(4, "steps of a text", ge=1)
+  candidates: tuple[int, ...] = option((2, 4, 8, 16), "k, candidates per step")
+  rows: int = option(1024, "texts of each line, a multiple of 128", ge=2)
+  seed: int = option(0, "of everything", ge=0)
+
+
+class Line(NamedTuple):
+  """One line of the table: calls of the diffusion model and of the scorer, the share of invalid
+  rows and the NLL with standard errors, the distance of bigrams and the entropy of tokens.
+  """
+
+  name: str
+  scorer: str
+  candidates: int
+  calls: int
+  scorer_calls: int
+  invalid: float
+  invalid_error: float
+  nll: float
+  nll_error: float
+  distance: float
+  entropy: float
+
+
+class Pair(NamedTuple):
+  """A masked model, the parameters of all models, and the scorers by name."""
+
+  model: Model
+  params: Params
+  scorers: dict[str, Other]
+
+
+def network_of(process: Masked, layers: int, width: int) -> Transformer:
+  """A transformer with heads of 32."""
+  sizes = {"input_sizes": process.input_sizes, "output_size": process.output_size}
+  return Transformer(layers=layers, width=width, heads=max(width // 32, 1), **sizes)
+
+
+def rows_of(chain: Chain, rows: int, seed: int) -> Iterator[Batch]:
+  """Endless batches of the chain."""
+  rng = np.random.default_rng(seed)
+  while True:
+    yield Batch(chain.sample(rng, rows))
+
+
+def trained_pair(chain: Chain, settings: Settings) -> Pair:
+  """Both models, fitted to the chain, with a scorer that knows it and one that knows another."""
+  size = len(chain.initial)
+  process = Masked(vocab_size=size)
+  network = network_of(process, settings.layers, settings.width)
+  facts = DataFacts(chain.length, size, steps=settings.steps)
+  model = Model(network, process, Shared(), Full())
+  ar = Model(network, process, AtNoise(), NextToken())
+  how = {"facts": facts, "learning_rate": 2e-3, "seed": settings.seed}
+  params = fit(model, Bound(), rows_of(chain, 64, settings.seed), **how)
+  of_ar = fit(ar, Bound(), rows_of(chain, 64, settings.seed + 1), **how)
+  shuffled = np.random.default_rng(settings.seed).permutation(size)
+  table = bigram_table(chain)
+  groups = {
+    "trained": of_ar,
+    "exact": {"network": {"table": table}, "process": {}},
+    "random": {"network": {"table": table[:, shuffled]}, "process": {}},
+  }
+  exact = ar._replace(network=BigramNetwork(vocab_size=size))
+  scorers = {
+    name: Other(reader=WholeRow(), model=ar if name == "trained" else exact, group=name)
+    for name in groups
+  }
+  return Pair(model, {**params, **groups}, scorers)
+
+
+def texts(
+  pair: Pair, sampler: Sampler, rows: int, length: int, seed: int
+) -> Int[np.ndarray, "B N"]:
+  """So many texts, drawn AT_ONCE rows at a time."""
+  keys = row_keys(seed, rows)
+  parts = [
+    sample(pair.model, pair.params, sampler, keys[i : i + AT_ONCE], rows=AT_ONCE, length=length).ids
+    for i in range(0, rows, AT_ONCE)
+  ]
+  return np.concatenate([np.asarray(part) for part in parts])[:rows]
+
+
+def nll(chain: Chain, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, " B"]:
+  """-log p of each row in nats, of the chain mixed with SMOOTHING of a uniform law."""
+  size = len(chain.initial)
+  initial, step = (
+    np.log((1 - SMOOTHING) * law + SMOOTHING / size) for law in (chain.initial, chain.transition)
+  )
+  return -initial[ids[:, 0]] - step[ids[:, :-1], ids[:, 1:]].sum(1)
+
+
+def quality(chain: Chain, ids: Int[np.ndarray, "B N"]) -> tuple[float, ...]:
+  """(invalid, its standard error, NLL, its standard error, distance of bigrams, token entropy)."""
+  invalid, cost, root = chain.invalid(ids), nll(chain, ids), len(ids) ** 0.5
+  pairs = np.zeros_like(chain.transition)
+  np.add.at(pairs, (ids[:, :-1].reshape(-1), ids[:, 1:].reshape(-1)), 1)
+  distance = 0.5 * np.abs(pairs / pairs.sum() - chain.bigrams()).sum()
+  share = np.bincount(ids.reshape(-1), minlength=len(chain.initial)) / ids.size
+  entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
+  errors = invalid.std(ddof=1) / root, cost.std(ddof=1) / root
+  return invalid.mean(), errors[0], cost.mean(), errors[1], distance, entropy
+
+
+def study(chain: Chain, settings: Settings) -> list[Line]:
+  """The lines of a chain."""
+  pair, steps = trained_pair(chain, settings), settings.calls
+  lines = []
+
+  def add(name, scorer, sampler, candidates=0, weighing=None):
+    ids = texts(pair, sampler, settings.rows, chain.length, settings.seed + 2)
+    made = candidates * (steps if weighing is None else weighing)
+    found = quality(chain, ids)
+    lines.append(Line(name, scorer, candidates, sampler.steps, made, *found))
+
+  def energy(kind, scorer, k, **options):
+    return kind(steps=steps, scorer=pair.scorers[scorer], candidates=k, **options)
+
+  data = chain.sample(np.random.default_rng(settings.seed + 3), settings.rows)
+  lines.append(Line("data", "–", 0, 0, 0, *quality(chain, data)))
+  add("plain", "–", Grid(steps=steps))
+  for k in settings.candidates:
+    add("plain, as many calls", "–", Grid(steps=steps * (1 + k)))
+  for scorer in ("exact", "trained"):
+    for k in settings.candidates:
+      add("energy", scorer, energy(Energy, scorer, k), k)
+  k = settings.candidates[-1]
+  half = steps - steps // 2  # of the steps, those at t > 1/2
+  late = energy(Energy, "trained", k, low=0.5001 if steps % 2 == 0 else 0.5)
+  add("energy, t > 1/2", "trained", late, k, half)
+  early = energy(Energy, "trained", k, high=0.5)
+  add("energy, t <= 1/2", "trained", early, k, steps // 2)
+  add("energy, hidden only", "exact", energy(Energy, "exact", k, visible=False), k)
+  add("energy, wrong sign", "exact", energy(WrongSign, "exact", k), k)
+  add("energy", "random", energy(Energy, "random", k), k)
+  return lines
+
+
+def table(lines: Sequence[Line]) -> str:
+  """A markdown table."""
+  rows = [HEADER, ("---", "---", *["---:"] * 7)]
+  for line in lines:
+    rows.append((line.name, line.scorer, str(line.candidates or "–")))
+    rows[-1] += (str(line.calls), str(line.scorer_calls))
+    rows[-1] += (f"{line.invalid:.3f} ± {line.invalid_error:.3f}",)
+    rows[-1] += (f"{line.nll:.2f} ± {line.nll_error:.2f}",)
+    rows[-1] += (f"{line.distance:.3f}", f"{line.entropy:.3f}")
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def run(name: str, settings: Settings, workdir: pathlib.Path) -> str:
+  """The table, which is also written to the workdir.
+
+  Raises:
+    ValueError: for a chain that is unknown.
+  """
+  if name not in CHAINS:
+    raise ValueError(f"chain={name!r} is unknown; use one of {', '.join(CHAINS)}")
+  workdir.mkdir(parents=True, exist_ok=True)
+  with jax.default_matmul_precision("float32"):
+    lines = study(CHAINS[name](), settings)
+  kept = {"chain": name, "settings": dataclasses.asdict(settings)}
+  kept["lines"] = [line._asdict() for line in lines]
+  (workdir / "energy.json").write_text(json.dumps(kept, indent=2, default=float))
+  (workdir / "energy.md").write_text(table(lines) + "\n")
+  return table(lines)

@@ -1,0 +1,65 @@
+"""The tasks and the measures of the studies of second models: sums are sums, scorers that are to
+know a chain know it, rows hide what they say.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text.context import NextToken
+from diffusion_text.process.masked import Masked
+from diffusion_text.reader.other import Other
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.scorer import token_log_probs
+from diffusion_text.studies import any_order, energy, guided
+from diffusion_text.studies.joint_layer import CHAINS
+from diffusion_text.timing import AtNoise
+from diffusion_text.types import Batch, Model, Query
+
+
+def test_sums_are_sums():
+  """Least significant digits first, the carry of the last one behind them."""
+  ids = guided.sums(np.random.default_rng(0), 64, 6)
+  number = 10 ** np.arange(7, dtype=np.int64)
+  a, b, total = ids[:, :6] @ number[:6], ids[:, 6:12] @ number[:6], ids[:, 12:] @ number
+  np.testing.assert_array_equal(a + b, total)
+  batch = guided.problem(ids, 6)
+  np.testing.assert_array_equal(batch.observed.sum(0), np.repeat([64, 0], [12, 7]))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_exact_scorer_knows_the_chain(name):
+  """Through the reader that the study uses; the NLL of the table is that of the chain, smoothed."""
+  chain = CHAINS[name]()
+  size = len(chain.initial)
+  ids = chain.sample(np.random.default_rng(0), 32)
+  model = Model(
+    energy.BigramNetwork(vocab_size=size), Masked(vocab_size=size), AtNoise(), NextToken()
+  )
+  exact = {"network": {"table": energy.bigram_table(chain)}, "process": {}}
+  params = {"process": {}, "exact": exact}
+  scorer = Other(reader=WholeRow(), model=model, group="exact")
+  masks = jnp.full(ids.shape, size)
+  everywhere = jnp.ones(ids.shape, bool)
+  query = Query(masks, jnp.ones(ids.shape), jnp.int32(0), everywhere, Batch(ids), masks)
+  score = functools.partial(jax.jit, static_argnums=(0, 1))(token_log_probs)
+  got = np.asarray(score(scorer, model, params, query, ids)).sum(1)
+  with np.errstate(divide="ignore"):
+    log_p = np.log(chain.initial[ids[:, 0]])
+    log_p = log_p + np.log(chain.transition[ids[:, :-1], ids[:, 1:]]).sum(1)
+  np.testing.assert_allclose(got, log_p, rtol=1e-4)
+  smoothed = energy.nll(chain, ids)
+  assert np.abs(smoothed + log_p).max() < 2 * chain.length * energy.SMOOTHING / chain.initial.min()
+  invalid = np.roll(ids, 1, axis=1)
+  assert energy.nll(chain, invalid).mean() > smoothed.mean() + 1
+
+
+def test_rows_hide_as_many_tokens_as_they_say():
+  ids = np.zeros((8, 40), np.int32)
+  for share, count in ((0.5, 20), (0.95, 38)):
+    hidden = ~any_order.problem(ids, share, 0).observed
+    np.testing.assert_array_equal(hidden.sum(1), count)
+    assert (hidden[0] != hidden[1]).any()
