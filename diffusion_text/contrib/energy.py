@@ -74,10 +74,14 @@ class Energy(Grid):
   """
 
   scorer: Other = option(..., "the autoregressive model, and the group of its parameters")
-  candidates: int = option(8, "k, candidates per step; 2 to 16 are published", ge=1, le=1024)
+  candidates: int = option(8, "k, candidates per step; 2 is the least that weighs", ge=1, le=1024)
   low: float = option(0.0, "the smallest time of a step that weighs", ge=0, le=1)
   high: float = option(
-    1.0, "the largest time of a step that weighs; [0.4, 0.6] and [0.2, 1] are published", ge=0, le=1
+    1.0,
+    "the largest time of a step that weighs; the released config has [0.4, 0.6], its scripts end"
+    " at 1",
+    ge=0,
+    le=1,
   )
   energy_temperature: float = option(1.0, "divides the energy; 1 is Bayes' rule", gt=0)
   visible: bool = option(
