@@ -7,6 +7,8 @@ may send them back.
   revise   (view, proposal, committed) -> Change: what becomes of other tokens
   end      which ends of text may be committed, and whether a row stops behind one
 
+Scores, budgets and revisions may remember what they like from call to call (`sampler.parts`).
+
 Which tokens wait, and at which level of noise, lives in the sampler's own state: the text itself
 shows that for masks only. So one sampler serves every process. The logits of a token are computed
 once per call, and where neither score nor budget reads them, only for the tokens that are

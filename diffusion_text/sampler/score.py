@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -152,7 +153,12 @@ class Calibrated(Score):
   reads_logits: ClassVar[bool] = True
 
   def check(self, model: Model) -> None:
-    """Raises ValueError for counts of another vocabulary."""
+    """Raises ValueError for counts that are missing or of another vocabulary."""
+    if self.counts is not None and not os.path.exists(self.counts):
+      raise ValueError(
+        f"score.counts={self.counts!r} does not exist; save the counts of all tokens there with"
+        " numpy.save, or leave it out"
+      )
     if self.counts is not None and _counts(self.counts).shape != (model.process.vocab_size,):
       raise ValueError(
         f"score.counts={self.counts!r} holds {_counts(self.counts).shape} numbers, and the"

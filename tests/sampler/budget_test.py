@@ -132,6 +132,15 @@ def test_runs_end_with_their_document():
     assert list(np.flatnonzero(got[0])) == want
 
 
+def test_a_token_that_was_not_answered_is_still_part_of_its_run():
+  order, log_p = np.float32([[3, 2, 9, 6, 5]]), np.zeros((1, 5, 6), np.float32)
+  answered = np.array([[True, True, False, True, True]])
+  view = view_of(np.ones((1, 5), bool), answered=answered)
+  budget = PerRun(least=0.0)
+  got = budget(view, proposal_of(view, order, log_p, budget.statistics), jnp.asarray(answered))
+  assert list(np.flatnonzero(got[0])) == [3]
+
+
 # --- budgets that count calls -------------------------------------------------------------------
 
 TOTALS = np.arange(1, 14)

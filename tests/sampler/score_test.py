@@ -133,6 +133,8 @@ def test_confidence_calibrated_by_frequency(tmp_path):
   score.check(MODEL)
   with pytest.raises(ValueError, match=r"holds \(6,\).*vocabulary 8"):
     score.check(model_of(BRANCHY))
+  with pytest.raises(ValueError, match=r"none\.npy' does not exist; save"):
+    Calibrated(counts=str(tmp_path / "none.npy")).check(MODEL)
 
 
 def test_without_decay_and_counts_it_is_the_confidence():
@@ -152,6 +154,8 @@ def averaged_loop(p, waiting, buffer, step, *, calls, highest, warm_up):
   buffer: one dict {place: distribution} per earlier call, the latest first.
   """
   now = {i: -entropies(p[i]) for i in np.flatnonzero(waiting)}
+  if not now:
+    return {}, []
   best_first = sorted(now, key=lambda i: -now[i])
   held = {i for call in buffer for i in call} & set(now)
   scores = dict(now)
@@ -161,19 +165,21 @@ def averaged_loop(p, waiting, buffer, step, *, calls, highest, warm_up):
         scores[i] = -entropies(np.mean([p[i], *(call[i] for call in buffer if i in call)], 0))
       else:
         scores[i] = now[i] - 100
+  # What is committed is forgotten, so that it counts as new if it is masked again.
+  buffer = [{i: law for i, law in call.items() if i in now} for call in buffer]
   buffer = [{i: p[i] for i in best_first[:highest]}, *buffer][: calls - 1]
   return scores, buffer
 
 
 def check_averaged(score, mutant=None):
-  """Over several calls, with tokens that are committed on the way."""
+  """Over several calls, with tokens that are committed on the way and masked again later."""
   _, _, waiting = drawn(6, rows=5, length=7)
   told = {"calls": score.calls, "highest": score.highest, "warm_up": score.warm_up}
   told |= mutant or {}
   buffers = [[] for _ in waiting]
   view = view_of(waiting)
   memory = score.init(MODEL, {}, view.canvas)
-  for step in range(6):
+  for step in range(7):
     log_p, _, _ = drawn(10 + step, rows=5, length=7)
     view = view_of(waiting, step=step, memory=memory)
     flat = candidates_of(view, log_p, memory)
@@ -181,13 +187,17 @@ def check_averaged(score, mutant=None):
     back = functools.partial(jax.tree.map, lambda leaf: leaf.reshape(5, 7, *leaf.shape[1:]))
     got = np.asarray(score.across(view, back(score(flat))))
     memory = score.keep(view, None, back(score.remember(flat)))
-    for row in np.flatnonzero(waiting.any(1)):
+    for row in range(5):
       p = np.exp(np.float64(log_p[row]))
       want, buffers[row] = averaged_loop(p, waiting[row], buffers[row], step, **told)
       for i, value in want.items():
         assert got[row, i] == pytest.approx(value, abs=1e-4), f"call {step}, row {row}, place {i}"
     best = np.where(waiting, got, -np.inf).argmax(1)
-    waiting = waiting & ~((np.arange(7) == best[:, None]) & (step % 2 == 0))
+    taken = waiting & (np.arange(7) == best[:, None])
+    if step % 3 == 0:
+      waiting, again = waiting & ~taken, taken
+    elif step % 3 == 1:
+      waiting = waiting | again
 
 
 AVERAGED = Averaged(calls=3, highest=3, warm_up=1)
