@@ -7,8 +7,12 @@ CONTRIB: dict[str, dict[str, str]] = {
   "timing": {
     "by_frequency": "diffusion_text.contrib.frequency_times:ByFrequency",
     "given": "diffusion_text.contrib.any_order:Given",
+    "spindle": "diffusion_text.contrib.frequency_times:Spindle",
   },
-  "context": {"any_order": "diffusion_text.contrib.any_order:AnyOrder"},
+  "context": {
+    "any_order": "diffusion_text.contrib.any_order:AnyOrder",
+    "next_token_row": "diffusion_text.contrib.wavefront:NextTokenRow",
+  },
   "objective": {
     "anchored": "diffusion_text.contrib.anchored:Anchored",
     "gaussian_curriculum": "diffusion_text.contrib.gaussian_curriculum:GaussianCurriculum",
@@ -18,11 +22,14 @@ CONTRIB: dict[str, dict[str, str]] = {
     "reinforced_conditioning": (
       "diffusion_text.contrib.reinforced_conditioning:ReinforcedConditioning"
     ),
+    "settled_tokens": "diffusion_text.contrib.settled_tokens:SettledTokens",
   },
-  "reader": {},
+  "model": {"recurrent_depth": "diffusion_text.contrib.recurrent_depth:RecurrentDepth"},
+  "reader": {"wavefront": "diffusion_text.contrib.wavefront:WavefrontReader"},
   "sampler": {
     "joint": "diffusion_text.contrib.joint_sampler:Joint",
     "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimes",
     "speculative": "diffusion_text.contrib.speculative:Speculative",
+    "wavefront": "diffusion_text.contrib.wavefront:Wavefront",
   },
 }

@@ -151,7 +151,9 @@ def read_layer(
     drawn: the token that this call has drawn at each place, V where there is none.
     segment: the document of each token.
   """
-  inputs = Inputs(ids=drawn, vectors=features.astype(jnp.float32))
+  # A feature and a drawn token are embedded at one size; among loud features a token is not heard.
+  vectors = features.astype(jnp.float32) * features.shape[-1] ** -0.5
+  inputs = Inputs(ids=drawn, vectors=vectors)
   rows = plain_rows(inputs, jnp.zeros(drawn.shape), Batch(drawn, segment=segment), None)
   return layer_of(model).apply(params[GROUP], rows)
 

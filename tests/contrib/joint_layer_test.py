@@ -91,7 +91,8 @@ class Perfect(Network):
 
   def apply(self, params, rows, *, memory=None, key=None, hidden_layers=()):
     """The correction."""
-    law, shown = rows.inputs.vectors[..., :V], rows.inputs.vectors[..., V:]
+    features = rows.inputs.vectors * Shows.width**0.5
+    law, shown = features[..., :V], features[..., V:]
     ids = jnp.argmax(shown, axis=-1)
     drawn = jnp.roll(rows.inputs.ids, self.network.shift, axis=1)
     ids = jnp.where(drawn < V, drawn, ids)
