@@ -113,6 +113,10 @@ class JsonTokenizer(_Table):
       raise ValueError(f"{token!r} is no token of this tokenizer; give one that is")
     return found
 
+  def token_of(self, number: int) -> str:
+    """The text of a token by its id; "" for an id beyond the tokens."""
+    return self._tokenizer.id_to_token(number) or ""
+
   @functools.cached_property
   def _parsed(self) -> dict[str, Any]:
     return json.loads(self.content)
@@ -163,6 +167,14 @@ class JsonTokenizer(_Table):
     """
     _utf8(text)
     return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+  def files(self) -> dict[str, str]:
+    """Name -> text of the files by which other libraries read this tokenizer."""
+    names = {KEYS[role][0]: self._tokenizer.id_to_token(token) for role, token in self.roles}
+    return {
+      "tokenizer.json": self.content,
+      "special_tokens_map.json": json.dumps(names, indent=2) + "\n",
+    }
 
   def to_bytes(self) -> bytes:
     """See `_Table`."""

@@ -8,6 +8,6 @@ itself.
 from __future__ import annotations
 
 from diffusion_text.model.pretrained.family import Architecture, Family
-from diffusion_text.model.pretrained.files import FAMILIES, Pretrained, read, write
+from diffusion_text.model.pretrained.files import FAMILIES, Pretrained, architecture_of, read, write
 
-__all__ = ["FAMILIES", "Architecture", "Family", "Pretrained", "read", "write"]
+__all__ = ["FAMILIES", "Architecture", "Family", "Pretrained", "architecture_of", "read", "write"]

@@ -128,7 +128,7 @@ def config(architecture: Architecture) -> dict[str, Any]:
     "num_attention_heads": options["heads"],
     "intermediate_size": options["mlp_width"],
     "layer_norm_eps": options["norm_eps"],
-    "hidden_act": {"gelu_exact": "gelu", "gelu": "gelu_new"}[options["activation"]],
+    "hidden_act": "gelu_new" if options["activation"] == "gelu" else "gelu",
     "max_position_embeddings": options["max_positions"],
     "type_vocab_size": options["token_types"],
     "position_embedding_type": "absolute",

@@ -19,6 +19,8 @@ FAMILIES: dict[str, Family] = {
   module.FAMILY.name: module.FAMILY for module in (gpt2, llama, llada, dream, bert)
 }
 SHARD = 2 << 30  # bytes of a file; checkpoints above it are written in several
+# Options of how a network is run, which no checkpoint holds.
+RUN_ONLY = ("attention", "dropout", "dtype", "remat", "scan_layers")
 
 
 class Pretrained(NamedTuple):
@@ -134,7 +136,11 @@ def checked_config(family: Family, architecture: Architecture) -> dict[str, Any]
   config = family.config(architecture)
   names = {entry.name: None for entry in family.entries(architecture, {})}
   again = family.architecture(config, names)
-  differ = differences(_complete(architecture), _complete(again))
+  ours = _complete(architecture)
+  said = again.options | {"mask_id": again.mask_id}
+  # First what the family says, as these options may make no network together with ours.
+  differ = differences({key: ours[key] for key in said}, said)
+  differ = differ or differences(ours, _complete(again))
   if differ:
     raise ValueError(
       f"family={family.name!r} cannot write a network with {differ}; choose another family"
@@ -142,12 +148,28 @@ def checked_config(family: Family, architecture: Architecture) -> dict[str, Any]
   return config
 
 
+def architecture_of(network: Transformer) -> Architecture:
+  """The architecture of a network that answers with V tokens, all options and sizes filled in.
+
+  Raises:
+    ValueError: for several ids that are never answered: one of them would be the mask.
+  """
+  if len(network.unanswered) > 1:
+    raise ValueError(
+      f"model.unanswered={network.unanswered} are several ids, and a checkpoint names one mask;"
+      " keep one of them"
+    )
+  sizes = network.sizes._asdict() | {"head_bias": network.has_head_bias}
+  inner = ("input_sizes", "output_size", "estimate_size", "unanswered", *RUN_ONLY)
+  own = {name: value for name, value in vars(network).items() if name not in inner}
+  own = {name: value for name, value in own.items() if not name.startswith("_")}
+  return Architecture(own | sizes, network.output_size, next(iter(network.unanswered), None))
+
+
 def _complete(architecture: Architecture) -> dict[str, Any]:
   """All options of a network, those that are left out at their defaults, and the mask."""
-  network = architecture.network
-  sizes = network.sizes._asdict() | {"head_bias": network.has_head_bias}
-  own = {name: value for name, value in vars(network).items() if not name.startswith("_")}
-  return own | sizes | {"mask_id": architecture.mask_id}
+  complete = architecture_of(architecture.network)
+  return complete.options | {"mask_id": complete.mask_id}
 
 
 def _noise(architecture: Architecture, config: Config) -> int:

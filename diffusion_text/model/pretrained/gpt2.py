@@ -83,7 +83,6 @@ def entries(architecture: Architecture, names: Names) -> list[Entry]:
 def config(architecture: Architecture) -> dict[str, Any]:
   """See `Family`."""
   options = architecture.options
-  activations = {"gelu": "gelu_new", "gelu_exact": "gelu"}
   return {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -93,7 +92,7 @@ def config(architecture: Architecture) -> dict[str, Any]:
     "n_inner": options["mlp_width"],
     "n_positions": options["max_positions"],
     "layer_norm_epsilon": options["norm_eps"],
-    "activation_function": activations[options["activation"]],
+    "activation_function": "gelu" if options["activation"] == "gelu_exact" else "gelu_new",
     "tie_word_embeddings": True,
     "vocab_size": architecture.vocab_size,
     "torch_dtype": "float32",

@@ -1,0 +1,199 @@
+"""A workdir made of pretrained weights: config, tokenizer and a checkpoint at step 0, which every
+command takes as one that it has trained itself.
+
+The network is that of the weights. Everything else is that of a config, or what the weights were
+trained for: next tokens, read from left to right; lost tokens of a whole row, answered where they
+stand or one place before.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_text import train
+from diffusion_text.core.trees import split
+from diffusion_text.data.tokenizer_json import JsonTokenizer, load_tokenizer
+from diffusion_text.experiment import registry
+from diffusion_text.experiment.build import Experiment, build, config_json, init
+from diffusion_text.experiment.checks import checkpoints
+from diffusion_text.experiment.run import check_workdir, training_data
+from diffusion_text.model.pretrained import Pretrained, read
+from diffusion_text.model.pretrained.files import family_of
+from diffusion_text.model.pretrained.weights import open_weights
+from diffusion_text.types import Params
+
+RECORD = "pretrained.json"  # of a workdir: where its weights are from
+TOKENIZER = "tokenizer"
+CONFIG = "config.py"
+LENGTH = 256
+LEARNING_RATE = 5e-5  # usual for further training; thousands of times less than from scratch
+_CONFIG_FILE = '''"""The config of this workdir, for experiments.train --config=…"""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = ""):
+  del size
+  return ConfigDict(json.loads(pathlib.Path(__file__).with_name("config.json").read_text()))
+'''
+
+
+def convert(
+  source: str,
+  workdir: str,
+  config: ConfigDict,
+  *,
+  keep_system: bool,
+  tokenizer: str | None = None,
+  roles: Mapping[str, str] | None = None,
+) -> str:
+  """Makes a workdir; returns a report of what was loaded.
+
+  Args:
+    source: a folder of weights, a .safetensors or a .gguf file.
+    workdir: where to; it must not hold a run.
+    config: of everything but the network and the tokenizer.
+    keep_system: True for the process, timing, context, reader, sampler and rates of `config`, False
+      for those that the weights were trained for.
+    tokenizer: a folder or file of it; None: `source`.
+    roles: role ("begin", "end", "mask", "pad") -> text of its token, over what the files say.
+
+  Raises:
+    ValueError: for weights or a tokenizer that cannot be read or do not fit, before anything is
+      computed, and for a workdir that holds a run.
+  """
+  place = pathlib.Path(workdir).expanduser()
+  if (place / "config.json").exists():
+    raise ValueError(f"--workdir={place} holds a run already; convert into a new one")
+  weights = open_weights(source)
+  family = family_of(weights.config)
+  rows = family.architecture(weights.config, weights.shapes).vocab_size
+  words = load_tokenizer(tokenizer or source, size=rows, roles=roles)
+  token = words.special
+  mask = None if family.reads == "next_token" else _mask(weights.config, token)
+  before = (mask, token["begin"], token["end"])
+  noise_id = next((each for each in before if each is not None), None)
+  loaded = read(source, mask_id=mask, noise_id=noise_id)
+  full = _config(config, loaded, place, keep_system)
+  _check_process(full, rows)
+  experiment = build(full, tokenizer=words, devices=jax.devices()[:1])
+  _save(experiment, loaded, place, words)
+  return _report(experiment, loaded, words, place)
+
+
+def _mask(config: Mapping[str, Any], token: Mapping[str, int | None]) -> int | None:
+  """The token that the network has learned to read as lost: the config's, or the tokenizer's."""
+  return config.get("mask_token_id", token["mask"])
+
+
+def _config(config: ConfigDict, loaded: Pretrained, place: pathlib.Path, keep: bool) -> ConfigDict:
+  """The config with network and tokenizer; unless `keep`, with the system of the weights."""
+  full = ConfigDict(config.to_dict())
+  network = loaded.network
+  options = dict(loaded.architecture.options) | {"unanswered": network.unanswered}
+  chunk = {"chunk": config.model.get("chunk", 256)}
+  full.model = ConfigDict({"name": "transformer", **options, **chunk})
+  full.data.tokenizer_path = str((place / TOKENIZER).absolute())
+  if keep:
+    return full
+  if network.positions == "learned":
+    full.data.length = min(LENGTH, network.max_positions - network.position_offset)
+  full.optimizer.learning_rate = LEARNING_RATE
+  full.train.update({"ema_decay": 0.0, "batch_size": 8})
+  full.evaluate = ConfigDict({"batch_size": 8})
+  if loaded.family.reads == "next_token":
+    full.timing = ConfigDict({"name": "at_noise"})
+    full.context = ConfigDict({"name": "next_token"})
+    full.reader = ConfigDict({"name": "cached"})
+    full.sampler = ConfigDict({"name": "grid", "steps": 1})
+  if loaded.family.reads == "shifted":
+    full.context = ConfigDict({"name": "full", "answer_shift": 1})
+  return full
+
+
+def _check_process(config: ConfigDict, vocabulary: int) -> None:
+  """Raises ValueError for a process that reads other ids than tokens, and perhaps one more."""
+  section = config.process.to_dict()
+  reads = registry.construct("process", section, vocab_size=vocabulary).input_sizes
+  if reads.vectors or reads.ids not in (vocabulary, vocabulary + 1):
+    raise ValueError(
+      f"config.process.name={section['name']!r} makes the network read {reads}, and these weights"
+      f" read {vocabulary} tokens; use a process over tokens, such as 'masked'"
+    )
+
+
+def _params(experiment: Experiment, loaded: Pretrained) -> Params:
+  """All parameters of the experiment, those of the network being the weights."""
+  network = dict(loaded.params)
+  network["embedding"] = network["embedding"][: experiment.model.process.input_sizes.ids]
+
+  def others(key):
+    made = init(experiment.model, key, experiment.facts, experiment.objective)
+    return {name: group for name, group in made.items() if name != "network"}
+
+  groups = jax.jit(others)(train.named_key(experiment.config.seed, "init", 0))
+  return {"network": jax.tree.map(jnp.asarray, network)} | groups
+
+
+def _save(
+  experiment: Experiment, loaded: Pretrained, place: pathlib.Path, tokenizer: JsonTokenizer
+) -> None:
+  """Writes the workdir."""
+  config = config_json(experiment.config)
+  params = _params(experiment, loaded)
+  _, iterator = training_data(experiment)
+  trainable, ema = experiment.train.trainable, experiment.train.ema_decay > 0
+  state = train.create_state(lambda: split(params, trainable), experiment.optimizer, ema=ema)
+  place.mkdir(parents=True, exist_ok=True)
+  with train.WorkdirLock(str(place)):
+    (place / TOKENIZER).write_bytes(tokenizer.to_bytes())
+    (place / CONFIG).write_text(_CONFIG_FILE)
+    tokens = {key: value for key, value in loaded.weights.config.items() if key.endswith("_id")}
+    record = {"family": loaded.family.name, "from": loaded.weights.place, "config": tokens}
+    (place / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n")
+    assets = {"tokenizer": tokenizer.to_bytes(), "config": config.encode()}
+    options = {"keep_best": "validation_bound", "assets": assets}
+    with train.Checkpointer(checkpoints(str(place)), **options) as saver:
+      saver.save(0, state, data=iterator.get_state(), clock=train.Clock(devices=1))
+    check_workdir(str(place), config, ())
+
+
+def _report(
+  experiment: Experiment, loaded: Pretrained, tokenizer: JsonTokenizer, place: pathlib.Path
+) -> str:
+  network, vocabulary = experiment.model.network, loaded.architecture.vocab_size
+  count = sum(int(np.prod(shape)) for shape in loaded.weights.shapes.values())
+  sizes = network.sizes
+  roles = {role: token for role, token in tokenizer.special.items() if token is not None}
+  noise = tokenizer.token_of(loaded.noise_id)
+  mask = loaded.architecture.mask_id
+  lines = [
+    f"weights      {loaded.weights.place}: {loaded.family.name}, {len(loaded.weights.shapes)}"
+    f" tensors, {count:,} numbers; {len(loaded.unread)} that are no weights are left unread",
+    f"network      {network.layers} layers × {network.width}, {sizes.heads} heads of"
+    f" {sizes.head_width} ({sizes.kv_heads} of keys), MLP {sizes.mlp_width}; head"
+    f" {'tied' if network.tie_embeddings else 'of its own'}",
+    f"tokenizer    {vocabulary:,} rows, tokens by role {roles};"
+    f" {tokenizer.changes or 'text comes back as it was'}",
+    f"row V        of the table, read where nothing is known: that of {noise!r} (id"
+    f" {loaded.noise_id})",
+    f"mask         {'none in the vocabulary' if mask is None else f'id {mask}, never answered'}",
+    f"system       process {experiment.config.process.name}, timing"
+    f" {experiment.config.timing.name}, context {dict(experiment.config.context)}",
+    f"workdir      {place}, step 0; go on with python -m experiments.train"
+    f" --config={place / CONFIG} --workdir={place}",
+  ]
+  if loaded.family.reads == "whole" and not network.head_transform and network.tie_embeddings:
+    lines.append("head         none in the files: the table of tokens, not trained to be one")
+  return "\n".join(lines)

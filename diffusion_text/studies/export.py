@@ -1,0 +1,65 @@
+"""The weights of a workdir as a checkpoint that other libraries read: safetensors, config.json and
+tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+
+from diffusion_text.experiment import run as runs
+from diffusion_text.experiment.registry import nearest
+from diffusion_text.model.pretrained import FAMILIES, architecture_of, write
+from diffusion_text.model.pretrained.files import checked_config
+from diffusion_text.studies.convert import RECORD
+
+
+def export(workdir: str, output: str, family: str | None = None) -> str:
+  """Writes the newest checkpoint of a workdir (the average, if one is kept); returns a report.
+
+  Args:
+    workdir: of the run.
+    output: a folder that holds no checkpoint.
+    family: whose layout; None: that of the weights which the workdir was made of.
+
+  Raises:
+    ValueError: for a workdir without a checkpoint, a family that is unknown or cannot write the
+      network, and a folder that holds a checkpoint.
+  """
+  path = pathlib.Path(workdir).expanduser() / RECORD
+  record = json.loads(path.read_text()) if path.exists() else {}
+  name = family or record.get("family")
+  if name not in FAMILIES:
+    known = ", ".join(FAMILIES)
+    raise ValueError(f"--family={name} is not known{nearest(name, FAMILIES)}; use one of {known}")
+  experiment = runs.load_experiment(workdir)
+  process = experiment.model.process
+  if process.output_size != experiment.tokenizer.vocab_size:
+    raise ValueError(
+      f"{workdir} answers with vectors of {process.output_size} numbers, and layouts of other"
+      " libraries hold answers with tokens; export a process over tokens"
+    )
+  architecture = architecture_of(experiment.model.network)
+  checked_config(FAMILIES[name], architecture)
+  trained = runs.load(workdir)
+  params = dict(trained.params["network"])
+  table = np.asarray(params["embedding"])
+  lost = table.shape[0] > architecture.vocab_size
+  if not lost:  # a process without a mask: there is no row V to leave out
+    params["embedding"] = np.concatenate([table, table[:1]])
+  more = record.get("config", {}) if name == record.get("family") else {}
+  files = write(output, FAMILIES[name], architecture, params, more=more)
+  for file, text in _tokenizer_files(experiment.tokenizer).items():
+    files.append(pathlib.Path(output).expanduser() / file)
+    files[-1].write_text(text, encoding="utf-8")
+  lines = [f"step {trained.step} of {workdir} as {name}:", *(f"  {path}" for path in files)]
+  if lost and architecture.mask_id is None:
+    lines.append("  row V of the table (what stands for a lost token) has no place there: left out")
+  return "\n".join(lines)
+
+
+def _tokenizer_files(tokenizer) -> dict[str, str]:
+  """The files of a tokenizer that other libraries read; {} for one of ours."""
+  written = {"tokenizer_json"}
+  return tokenizer.files() if tokenizer.name in written else {}

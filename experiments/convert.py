@@ -1,0 +1,53 @@
+r"""Makes a workdir of pretrained weights: GPT-2, LLaMA, SmolLM2, Qwen2, Qwen3, LLaDA, Dream, BERT,
+RoBERTa; safetensors with config.json and tokenizer.json, or GGUF.
+
+  python -m experiments.convert --from=SmolLM2-135M --workdir=runs/smollm2
+  python -m experiments.evaluate --workdir=runs/smollm2 --max_rows=64
+  python -m experiments.sample --workdir=runs/smollm2 --prompt="The capital of France is"
+
+Without --config the workdir reads and answers as the weights have learned to. With one, its
+process, context, rates and so on are those of the config: an autoregressive model as the start of
+masked diffusion is
+
+  python -m experiments.convert --from=SmolLM2-135M --workdir=runs/adapted \
+      --config=configs/mdlm.py:tiny --config.context.answer_shift=1
+
+--special names tokens by role, over what the files say: --special="begin=<|endoftext|>".
+"""
+
+import pathlib
+import runpy
+
+from absl import flags
+
+from experiments.flags import config_flag, run, workdir_flag
+from experiments.paths import path_flag
+
+FROM = path_flag("from", "folder of weights, .safetensors or .gguf file", required=True)
+WORKDIR = workdir_flag()
+CONFIG = config_flag()
+TOKENIZER = path_flag("tokenizer", "tokenizer.json, its folder, or a GGUF file; default --from")
+SPECIAL = flags.DEFINE_multi_string("special", [], "begin=, end=, mask= or pad=, and a token")
+BASE = pathlib.Path(__file__).parents[1] / "configs" / "mdlm.py"
+
+
+def main(_):
+  from diffusion_text.experiment.registry import named_value
+  from diffusion_text.studies.convert import convert
+
+  given = CONFIG.value is not None
+  config = CONFIG.value if given else runpy.run_path(str(BASE))["get_config"]()
+  roles = {role: str(token) for role, token in (named_value(s, "special") for s in SPECIAL.value)}
+  report = convert(
+    FROM.value,
+    WORKDIR.value,
+    config,
+    keep_system=given,
+    tokenizer=TOKENIZER.value,
+    roles=roles,
+  )
+  print(report)
+
+
+if __name__ == "__main__":
+  run(main)

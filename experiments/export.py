@@ -1,0 +1,26 @@
+"""Writes the weights of a workdir as other libraries read them: safetensors, config.json,
+tokenizer.json.
+
+  python -m experiments.export --workdir=runs/smollm2 --output=exported [--family=llama]
+"""
+
+from absl import flags
+
+from experiments.flags import run, workdir_flag
+from experiments.paths import path_flag
+
+WORKDIR = workdir_flag()
+OUTPUT = path_flag("output", "folder to write", required=True)
+FAMILY = flags.DEFINE_string(
+  "family", None, "gpt2, llama, llada, dream, bert; default as converted"
+)
+
+
+def main(_):
+  from diffusion_text.studies.export import export
+
+  print(export(WORKDIR.value, OUTPUT.value, FAMILY.value))
+
+
+if __name__ == "__main__":
+  run(main)
