@@ -1,25 +1,54 @@
-"""Classifier-free guidance (arXiv 2207.12598): one reading with the observed tokens, and one
-without.
+"""Classifier-free guidance (arXiv 2207.12598): one reading with the observed tokens, one without,
+and perhaps one with others in their place.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from diffusion_text.core.chunked import map_rows
+from diffusion_text.core.numerics import flatten_tokens, select, unflatten_tokens
 from diffusion_text.core.options import member, option, part
 from diffusion_text.reader import READERS
 from diffusion_text.reader.mixture import mixed
 from diffusion_text.reader.reading import NOTHING, Around, During
+from diffusion_text.reader.rows import window
 from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query, Reader
+
+NEGATIVE = "negative"  # the name of the negative prompt among `Batch.extras`
+
+
+class Guided(NamedTuple):
+  """The memory of `ClassifierFree`.
+
+  Attributes:
+    readings: one memory per reading.
+    agreed: bool [B], rows whose answers agree, so that the first reading serves alone; None where
+      they are always compared.
+  """
+
+  readings: tuple[Memory, ...]
+  agreed: Array | None
 
 
 @member
 class ClassifierFree(Around):
-  """u + scale · (c - u) of the predictions c with and u without the observed tokens, which the
-  second reading sees as noise at t = 1.
+  """u + scale · (c - u) - away · (n - u) of the predictions c and u with and without the observed
+  tokens, which the second reading sees as noise at t = 1, and n with a negative prompt in their
+  place.
 
   It is the reading for which prompt dropout prepares a network. Each reading has a memory of its
-  own: over caches, too.
+  own: over caches, too. A reading whose weight is 0 is not made: with scale = away + 1 the text is
+  led from the negative prompt to the prompt by two readings, as image models have it.
+
+  With `agree` the guidance is adaptive (arXiv 2312.12487, which compares by cosine): once the
+  answers of a row agree, the first reading serves alone until the window is done. A row pays for
+  the others as long as its own answers differ; the network is asked as long as those of any row do.
   """
 
   reader: Any = part(READERS, ..., "how the network is asked, each time")
@@ -35,14 +64,33 @@ class ClassifierFree(Around):
     " divided by its sum, so that a large scale forbids tokens that the observed ones make less"
     " likely",
   )
+  away: float = option(
+    0.0,
+    "scale away from the answer that a negative prompt gets, tokens that stand in"
+    " batch.extras['negative'] (int32 [B, L]) where others are observed; 0: there is none",
+    ge=0,
+  )
+  agree: float | None = option(
+    None,
+    "total variation between the answers, at most, at every token of the window that is not known"
+    " yet, from which on a row is no longer guided; 0.01 is cautious. None: it always is",
+    ge=0,
+    le=1,
+  )
 
   @property
   def calls(self) -> int:
-    """Twice those of the reader inside; once where the scale is 1."""
-    return self.reader.calls * (1 if self.scale == 1 else 2)
+    """Those of the reader inside, once per reading."""
+    return self.reader.calls * len(self._weights)
+
+  @property
+  def _weights(self) -> dict[str, float]:
+    """What each answer weighs, those that are not 0; the first is always read."""
+    weights = {"seen": self.scale, "unseen": 1 - self.scale + self.away, "negative": -self.away}
+    return {name: weight for name, weight in weights.items() if weight or name == "seen"}
 
   def unprompted(self) -> Reader:
-    """The reader inside: without observed tokens both answers are one, at half the calls."""
+    """The reader inside: without observed tokens all answers are one, at a part of the calls."""
     return self.reader
 
   def check(self, model: Model) -> None:
@@ -50,46 +98,115 @@ class ClassifierFree(Around):
     self.reader.check(model)
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
-    """One memory per reading."""
-    return tuple(self.reader.init(model, params, each) for each in self._readings(query))
+    """One memory per reading; no row's answers agree yet."""
+    readings = self._readings(model, params, query)
+    memories = tuple(self.reader.init(model, params, each) for each in readings)
+    return Guided(memories, self._nobody(query))
 
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The guided prediction; its head combines both answers where logits are asked for, and nowhere
+    """The guided prediction; its head combines the answers where logits are asked for, and nowhere
     else.
     """
-    readings = self._readings(query)
-    asked = [
-      self.reader.read(model, params, own, each, refresh=refresh)
-      for own, each in zip(memory, readings, strict=True)
-    ]
-    predictions = tuple(prediction for prediction, _ in asked)
-    kept = tuple(own for _, own in asked)
-    if len(predictions) == 1:
-      return predictions[0], kept
-    return mixed(predictions, (self.scale, 1 - self.scale), self.space), kept
+    first, *others = self._readings(model, params, query)
+    answer, kept = self.reader.read(model, params, memory.readings[0], first, refresh=refresh)
+    answers, memories = [answer], [kept]
+    for own, each in zip(memory.readings[1:], others, strict=True):
+      if self.agree is None:
+        said, own = self.reader.read(model, params, own, each, refresh=refresh)
+      else:
+        asked = (model, params, each, refresh)
+        said, own = self._asked_while_they_differ(asked, own, memory.agreed, answer)
+      answers.append(said)
+      memories.append(own)
+    agreed = memory.agreed
+    if self.agree is not None:
+      for said in answers[1:]:
+        agreed = agreed | self._agree(model, params, query, answer, said)
+    if len(answers) == 1:
+      return answer, Guided(tuple(memories), agreed)
+    weights = tuple(self._weights.values())
+    return mixed(tuple(answers), weights, self.space), Guided(tuple(memories), agreed)
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """The memories of both readings."""
-    readings = self._readings(query)
-    return tuple(
+    """The memories of all readings; in the next window every row is guided again."""
+    readings = self._readings(model, params, query)
+    memories = tuple(
       self.reader.finish(model, params, own, each)
-      for own, each in zip(memory, readings, strict=True)
+      for own, each in zip(memory.readings, readings, strict=True)
     )
+    return Guided(memories, self._nobody(query))
 
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """The sum of those of the readings."""
-    readings = self._readings(query)
-    memory = (None,) * len(readings) if memory is None else memory
-    asked = zip(memory, readings, strict=True)
-    return NOTHING.plus(*(self.reader.cost(model, params, *each, during) for each in asked))
+    """The sum of those of the readings; a row whose answers agree pays for the first alone."""
+    readings = self._readings(model, params, query)
+    kept = (None,) * len(readings) if memory is None else memory.readings
+    costs = [
+      self.reader.cost(model, params, own, each, during)
+      for own, each in zip(kept, readings, strict=True)
+    ]
+    others = NOTHING.plus(*costs[1:])
+    if self.agree is not None and during in ("refresh", "read"):
+      others = others.times(~memory.agreed)
+    return costs[0].plus(others)
 
-  def _readings(self, query: Query) -> tuple[Query, ...]:
-    """The question as it is, and as it is without its observed tokens."""
-    if self.scale == 1:
+  def _asked_while_they_differ(
+    self, asked: tuple, own: Memory, agreed: Bool[Array, " B"], answer: Prediction
+  ) -> tuple[Prediction, Memory]:
+    """(another answer, `answer` itself in rows that agree; the memory of its reading). The network
+    is not asked if no row needs it.
+    """
+    model, params, query, refresh = asked
+    query = query._replace(needs=query.needs & ~agreed[:, None])
+
+    def ask(own):
+      said, own = self.reader.read(model, params, own, query, refresh=refresh)
+      return said.features, said.fresh, own
+
+    def skip(own):
+      return answer.features, answer.fresh, own
+
+    features, fresh, own = jax.lax.cond(jnp.any(query.needs), ask, skip, own)
+    features = select(agreed, answer.features, features)
+    if fresh is not None:
+      fresh = select(agreed, answer.fresh, fresh)
+    # One reader and one network: the head of every reading is the same.
+    return dataclasses.replace(answer, features=features, fresh=fresh), own
+
+  def _agree(
+    self, model: Model, params: Params, query: Query, one: Prediction, other: Prediction
+  ) -> Bool[Array, " B"]:
+    """True for rows of which both answers are close at every token that is not known yet, be it
+    needed at this call or later.
+    """
+    cut = (query.start, query.needs.shape[1])
+    state, t = window((query.state, query.t), *cut)
+    where = model.process.has_loss(params["process"], state, t) & (t > 0)
+    where &= ~window(query.batch.observed, *cut) & jnp.any(query.needs, axis=1, keepdims=True)
+    for prediction in (one, other):
+      where = where if prediction.fresh is None else where & prediction.fresh
+
+    def apart(consts, rows):
+      head, of_process = consts
+      state, t, *features = rows
+      laws = (jnp.exp(model.process.posterior(of_process, state, t, head(x))) for x in features)
+      return _total_variation(*laws)
+
+    rows = flatten_tokens((state, t, one.features, other.features))
+    consts = (one.head, params["process"])
+    flat = map_rows(apart, consts, where.reshape(-1), rows, chunk=model.chunk)
+    most = jnp.max(unflatten_tokens(flat, where.shape), axis=1)
+    return jnp.any(where, axis=1) & (most <= self.agree)
+
+  def _nobody(self, query: Query) -> Bool[Array, " B"] | None:
+    return None if self.agree is None else jnp.zeros(query.needs.shape[0], bool)
+
+  def _readings(self, model: Model, params: Params, query: Query) -> tuple[Query, ...]:
+    """The question as it is, as it is without its observed tokens, and with others for them."""
+    if len(self._weights) == 1:
       return (query,)
     observed, weights = query.batch.observed, query.batch.weights
     if observed is None:
@@ -97,5 +214,27 @@ class ClassifierFree(Around):
         f"reader.name='classifier_free' with scale={self.scale} guides by the observed tokens, and"
         " the batch has none; use the reader inside it alone"
       )
-    hidden = observed if weights is None else observed & (weights > 0)
-    return query, query._replace(hidden=hidden if query.hidden is None else query.hidden | hidden)
+    shown = observed if weights is None else observed & (weights > 0)
+    hidden = shown if query.hidden is None else query.hidden | shown
+    made = {"seen": query, "unseen": query._replace(hidden=hidden)}
+    if self.away:
+      ids = _negative_ids(query)
+      instead = model.process.clean(params["process"], ids)
+      made["negative"] = query._replace(state=select(shown, instead, query.state))
+    return tuple(made[name] for name in self._weights)
+
+
+def _negative_ids(query: Query) -> Array:
+  """The negative prompt. Raises ValueError if there is none, or not one id per position."""
+  ids = query.batch.extras.get(NEGATIVE)
+  shape = None if ids is None else ids.shape
+  if shape != query.t.shape:
+    raise ValueError(
+      f"reader.away needs batch.extras['{NEGATIVE}'], ids of the shape {query.t.shape} that stand"
+      f" where others are observed, not {shape}; use reader.away=0.0 without a negative prompt"
+    )
+  return ids
+
+
+def _total_variation(p: Float[Array, "n V"], q: Float[Array, "n V"]) -> Float[Array, " n"]:
+  return 0.5 * jnp.sum(jnp.abs(p - q), axis=-1)

@@ -98,10 +98,16 @@ def pad_rows(batch: Batch, extra: int) -> Batch:
     field = jnp.full(shape, default) if field is None else field
     return jnp.pad(field, ((0, 0), (0, extra)), constant_values=value)
 
+  def longer(extra_leaf):
+    if jnp.ndim(extra_leaf) < 2 or extra_leaf.shape[1] != shape[1]:
+      return extra_leaf
+    return jnp.pad(extra_leaf, ((0, 0), (0, extra), *((0, 0),) * (jnp.ndim(extra_leaf) - 2)))
+
   return Batch(
     ids=pad(batch.ids, 0, 0),
     observed=pad(batch.observed, False, True),
     dropped=None if batch.dropped is None else pad(batch.dropped, False, False),
     weights=pad(batch.weights, 1.0, 0.0),
     segment=jnp.concatenate([segment, own], axis=1),
+    extras={name: longer(leaf) for name, leaf in batch.extras.items()},
   )

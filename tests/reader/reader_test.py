@@ -288,7 +288,7 @@ class OneMemoryForBoth(ClassifierFree):
   def read(self, model, params, memory, query, *, refresh=True):
     """Both memories are the first."""
     read = ClassifierFree.read(self, model, params, memory, query, refresh=refresh)
-    return read[0], (read[1][0],) * 2
+    return read[0], read[1]._replace(readings=(read[1].readings[0],) * 2)
 
 
 def test_a_memory_that_is_shared_would_be_noticed():
