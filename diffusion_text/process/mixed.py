@@ -39,6 +39,7 @@ from jaxtyping import Array, Float, Int
 from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.process.discrete import WithMask
 from diffusion_text.process.mixture import LEAST, Mixture, Shares
+from diffusion_text.process.scores import above, entropy_at_mask, entropy_at_token
 from diffusion_text.schedules.discrete import SCHEDULES, Level, Linear, Schedule
 from diffusion_text.types import Params
 
@@ -90,8 +91,10 @@ class Mixed(WithMask, Mixture):
     ge=1e-4,
     le=1,
   )
-  prediction: Literal["leave_one_out", "posterior"] = option(
-    "leave_one_out", "what the logits are: log p(x_i | z without z_i), or log p(x_i | z)"
+  prediction: Literal["leave_one_out", "posterior", "score"] = option(
+    "leave_one_out",
+    "what the logits are: log p(x_i | z without z_i), log p(x_i | z), or log-scores, which are of"
+    " mixings 'gamma' and 'epsilon'",
   )
   time_steps: int | None = option(
     None, "steps of a process in discrete time; None: time is continuous", ge=1
@@ -103,6 +106,12 @@ class Mixed(WithMask, Mixture):
       raise ValueError(
         f"process.share={self.share} must be below 1 for mixing={self.mixing!r}; 0.1 and 0.2 are"
         " usual, and process.name='uniform' has no mask at all"
+      )
+    if self.prediction == "score" and (not self.mask_is_final or self.time_steps is not None):
+      raise ValueError(
+        f"process.prediction='score' with mixing={self.mixing!r}, time_steps={self.time_steps}:"
+        " scores are of masks that absorb, in continuous time; use mixing='gamma' and leave"
+        " time_steps unset"
       )
     if self.onset != 1 and self.mixing != "epsilon":
       raise ValueError(
@@ -118,6 +127,35 @@ class Mixed(WithMask, Mixture):
   def shares(self, t: Float[Array, "*n"]) -> Shares:
     """The law of a token at time t."""
     return mix(self.mixing, self.share, self.schedule(t), self.onset)
+
+  def leave_one_out(
+    self,
+    params: Params,
+    state: Int[Array, "*n"],
+    t: Float[Array, "*n"],
+    output: Float[Array, "*n V"],
+  ) -> Float[Array, "*n V"]:
+    """log p(x_i = v | z without z_i), normalised; of scores, the law above the noise floor."""
+    if self.prediction != "score":
+      return super().leave_one_out(params, state, t, output)
+    return jnp.log(jnp.maximum(above(state, output, self._survivors(t).uniform), LEAST))
+
+  def nelbo_rate(
+    self,
+    params: Params,
+    clean_state: Int[Array, "*n"],
+    state: Int[Array, "*n"],
+    t: Float[Array, "*n"],
+    output: Float[Array, "*n V"],
+  ) -> Float[Array, "*n"]:
+    """The rate of `Mixture`; of scores, the denoising score entropy."""
+    if self.prediction != "score":
+      return super().nelbo_rate(params, clean_state, state, t, output)
+    shares, arrivals = self._jumps(t)
+    masked = arrivals.mask / jnp.maximum(shares.mask, LEAST)
+    masked = masked * entropy_at_mask(shares, clean_state, output)
+    seen = arrivals.uniform / self.vocab_size * entropy_at_token(shares, clean_state, state, output)
+    return jnp.where(t > 0, jnp.where(state == self.mask_id, masked, seen), 0.0)
 
   def dynamic_weight(
     self,

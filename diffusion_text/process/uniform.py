@@ -31,11 +31,9 @@ from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import is_token
 from diffusion_text.process.mixture import LEAST, Mixture, Shares
+from diffusion_text.process.scores import above, entropy_at_token
 from diffusion_text.schedules.discrete import SCHEDULES, Linear, Schedule
 from diffusion_text.types import Keys, Params
-
-# Where scores give no token more than this above the noise floor they say nothing of the token.
-_LEAST_ABOVE = 1e-6
 
 
 @member
@@ -75,21 +73,8 @@ class Uniform(Mixture):
     """log p(x_i = v | z without z_i), normalised; of scores, the law above the noise floor."""
     if self.prediction != "score":
       return super().leave_one_out(params, state, t, output)
-    guess = self._above(state, output, self.shares(t).uniform)
+    guess = above(state, output, self.shares(t).uniform)
     return jnp.log(jnp.maximum(guess, LEAST))
-
-  def _above(
-    self, state: Int[Array, "*n"], output: Float[Array, "*n V"], noise: Float[Array, "*n"]
-  ) -> Float[Array, "*n V"]:
-    """What each token's share of the scores is above noise / V, normalised.
-
-    Where no token is above it (a poor score near t = 1): the share itself.
-    """
-    own = is_token(state, self.vocab_size)
-    share = jax.nn.softmax(jnp.where(own, 0.0, output), axis=-1)
-    above = jnp.maximum(share - (noise / self.vocab_size)[..., None], 0.0)
-    total = jnp.sum(above, axis=-1, keepdims=True)
-    return jnp.where(total > _LEAST_ABOVE, above / jnp.maximum(total, _LEAST_ABOVE), share)
 
   def nelbo_rate(
     self,
@@ -103,17 +88,7 @@ class Uniform(Mixture):
     if self.prediction != "score":
       return super().nelbo_rate(params, clean_state, state, t, output)
     shares, arrivals = self._jumps(t)
-    base = jnp.maximum(shares.uniform, LEAST) / self.vocab_size
-    ratio = jnp.log1p(shares.clean / base)  # log of (the true token's share / another's)
-    right = state == clean_state
-    true = is_token(clean_state, self.vocab_size) & ~right[..., None]
-    log_r = jnp.where(true, ratio[..., None], 0.0) - jnp.where(right, ratio, 0.0)[..., None]
-    r = jnp.exp(log_r)
-    others = ~is_token(state, self.vocab_size)
-    # The token's own score is unconstrained: cut before exp, or its gradient may be 0 · inf.
-    scores = jnp.where(others, output, 0.0)
-    terms = jnp.where(others, jnp.exp(scores) - r + r * (log_r - scores), 0.0)
-    total = jnp.sum(terms, axis=-1)
+    total = entropy_at_token(shares, clean_state, state, output)
     return jnp.where(t > 0, arrivals.uniform / self.vocab_size * total, 0.0)
 
   # Reverse, by scores.
@@ -134,7 +109,7 @@ class Uniform(Mixture):
     lost = jnp.clip(less / clean, 0.0, 1.0)
     arrives = (lost / self.vocab_size)[..., None]
     arrives = arrives + jnp.where(is_token(state, self.vocab_size), kept[..., None], 0.0)
-    return jnp.log(self._above(state, output, lost)) + jnp.log(arrives)
+    return jnp.log(above(state, output, lost)) + jnp.log(arrives)
 
   def analytic(
     self,

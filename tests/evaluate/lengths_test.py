@@ -62,6 +62,8 @@ def test_a_document_of_several_lines_ends_with_its_first():
   tokens = np.array([1, 2, END, 3, END, 4, 5, 6])  # the last one has no end of its own
   law = lengths.of_documents(tokens, np.array([0, 5, 8]), END)
   assert (law.mean, law.without_end) == (2.5, 0.5)
+  law = lengths.of_documents(np.array([END, 1, END]), np.array([0, 1, 3]), END)
+  assert (law.mean, law.without_end) == (0.5, 0)  # one that is nothing but its end
 
 
 def test_a_row_of_a_stream_begins_within_a_text():

@@ -7,6 +7,7 @@ from diffusion_text.contrib import CONTRIB
 from diffusion_text.contrib.anchored import Anchored
 from diffusion_text.contrib.mask_agnostic import MaskAgnostic
 from diffusion_text.contrib.reinforced_conditioning import ReinforcedConditioning
+from diffusion_text.contrib.settled_tokens import SettledTokens
 from diffusion_text.objective import (
   OBJECTIVES,
   Bound,
@@ -22,10 +23,12 @@ from diffusion_text.process.token_masked import TokenMasked
 from diffusion_text.testing.check_objective import check_objective
 from diffusion_text.testing.exact_model import exact_model
 from diffusion_text.testing.languages import Enumerable
+from diffusion_text.timing import Hyperschedule
 
 LANGUAGE = Enumerable.dirichlet(0, 0.5, 3, 4)
 MASKED = Masked(vocab_size=3)
 VECTORS = Embedding(vocab_size=3, width=4)
+HYBRID, WAVE = Mixed(vocab_size=3, mixing="gamma"), Hyperschedule(kind="wave", width=1)
 # That the reported bound is tight is a law of processes and timings, tested there.
 LAWS = ("options", "fits", "shapes", "weights", "observed", "microbatches", "costs", "groups")
 ROWS = {  # objective, process, options of the exact model
@@ -36,6 +39,7 @@ ROWS = {  # objective, process, options of the exact model
   "score_function": (ScoreFunction(), TokenMasked(vocab_size=3), {}),
   "anchored": (Anchored(threshold=1), MASKED, {"staged": True}),
   "mask_agnostic": (MaskAgnostic(appended=2), MASKED, {}),
+  "settled_tokens": (SettledTokens(block=2), HYBRID, {"timing": WAVE}),
   "reinforced_conditioning": (ReinforcedConditioning(), VECTORS, {"self_conditioning": 0.5}),
 }
 
