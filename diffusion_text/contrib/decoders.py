@@ -269,7 +269,33 @@ DECODERS: dict[str, Decoder] = {
     _LLADA,
     {"name": "similar_cache"},
   ),
+  # Guidance by a prompt.
+  "adaptive_guidance": Decoder(
+    "confidence; guided by the prompt (scale 2) until both answers agree to 0.01",
+    "confidence",
+    _LLADA,
+    {"name": "classifier_free", "scale": 2.0, "agree": 0.01},
+  ),
+  # Layers and orders that were trained for it.
+  "joint": Decoder(
+    "several tokens per call by one extra layer (ADJUST; after objective.name='joint_layer')",
+    "one_by_one",
+    {"name": "joint", "steps": 64},
+  ),
+  "speculative": Decoder(
+    "five tokens are drafted, a second call checks them (ASSD; context.name='any_order')",
+    "left_to_right",
+    {"name": "speculative", "drafts": 5},
+  ),
   # A second model.
+  "guided": Decoder(
+    "the greedy run of tokens that an autoregressive scorer would write too (Guided Diffusion)",
+    "left_to_right",
+    _reveal(
+      "left_to_right",
+      {"name": "diffusion_text.sampler.agreement:Agreement", "scorer": SCORER},
+    ),
+  ),
   "edlm": Decoder(
     "posterior steps; of 8 candidate rows an autoregressive scorer chooses (EDLM)",
     "ancestral",

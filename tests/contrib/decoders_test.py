@@ -14,7 +14,9 @@ import pytest
 
 from configs import mdlm, udlm
 from diffusion_text.context import Full, NextToken
+from diffusion_text.contrib.any_order import AnyOrder, Given
 from diffusion_text.contrib.decoders import DECODERS, Decoder
+from diffusion_text.contrib.joint_layer import JointLayer
 from diffusion_text.core.prng import row_keys
 from diffusion_text.experiment.decoding import decoding_of, listed
 from diffusion_text.process.masked import Masked
@@ -24,11 +26,12 @@ from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.loop import sample
 from diffusion_text.testing.small_transformer import noisy_parameters, small_transformer
 from diffusion_text.timing import AtNoise, Shared
-from diffusion_text.types import Batch, Model
+from diffusion_text.types import Batch, DataFacts, Model
 
 V, L, BLOCK = 11, 24, 8
 # Decoders of noise that is not a mask; all others are tried on masks.
 UNIFORM = {"renoise_cap", "renoise_loop", "edits", "canvas"}
+ORDERED = {"speculative"}
 # Options for rows of 24 tokens, in place of those for some hundreds.
 SHORT = {
   "dkv_cache": {"reader": ("queries=12",)},
@@ -37,6 +40,7 @@ SHORT = {
   "wino": {"sampler": ("revise.checks=2",)},
   "look_ahead": {"sampler": ("depth=2",)},
   "klass": {"sampler": ("budget.below=0.5",)},
+  "adaptive_guidance": {"reader": ("agree=0.2",)},
 }
 STEPS = 6
 # The calls of a row of 24 - 4 observed tokens, at 6 steps or as many as follow from the name.
@@ -52,6 +56,7 @@ CALLS = {
   "llada": 3 * 6,
   "free_cache": 3 * 6,
   "rcr": 6,
+  "joint": 6,
   "dllm_cache": 6,
   "edlm": 6 * 4,
 }
@@ -81,13 +86,22 @@ def network_of(process):
 @functools.cache
 def experiment_of(kind):
   """(what a decoder asks of an experiment, the parameters)."""
-  process = {"masked": Masked, "uniform": Uniform}[kind](vocab_size=V)
+  process = (Uniform if kind == "uniform" else Masked)(vocab_size=V)
   network, own = network_of(process)
-  model = Model(network, process, Shared(), Full(), chunk=64)
-  config = {"masked": mdlm, "uniform": udlm}[kind].get_config("micro")
+  context, timing = (AnyOrder(), Given()) if kind == "ordered" else (Full(), Shared())
+  model = Model(network, process, timing, context, chunk=64)
+  config = (udlm if kind == "uniform" else mdlm).get_config("micro")
   groups = {"network": own, "process": {}, "timing": {}}
   scorer = {"network": noisy_parameters(network, scale=0.3, seed=1), "process": {}, "timing": {}}
-  return types.SimpleNamespace(config=config, model=model), {**groups, "scorer": scorer}
+  layer = {}
+  if kind == "masked":
+    facts = DataFacts(L, V)
+    layer = jax.tree.map(
+      lambda leaf: leaf + 0.3 * np.random.default_rng(2).normal(size=leaf.shape).astype(np.float32),
+      JointLayer().init(model, jax.random.key(0), facts),
+    )
+  params = {**groups, "scorer": scorer, **layer}
+  return types.SimpleNamespace(config=config, model=model), params
 
 
 def batch_of(seed):
@@ -136,6 +150,8 @@ def made_by(name, kind, seed=0):
 
 
 def kind_of(name):
+  if name in ORDERED:
+    return "ordered"
   return "uniform" if name in UNIFORM else "masked"
 
 
@@ -206,7 +222,7 @@ def test_what_is_unknown_or_missing_is_said():
   with pytest.raises(ValueError, match=r"edlm needs a second model.*--scorer=WORKDIR"):
     decoding_of(experiment, decoder="edlm")
   scorer = Other(WholeRow(), experiment.model, "scorer")
-  with pytest.raises(ValueError, match=r"--scorer is read by --decoder=edlm"):
+  with pytest.raises(ValueError, match=r"--scorer is read by --decoder=guided, edlm only"):
     decoding_of(experiment, decoder="dream", scorer=scorer)
   with pytest.raises(ValueError, match="choose one"):
     decoding_of(experiment, decoder="dream", order="margin")

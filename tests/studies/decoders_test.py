@@ -22,10 +22,11 @@ def test_every_line_can_be_made():
     assert sampler.temperature == 1
   assert len({(name, options) for name, options, *_ in found}) == len(found)
   left_out = set(DECODERS) - set(decoders.KNOBS)
-  # Of uniform noise, of a second model, greedy by nature, or a cache that changes no choice.
+  # Of uniform noise, of a second model or layer, greedy, or a cache that changes no choice.
   assert left_out == {
     *("renoise_cap", "renoise_loop", "edits", "canvas", "edlm", "look_ahead", "llada"),
     *("free_cache", "dkv_cache", "dkv_cache_greedy", "dllm_cache"),
+    *("adaptive_guidance", "joint", "speculative", "guided"),
   }
 
 
