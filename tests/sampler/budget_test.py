@@ -302,6 +302,12 @@ def test_unions_and_intersections():
   np.testing.assert_array_equal(choice(disjoint, log_p, order, waiting), best)
 
 
+def test_each_of_several_has_its_own_memory():
+  union = AnyOf((STABLE, CONSISTENT))
+  for together, one, two in zip(*map(calls_of, (union, STABLE, CONSISTENT)), strict=True):
+    np.testing.assert_array_equal(together[-1], one[-1] | two[-1])
+
+
 class Takes(Budget):
   """The token at a place."""
 
