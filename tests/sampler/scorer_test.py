@@ -82,12 +82,13 @@ def test_another_language_would_be_noticed():
 
 def test_a_window_behind_clean_tokens_and_a_row_with_padding():
   """The second block of a row is scored given the first; padding costs nothing."""
-  model, params, scorer = scored_by(context=Blocks(size=2))
   ids = TOY.sequences
-  query = query_of(ids, unit=2, start=2)
   log_prob, _ = marginal_chain(TOY, ids)
-  got = np.asarray(ask(scorer, model, params, query, ids[:, 2:]).log_prob)
-  np.testing.assert_allclose(got, log_prob[:, 2:], atol=1e-4)
+  for process in (Uniform(vocab_size=3), MASKED):
+    model, params, scorer = scored_by(process=process, context=Blocks(size=2))
+    query = query_of(ids, unit=2, start=2, process=process)
+    got = np.asarray(ask(scorer, model, params, query, ids[:, 2:]).log_prob)
+    np.testing.assert_allclose(got, log_prob[:, 2:], atol=1e-4)
   padding = np.broadcast_to(np.arange(4) == 3, ids.shape)
   batch = {"weights": np.float32(~padding), "segment": padding.astype(np.int32)}
   got = np.asarray(ask(scorer, model, params, query_of(ids, **batch), ids).log_prob)
