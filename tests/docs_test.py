@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from diffusion_text.contrib.decoders import DECODERS
 from diffusion_text.experiment.build import build, init
 from diffusion_text.experiment.registry import named_value
 from diffusion_text.experiment.run import override
@@ -117,3 +118,11 @@ def test_the_flags_of_configs_that_are_shown_build(line):
     name, _, value = word.removeprefix("--config.").partition("=")
     override(config, [named_value(f"{name}={value}", "config")])
   build(config, tokenizer=AnyVocabulary(64))
+
+
+def test_every_decoder_has_its_paragraph():
+  """And no other is described."""
+  text = (ROOT / "docs" / "decoding.md").read_text()
+  table = text.split("## Decoders by name")[1].split("## Caches")[0]
+  rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+  assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(DECODERS)
