@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 
 from diffusion_text.model.pretrained import bert, dream, gpt2, llada, llama, mapping
 from diffusion_text.model.pretrained.family import Architecture, Config, Family, differences
@@ -85,7 +86,7 @@ def read(
   if mask_id is not None:
     architecture = architecture._replace(mask_id=mask_id)
   entries = family.entries(architecture, weights.shapes)
-  network = architecture.network
+  network = _network(architecture, weights.place)
   unread = mapping.check(network, entries, weights, family.buffers)
   noise_id = _noise(architecture, weights.config) if noise_id is None else noise_id
   params = mapping.fill(network, entries, weights, noise_id)
@@ -170,6 +171,15 @@ def _complete(architecture: Architecture) -> dict[str, Any]:
   """All options of a network, those that are left out at their defaults, and the mask."""
   complete = architecture_of(architecture.network)
   return complete.options | {"mask_id": complete.mask_id}
+
+
+def _network(architecture: Architecture, place: str) -> Transformer:
+  """The network. Raises ValueError, in one line, for options that make none."""
+  try:
+    return architecture.network
+  except pydantic.ValidationError as error:
+    said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    raise ValueError(f"{place}: what config.json says makes no network: {said}") from None
 
 
 def _noise(architecture: Architecture, config: Config) -> int:

@@ -178,6 +178,11 @@ BAD = {
     {"model_type": "qwen3"},
     r"lacks the tensor model.layers.0.self_attn.q_norm.weight",
   ),
+  "no network": (
+    lambda t: t,
+    {"num_key_value_heads": 3},
+    "what config.json says makes no network: kv_heads=3 must divide heads=4",
+  ),
   "scaling": (
     lambda t: t,
     {"rope_scaling": {"type": "yarn"}},
