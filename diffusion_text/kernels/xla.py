@@ -24,6 +24,9 @@ from diffusion_text.types import Layout
 # at the same sizes, where empty chunks are skipped: 71, 81; 158, 78; 386, 119.
 DENSE_LENGTH = 256
 DENSE_LENGTH_UNMASKED = 512  # dense uses two cores better
+# Few queries over a long cache are attended to densely, as a copy of the cache in tiles would cost
+# more than the keys that it could leave out; up to so many scores per head.
+DENSE_SCORES = 2**17
 CHUNK = 128
 
 
@@ -44,7 +47,9 @@ def attention(
   L, S, K = q.shape[1], k.shape[1], q.shape[3]
   scale = K**-0.5 if scale is None else scale
   unmasked = layouts.is_bidirectional(q_layout, k_layout)
-  if chunk is None and max(L, S) <= (DENSE_LENGTH_UNMASKED if unmasked else DENSE_LENGTH):
+  short = max(L, S) <= (DENSE_LENGTH_UNMASKED if unmasked else DENSE_LENGTH)
+  few = L < S and L <= CHUNK and L * S <= DENSE_SCORES
+  if chunk is None and (short or few):
     mask = layouts.visible(q_layout, k_layout)
     out, lse = _dense(scale, soft_cap, q, k, v, mask)
     if mask is None:

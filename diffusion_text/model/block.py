@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from diffusion_text.model.cache import put_tokens
+from diffusion_text.model.cache import heads_of, put_heads
 from diffusion_text.model.experts import Experts, Routing
 from diffusion_text.model.layers import MLP, Linear, RMSNorm, dropout, norm_of, rotate
 from diffusion_text.model.options import TransformerOptions
@@ -18,10 +18,10 @@ from diffusion_text.types import Key, Layout
 
 
 class Stores(NamedTuple):
-  """Keys and values of all layers and slots, [layers, B, S, G, K] each."""
+  """Keys and values of a layer, [B, G, S, K], or of all layers, as in `SlotCache`."""
 
-  keys: Array
-  values: Array
+  keys: Any
+  values: Any
 
 
 class Shared(NamedTuple):
@@ -67,10 +67,12 @@ class Attention(nnx.Module):
     self,
     x: Float[Array, "B L D"],
     shared: Shared,
-    number: Int[Array, ""],
+    number: Int[Array, ""] | None,
     stores: Stores | None,
   ) -> tuple[Float[Array, "B L D"], Stores | None]:
-    """The result, and the stores with the keys and values of these tokens in layer `number`."""
+    """The result, and the stores with the keys and values of these tokens: those of this layer, or,
+    where they are stacked, of all, of which this is number `number`.
+    """
     shape = (*x.shape[:2], -1, self.config.sizes.head_width)
     q = self.query(x).reshape(shape)
     k = self.key(x).reshape(shape)
@@ -83,11 +85,11 @@ class Attention(nnx.Module):
       k = rotate(k, *shared.rotary)
     if stores is not None:
       stores = Stores(
-        put_tokens(stores.keys, k, shared.slots, number),
-        put_tokens(stores.values, v, shared.slots, number),
+        put_heads(stores.keys, k, shared.slots, number),
+        put_heads(stores.values, v, shared.slots, number),
       )
-      k = stores.keys[number]
-      v = stores.values[number]
+      k = heads_of(stores.keys, number)
+      v = heads_of(stores.values, number)
     out = attention(q, k, v, shared.layout, shared.key_layout, self.config.attention)
     return self.out(out.reshape(*x.shape[:2], -1)), stores
 
@@ -121,7 +123,7 @@ class Block(nnx.Module):
     self,
     x: Float[Array, "B L D"],
     shared: Shared,
-    number: Int[Array, ""],
+    number: Int[Array, ""] | None,
     key: Key | None,
     stores: Stores | None,
   ) -> tuple[Float[Array, "B L D"], Stores | None, Routing | None]:

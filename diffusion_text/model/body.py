@@ -215,8 +215,8 @@ class Body(nnx.Module):
     runs = _split(layers, [end - start for start, end in zip(starts, ends)])
     hidden, stages, routings = {}, (), []
     x = _with_prefix(x, prefix)
-    for end, run in zip(ends, runs):
-      x, stores, routing = self._layers(x, run, shared, key, stores)
+    for start, end, run in zip(starts, ends, runs):
+      x, stores, routing = self._layers(x, run, start, shared, key, stores)
       routings.append(routing)
       if end - 1 in hidden_layers:
         hidden[end - 1] = _without_prefix(x, prefix)
@@ -232,33 +232,48 @@ class Body(nnx.Module):
     return _without_prefix(x, prefix), Prediction(None, None, losses, stages, hidden), stores
 
   def _layers(
-    self, x: Float[Array, "B L D"], layers: Any, shared: Shared, key: Key | None, stores
+    self, x: Float[Array, "B L D"], layers: Any, first: int, shared: Shared, key: Key | None, stores
   ) -> tuple[Float[Array, "B L D"], Stores | None, Routing | None]:
-    """The stream and the stores after `layers` (stacked parameters, and the numbers of the layers),
-    and the losses of their routers, stacked."""
+    """The stream and the stores after `layers` (stacked parameters, and the numbers of the layers,
+    from `first` on), and the losses of their routers, stacked."""
     config = self.config
     definition = nnx.split(self.blocks)[0]
+    scan = scans_layers(config)
 
     def layer(carry, each):
       x, stores = carry
       params, number = each
       layer_key = None if key is None else jax.random.fold_in(key, number)
       block = nnx.merge(definition, params)
-      x, stores, routing = block(placed(x), shared, number, layer_key, stores)
+      place = number if scan else None
+      x, stores, routing = block(placed(x), shared, place, layer_key, stores)
       return (x, stores), routing
 
     if REMAT[config.remat] is not None and stores is None:
       layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-    scan = config.scan_layers if config.scan_layers is not None else target()[0] != "cpu"
     if scan:
       (x, stores), routing = jax.lax.scan(layer, (x, stores), layers)
       return x, stores, routing
     routings = []
-    for piece in _split(layers, [1] * layers[1].shape[0]):
+    for number, piece in enumerate(_split(layers, [1] * layers[1].shape[0]), start=first):
       one = jax.tree.map(lambda leaf: leaf[0], piece)
-      (x, stores), routing = layer((x, stores), one)
+      own = None if stores is None else Stores(stores.keys[number], stores.values[number])
+      (x, own), routing = layer((x, own), one)
+      if stores is not None:
+        stores = Stores(
+          _replaced(stores.keys, number, own.keys), _replaced(stores.values, number, own.values)
+        )
       routings.append(routing)
     return x, stores, jax.tree.map(lambda *leaves: jnp.stack(leaves), *routings)
+
+
+def scans_layers(config: TransformerOptions) -> bool:
+  """True if one compiled layer is scanned over all, so that a cache is stacked."""
+  return config.scan_layers if config.scan_layers is not None else target()[0] != "cpu"
+
+
+def _replaced(parts: tuple, number: int, part: Any) -> tuple:
+  return (*parts[:number], part, *parts[number + 1 :])
 
 
 def _positions(rows: Rows) -> Int[Array, "B1 L"]:

@@ -3,6 +3,9 @@
 A slot holds one token: its keys and values in every layer, and the three integers of its layout. A
 token may be written over, so finished tokens, prompts and stale noisy tokens all live in the one
 cache, and the rule over `Layout` decides what a query sees of them, as in an uncached row.
+
+Heads come before slots, as attention multiplies them, and layers that are not scanned are arrays of
+their own, so that no call copies what it looks at.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ class SlotCache:
   """What has been read of B rows, in S slots each.
 
   Attributes:
-    keys, values: [layers, B, S, G, K], in the dtype of the network.
+    keys, values: one [B, G, S, K] per layer, in the dtype of the network; a tuple, or stacked to
+      [layers, B, G, S, K] where one compiled layer is scanned over all.
     segment, block, noisy: int32 [B, S], the layout of the slots. A slot that has not been written
       is in a segment of its own, which no query is in.
   """
@@ -45,12 +49,18 @@ class SlotCache:
 
 
 def empty(
-  layers: int, rows: int, slots: int, kv_heads: int, head_width: int, dtype: str
+  layers: int, rows: int, slots: int, kv_heads: int, head_width: int, dtype: str, *, stacked: bool
 ) -> SlotCache:
   """A cache in which nothing is written."""
-  zeros = jnp.zeros((layers, rows, slots, kv_heads, head_width), dtype)
+  shape = (rows, kv_heads, slots, head_width)
+
+  def zeros():
+    if stacked:
+      return jnp.zeros((layers, *shape), dtype)
+    return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+
   none = jnp.zeros((rows, slots), jnp.int32)
-  return SlotCache(zeros, zeros, none + PAD_KEY, none, none)
+  return SlotCache(zeros(), zeros(), none + PAD_KEY, none, none)
 
 
 def write_layout(
@@ -66,16 +76,27 @@ def write_layout(
   return tokens, SlotCache(cache.keys, cache.values, *put)
 
 
-def put_tokens(
-  old: Array, new: Array, slots: Int[Array, "B Q"], layer: Int[Array, ""] | None = None
+def put_tokens(old: Array, new: Array, slots: Int[Array, "B Q"]) -> Array:
+  """[B, S] with new [B, Q] in the slots. A slot beyond the last is not written."""
+  rows = jnp.arange(slots.shape[0])[:, None]
+  return old.at[rows, slots].set(new.astype(old.dtype), mode="drop")
+
+
+def put_heads(
+  old: Array, new: Array, slots: Int[Array, "B Q"], layer: Int[Array, ""] | None
 ) -> Array:
-  """[B, S, …] with new [B, Q, …] in the slots, or [layers, B, S, …] with it in those of one layer.
+  """[B, G, S, K] with new [B, Q, G, K] in the slots; or the same in one layer of [layers, B, …].
 
   A slot beyond the last is not written. One scatter, so that the old array may be updated in place.
   """
   rows = jnp.arange(slots.shape[0])[:, None]
-  index = (rows, slots) if layer is None else (layer, rows, slots)
+  index = (rows, slice(None), slots) if layer is None else (layer, rows, slice(None), slots)
   return old.at[index].set(new.astype(old.dtype), mode="drop")
+
+
+def heads_of(store: Array, layer: Int[Array, ""] | None) -> Array:
+  """[B, S, G, K] of a layer, as attention takes it; its first step is to turn it back."""
+  return jnp.swapaxes(store if layer is None else store[layer], 1, 2)
 
 
 def _fields(layout: Layout | SlotCache) -> tuple[Array, Array, Array]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.options import member
-from diffusion_text.model.body import Body
+from diffusion_text.model.body import Body, scans_layers
 from diffusion_text.model.cache import SlotCache, empty
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.partition import decays
@@ -71,7 +71,8 @@ class Transformer(TransformerOptions):
       )
     sizes = self.sizes
     count = rows.t.shape[0]
-    return empty(self.layers, count, slots, sizes.kv_heads, sizes.head_width, self.dtype)
+    shape = (self.layers, count, slots, sizes.kv_heads, sizes.head_width)
+    return empty(*shape, self.dtype, stacked=scans_layers(self))
 
   def extend(
     self,
