@@ -4,8 +4,9 @@
 Published: E2E, 500 steps, 128 numbers per token, control tasks; no likelihood. Easy words are
 generated first. The importance of a word is the sum of tf-idf and entropy in the paper, each
 normalised over the sentence (as we recall it; the released code has neither soft masks nor data);
-here it is of tokens, normalised over the corpus, and tf is the mean over the documents that have
-the token. Soft masks are times that differ by token (see
+here it is normalised over the corpus, and tf is the mean over the documents that have the token. It
+is that of tokens; with data.tokenizer=sentencepiece, timing.of=words makes it that of the words
+that a piece stands in (characters tell no words). Soft masks are times that differ by token (see
 `diffusion_text.timing.ByInformation`: a surrogate, whose bound is that of shared times), in a
 straight line where the paper has buckets of words. Texts are made along the path of the token that
 is guessed (sampler "guessed_times"), so that easy words do come first; the released sampler is

@@ -413,9 +413,9 @@ class DataFacts(NamedTuple):
   Attributes:
     length: Positions of a row; for a timing, positions of one unit.
     vocab_size: V.
-    token_counts: () -> int64 [V], occurrences of each token in the training split, counted on the
-      first call.
+    token_counts: () -> int64 [V], occurrences of each token in the training split.
     document_counts: () -> int64 [V], the number of documents that contain each token.
+    words: () -> `data.words.Words` of the split; None where the tokenizer tells no words.
     steps: Optimizer steps of the run.
   """
 
@@ -424,6 +424,7 @@ class DataFacts(NamedTuple):
   token_counts: Callable[[], Any] | None = None
   document_counts: Callable[[], Any] | None = None
   steps: int = 1
+  words: Callable[[], Any] | None = None
 
 
 class Times(NamedTuple):

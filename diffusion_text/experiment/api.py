@@ -22,6 +22,7 @@ from diffusion_text.data.corpora import Corpus
 from diffusion_text.data.documents import Documents
 from diffusion_text.data.text_files import BadRows
 from diffusion_text.data.token_arrays import TokenArrays, token_arrays
+from diffusion_text.data.words import WORDLESS, Words, words_of
 from diffusion_text.evaluate import likelihood
 from diffusion_text.experiment.build import init, loss
 from diffusion_text.experiment.settings import EvaluateSettings
@@ -145,7 +146,11 @@ class TextData:
       token_counts=lambda: self.tokens("train").token_counts(self.vocab_size),
       document_counts=lambda: self.tokens("train").document_counts(self.vocab_size),
       steps=steps,
+      words=None if self.tokenizer.name in WORDLESS else self._words,
     )
+
+  def _words(self) -> Words:
+    return words_of(self.tokens("train"), self.tokenizer)
 
   def held_out(self, split: str, batch_size: int) -> Iterator[tuple[Batch, tokenizers.TextSize]]:
     """(batch, size of the text scored in it) over a whole split, in order."""

@@ -25,6 +25,7 @@ from diffusion_text.core.options import LARGEST
 from diffusion_text.core.prng import stream
 from diffusion_text.core.trees import merge, split
 from diffusion_text.data.packing import without_padding
+from diffusion_text.data.words import WORDLESS
 from diffusion_text.experiment import registry
 from diffusion_text.experiment.settings import (
   DataSettings,
@@ -412,6 +413,7 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
     token_counts=functools.cache(lambda: data.token_counts(tokenizer)),
     document_counts=functools.cache(lambda: data.document_counts(tokenizer)),
     steps=settings.steps,
+    words=None if data.tokenizer in WORDLESS else functools.cache(lambda: data.words(tokenizer)),
   )
   model = _model(parts, members, facts, token_shards(mesh), settings.self_conditioning or 0.0)
   scoring = scoring_model(model, evaluate)

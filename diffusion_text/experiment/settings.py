@@ -19,6 +19,7 @@ from diffusion_text.data.corpora import CORPORA, Corpus
 from diffusion_text.data.detokenize import DETOKENIZERS, Detokenized
 from diffusion_text.data.token_arrays import TokenArrays, say_once, token_arrays
 from diffusion_text.data.tokenizers import build_tokenizer, tokenizer_from_bytes
+from diffusion_text.data.words import Words, words_of
 from diffusion_text.experiment import registry
 from diffusion_text.train.sharding import row_shards
 
@@ -146,6 +147,10 @@ class DataSettings:
   def document_counts(self, tokenizer: Any) -> np.ndarray:
     """int64 [V]: in how many documents of the training split each token occurs."""
     return self.tokens(tokenizer, "train").document_counts(tokenizer.vocab_size)
+
+  def words(self, tokenizer: Any) -> Words:
+    """The words of the training split, and the tokens in them."""
+    return words_of(self.tokens(tokenizer, "train"), tokenizer)
 
   @property
   def cache(self) -> pathlib.Path:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text.core.prng import make_key
+from diffusion_text.data.words import Words
 from diffusion_text.experiment import registry
 from diffusion_text.experiment.settings import DataSettings, EvaluateSettings, TrainSettings
 from diffusion_text.objective import Bound, engine
@@ -98,7 +99,12 @@ def check_members(
 def without_text(facts: DataFacts) -> DataFacts:
   """The facts with made-up counts, for shapes: no corpus is read."""
   ones = np.ones(facts.vocab_size, np.int64)
-  return facts._replace(token_counts=lambda: ones, document_counts=lambda: ones)
+  words = Words(ones[:1], ones[:1], np.arange(facts.vocab_size), 0 * ones, ones)
+  return facts._replace(
+    token_counts=lambda: ones,
+    document_counts=lambda: ones,
+    words=None if facts.words is None else lambda: words,
+  )
 
 
 def _times(model: Model, batch: Batch, *, facts: DataFacts) -> Any:

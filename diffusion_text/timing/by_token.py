@@ -7,7 +7,7 @@ that sweep [0, 1] along one path; `Poisson` lacks the second, `ByInformation` th
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +151,20 @@ def tf_idf_entropy(counts: np.ndarray, documents: np.ndarray) -> np.ndarray:
   return sum(value / max(share @ value, 1e-30) for value in (tf_idf, entropy))
 
 
+def of_words(values: np.ndarray, words: Any, vocab_size: int) -> np.ndarray:
+  """float64 [V]: of each token the mean value of the words that it stands in, over its occurrences;
+  0 for tokens that do not occur.
+
+  Args:
+    values: of each word, [W].
+    words: `data.words.Words`.
+    vocab_size: V.
+  """
+  weight = np.asarray(words.times, np.float64)
+  total = np.bincount(words.tokens, weight * values[words.words], minlength=vocab_size)
+  return total / np.maximum(np.bincount(words.tokens, weight, minlength=vocab_size), 1.0)
+
+
 @member
 class ByInformation(Even):
   """Tokens that tell more fall first, or last: InfoDiffusion (arXiv 2310.11976), Masked-Diffuse LM
@@ -158,8 +172,9 @@ class ByInformation(Even):
 
   As `Slanted`, along information instead of place: while the clock falls, a token falls from 1 to 0
   on a stretch 1 / (1 + spread) long, which is the earlier the more of the training tokens tell less
-  (`place`). Published information is of words, and tf-idf that of a word in its sentence; here both
-  are of tokens, and of a token wherever it stands, so that a token that is guessed has a time.
+  (`place`). Published information is of words, and tf-idf that of a word in its sentence. Here it
+  is of a token wherever it stands, so that a token that is guessed has a time: its own information,
+  or with `of` = "words" the mean of that of the words of the corpus that it is a piece of.
 
   A surrogate: each token does sweep [0, 1] once, but its times depend on what the token is. A
   network that reads its own times can infer the token from them, and the cost of the token then
@@ -179,11 +194,17 @@ class ByInformation(Even):
     " several documents",
   )
 
+  of: Literal["tokens", "words"] = option(
+    "tokens",
+    "whose information it is: that of each token, or of the words that it is a piece of, which"
+    " needs a tokenizer that tells words (sentencepiece)",
+  )
+
   path: ClassVar[Literal["none"]] = "none"
 
   def init(self, key: Key, facts: DataFacts) -> Params:
     """{"rarity": float32 [V]}, fixed: the place of each token by information. Raises ValueError for
-    data without the counts that are needed.
+    data without the counts, or the words, that are needed.
     """
     del key
     if facts.token_counts is None:
@@ -192,6 +213,8 @@ class ByInformation(Even):
         " DataFacts.token_counts"
       )
     counts = facts.token_counts()
+    if self.of == "words":
+      return {"rarity": jnp.asarray(place(self._of_words(facts, counts), counts))}
     if self.information == "rarity":
       return {"rarity": jnp.asarray(rarity(counts))}
     if facts.document_counts is None:
@@ -201,6 +224,23 @@ class ByInformation(Even):
       )
     told = tf_idf_entropy(counts, facts.document_counts())
     return {"rarity": jnp.asarray(place(told, counts))}
+
+  def _of_words(self, facts: DataFacts, counts: np.ndarray) -> np.ndarray:
+    """The information of the words that each token is a piece of. As of tokens, one that does not
+    occur is the rarest of all, and has no tf-idf.
+    """
+    if facts.words is None:
+      raise ValueError(
+        "timing.of='words' needs to know words, which tokens that are characters or bytes do not"
+        " tell; use data.tokenizer='sentencepiece' (in Python: pass DataFacts.words), or"
+        " of='tokens'"
+      )
+    words = facts.words()
+    if self.information == "tf_idf_entropy":
+      told = tf_idf_entropy(words.counts, words.documents)
+      return of_words(told, words, facts.vocab_size)
+    told = of_words(-np.log(words.counts / words.counts.sum()), words, facts.vocab_size)
+    return np.where(np.asarray(counts) > 0, told, told.max() + 1)
 
   def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
     """Times by rarity about the row's clock, and the clock for the network."""

@@ -1,0 +1,79 @@
+"""The words that tokens make up: for what is known of words and not of their pieces.
+
+A word is a run of tokens. A new one begins at each document, with a token that begins with a space
+or newline, after one that ends with such, and before and after a token without any letter or digit.
+So words are known where tokens are words or pieces of words ("sentencepiece"), and not where each
+token is a character or a byte.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from diffusion_text.data.token_arrays import TokenArrays
+
+WORDLESS = ("characters", "bytes")  # tokenizers that tell no words
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd; powers of it hash a run, modulo 2^64
+
+
+class Words(NamedTuple):
+  """W words, and how often each token stands in each of them.
+
+  Attributes:
+    counts: int64 [W], occurrences of each word.
+    documents: int64 [W], the number of documents that contain each word.
+    tokens, words, times: int64 [n] each: token tokens[i] occurs times[i] times within the word
+      words[i].
+  """
+
+  counts: Int[np.ndarray, " W"]
+  documents: Int[np.ndarray, " W"]
+  tokens: Int[np.ndarray, " n"]
+  words: Int[np.ndarray, " n"]
+  times: Int[np.ndarray, " n"]
+
+
+def edges(tokenizer: Any) -> tuple[Bool[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
+  """(True for tokens that begin a word, True for tokens after which one begins)."""
+  alone = np.array([not _holds_letters(token) for token in tokenizer.token_bytes])
+  first = np.array([token[:1].isspace() for token in tokenizer.token_bytes])
+  last = np.array([token[-1:].isspace() for token in tokenizer.token_bytes])
+  return first | alone, last | alone
+
+
+def words_of(arrays: TokenArrays, tokenizer: Any) -> Words:
+  """The words of a split.
+
+  Raises:
+    ValueError: For a tokenizer that knows no words.
+  """
+  if tokenizer.name in WORDLESS:
+    raise ValueError(
+      f"the tokenizer {tokenizer.name!r} does not tell words: its tokens are characters or bytes;"
+      " use data.tokenizer='sentencepiece'"
+    )
+  tokens, offsets = np.asarray(arrays.tokens, np.int64), np.asarray(arrays.offsets)
+  first, last = edges(tokenizer)
+  begins = first[tokens]
+  begins[1:] |= last[tokens[:-1]]
+  begins[offsets[:-1][offsets[:-1] < len(tokens)]] = True
+  places = np.flatnonzero(begins)
+  run = np.cumsum(begins) - 1
+  powers = np.cumprod(np.full(np.diff(np.append(places, len(tokens))).max(), _FACTOR))
+  parts = (tokens + 1).astype(np.uint64) * powers[np.arange(len(tokens)) - places[run]]
+  _, word, counts = np.unique(
+    np.add.reduceat(parts, places), return_inverse=True, return_counts=True
+  )
+  size = len(counts)
+  document = np.searchsorted(offsets, places, side="right") - 1
+  seen = np.unique(document * size + word) % size
+  pair, times = np.unique(tokens * size + word[run], return_counts=True)
+  return Words(counts, np.bincount(seen, minlength=size), pair // size, pair % size, times)
+
+
+def _holds_letters(token: bytes) -> bool:
+  """True if a token holds a letter, a digit, or a part of a character of several bytes."""
+  return any(byte > 127 or chr(byte).isalnum() for byte in token)
