@@ -7,10 +7,12 @@ import functools
 import types
 from typing import NamedTuple
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 from configs import mdlm, udlm
 from diffusion_text.context import Full, NextToken
@@ -104,46 +106,46 @@ def experiment_of(kind):
   return types.SimpleNamespace(config=config, model=model), params
 
 
-def batch_of(seed):
-  """Rows of 24 tokens, 4 of them observed; row 1 is the same for every seed, the last is padded."""
-  rng = np.random.default_rng(seed)
-  same = np.random.default_rng(7)
-  ids, observed = rng.integers(0, V, (4, L)), np.zeros((4, L), bool)
-  ids[1] = same.integers(0, V, L)
-  for row, rows_rng in enumerate((rng, same, rng, rng)):
-    observed[row, rows_rng.choice(L, 4, replace=False)] = True
+def batch_of(own, mates):
+  """Rows of 24 tokens, 4 of them observed, the last row padded.
+
+  Row 1 follows from `own`, the others from `mates`.
+  """
+  ids, observed = np.zeros((4, L), np.int32), np.zeros((4, L), bool)
+  mates = np.random.default_rng(mates)
+  for row, random in enumerate((mates, np.random.default_rng(own), mates, mates)):
+    ids[row] = random.integers(0, V, L)
+    observed[row, random.choice(L, 4, replace=False)] = True
   weights = np.ones((4, L), np.float32)
   weights[3, 17:] = 0
-  return Batch(ids.astype(np.int32), observed=observed, weights=weights)
+  return Batch(ids, observed=observed, weights=weights)
 
 
 @functools.cache
-def made_by(name, kind, seed=0):
-  """What a decoder makes of the rows with this seed."""
-  experiment, params = experiment_of(kind)
+def decoding(name, kind):
+  """The decoding of a name, for short rows."""
+  experiment, _ = experiment_of(kind)
   decoder, options = DECODERS[name], SHORT.get(name, {})
   scorer = None
   if decoder.has_scorer:
     causal = experiment.model._replace(context=NextToken(), timing=AtNoise())
     scorer = Other(WholeRow(), causal, "scorer")
-  steps = STEPS if "steps" in str(decoder.sampler) and name not in ("first_hitting",) else None
-  if name in ("rcr",):
+  steps = STEPS if "steps" in str(decoder.sampler) and name != "first_hitting" else None
+  if name == "rcr":
     options, steps = {"sampler": (f"revise.steps={STEPS}",)}, None
   block = BLOCK if decoder.block else None
   how = {"decoder": name, "scorer": scorer, "steps": steps, "block": block, **options}
-  chosen = decoding_of(experiment, **how)
-  batch = batch_of(seed)
-  keys = row_keys(seed, 4)
-  keys = jnp.where(jnp.arange(4) == 1, row_keys(9, 4), keys)
-  result = sample(
-    experiment.model,
-    params,
-    chosen.sampler,
-    keys,
-    batch=batch,
-    reader=chosen.reader,
-    block=chosen.block,
-  )
+  return decoding_of(experiment, **how)
+
+
+@functools.cache
+def made_by(name, kind, own=7, mates=0):
+  """What a decoder makes of the rows of these seeds."""
+  experiment, params = experiment_of(kind)
+  chosen, batch = decoding(name, kind), batch_of(own, mates)
+  keys = jnp.where(jnp.arange(4) == 1, row_keys(own, 4), row_keys(mates, 4))
+  how = {"batch": batch, "reader": chosen.reader, "block": chosen.block}
+  result = sample(experiment.model, params, chosen.sampler, keys, **how)
   result = jax.tree.map(np.asarray, result)
   per_step = 1 + chosen.sampler.extra_calls
   return Made(result.ids, result.row_calls, result.token_layers, per_step)
@@ -155,16 +157,26 @@ def kind_of(name):
   return "uniform" if name in UNIFORM else "masked"
 
 
+SEEDS = strategies.integers(0, 2**20)
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_observed_tokens_stay_and_a_row_is_its_own(name):
-  made, batch = made_by(name, kind_of(name)), batch_of(0)
-  kept = batch.observed | (batch.weights == 0)
-  np.testing.assert_array_equal(made.ids[kept], batch.ids[kept])
-  assert (made.ids >= 0).all() and (made.ids < V).all()
-  other = made_by(name, kind_of(name), seed=1)
-  assert (made.ids[[0, 2, 3]] != other.ids[[0, 2, 3]]).any()
-  np.testing.assert_array_equal(made.ids[1], other.ids[1])
-  assert made.calls[1] == other.calls[1]
+  """Whatever the row and its mates: one program serves all examples."""
+
+  @hypothesis.settings(max_examples=4, deadline=None, database=None, derandomize=True)
+  @hypothesis.given(own=SEEDS, mates=SEEDS, others=SEEDS)
+  def check(own, mates, others):
+    made, batch = made_by(name, kind_of(name), own, mates), batch_of(own, mates)
+    kept = batch.observed | (batch.weights == 0)
+    np.testing.assert_array_equal(made.ids[kept], batch.ids[kept])
+    assert (made.ids >= 0).all() and (made.ids < V).all()
+    other = made_by(name, kind_of(name), own, others)
+    np.testing.assert_array_equal(made.ids[1], other.ids[1])
+    assert made.calls[1] == other.calls[1]
+
+  check()
+  assert (made_by(name, kind_of(name)).ids[0] != made_by(name, kind_of(name), mates=1).ids[0]).any()
 
 
 @pytest.mark.parametrize("name", DECODERS)
