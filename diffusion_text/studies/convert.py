@@ -26,6 +26,7 @@ from diffusion_text.experiment.build import Experiment, build, config_json, init
 from diffusion_text.experiment.checks import checkpoints
 from diffusion_text.experiment.run import check_workdir, training_data
 from diffusion_text.model.pretrained import Pretrained, read
+from diffusion_text.model.pretrained.family import need
 from diffusion_text.model.pretrained.files import family_of
 from diffusion_text.model.pretrained.weights import open_weights
 from diffusion_text.types import Params
@@ -117,6 +118,10 @@ def _config(config: ConfigDict, loaded: Pretrained, place: pathlib.Path, keep: b
     full.context = ConfigDict({"name": "next_token"})
     full.reader = ConfigDict({"name": "cached"})
     full.sampler = ConfigDict({"name": "grid", "steps": 1})
+  if loaded.family.reads == "blocks":
+    size = need(loaded.weights.config, "block_size")
+    full.context = ConfigDict({"name": "blocks", "size": size})
+    full.reader = ConfigDict({"name": "cached"})
   if loaded.family.reads == "shifted":
     full.context = ConfigDict({"name": "full", "answer_shift": 1})
   return full
@@ -159,8 +164,9 @@ def _save(
   with train.WorkdirLock(str(place)):
     (place / TOKENIZER).write_bytes(tokenizer.to_bytes())
     (place / CONFIG).write_text(_CONFIG_FILE)
-    tokens = {key: value for key, value in loaded.weights.config.items() if key.endswith("_id")}
-    record = {"family": loaded.family.name, "from": loaded.weights.place, "config": tokens}
+    said = loaded.weights.config
+    kept = {key: said[key] for key in said if key.endswith("_id") or key == "block_size"}
+    record = {"family": loaded.family.name, "from": loaded.weights.place, "config": kept}
     (place / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n")
     assets = {"tokenizer": tokenizer.to_bytes(), "config": config.encode()}
     options = {"keep_best": "validation_bound", "assets": assets}

@@ -48,7 +48,10 @@ def checkpoint(tmp_path, words, monkeypatch):
   def made(kind):
     folder = tmp_path / kind
     folder.mkdir()
-    if kind == "llada":
+    if kind == "bd3lm":
+      shapes, config = reference.mdlm_shapes(), reference.mdlm_config()
+      config |= {"model_type": "bd3lm", "block_size": 4, "mask_token_id": 2}
+    elif kind == "llada":
       shapes, config = reference.llada_shapes(), reference.llada_config()
       config |= {"mask_token_id": 2, "embedding_size": V}
     else:
@@ -153,6 +156,16 @@ def test_a_config_chooses_another_system(checkpoint, tmp_path):
     export(str(tmp_path / "run"), str(tmp_path / "gpt2"), "gpt2")
   with pytest.raises(ValueError, match=r"--family=lama is not known; did you mean 'llama'\?"):
     export(str(tmp_path / "run"), str(tmp_path / "x"), "lama")
+
+
+def test_weights_of_block_diffusion_are_read_block_by_block(checkpoint, tmp_path):
+  """The block size comes from the weights' config, and goes back with them."""
+  folder, _, _ = checkpoint("bd3lm")
+  report = convert(str(folder), str(tmp_path / "run"), small(tmp_path), keep_system=False)
+  assert "'size': 4" in report and "'name': 'blocks'" in report, report
+  export(str(tmp_path / "run"), str(tmp_path / "out"))
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["model_type"] == "bd3lm" and config["block_size"] == 4
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from diffusion_text.model.pretrained.mapping import Entry
+import numpy as np
+
+from diffusion_text.model.pretrained.mapping import Entry, Path
 from diffusion_text.model.transformer import Transformer
-from diffusion_text.types import InputSizes
+from diffusion_text.types import InputSizes, Params
 
 Config = Mapping[str, Any]
 Names = Mapping[str, Any]  # the tensors of a checkpoint by name
@@ -36,6 +38,23 @@ class Architecture(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Folding:
+  """Tensors that no array of ours is a copy of: they are worked into several.
+
+  Attributes:
+    shapes: (config, architecture, names) -> name and shape of each of these tensors.
+    made: Our arrays that no other tensor fills.
+    fold: (params, read, names) works them into our tree, in place; `read` gives a tensor by name.
+    unfold: params -> (name, values) of tensors that `fold` would make these parameters of again.
+  """
+
+  shapes: Callable[[Config, Architecture, Names], dict[str, tuple[int, ...]]]
+  made: tuple[Path, ...]
+  fold: Callable[[Params, Callable[[str], np.ndarray], Names], None]
+  unfold: Callable[[Params], Iterator[tuple[str, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
   """A family of checkpoints.
 
@@ -44,7 +63,8 @@ class Family:
     model_types: `model_type` in config.json.
     reads: "next_token": position i answers for token i + 1, and sees no later one. "shifted": the
       same answers, and every position sees the whole row. "whole": every position answers for
-      itself and sees the whole row.
+      itself and sees the whole row. "blocks": it sees its block and those before, of `block_size`
+      in config.json.
     architecture: (config, names of tensors) -> what they say. Raises ValueError for a feature that
       the transformer does not have.
     entries: (architecture, names) -> one entry per tensor. `names` decide the prefix of names where
@@ -52,15 +72,17 @@ class Family:
     config: architecture -> config.json, the inverse of `architecture`. Raises ValueError for
       options that the family cannot write.
     buffers: Patterns of names of tensors that are no weights.
+    folding: For tensors that are worked into arrays together with others.
   """
 
   name: str
   model_types: tuple[str, ...]
-  reads: Literal["next_token", "shifted", "whole"]
+  reads: Literal["next_token", "shifted", "whole", "blocks"]
   architecture: Callable[[Config, Names], Architecture]
   entries: Callable[[Architecture, Names], Sequence[Entry]]
   config: Callable[[Architecture], dict[str, Any]]
   buffers: tuple[str, ...] = ()
+  folding: Folding | None = None
 
 
 def need(config: Config, key: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -10,14 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import pydantic
 
-from diffusion_text.model.pretrained import bert, dream, gpt2, llada, llama, mapping
+from diffusion_text.model.pretrained import bert, dit, dream, gpt2, llada, llama, mapping
 from diffusion_text.model.pretrained.family import Architecture, Config, Family, differences
 from diffusion_text.model.pretrained.weights import INDEX, SINGLE, Weights, open_weights
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.types import Params
 
 FAMILIES: dict[str, Family] = {
-  module.FAMILY.name: module.FAMILY for module in (gpt2, llama, llada, dream, bert)
+  family.name: family
+  for family in (
+    gpt2.FAMILY,
+    llama.FAMILY,
+    llada.FAMILY,
+    dream.FAMILY,
+    bert.FAMILY,
+    dit.WHOLE_ROW,
+    dit.BLOCKS,
+  )
 }
 SHARD = 2 << 30  # bytes of a file; checkpoints above it are written in several
 # Options of how a network is run, which no checkpoint holds.
@@ -87,9 +98,14 @@ def read(
     architecture = architecture._replace(mask_id=mask_id)
   entries = family.entries(architecture, weights.shapes)
   network = _network(architecture, weights.place)
-  unread = mapping.check(network, entries, weights, family.buffers)
+  folding, names = family.folding, weights.shapes
+  folded = {} if folding is None else folding.shapes(weights.config, architecture, names)
+  made = () if folding is None else folding.made
+  unread = mapping.check(network, entries, weights, family.buffers, folded, made)
   noise_id = _noise(architecture, weights.config) if noise_id is None else noise_id
   params = mapping.fill(network, entries, weights, noise_id)
+  if folding is not None:
+    folding.fold(params, functools.partial(mapping.whole, weights), names)
   return Pretrained(family, architecture, params, noise_id, unread, weights)
 
 
@@ -121,9 +137,10 @@ def write(
       raise ValueError(f"{folder / name} is there already; write to another folder")
   folder.mkdir(parents=True, exist_ok=True)
   entries = family.entries(architecture, {})
-  files = _write_tensors(
-    folder, mapping.tensors(params, entries, architecture.mask_id), shard_bytes
-  )
+  named = mapping.tensors(params, entries, architecture.mask_id)
+  if family.folding is not None:
+    named = itertools.chain(named, family.folding.unfold(params))
+  files = _write_tensors(folder, named, shard_bytes)
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
   return [folder / "config.json", *files]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ class Entry:
     path: Of our array.
     layer: The number of the layer, for an array that is stacked over layers.
     transposed: True if theirs is [D_out, D_in].
-    part: (k, n): part k of n equal ones along the last axis. None: the whole tensor.
+    part: (k, n): part k of n equal ones along the axis of outputs. None: the whole tensor.
   """
 
   name: str
@@ -66,16 +66,30 @@ def layer_entries(
 
 
 def check(
-  network: Transformer, entries: Sequence[Entry], weights: Weights, buffers: Sequence[str]
+  network: Transformer,
+  entries: Sequence[Entry],
+  weights: Weights,
+  buffers: Sequence[str] = (),
+  folded: Mapping[str, tuple[int, ...]] | None = None,
+  made: Collection[Path] = (),
 ) -> tuple[str, ...]:
-  """The names of tensors that are left unread because they are no weights (`buffers`: patterns).
+  """The names of tensors that are left unread because they are no weights.
+
+  Args:
+    network: that the weights are for.
+    entries: the tensors that are read.
+    weights: the files.
+    buffers: patterns of names of tensors that are no weights.
+    folded: names and shapes of other tensors that are read (`family.Folding`).
+    made: our arrays that these fill.
 
   Raises:
     ValueError: for a tensor that is missing, that nothing reads, of another shape, or without
       numbers, by its name.
   """
   shapes, ours = weights.shapes, _shapes(network)
-  wanted = dict.fromkeys(entry.name for entry in entries)
+  wanted = {entry.name: _their_shape(entry, ours[entry.path]) for entry in entries}
+  wanted |= folded or {}
   missing = [name for name in wanted if name not in shapes]
   if missing:
     known = ", ".join(sorted(shapes)[:3]) or "none"
@@ -93,15 +107,14 @@ def check(
       f" ({len(extra)} such tensors); its numbers would be lost, so the network is another one than"
       f" config.json says: model_type={weights.config.get('model_type')!r}"
     )
-  for entry in entries:
-    want, found = _their_shape(entry, ours[entry.path]), shapes[entry.name]
-    if want != found:
+  for name, want in wanted.items():
+    if want != shapes[name]:
       raise ValueError(
-        f"{weights.place}: {entry.name} is {list(found)}, and config.json makes it {list(want)};"
+        f"{weights.place}: {name} is {list(shapes[name])}, and config.json makes it {list(want)};"
         " the two belong to different checkpoints"
       )
-    weights.check(entry.name)
-  untouched = ours.keys() - {entry.path for entry in entries}
+    weights.check(name)
+  untouched = ours.keys() - {entry.path for entry in entries} - set(made)
   if untouched:
     raise ValueError(f"no tensor fills {'/'.join(sorted(untouched)[0])} of the network")
   return tuple(unread)
@@ -119,9 +132,7 @@ def fill(network: Transformer, entries: Sequence[Entry], weights: Weights, noise
     target = target[:-1] if entry.path == EMBEDDING else target
     for rows, values in weights.chunks(entry.name):
       if entry.part is not None:
-        k, n = entry.part
-        width = values.shape[-1] // n
-        values = values[..., k * width : (k + 1) * width]
+        rows, values = _part(entry, rows, values, weights.shapes[entry.name])
       if entry.transposed:
         target[:, rows] = values.T
       else:
@@ -129,6 +140,20 @@ def fill(network: Transformer, entries: Sequence[Entry], weights: Weights, noise
   table = arrays[EMBEDDING]
   table[-1] = table[noise_id]
   return _nested(arrays)
+
+
+def _part(
+  entry: Entry, rows: Any, values: np.ndarray, shape: tuple[int, ...]
+) -> tuple[Any, np.ndarray]:
+  """Of a chunk, the numbers of the entry's part, and their rows within the part."""
+  k, n = entry.part
+  if not entry.transposed:
+    width = shape[-1] // n
+    return rows, values[..., k * width : (k + 1) * width]
+  width = shape[0] // n
+  rows = np.arange(shape[0])[rows]
+  here = rows // width == k
+  return rows[here] - k * width, values[here]
 
 
 def tensors(
@@ -144,8 +169,18 @@ def tensors(
     by_name.setdefault(entry.name, []).append(entry)
   for name, parts in by_name.items():
     values = [_theirs(params, entry, mask_id) for entry in parts]
-    joined = values[0] if len(values) == 1 else np.concatenate(values, axis=-1)
+    joined = (
+      values[0] if len(values) == 1 else np.concatenate(values, 0 if parts[0].transposed else -1)
+    )
     yield name, np.ascontiguousarray(joined)
+
+
+def whole(weights: Weights, name: str) -> np.ndarray:
+  """A whole tensor, float32."""
+  tensor = np.empty(weights.shapes[name], np.float32)
+  for rows, values in weights.chunks(name):
+    tensor[rows] = values
+  return tensor
 
 
 def _theirs(params: Params, entry: Entry, mask_id: int | None) -> np.ndarray:
@@ -173,8 +208,9 @@ def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
   shape = shape if entry.layer is None else shape[1:]
   if entry.path == EMBEDDING:
     shape = (shape[0] - 1, *shape[1:])
-  shape = shape[::-1] if entry.transposed else shape
-  return shape if entry.part is None else (*shape[:-1], shape[-1] * entry.part[1])
+  times = 1 if entry.part is None else entry.part[1]
+  shape = (*shape[:-1], shape[-1] * times)
+  return shape[::-1] if entry.transposed else shape
 
 
 def _nested(arrays: Mapping[Path, np.ndarray]) -> dict[str, Any]:

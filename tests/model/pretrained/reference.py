@@ -152,6 +152,33 @@ def bert(w, config, ids):
   return x @ table.T + w["cls.predictions.bias"]
 
 
+def mdlm(w, config, ids):
+  """The published network without time: what shifts, scales and gates is that of noise 0."""
+  w = {name.removeprefix("backbone."): value.astype(np.float64) for name, value in w.items()}
+
+  def linear(x, name):
+    return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
+
+  def normed(x, name, shift, scale):
+    return layer_norm(x, w[name + ".weight"], 0.0, 1e-5) * (1 + scale) + shift
+
+  angles = 0.0 * 10_000.0 ** (-np.arange(128) / 128)
+  noise = silu(linear(np.concatenate([np.cos(angles), np.sin(angles)]), "sigma_map.mlp.0"))
+  c = silu(linear(noise, "sigma_map.mlp.2"))
+  x = w["vocab_embed.embedding"][ids]
+  for i in range(LAYERS):
+    p = f"blocks.{i}."
+    told = np.split(linear(c, p + "adaLN_modulation"), 6)
+    h = linear(normed(x, p + "norm1", *told[:2]), p + "attn_qkv")
+    q, k, v = (heads_of(part, HEADS) for part in np.split(h, 3, axis=-1))
+    mixed = attend(rope(q, 10_000.0), rope(k, 10_000.0), v, False)
+    x = x + told[2] * linear(mixed, p + "attn_out")
+    h = gelu_tanh(linear(normed(x, p + "norm2", *told[3:5]), p + "mlp.0"))
+    x = x + told[5] * linear(h, p + "mlp.2")
+  told = np.split(linear(c, "output_layer.adaLN_modulation"), 2)
+  return linear(normed(x, "output_layer.norm_final", *told), "output_layer.linear")
+
+
 def random_tensors(shapes, seed=0):
   """Scales about 1, biases and tables small, matrices of about the usual deviation."""
   random = np.random.default_rng(seed)
@@ -259,9 +286,31 @@ def bert_config(kind):
   return config
 
 
+def mdlm_shapes(cond=6):
+  b = "backbone."
+  shapes = {b + "vocab_embed.embedding": (V, D), b + "output_layer.norm_final.weight": (D,)}
+  maps = {"sigma_map.mlp.0": (cond, 256), "sigma_map.mlp.2": (cond, cond)}
+  maps |= {"output_layer.linear": (V, D), "output_layer.adaLN_modulation": (2 * D, cond)}
+  for i in range(LAYERS):
+    p = f"blocks.{i}."
+    maps |= {p + "mlp.0": (4 * D, D), p + "mlp.2": (D, 4 * D)}
+    maps |= {p + "adaLN_modulation": (6 * D, cond)}
+    shapes |= {f"{b}{p}norm1.weight": (D,), f"{b}{p}norm2.weight": (D,)}
+    shapes |= {f"{b}{p}attn_qkv.weight": (3 * D, D), f"{b}{p}attn_out.weight": (D, D)}
+  shapes |= {f"{b}{name}.weight": shape for name, shape in maps.items()}
+  return shapes | {f"{b}{name}.bias": shape[:1] for name, shape in maps.items()}
+
+
+def mdlm_config():
+  config = {"model_type": "mdlm", "hidden_dim": D, "n_blocks": LAYERS, "n_heads": HEADS}
+  config |= {"cond_dim": 6, "vocab_size": V, "time_conditioning": False, "dropout": 0.1}
+  return config | {"mask_token_id": V - 1}
+
+
 # name: (config, shapes, reference, whether a token sees its right).
 CASES = {
   "gpt2": (gpt2_config(), gpt2_shapes(), gpt2, True),
+  "mdlm": (mdlm_config(), mdlm_shapes(), mdlm, False),
   "llada": (llada_config(), llada_shapes(), llada, False),
   "bert": (bert_config("bert"), bert_shapes("bert"), bert, False),
   "roberta": (bert_config("roberta"), bert_shapes("roberta"), bert, False),
