@@ -17,7 +17,7 @@ from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.agreement import Agreement
 from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import sample
-from diffusion_text.sampler.reveal import Reveal
+from diffusion_text.sampler.reveal import Proposal, Reveal, View
 from diffusion_text.sampler.score import LeftToRight
 from diffusion_text.testing import Enumerable, MarkovChain, check_sampler, exact_model
 from diffusion_text.timing import AtNoise
@@ -157,6 +157,26 @@ def test_the_laws_of_every_sampler():
   other = Other(reader=WholeRow(), model=scorer[0], group="ar")
   sampler = Reveal(budget=Agreement(scorer=other))
   check_sampler(sampler, model, {**params, "ar": scorer[1]}, SMALL, exact_law=False)
+
+
+@member
+class SaysYes(Agreement):
+  """A target that is the proposal."""
+
+  def wanted(self, view, proposal, waiting):
+    """Without asking anybody."""
+    return proposal.ids
+
+
+def test_a_token_without_an_answer_ends_the_run():
+  """A reader may answer for some tokens only; known tokens on the way do not end it."""
+  waiting = np.array([[False, True, False, True, True], [True, True, True, True, True]])
+  answered = np.array([[True, True, True, True, True], [False, True, False, True, True]])
+  names = dict.fromkeys(View._fields)
+  view = View(**{**names, "waiting": waiting})
+  proposal = Proposal(None, np.zeros(waiting.shape, np.int32), None, {})
+  got = SaysYes(scorer=paired(TOY, TOY)[2])(view, proposal, waiting & answered)
+  np.testing.assert_array_equal(got, [[0, 1, 0, 1, 1], [0, 1, 0, 0, 0]])
 
 
 def test_what_does_not_fit_is_refused():
