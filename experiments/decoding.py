@@ -20,6 +20,9 @@ SAMPLER = flags.DEFINE_multi_string("sampler", [], "an option of config.sampler,
 READER = flags.DEFINE_multi_string("reader", [], "an option of config.reader, as in scale=2.0")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "1 is the model's own law, 0 is greedy")
 TOP_P = flags.DEFINE_float("top_p", None, "keep the likeliest tokens that make up this probability")
+STOP = flags.DEFINE_bool(
+  "stop_at_end", False, "end a row at its first end of text (docs/length_and_end.md)"
+)
 SCORER = path_flag("scorer", "workdir of a second model, for decoders that have one")
 
 
@@ -43,6 +46,7 @@ def decoding(experiment, second):
     reader=READER.value,
     block=BLOCK.value,
     scorer=None if second is None else second.reader,
+    stop_at_end=STOP.value,
     steps=STEPS.value,
     order=ORDER.value,
     skip=EVENTS.value,

@@ -274,6 +274,15 @@ def test_a_decoder_by_name_and_its_film(home, trained):
   assert "did you mean 'fast_dllm'" in wrong
 
 
+def test_a_row_may_stop_at_its_end(home, trained):
+  """The text before the end is the same, and no end stands behind it."""
+  flags = (f"--workdir={trained}", "--num=4", "--steps=6", "--length=16", "--seed=1")
+  whole = samples(call(home, "sample", *flags))
+  stopped = samples(call(home, "sample", *flags, "--stop_at_end"))
+  ends = [text.split("\n", 1)[0] for text in whole]
+  assert stopped == ends
+
+
 def test_a_second_model_scores(home, trained):
   """An untrained autoregressive model of the same tokenizer is enough; another one is refused."""
   scorer = home / "scorer"

@@ -211,15 +211,17 @@ class Experiment:
     sampler: Sampler | None = None,
     reader: Reader | None = None,
     block: int | None = None,
+    end_id: int | None = None,
   ) -> Sample:
     """The active tokens of a batch, generated. keys [B]: one per row; sampler, reader: in place of
-    the config's; block: positions that are sampled together.
+    the config's; block: positions that are sampled together; end_id: the token that ends a row.
     """
     sampler = self.sampler if sampler is None else sampler
     reader = self.reader if reader is None else reader
     if batch.observed is None:
       reader = reader_for(reader, batch)
-    return sample(self.model, params, sampler, keys, batch=batch, reader=reader, block=block)
+    how = {"batch": batch, "reader": reader, "block": block, "end_id": end_id}
+    return sample(self.model, params, sampler, keys, **how)
 
   # Shapes and placement.
 

@@ -17,11 +17,13 @@ class Decoding(NamedTuple):
   Attributes:
     sampler, reader: in place of the config's.
     block: positions that are sampled together; None: the whole row, or the context's unit.
+    end_id: the token that ends a row; None: rows end with their length.
   """
 
   sampler: Sampler
   reader: Reader
   block: int | None = None
+  end_id: int | None = None
 
 
 def decoding_of(
@@ -32,6 +34,7 @@ def decoding_of(
   reader: Sequence[str] = (),
   block: int | None = None,
   scorer: Reader | None = None,
+  stop_at_end: bool = False,
   **shortcuts: Any,
 ) -> Decoding:
   """The config's decoding, or that of a decoder of `contrib.decoders`, after changes.
@@ -42,6 +45,7 @@ def decoding_of(
     sampler, reader: texts such as "eta=0.02" or "scale=2.0", options of the sections.
     block: positions that are sampled together; 0: the whole row, where the decoder has blocks.
     scorer: the reader of a second model, for decoders that have one.
+    stop_at_end: ends rows at the tokenizer's end of text.
     **shortcuts: of `sampler_of`.
 
   Raises:
@@ -61,6 +65,7 @@ def decoding_of(
     sampler_of(experiment, sampler, decoder=known, scorer=scorer, **shortcuts),
     reader_of(experiment, reader, decoder=known),
     size,
+    experiment.tokenizer.special["end"] if stop_at_end else None,
   )
 
 

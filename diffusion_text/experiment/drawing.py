@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from diffusion_text.core.prng import numbered_keys
 from diffusion_text.experiment.build import Experiment
@@ -84,6 +85,7 @@ def check(
   sampler: Sampler | None = None,
   reader: Reader | None = None,
   block: int | None = None,
+  end_id: int | None = None,
   output: str | None = None,
   beside: Mapping[str, Params] | None = None,
 ) -> str:
@@ -106,7 +108,7 @@ def check(
   params = {**params, **(beside or {})}
   row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), texts)
   keys = jax.eval_shape(lambda: numbered_keys(seed, jnp.arange(size)))
-  how = {"sampler": sampler, "reader": reader, "block": block}
+  how = {"sampler": sampler, "reader": reader, "block": block, "end_id": end_id}
   jax.eval_shape(functools.partial(experiment.sample, **how), params, keys, row)
   if output is not None and as_path(output).exists():
     raise ValueError(f"--output={output} is there already; delete it, or write another file")
@@ -127,6 +129,7 @@ def draw(
   sampler: Sampler | None = None,
   reader: Reader | None = None,
   block: int | None = None,
+  end_id: int | None = None,
   costs: Costs | None = None,
 ) -> Iterator[Drawn]:
   """`num` samples of each text, in order, at most `batch_size` rows at a time.
@@ -142,6 +145,7 @@ def draw(
     batch_size: rows in memory at a time.
     sampler, reader: in place of the config's.
     block: positions that are sampled together; None: the whole row, or the context's unit.
+    end_id: the token that ends a row; those at the end of a row are left out of its text.
     costs: takes what each batch cost.
   """
   experiment = trained.experiment
@@ -153,16 +157,24 @@ def draw(
     rows = np.minimum(np.arange(number * size, (number + 1) * size), total - 1)
     batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows // num], texts)
     keys = numbered_keys(seed, jnp.asarray(rows % num))
-    how = {"sampler": sampler, "reader": reader, "block": block}
+    how = {"sampler": sampler, "reader": reader, "block": block, "end_id": end_id}
     made = experiment.sample(trained.params, keys, batch, **how)
     if costs is not None:
       costs.add(made, batch, min(size, total - number * size))
     ids, calls = np.asarray(made.ids), np.asarray(made.row_calls)
     weights = np.ones(ids.shape) if batch.weights is None else batch.weights
     for place in range(min(size, total - number * size)):
-      kept = ids[place][weights[place] > 0]
+      kept = _without_ends(ids[place][weights[place] > 0], end_id)
       text = experiment.tokenizer.decode(kept)
       yield Drawn(int(rows[place]), text, kept.tolist(), int(calls[place]), seed)
+
+
+def _without_ends(ids: Int[np.ndarray, " L"], end_id: int | None) -> Int[np.ndarray, " n"]:
+  """The ids without the ends of text behind the last other token."""
+  others = np.flatnonzero(ids != end_id)
+  if end_id is None or not len(others):
+    return ids if end_id is None else ids[:0]
+  return ids[: others[-1] + 1]
 
 
 def write(rows: Iterator[Drawn], output: str) -> Iterator[Drawn]:

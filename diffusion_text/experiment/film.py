@@ -123,6 +123,7 @@ def shown(
     batch=texts,
     reader=reader,
     block=decoding.block,
+    end_id=decoding.end_id,
   )
   before = None
   while True:

@@ -149,3 +149,10 @@ def test_rows_that_no_memory_holds_are_refused_before_they_are_made(trained):
     open_rows(tokenizer, 1, 10**9, ["a"])
   with pytest.raises(ValueError, match=r"a hole of more than 16777216 tokens, '\[1000000000\]'"):
     open_rows(tokenizer, 1, None, infills=["a[1000000000]"])
+
+
+def test_ends_behind_a_text_are_left_out():
+  ids = np.array([1, 2, 9, 3, 9, 9])
+  assert drawing._without_ends(ids, 9).tolist() == [1, 2, 9, 3]
+  assert drawing._without_ends(ids, None).tolist() == ids.tolist()
+  assert drawing._without_ends(np.array([9, 9]), 9).tolist() == []
