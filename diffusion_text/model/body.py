@@ -162,6 +162,8 @@ class Body(nnx.Module):
   def _placed(self, x: Float[Array, "B L D"], rows: Rows) -> Float[Array, "B L D"]:
     """What stands at each position, and what is learned of the position itself."""
     if self.position is not None:
+      if rows.layout.segment is None:  # one document, whose positions all differ
+        _check_positions(self.config, x.shape[1] // rows.copies)
       x = x + self.position(_positions(rows) + self.config.position_offset, x.dtype)
     if self.token_type is not None:
       x = x + self.token_type(jnp.zeros((1, 1), jnp.int32), x.dtype)
@@ -281,6 +283,15 @@ def _positions(rows: Rows) -> Int[Array, "B1 L"]:
   if rows.inputs.position is not None:
     return rows.inputs.position
   return jnp.arange(rows.inputs.shape[1], dtype=jnp.int32)[None]
+
+
+def _check_positions(config: TransformerOptions, length: int) -> None:
+  """Raises ValueError for more positions than the table has rows."""
+  if length > config.max_positions:
+    raise ValueError(
+      f"{length} positions are more than the model.max_positions={config.max_positions} rows of the"
+      " table; use shorter rows"
+    )
 
 
 def _table(size: int, width: int, rngs: nnx.Rngs) -> nnx.Param:

@@ -69,6 +69,11 @@ class Transformer(TransformerOptions):
         "time_conditioning='prefix' is one position of a whole row, which a cache of tokens cannot"
         " hold; use 'adaln' or 'layerwise'"
       )
+    if self.positions == "learned" and slots > self.max_positions:
+      raise ValueError(
+        f"{slots} tokens of a row are more than model.max_positions={self.max_positions}; use"
+        " shorter rows"
+      )
     sizes = self.sizes
     count = rows.t.shape[0]
     shape = (self.layers, count, slots, sizes.kv_heads, sizes.head_width)

@@ -263,6 +263,11 @@ def test_learned_positions_are_rows_of_a_table():
   assert np.abs(np.asarray(read(network, row + 1) - moved)).max() > 1e-3
   default = jax.jit(network.apply)(params, rows_of(Inputs(IDS))).logits
   np.testing.assert_allclose(default, moved, atol=1e-5)
+  long = rows_of(Inputs(np.zeros((1, 13), np.int32)))
+  with pytest.raises(ValueError, match=r"13 positions are more than the model.max_positions=12"):
+    jax.eval_shape(network.apply, params, long)
+  with pytest.raises(ValueError, match=r"13 tokens of a row are more than model.max_positions=12"):
+    network.cache(params, long, 13)
   model = Model(network, None, None, Full())
   with pytest.raises(ValueError, match=r"data.length=13 is more than model.max_positions=12"):
     network.check(model, types.SimpleNamespace(length=13, packing="stream"))
