@@ -5,9 +5,11 @@ bytes, and tokens with a task are named by role. The token that ends texts stand
 that documents are apart and their characters counted as with any other tokenizer; other special
 tokens stand for nothing.
 
-Byte-level BPE (GPT-2, LLaMA 3, SmolLM2, Qwen2, LLaDA) is lossless. WordPiece (BERT) is not: it
-changes case and spaces, and each word that begins one stands for a space and itself. `changes` says
-what becomes of a probe. A table of V rows may be longer than the list of tokens: ids beyond stand
+Byte-level BPE (GPT-2, LLaMA 3, SmolLM2, Qwen2, LLaDA) is lossless. BPE that marks spaces and falls
+back to bytes (LLaMA 2, Mistral) writes a space before every text, which comes back. WordPiece
+(BERT) changes case and spaces, and each word that begins one stands for a space and itself.
+`changes` says what becomes of a probe; where it is not empty, characters are counted of the text
+that comes back. A table of V rows may be longer than the list of tokens: ids beyond stand
 for nothing.
 """
 
@@ -17,12 +19,13 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from diffusion_text.data.tokenizers import REPLACEMENT, ROLES, _Table, _utf8
+from diffusion_text.data.tokenizers import _SPACE, REPLACEMENT, ROLES, _Table, _utf8
 
 PROBE = "The  Cat's café,\n\t 12 345 <|x|>  "
 # Where files name the token of a role.
@@ -77,7 +80,7 @@ class JsonTokenizer(_Table):
     if self._kind is None:
       raise ValueError(
         f"tokenizer.json has the decoder {_types(self._parsed.get('decoder'))}, whose tokens do"
-        " not stand for fixed bytes; those that are read are ByteLevel and WordPiece"
+        " not stand for fixed bytes; those that are read are ByteLevel, ByteFallback and WordPiece"
       )
 
   @property
@@ -98,7 +101,7 @@ class JsonTokenizer(_Table):
   def unknown(self) -> int | None:
     """The token of what cannot be written, which WordPiece has."""
     token = self._parsed["model"].get("unk_token")
-    return None if token is None or self._kind == "ByteLevel" else self.id_of(token)
+    return self.id_of(token) if self._kind == "WordPiece" and token is not None else None
 
   @property
   def changes(self) -> str:
@@ -136,6 +139,8 @@ class JsonTokenizer(_Table):
   @functools.cached_property
   def _kind(self) -> str | None:
     types = _types(self._parsed.get("decoder"))
+    if {"ByteFallback", "Fuse"} <= set(types) and self._parsed["model"].get("byte_fallback"):
+      return "ByteFallback"
     return next((kind for kind in ("ByteLevel", "WordPiece") if kind in types), None)
 
   def _table(self) -> list[bytes]:
@@ -149,6 +154,8 @@ class JsonTokenizer(_Table):
         table[number] = b"" if added[number]["special"] else token.encode("utf-8")
       elif self._kind == "ByteLevel":
         table[number] = bytes(_BYTES[character] for character in token)
+      elif self._kind == "ByteFallback":
+        table[number] = _marked(token)
       elif token.startswith(prefix):
         table[number] = token.removeprefix(prefix).encode("utf-8")
       else:
@@ -298,6 +305,12 @@ def _library() -> Any:
       "a tokenizer.json needs the package tokenizers; pip install diffusion_text[pretrained]"
     ) from error
   return tokenizers
+
+
+def _marked(token: str) -> bytes:
+  """The bytes of a token of a BPE that marks spaces, and writes rare bytes as <0x0A>."""
+  byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+  return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode("utf-8")
 
 
 def _types(decoder: Any) -> list[str]:

@@ -101,6 +101,32 @@ def test_word_pieces_change_the_text_and_say_so(tmp_path):
   assert tokenizer.unknown == 1 and "comes back as" in tokenizer.changes
 
 
+def test_marked_spaces_and_bytes(tmp_path):
+  """As LLaMA 2 has it: a space before the text, and bytes for what is rare; else nothing changes.
+  "▁" itself comes back as the space that it marks."""
+  words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+  words += ["\u2581", "i", "t", "w", "a", "s", "\u2581i", "\u2581it", "wa", "was"]
+  merges = [("\u2581", "i"), ("\u2581i", "t"), ("w", "a"), ("wa", "s")]
+  vocabulary = {word: i for i, word in enumerate(words)}
+  made = library.Tokenizer(
+    library.models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+  )
+  prepend = library.normalizers.Prepend("\u2581")
+  mark = library.normalizers.Replace(" ", "\u2581")
+  made.normalizer = library.normalizers.Sequence([prepend, mark])
+  decoders = library.decoders
+  parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+  made.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+  made.add_special_tokens(["<unk>", "<s>", "</s>"])
+  names = {"special_tokens_map": {"bos_token": "<s>", "eos_token": "</s>"}}
+  tokenizer = load_tokenizer(folder_with(tmp_path / "a", made, **names))
+  ids = tokenizer.encode("it was\n é  it")
+  assert pieces(tokenizer, ids)[:3] == [" it", " ", "was"] and tokenizer.unknown is None
+  assert tokenizer.decode(ids) == " it was\n é  it" and "comes back as" in tokenizer.changes
+  assert tokenizer.special == {"begin": 1, "end": 2, "mask": None, "pad": None}
+  assert tokenizer.decode(tokenizer.encode("</s>")) == " </s>"
+
+
 def test_the_tokenizer_of_gguf_metadata_is_that_of_the_file(trained, tmp_path):
   """Equal ids with GPT-2's words; SmolLM's splits digits; other kinds are refused."""
   gguf = pytest.importorskip("gguf", reason="needs the package gguf (extra: pretrained)")
