@@ -67,9 +67,9 @@ class Energy(Grid):
   With one candidate it is `Grid`, up to the draws. Candidates are drawn after temperature and
   top_p, and weighed by the law that they were drawn from.
 
-  The sampler has no name on the command line, as a config has no second model to give. A step whose
-  row has no noisy token at a time in [low, high] takes the first candidate; if no row of the batch
-  has one, the scorer is not called. `Sample.calls` counts one number of calls for all steps: those
+  A config has no second model to give: `--decoder=edlm --scorer=WORKDIR` gives it. A step whose row
+  has no noisy token at a time in [low, high] takes the first candidate; if no row of the batch has
+  one, the scorer is not called. `Sample.calls` counts one number of calls for all steps: those
   of a step that weighs.
   """
 

@@ -40,9 +40,9 @@ class Agreement(Budget):
 
   The scorer's token is drawn as the proposal was, with the same temperature and the same noise: at
   sampler.temperature=0, the published way, both are the likeliest tokens; above it the two draws
-  agree as often as any coupling of this kind lets them (common random numbers, APD). The order of
-  the score does not matter. The budget has no name on the command line, as a config has no second
-  model to give. FreeCache, with which Guided Diffusion is published, is a matter of the reader.
+  agree more often than independent ones (common random numbers, APD). The order of the score does
+  not matter. A config has no second model to give: `--decoder=guided --scorer=WORKDIR` gives it.
+  FreeCache, with which Guided Diffusion is published, is a matter of the reader.
   """
 
   scorer: Other = option(..., "the autoregressive model, and the group of its parameters")
