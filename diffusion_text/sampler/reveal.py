@@ -207,6 +207,11 @@ class Reveal:
       )
     if len(set(self._bans)) >= vocab_size:
       raise ValueError(f"sampler.banned={self.banned} bans all {vocab_size} tokens; leave one")
+    if self.stop_at_end and self._reads == "active":
+      raise ValueError(
+        f"sampler.stop_at_end fills the rest of a window, which {self.revise} would edit again;"
+        " leave it out and end rows by --stop_at_end, or sample(…, end_id=…)"
+      )
     if self.end == "late" and self.end_id in self.banned:
       raise ValueError(
         f"sampler.end='late' waits for the id {self.end_id}, which is banned; use end='banned'"

@@ -277,7 +277,13 @@ class Reselect(Revision):
     sure = total < self.settled * jnp.maximum(jnp.sum(active, axis=1), 1)
     same = jnp.all((likeliest == view.memory) | ~active, axis=1)
     last = ((sure & same) | (view.step >= self.steps - 1))[:, None]
-    chosen = view.sampler.budget(view._replace(memory=()), proposal, active)
+    budget = view.sampler.budget
+    if jax.tree.leaves(budget.init(view.model, view.params, view.canvas)):
+      raise ValueError(
+        f"sampler.revise.name='reselect' asks {budget} about tokens that were committed, and it"
+        " remembers earlier calls; use budget.name='entropy_bound' or 'threshold'"
+      )
+    chosen = budget(view._replace(memory=()), proposal, active)
     ids = jnp.where(last, likeliest, proposal.ids)
     level = jnp.where(chosen | last, 0.0, 1.0)
     return Change(active, ids, level, jnp.where(active, likeliest, view.memory))

@@ -16,7 +16,7 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler import revise
-from diffusion_text.sampler.budget import EvenShare, Threshold
+from diffusion_text.sampler.budget import EvenShare, Stable, Threshold
 from diffusion_text.sampler.loop import Loop, sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.revise import Edit, Reselect, RunningConfidence, Verify
@@ -316,3 +316,12 @@ def test_the_laws_of_every_sampler(name):
   process, sampler = EACH[name]
   laws = ("options", "fits", "tokens", "alone", "host")
   check_sampler(sampler, *exact_model(process, TOY), TOY, exact_law=False, rows=64, only=laws)
+
+
+def test_what_does_not_go_together_is_refused():
+  model, params = exact_model(UNIFORM, TOY)
+  with pytest.raises(ValueError, match=r"stop_at_end.*Edit.*end_id"):
+    Reveal(revise=Edit(), end_id=1, stop_at_end=True).check(model)
+  forgetful = Reveal(budget=Stable(), revise=Reselect())
+  with pytest.raises(ValueError, match=r"reselect.*Stable.*remembers.*entropy_bound"):
+    sample(model, params, forgetful, row_keys(0, 2), rows=2, length=4)
