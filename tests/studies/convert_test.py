@@ -18,6 +18,8 @@ from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import build
 from diffusion_text.studies.convert import convert
 from diffusion_text.studies.export import export
+from tests.commands import Forked
+from tests.conftest import environment
 from tests.model.pretrained import reference
 
 V = 300  # 282 tokens, and rows that no token has
@@ -156,6 +158,31 @@ def test_a_config_chooses_another_system(checkpoint, tmp_path):
     export(str(tmp_path / "run"), str(tmp_path / "gpt2"), "gpt2")
   with pytest.raises(ValueError, match=r"--family=lama is not known; did you mean 'llama'\?"):
     export(str(tmp_path / "run"), str(tmp_path / "x"), "lama")
+
+
+def test_the_commands(checkpoint, tmp_path):
+  """convert and export as typed; a mistake is one line and code 2."""
+  folder, _, _ = checkpoint("llama")
+  (tmp_path / "base.py").write_text(
+    "import json\nfrom ml_collections import ConfigDict\n"
+    f"def get_config(size=''): return ConfigDict(json.loads({small(tmp_path).to_json()!r}))\n"
+  )
+  flags = [f"--from={folder}", f"--workdir={tmp_path / 'run'}"]
+  flags += [f"--config={tmp_path / 'base.py'}", "--config.context.answer_shift=1"]
+  commands = Forked(environment(tmp_path), tmp_path)
+  try:
+    done = commands.run("convert", *flags, "--special=begin=<end>")
+    assert done.returncode == 0 and "'<end>' (id 1)" in done.stdout, done.stderr
+    again = commands.run("convert", *flags)
+    assert again.returncode == 2 and "holds a run already" in again.stderr.splitlines()[-1]
+    output = f"--output={tmp_path / 'out'}"
+    done = commands.run("export", f"--workdir={tmp_path / 'run'}", output)
+    assert done.returncode == 0 and "as llama" in done.stdout, done.stderr
+  finally:
+    commands.close()
+  assert (tmp_path / "out" / "tokenizer.json").read_text() == (
+    folder / "tokenizer.json"
+  ).read_text()
 
 
 def test_weights_of_block_diffusion_are_read_block_by_block(checkpoint, tmp_path):

@@ -232,8 +232,10 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
       read(tmp_path / "a")
     assert "\n" not in str(raised.value)
   path.rename(tmp_path / "a" / "pytorch_model.bin")
-  with pytest.raises(ValueError, match=r"pytorch_model.bin is a torch pickle"):
+  with pytest.raises(ValueError, match=r"pytorch_model.bin is a torch pickle") as raised:
     read(tmp_path / "a")
+  program = str(raised.value).split('python -c "')[1].removesuffix('"')
+  compile(program, "the command that converts it", "exec")
   (tmp_path / "a" / "pytorch_model.bin").unlink()
   with pytest.raises(ValueError, match=r"holds neither model.safetensors nor"):
     read(tmp_path / "a")
