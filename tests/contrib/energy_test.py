@@ -23,7 +23,7 @@ from diffusion_text.types import Batch
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 MASKED = Masked(vocab_size=3)
-ROWS = 6_000
+ROWS = 4_000
 SEEN = (3, 1)  # place and token, behind the masked ones
 
 
@@ -97,10 +97,10 @@ def distance(ids, law):
 def test_two_candidates_have_the_law_that_theory_gives_them(seen):
   """Their law can be written down; it is neither that of the language nor that of one candidate."""
   p, q = laws(seen)
-  found, chance = distance(drawn(Energy, candidates=2)[seen], of_two(p, q))
+  found, chance = distance(drawn(Energy, candidates=2, low=0.9)[seen], of_two(p, q))
   assert found < 1.3 * chance
   for other in (p, q):
-    assert distance(drawn(Energy, candidates=2)[seen], other)[0] > 2 * chance
+    assert distance(drawn(Energy, candidates=2, low=0.9)[seen], other)[0] > 2 * chance
   found, chance = distance(drawn(Energy, candidates=1)[seen], q)
   assert found < 1.3 * chance
 
@@ -153,9 +153,7 @@ def test_steps_out_of_the_window_take_the_first_candidate():
   _, q = laws(0)
   found, chance = distance(outside[0], q)
   assert found < 1.3 * chance
-  inside = drawn(Energy, candidates=2, low=0.9)
-  np.testing.assert_array_equal(inside, drawn(Energy, candidates=2))
-  assert (inside != outside).any()
+  assert (drawn(Energy, candidates=2, low=0.9) != outside).any()  # whose law is tested above
 
 
 def test_what_does_not_fit_is_refused():
