@@ -7,7 +7,7 @@ as fast as token by token (recalled). The released sampler (seal-rg/recurrent-pr
 4 iterations per read, an exit at 0.03, noise 0.5 / (1 + iterations), ema 0.1. Here one layer before
 and after, a core of one, and as many iterations as make the depth of the size; other differences
 are in `diffusion_text/contrib/recurrent_depth.py` and `wavefront.py`.
-Costs by `model.layers` count the core once. Texts are sampled token by token, without a cache; a
+Texts are sampled token by token, without a cache; a
 wavefront takes
   python -m experiments.sample --workdir=runs/recurrent_depth --sampler=name=wavefront \
       --reader=name=wavefront
@@ -26,14 +26,5 @@ def get_config(size: str = "tiny"):
   c.sampler = {"name": "reveal", "score": {"name": "left_to_right"}}
   c.sampler.budget = {"name": "even_share", "steps": c.data.length}
   c.model.name = "recurrent_depth"
-  fit_to_size(c)
-  base.own(c, "model.name", "model.recurrences")
+  base.own(c, "model.name")
   return c
-
-
-def fit_to_size(c):
-  """A core of one layer, as often as the depth of the size allows beside one before and one
-  after.
-  """
-  c.model.recurrences = max(c.model.layers - 2, 1)
-  c.model.layers = 1

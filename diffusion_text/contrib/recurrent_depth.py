@@ -55,19 +55,28 @@ class Caches(NamedTuple):
 
 @member
 class RecurrentDepth(TransformerOptions):
-  """A `types.Network`; `layers` are those of the core, as they are run once.
-
-  Costs are counted by `layers`, so that a loop over iterations costs more than is said by
-  `flops_per_token`; `depth` is the number of layers that a token passes.
+  """A `types.Network`; `layers` are those that a token passes, with the core's counted at every
+  iteration, so that costs are what they are.
   """
 
   prelude: int = option(1, "layers that read the text", ge=1)
+  core: int = option(
+    1,
+    "layers of the loop, which is run (layers - prelude - coda) / core times, once at least; in"
+    " training so often on average",
+    ge=1,
+  )
   coda: int = option(1, "layers that answer", ge=1)
-  recurrences: int = option(4, "r, iterations of the core, on average in training", ge=1)
   back: int = option(8, "iterations through which gradients flow, the last ones", ge=1)
 
   def __post_init__(self):
     super().__post_init__()
+    loop = self.layers - self.prelude - self.coda
+    if loop > 0 and loop % self.core:
+      raise ValueError(
+        f"layers={self.layers} less prelude={self.prelude} and coda={self.coda} is no multiple of"
+        f" core={self.core}; use layers={self.layers - loop % self.core}"
+      )
     unused = {
       "time_conditioning": (self.time_conditioning, "none"),
       "first_stage_layers": (self.first_stage_layers, 0),
@@ -82,9 +91,9 @@ class RecurrentDepth(TransformerOptions):
         )
 
   @property
-  def depth(self) -> int:
-    """The layers that a token passes with r iterations."""
-    return self.prelude + self.recurrences * self.layers + self.coda
+  def recurrences(self) -> int:
+    """r, how often the core is run."""
+    return max((self.layers - self.prelude - self.coda) // self.core, 1)
 
   @property
   def parts(self) -> dict[str, Transformer]:
@@ -262,6 +271,6 @@ def _parts(network: RecurrentDepth) -> dict[str, Transformer]:
 
   return {
     "prelude": part(network.prelude, **inner),
-    "core": part(network.layers, **inner, input_sizes=InputSizes(vectors=2 * width)),
+    "core": part(network.core, **inner, input_sizes=InputSizes(vectors=2 * width)),
     "coda": part(network.coda, input_sizes=InputSizes(vectors=width)),
   }

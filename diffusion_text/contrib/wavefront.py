@@ -163,7 +163,7 @@ class WavefrontReader:
       return Cost(0, 0, 0)
     if during == "init":
       iterations, read = network.recurrences, size
-    layers = network.prelude + iterations * network.layers + network.coda
+    layers = network.prelude + iterations * network.core + network.coda
     return Cost(1, read * layers, read * size * layers)
 
   def _advanced(self, model, params, wave: Wave, rows: Rows, place, slots):

@@ -141,10 +141,9 @@ def trained(task: Task, settings: Settings) -> tuple[Model, Params]:
   """The network, and its parameters."""
   process = Masked(vocab_size=task.vocab_size)
   network = RecurrentDepth(
-    layers=1,
+    layers=2 + settings.recurrences,
     width=settings.width,
     heads=max(settings.width // 32, 1),
-    recurrences=settings.recurrences,
     input_sizes=process.input_sizes,
     output_size=process.output_size,
   )
@@ -164,7 +163,7 @@ def sequential(
   model: Model, params: Params, depth: int, task: Task, seed: int
 ) -> Int[np.ndarray, "B N"]:
   """Greedy rows, one token after the other, each with so many iterations."""
-  network = dataclasses.replace(model.network, recurrences=depth)
+  network = dataclasses.replace(model.network, layers=2 + depth)
   model = model._replace(network=network, context=NextToken())
   asked = (Grid(steps=1, temperature=0.0), row_keys(seed, len(task.prompts)))
   return np.asarray(sample(model, params, *asked, batch=prompts(task), reader=Cached()).ids)

@@ -35,8 +35,8 @@ SIZES = {"input_sizes": PROCESS.input_sizes, "output_size": V, "attention": ("xl
 SIZES |= {"width": D, "heads": 2, "mlp_width": 32, "scan_layers": False}
 
 
-def network_of(**changes):
-  return RecurrentDepth(**{**SIZES, "layers": 1, "recurrences": 16, **changes})
+def network_of(recurrences=16, **changes):
+  return RecurrentDepth(**{**SIZES, "layers": 2 + recurrences, **changes})
 
 
 def model_of(context=None, **changes):
@@ -103,7 +103,7 @@ def test_it_is_a_prelude_a_loop_and_a_coda():
   got, want, deeper = both(params, rows)
   np.testing.assert_allclose(got, want, atol=1e-5)
   assert np.abs(got - deeper).max() > 0.01
-  assert network.depth == 1 + 3 + 1
+  assert network.layers == 1 + 3 + 1
 
 
 def test_a_cache_changes_nothing():
@@ -293,3 +293,5 @@ def test_what_does_not_fit_is_refused():
     more = {"experts_per_token": 1, "expert_width": 4} if "experts" in wrong else {}
     with pytest.raises(ValueError, match=next(iter(wrong))):
       network_of(**wrong, **more)
+  with pytest.raises(ValueError, match="use layers=6"):
+    RecurrentDepth(**SIZES, layers=7, core=2)
