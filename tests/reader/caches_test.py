@@ -16,7 +16,7 @@ from diffusion_text.context import Full
 from diffusion_text.core.options import member
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.classifier_free import ClassifierFree
-from diffusion_text.reader.delayed_cache import DelayedCache
+from diffusion_text.reader.delayed_cache import Delayed, DelayedCache
 from diffusion_text.reader.reading import NOTHING
 from diffusion_text.reader.similar_cache import SimilarCache
 from diffusion_text.reader.slots import extended, window_tokens
@@ -98,6 +98,29 @@ class LeavesWhatIsFinished(SuffixCache):
 def test_a_token_that_is_not_written_again_would_be_noticed(mutant):
   with pytest.raises(AssertionError):
     check(mutant, "same")
+
+
+def test_what_a_delayed_cache_reads_first():
+  """The token of the last call, the next one, their neighbours, other masks; the oldest first."""
+  mask, state = V, np.array([[0, 1, V, 2, V, V, V, V, V, V]], np.int32)
+  places = state.shape[1]
+  seen = np.where(np.arange(places) == 3, mask, state)  # token 3 was a mask before
+  needs = np.arange(places)[None] == 7
+  written = np.where(np.isin(np.arange(places), [2, 9]), 1, 2)[None]
+  model, params = model_of()
+  query = Query(state, np.float32(state == mask), 0, needs, Batch(state), state)
+
+  def read(**options):
+    reader = DelayedCache(**options)
+    due = np.int32(np.where(state != seen, reader.delay, 0))
+    memory = Delayed(None, seen, due, written, jnp.int32(2))
+    return np.asarray(reader._chosen(model, params, memory, query))[0].tolist()
+
+  assert read(queries=2) == [3, 7]
+  assert read(queries=4) == [3, 7, 2, 9]  # the masks that were read longest ago
+  assert read(queries=6, near=1) == [3, 7, 2, 4, 6, 8]
+  assert read(queries=3, delay=0) == [7, 2, 9]
+  assert len(set(read(queries=99))) == places
 
 
 # A transformer, whose slots hold what a token saw of all others.
