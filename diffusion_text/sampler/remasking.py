@@ -71,7 +71,41 @@ def looped(
 
 
 @member
-class Remasking(Walk):
+class Strategies(Walk):
+  """What `Remasking` and `Renoising` share: how much goes back to noise at each step, and where a
+  loop stands still. Not a sampler itself.
+  """
+
+  strategy: Literal["cap", "rescale", "conf"] = option("cap", "how sigma follows from eta")
+  eta: float | None = option(
+    None,
+    "strength; None: the published one of the strategy (cap 0.008, rescale 0.015, conf 1)",
+    ge=0,
+    le=1,
+  )
+  loop: tuple[float, float, float] | None = option(
+    None, "(t_on, t_off, alpha_on) of a loop; (0.55, 0.05, 0.9) is usual. None: no loop"
+  )
+
+  def __post_init__(self):
+    check_loop(self.loop)
+
+  def init(self, model: Model, params: Params, canvas: Canvas) -> Walked:
+    """Every row at its first step; with a loop, on the grid of the loop."""
+    state = super().init(model, params, canvas)
+    if self.loop is None:
+      return state
+    grid = looped(model.process.schedule, self.loop, state.grid)
+    state = state._replace(grid=grid, step=jnp.zeros_like(state.step))
+    return self._enter(model, params, canvas, state)
+
+  def remembers(self, model: Model, params: Params, canvas: Canvas) -> Float[Array, "B u"]:
+    """The probability that the network gave each token when it was drawn."""
+    return jnp.zeros(canvas.active.shape, jnp.float32)
+
+
+@member
+class Remasking(Strategies):
   """ReMDM for masked processes; eta = 0 is `grid`, key by key. All `steps` calls are made.
 
   strategy: how sigma follows from eta and the limit of each step,
@@ -90,20 +124,6 @@ class Remasking(Walk):
   schedule (`masked`); where each token has a schedule of its own they are kept roughly.
   """
 
-  strategy: Literal["cap", "rescale", "conf"] = option("cap", "how sigma follows from eta")
-  eta: float | None = option(
-    None,
-    "strength; None: the published one of the strategy (cap 0.008, rescale 0.015, conf 1)",
-    ge=0,
-    le=1,
-  )
-  loop: tuple[float, float, float] | None = option(
-    None, "(t_on, t_off, alpha_on) of a loop; (0.55, 0.05, 0.9) is usual. None: no loop"
-  )
-
-  def __post_init__(self):
-    check_loop(self.loop)
-
   def check(self, model: Model) -> None:
     """Refuses processes without masks, and those whose visible tokens may be wrong."""
     super().check(model)
@@ -114,19 +134,6 @@ class Remasking(Walk):
         f"{type(process).__name__} has no masks that are all of its noise, to go back to; {fix}"
       )
     need_schedule(process, "Remasking", fix)
-
-  def init(self, model: Model, params: Params, canvas: Canvas) -> Walked:
-    """Every row at its first step; with a loop, on the grid of the loop."""
-    state = super().init(model, params, canvas)
-    if self.loop is None:
-      return state
-    grid = looped(model.process.schedule, self.loop, state.grid)
-    state = state._replace(grid=grid, step=jnp.zeros_like(state.step))
-    return self._enter(model, params, canvas, state)
-
-  def remembers(self, model: Model, params: Params, canvas: Canvas) -> Float[Array, "B u"]:
-    """The probability that the network gave each token when it was drawn."""
-    return jnp.zeros(canvas.active.shape, jnp.float32)
 
   def may_change(
     self, model: Model, params: Params, canvas: Canvas, turn: Turn

@@ -9,24 +9,24 @@ probability sigma = rho (1 - alpha_s), which is remasking with sigma <= 1 - alph
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_text.core.numerics import LEAST, at_ids, select
-from diffusion_text.core.options import member, option
+from diffusion_text.core.options import member
 from diffusion_text.core.prng import draw_uniform, streams
 from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.grid import Turn, Walk, Walked, noised_guess
 from diffusion_text.sampler.lost_tokens import need_schedule
-from diffusion_text.sampler.remasking import PUBLISHED, check_loop, looped
+from diffusion_text.sampler.remasking import PUBLISHED, Strategies
 from diffusion_text.schedules.discrete import time_of
 from diffusion_text.types import Canvas, Model, Params, Prediction, State
 
 
 @member
-class Renoising(Walk):
+class Renoising(Strategies):
   """ReMDM's strategies where noise need not be a mask; eta = 0 is `grid`, key by key. All `steps`
   calls are made.
 
@@ -45,38 +45,11 @@ class Renoising(Walk):
   its errors by tokens that go back to noise; with a perfect network renoising only costs calls.
   """
 
-  strategy: Literal["cap", "rescale", "conf"] = option("cap", "how rho follows from eta")
-  eta: float | None = option(
-    None,
-    "strength; None: the one published for masks (cap 0.008, rescale 0.015, conf 1)",
-    ge=0,
-    le=1,
-  )
-  loop: tuple[float, float, float] | None = option(
-    None, "(t_on, t_off, alpha_on) of a loop; (0.55, 0.05, 0.9) is usual. None: no loop"
-  )
-
-  def __post_init__(self):
-    check_loop(self.loop)
-
   def check(self, model: Model) -> None:
     """Refuses vectors, which lose no tokens by a schedule."""
     super().check(model)
     fix = "use sampler.name='grid' with kappa=0.95"
     need_schedule(model.process, "sampler.name='renoising'", fix)
-
-  def init(self, model: Model, params: Params, canvas: Canvas) -> Walked:
-    """Every row at its first step; with a loop, on the grid of the loop."""
-    state = super().init(model, params, canvas)
-    if self.loop is None:
-      return state
-    grid = looped(model.process.schedule, self.loop, state.grid)
-    state = state._replace(grid=grid, step=jnp.zeros_like(state.step))
-    return self._enter(model, params, canvas, state)
-
-  def remembers(self, model: Model, params: Params, canvas: Canvas) -> Float[Array, "B u"]:
-    """The probability that the network gave each token when it last changed."""
-    return jnp.zeros(canvas.active.shape, jnp.float32)
 
   def may_change(
     self, model: Model, params: Params, canvas: Canvas, turn: Turn
