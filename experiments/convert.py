@@ -12,6 +12,7 @@ masked diffusion is
   python -m experiments.convert --from=SmolLM2-135M --workdir=runs/adapted \
       --config=configs/mdlm.py:tiny --config.context.answer_shift=1
 
+--frozen is for weights that are scored and sampled from, not trained.
 --special names tokens by role, over what the files say: --special="begin=<|endoftext|>".
 """
 
@@ -27,6 +28,7 @@ FROM = path_flag("from", "folder of weights, .safetensors or .gguf file", requir
 WORKDIR = workdir_flag()
 CONFIG = config_flag()
 TOKENIZER = path_flag("tokenizer", "tokenizer.json, its folder, or a GGUF file; default --from")
+FROZEN = flags.DEFINE_bool("frozen", False, "the network stays as it is: a third of the memory")
 SPECIAL = flags.DEFINE_multi_string("special", [], "begin=, end=, mask= or pad=, and a token")
 BASE = pathlib.Path(__file__).parents[1] / "configs" / "mdlm.py"
 
@@ -43,6 +45,7 @@ def main(_):
     WORKDIR.value,
     config,
     keep_system=given,
+    frozen=FROZEN.value,
     tokenizer=TOKENIZER.value,
     roles=roles,
   )

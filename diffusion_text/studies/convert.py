@@ -56,6 +56,7 @@ def convert(
   config: ConfigDict,
   *,
   keep_system: bool,
+  frozen: bool = False,
   tokenizer: str | None = None,
   roles: Mapping[str, str] | None = None,
 ) -> str:
@@ -67,6 +68,8 @@ def convert(
     config: of everything but the network and the tokenizer.
     keep_system: True for the process, timing, context, reader, sampler and rates of `config`, False
       for those that the weights were trained for.
+    frozen: True for a network that stays as it is: no moments of an optimizer and no average, so a
+      third of the memory, or a quarter.
     tokenizer: a folder or file of it; None: `source`.
     roles: role ("begin", "end", "mask", "pad") -> text of its token, over what the files say.
 
@@ -87,6 +90,8 @@ def convert(
   noise_id = next((each for each in before if each is not None), None)
   loaded = read(source, mask_id=mask, noise_id=noise_id)
   full = _config(config, loaded, place, keep_system)
+  if frozen:
+    full.train.update({"frozen": ("network",), "ema_decay": 0.0})
   _check_process(full, rows)
   experiment = build(full, tokenizer=words, devices=jax.devices()[:1])
   _save(experiment, loaded, place, words)

@@ -146,12 +146,15 @@ def test_a_config_chooses_another_system(checkpoint, tmp_path):
   folder, _, _ = checkpoint("qwen2")
   config = small(tmp_path)
   config.context.answer_shift = 1
+  roles = {"begin": "<end>"}
   report = convert(
-    str(folder), str(tmp_path / "run"), config, keep_system=True, roles={"begin": "<end>"}
+    str(folder), str(tmp_path / "run"), config, keep_system=True, frozen=True, roles=roles
   )
   assert "'answer_shift': 1" in report and "'<end>' (id 1)" in report, report
   experiment = runs.load_experiment(str(tmp_path / "run"))
   assert experiment.model.context.answer_shift == 1 and experiment.tokenizer.special["begin"] == 1
+  saved = tmp_path / "run" / "checkpoints" / "0"
+  assert (saved / "frozen").exists() and not (saved / "ema").exists()
   written = export(str(tmp_path / "run"), str(tmp_path / "out"))
   assert "has no place there: left out" in written
   with pytest.raises(ValueError, match=r"family='gpt2' cannot write a network with"):
