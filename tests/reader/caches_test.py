@@ -6,6 +6,7 @@ that forgets a token does not.
 """
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,18 @@ class LeavesTheWindow(WindowCache):
 
 
 @member
+class LeavesTheLastToken(WindowCache):
+  """The next window does not begin with a read of the whole row."""
+
+  unrolls: ClassVar[bool] = True
+
+  def read(self, model, params, memory, query, *, refresh=True):
+    """What the last call of a window has committed is not written."""
+    first = refresh and query.start == 0
+    return WindowCache.read(self, model, params, memory, query, refresh=first)
+
+
+@member
 class LeavesWhatIsFinished(SuffixCache):
   """The last token of a window is not written."""
 
@@ -90,6 +103,7 @@ class LeavesWhatIsFinished(SuffixCache):
   "mutant",
   [
     LeavesTheWindow(),
+    LeavesTheLastToken(),
     LeavesWhatIsFinished(prefix="kept"),
     DelayedCache(queries=2, every=99, delay=0),
   ],
