@@ -48,7 +48,7 @@ class Settings:
   layers: int = option(2, "of the network", ge=1)
   width: int = option(128, "of the network", ge=2)
   length: int = option(64, "tokens (characters) of a row", ge=2)
-  steps: int = option(1000, "updates, of 32 rows", ge=1)
+  steps: int = option(800, "updates, of 32 rows", ge=1)
   trained: tuple[float, ...] = option((0.0, 0.5), "shares of training rows that are drafts")
   hidden: tuple[float, ...] = option((0.5, 0.95), "shares of the tokens that are to be drawn")
   drafts: tuple[int, ...] = option((5, 10), "k, drafts per step")

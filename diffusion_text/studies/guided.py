@@ -52,9 +52,9 @@ class Settings:
   digits: int = option(10, "of each number", ge=1, le=1000)
   layers: int = option(2, "of both networks", ge=1)
   width: int = option(64, "of both networks", ge=2)
-  steps: int = option(2000, "updates of each network, of 128 sums or 64 rows of the chain", ge=1)
+  steps: int = option(1200, "updates of each network, of 128 sums or 64 rows of the chain", ge=1)
   shares: tuple[float, ...] = option((0.0, 0.5, 0.8, 1.0), "R of the diffusion model's logits")
-  rows: int = option(1024, "texts of each line", ge=2)
+  rows: int = option(512, "texts of each line", ge=2)
   seed: int = option(0, "of everything", ge=0)
 
 
