@@ -22,4 +22,4 @@ def test_the_tables(tmp_path):
   assert cached["blocks, exact cache"]["token_layers"] == (2 + 1) * 8 / 64
   assert [line["context"] for line in saved["A token of the exact cache"]] == [16, 32]
   assert saved["A token of the exact cache"][0]["growth"] == 1.0
-  assert "loop / bare passes with logits" in text
+  assert "loop, random order / bare passes with logits" in text
