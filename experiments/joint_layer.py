@@ -18,10 +18,10 @@ WORKDIR = workdir_flag()
 CHAINS = flags.DEFINE_list("chains", ["branchy", "phrase"], "branchy, phrase")
 LAYERS = flags.DEFINE_integer("layers", 4, "of the network", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", 64, "of the network and the layer", lower_bound=2)
-STEPS = flags.DEFINE_integer("steps", 1500, "updates of the network", lower_bound=1)
-LAYER_STEPS = flags.DEFINE_integer("layer_steps", 600, "updates of each layer", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 1200, "updates of the network", lower_bound=1)
+LAYER_STEPS = flags.DEFINE_integer("layer_steps", 400, "updates of each layer", lower_bound=1)
 OWN_ROWS = flags.DEFINE_integer(
-  "own_rows", 4096, "rows of the network for the layer to learn from; 0: the chain's", lower_bound=0
+  "own_rows", 2048, "rows of the network for the layer to learn from; 0: the chain's", lower_bound=0
 )
 ORDER = flags.DEFINE_string("order", "random", "of the places: random, entropy, left_to_right …")
 TOKENS = flags.DEFINE_list("tokens", ["2", "4", "8"], "tokens per call")

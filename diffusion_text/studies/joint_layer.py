@@ -108,10 +108,10 @@ class Settings:
 
   layers: int = option(4, "of the network", ge=1)
   width: int = option(64, "of the network and the layer", ge=2)
-  steps: int = option(1500, "updates of the network, of 64 rows", ge=1)
-  layer_steps: int = option(600, "updates of each layer, of 32 rows", ge=1)
+  steps: int = option(1200, "updates of the network, of 64 rows", ge=1)
+  layer_steps: int = option(400, "updates of each layer, of 32 rows", ge=1)
   own_rows: int = option(
-    4096, "rows that the network writes for the layer to learn from; 0: those of the chain", ge=0
+    2048, "rows that the network writes for the layer to learn from; 0: those of the chain", ge=0
   )
   order: str = option("random", "of the places: a score of contrib.joint_layer.ORDERS")
   tokens: tuple[int, ...] = option((2, 4, 8), "K, tokens per call")

@@ -114,7 +114,7 @@ class Settings:
 
   width: int = option(64, "of the network", ge=2)
   recurrences: int = option(4, "r, iterations on average in training", ge=1)
-  steps: int = option(1500, "updates", ge=1)
+  steps: int = option(700, "updates", ge=1)
   batch: int = option(64, "rows of an update", ge=1)
   exits: tuple[float, ...] = option((0.3, 0.1, 0.03), "thresholds of the wavefront")
   inner: int = option(2, "iterations per read of the wavefront", ge=1)
