@@ -52,8 +52,10 @@ def test_laws(name):
 
 
 def test_every_objective_has_a_row():
-  """Two have tests of their own: one reads soft tokens, one needs a network that makes another."""
-  elsewhere = {"gaussian_curriculum", "predicted_times"}
+  """Three have tests of their own: one reads soft tokens, one needs a network that makes another,
+  one trains a layer beside the network.
+  """
+  elsewhere = {"gaussian_curriculum", "joint_layer", "predicted_times"}
   assert {*OBJECTIVES, *CONTRIB["objective"]} - elsewhere == set(ROWS)
 
 

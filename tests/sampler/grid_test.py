@@ -165,9 +165,14 @@ class _Slow:
 
   calls = 1
   every = 1
+  unrolls = False
 
   def check(self, model):
     """Nothing."""
+
+  def cost(self, model, params, memory, query, during):
+    """That of whole rows."""
+    return WholeRow().cost(model, params, memory, query, during)
 
   def init(self, model, params, query):
     """Nothing."""
