@@ -7,11 +7,12 @@ as fast as token by token (recalled). The released sampler (seal-rg/recurrent-pr
 4 iterations per read, an exit at 0.03, noise 0.5 / (1 + iterations), ema 0.1. Here one layer before
 and after, a core of one, and as many iterations as make the depth of the size; other differences
 are in `diffusion_text/contrib/recurrent_depth.py` and `wavefront.py`.
-Texts are sampled token by token, without a cache; a
-wavefront takes
+Texts are sampled token by token, without a cache; a wavefront takes
   python -m experiments.sample --workdir=runs/recurrent_depth --sampler=name=wavefront \
       --reader=name=wavefront
-Ours: `python -m experiments.recurrent_depth`; see docs/results.md.
+Ours: `python -m experiments.recurrent_depth --tasks=text --batch=32`, a network of width 64 after
+700 updates: 2.04 passes of the core in a row per token where sequential decoding has 4, the same
+work and the same greedy tokens. No time was measured.
   python -m experiments.train --config=configs/recurrent_depth.py:tiny \
       --workdir=runs/recurrent_depth
 """
