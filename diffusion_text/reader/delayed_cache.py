@@ -12,7 +12,13 @@ from diffusion_text.core.numerics import differs
 from diffusion_text.core.options import member, option
 from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
 from diffusion_text.reader.rows import put_window, visible_state
-from diffusion_text.reader.slots import all_tokens, empty_cache, extended, spread_to_window
+from diffusion_text.reader.slots import (
+  all_tokens,
+  empty_cache,
+  extended,
+  is_text,
+  spread_to_window,
+)
 from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 _LONG = 2**20  # calls between two refreshes, at most, by which the age of a slot counts
@@ -114,6 +120,7 @@ class DelayedCache(Reading):
     urgency = jnp.where(near, 2, urgency)
     urgency = jnp.where(needed, 3, urgency)
     urgency = jnp.where(due, 4, urgency)
+    urgency = jnp.where(is_text(query), urgency, -1)
     age = jnp.minimum(memory.call + 1 - memory.written, _LONG - 1)
     return jax.lax.top_k(urgency * _LONG + age, min(self.queries, positions))[1]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.capability import offers
 from diffusion_text.core.numerics import select
@@ -21,6 +21,7 @@ from diffusion_text.reader.slots import (
   cut_to_window,
   empty_cache,
   extended,
+  is_text,
   spread_to_window,
   window_tokens,
 )
@@ -109,8 +110,9 @@ class SimilarCache(Reading):
       prediction = cut_to_window(prediction, query)
       nothing = jnp.zeros_like(memory.written)
       return prediction, Similar(cache, values, prediction.features, nothing, jnp.int32(0))
-    index = self._chosen(values, memory, query)
-    prediction, cache = extended(model, params, memory.cache, query, index)
+    index, live = self._chosen(values, memory, query)
+    prediction, cache = extended(model, params, memory.cache, query, index, live)
+    index = jnp.where(live, index, query.t.shape[1])
     prediction, read = spread_to_window(prediction, query, index)
     features = select(prediction.fresh, prediction.features, memory.features)
     call = memory.call + 1
@@ -140,13 +142,20 @@ class SimilarCache(Reading):
     rows, told = rows_of(model, params, query), whole_memory(model, params, query)
     return model.network.first_values(params["network"], rows, memory=told)
 
-  def _chosen(self, values, memory: Similar, query: Query) -> Int[Array, "B Q"]:
-    """The tokens that a call reads."""
+  def _chosen(
+    self, values, memory: Similar, query: Query
+  ) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"]]:
+    """(the tokens that a call reads, True at those that are within the share of the row's own
+    text).
+    """
+    text = is_text(query)
     unlike = 1 - _cosine(values, memory.values)
     unlike = jnp.where(unlike < _SAME, 0.0, unlike)
     needed = put_window(jnp.zeros(query.t.shape, bool), query.needs, query.start)
-    order = jnp.lexsort((all_tokens(query), memory.written, ~needed, -unlike), axis=1)
-    return order[:, : self._queries(query.t.shape[1])]
+    order = jnp.lexsort((all_tokens(query), memory.written, ~needed, -unlike, ~text), axis=1)
+    most = self._queries(query.t.shape[1])
+    own = jnp.maximum(jnp.floor(self.share * jnp.sum(text, axis=1)), 1)
+    return order[:, :most], jnp.arange(most)[None] < own[:, None]
 
 
 def _cosine(a: Float[Array, "B N F"], b: Float[Array, "B N F"]) -> Float[Array, "B N"]:

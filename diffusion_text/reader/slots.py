@@ -50,12 +50,12 @@ def extended(
   cache: Cache,
   query: Query,
   index: Int[Array, "B Q"],
-  live: Bool[Array, " B"] | None = None,
+  live: Bool[Array, "#B #Q"] | None = None,
 ) -> tuple[Prediction, Cache]:
   """(the prediction of the tokens at `index`, the cache with their slots written).
 
-  live: rows that are written; the slots of the others stay as they are, and what is predicted for
-  them means nothing. None: all rows.
+  live: tokens that are written; the slots of the others stay as they are, and what is predicted for
+  them means nothing. None: all of them.
   """
   told = whole_memory(model, params, query)
   if told is not None:
@@ -63,8 +63,14 @@ def extended(
   rows = taken(_answered_in_place(rows_of(model, params, query), query), index)
   slots = index
   if live is not None:
-    slots = jnp.where(live[:, None], index, query.t.shape[1])
+    slots = jnp.where(live, index, query.t.shape[1])
   return model.network.extend(params["network"], rows, cache, slots, memory=told)
+
+
+def is_text(query: Query) -> Bool[Array, "B N"]:
+  """True at tokens of text, False at padding: what a row reads must not depend on its padding."""
+  weights = query.batch.weights
+  return jnp.ones(query.t.shape, bool) if weights is None else weights > 0
 
 
 def cut_to_window(prediction: Prediction, query: Query) -> Prediction:
@@ -77,7 +83,7 @@ def spread_to_window(
   prediction: Prediction, query: Query, index: Int[Array, "B Q"]
 ) -> tuple[Prediction, Bool[Array, "B N"]]:
   """(the window's part of a prediction of the tokens at `index`, fresh where they are; True at the
-  tokens of the row that were read).
+  tokens of the row that were read). An index beyond the row is no token.
   """
   rows, positions = query.t.shape
   row = jnp.arange(rows)[:, None]

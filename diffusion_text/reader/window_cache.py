@@ -111,7 +111,7 @@ class SuffixCache(Reading):
     """
     first = self._first(query, refresh)
     index = all_tokens(query)[:, first:]
-    live = jnp.any(query.needs, axis=1) if self.prefix == "kept" else None
+    live = jnp.any(query.needs, axis=1, keepdims=True) if self.prefix == "kept" else None
     prediction, cache = extended(model, params, memory, query, index, live)
     return cut_to_window(prediction, query._replace(start=query.start - first)), cache
 

@@ -118,7 +118,7 @@ def batch_of(own, mates):
     observed[row, random.choice(L, 4, replace=False)] = True
   weights = np.ones((4, L), np.float32)
   weights[3, 17:] = 0
-  return Batch(ids, observed=observed, weights=weights)
+  return Batch(ids, observed=observed, weights=weights, segment=(weights == 0).astype(np.int32))
 
 
 @functools.cache
@@ -203,6 +203,33 @@ def test_a_decoder_is_not_its_neighbour(name):
   assert near in DECODERS and near != name
   same = (made.ids == other.ids).all() and (made.calls == other.calls).all()
   assert not same or (made.layers != other.layers).any()
+
+
+CACHES = ("fast_dllm_prefix", "fast_dllm_dual", "free_cache", "dkv_cache", "dkv_cache_greedy")
+
+
+@pytest.mark.parametrize("name", [*CACHES, "dllm_cache", "confidence"])
+def test_padding_changes_nothing(name):
+  """A row whose batch is wider by 5 tokens has the same text in the same calls."""
+  experiment, params = experiment_of("masked")
+  chosen, batch = decoding(name, "masked"), batch_of(7, 0)
+
+  def wider(leaf, value):
+    return np.pad(leaf, ((0, 0), (0, 5)), constant_values=value)
+
+  wide = Batch(
+    wider(batch.ids, 0),
+    observed=wider(batch.observed, True),
+    weights=wider(batch.weights, 0),
+    segment=wider(batch.segment, 1),
+  )
+  how = {"reader": chosen.reader, "block": chosen.block}
+  made = [
+    sample(experiment.model, params, chosen.sampler, row_keys(0, 4), batch=each, **how)
+    for each in (batch, wide)
+  ]
+  np.testing.assert_array_equal(made[1].ids[:, :L], made[0].ids)
+  np.testing.assert_array_equal(made[1].row_calls, made[0].row_calls)
 
 
 def test_caches_read_less():

@@ -55,7 +55,7 @@ EXACT = [
   SuffixCache(),
   SuffixCache(prefix="kept"),
   DelayedCache(queries=2, every=99),  # the token of the last call, and the next
-  SimilarCache(share=0.34, every=99),
+  SimilarCache(share=0.67, every=99),
 ]
 
 
@@ -74,7 +74,7 @@ class LeavesTheWindow(WindowCache):
     """What was committed since is not seen."""
     if refresh:
       return WindowCache.read(self, model, params, memory, query, refresh=True)
-    nobody = jnp.zeros(query.needs.shape[0], bool)
+    nobody = jnp.zeros((query.needs.shape[0], 1), bool)
     return extended(model, params, memory, query, window_tokens(query), nobody)
 
 
