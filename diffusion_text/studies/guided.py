@@ -3,8 +3,12 @@ can be checked, at temperature 0; and a Markov chain whose law is known, at temp
 
 A row of the task is a, b and a + b, least significant digits first; a and b are observed. Masked
 model and scorer have the same size, so a pass of either is one call. "random" scorers are networks
-that were never trained: with them, nothing but chance agreements is left, and the rule falls back
-to one token per call from left to right.
+that were never trained, or know another chain: with them, nothing but chance agreements is left,
+and the rule falls back to one token per call from left to right.
+
+After the default number of updates the scorer adds without a mistake and the masked model has not
+learned to add, so that the sums show what a right scorer is worth beside wrong proposals: nothing,
+as it supplies no token. The chain is the case in which both are trained.
 """
 
 from __future__ import annotations
