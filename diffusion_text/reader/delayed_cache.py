@@ -30,6 +30,7 @@ class Delayed(NamedTuple):
   Attributes:
     cache: the slots.
     seen: [B, N, …], the state at the last call, whichever tokens it read.
+    times: float32 [B, N], the times at the last call.
     due: int32 [B, N], calls that still are to read the token as it is now.
     written: int32 [B, N], the call that wrote the token's slot, counted from the last refresh.
     call: int32 scalar, calls since the last refresh.
@@ -37,6 +38,7 @@ class Delayed(NamedTuple):
 
   cache: Any
   seen: Any
+  times: Array
   due: Array
   written: Array
   call: Array
@@ -60,6 +62,11 @@ class DelayedCache(Reading):
   asked (a score that reads no logits, as "random"), of which a sampler needs the next tokens alone.
 
   `delay=0` is the ablation in which a token keeps the keys and values that it had as a mask.
+
+  With `moving` it is the cached decoding of hyperschedules (arXiv 2504.06416): along a wave of
+  width w that moves by m places per call, `queries` = w + m read all that moves and what has just
+  settled. Where no token sees those behind it (context.name='causal') this is exact, without any
+  refresh, as nothing changes in front of a settled token.
   """
 
   queries: int = option(..., "tokens that a call reads; half of the row is usual", ge=1)
@@ -68,6 +75,11 @@ class DelayedCache(Reading):
   )
   delay: int = option(
     1, "calls that read a token after the one that committed it; then it is cached", ge=0
+  )
+  moving: bool = option(
+    False,
+    "whether a token whose time has changed is due as one that was committed: the wave of a"
+    " hyperschedule, whose settled tokens are cached and whose distant ones are not read",
   )
   near: int = option(
     0,
@@ -79,15 +91,18 @@ class DelayedCache(Reading):
   def init(self, model: Model, params: Params, query: Query) -> Memory:
     """An empty cache."""
     nothing = jnp.zeros(query.t.shape, jnp.int32)
-    cache, seen = empty_cache(model, params, query), visible_state(query)[0]
-    return Delayed(cache, seen, nothing, nothing, jnp.int32(0))
+    cache, (seen, t) = empty_cache(model, params, query), visible_state(query)
+    return Delayed(cache, seen, t, nothing, nothing, jnp.int32(0))
 
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
     """The prediction of those tokens of the window that were read."""
-    state, _ = visible_state(query)
-    due = jnp.where(differs(state, memory.seen), self.delay, memory.due)
+    state, t = visible_state(query)
+    changed = differs(state, memory.seen)
+    if self.moving:
+      changed = changed | (t != memory.times)
+    due = jnp.where(changed, self.delay, memory.due)
     index = all_tokens(query)
     if not refresh:
       index = self._chosen(model, params, memory._replace(due=due), query)
@@ -96,7 +111,7 @@ class DelayedCache(Reading):
     call = jnp.zeros_like(memory.call) if refresh else memory.call + 1
     due = jnp.zeros_like(due) if refresh else jnp.maximum(due - read, 0)
     written = jnp.where(read, call, memory.written)
-    return prediction, Delayed(cache, state, due, written, call)
+    return prediction, Delayed(cache, state, t, due, written, call)
 
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During

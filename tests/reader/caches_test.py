@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_text.context import Full
+from diffusion_text.context import Causal, Full
 from diffusion_text.core.options import member
+from diffusion_text.core.prng import row_keys
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.classifier_free import ClassifierFree
 from diffusion_text.reader.delayed_cache import Delayed, DelayedCache
@@ -24,6 +25,7 @@ from diffusion_text.reader.slots import extended, window_tokens
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.reader.window_cache import SuffixCache, WindowCache
 from diffusion_text.sampler.budget import EvenShare
+from diffusion_text.sampler.grid import Grid
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import MaxProb, Random
@@ -31,8 +33,8 @@ from diffusion_text.testing import check_reader
 from diffusion_text.testing.exact_model import exact_model
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.testing.small_transformer import noisy_parameters, small_transformer
-from diffusion_text.timing import Shared
-from diffusion_text.types import Batch, InputSizes, Model, Query
+from diffusion_text.timing import Hyperschedule, Shared
+from diffusion_text.types import Batch, DataFacts, InputSizes, Model, Query
 
 V, L, SIZE, ROWS = 3, 6, 3, 64
 LANGUAGE = Enumerable.dirichlet(0, 0.5, V, L)
@@ -127,7 +129,7 @@ def test_what_a_delayed_cache_reads_first():
   def read(**options):
     reader = DelayedCache(**options)
     due = np.int32(np.where(state != seen, reader.delay, 0))
-    memory = Delayed(None, seen, due, written, jnp.int32(2))
+    memory = Delayed(None, seen, query.t, due, written, jnp.int32(2))
     return np.asarray(reader._chosen(model, params, memory, query))[0].tolist()
 
   assert read(queries=2) == [3, 7]
@@ -286,3 +288,43 @@ def test_what_is_kept_does_not_depend_on_other_rows(reader):
 def test_slots_that_depend_on_other_rows_would_be_noticed():
   with pytest.raises(AssertionError):
     among_idle_mates(WritesIdleRows(prefix="kept"))
+
+
+# --- the wave of a hyperschedule -----------------------------------------------------------------
+
+
+@functools.cache
+def waved(reader, context):
+  """(ids, positions read in all layers) along a wave of 4 places that moves by one per call."""
+  process, timing = Masked(vocab_size=9), Hyperschedule(kind="wave", width=4)
+  network = small_transformer(
+    layers=3,
+    width=32,
+    heads=2,
+    mlp_width=32,
+    input_sizes=process.input_sizes,
+    output_size=process.output_size,
+  )
+  model = Model(network, process, timing, context, chunk=64)
+  groups = {"process": {}, "timing": timing.init(jax.random.key(0), DataFacts(16, 9))}
+  params = {"network": noisy_parameters(network, scale=0.5), **groups}
+  how = {"rows": 32, "length": 16, "reader": reader}
+  made = sample(model, params, Grid(steps=20), row_keys(0, 32), **how)
+  return np.asarray(made.ids), float(made.token_layers[0])
+
+
+def test_a_wave_is_decoded_over_a_cache():
+  """Of what has settled nothing is read again, and in a causal row nothing is lost by it."""
+  want, whole = waved(None, Causal())
+  got, read = waved(DelayedCache(queries=6, every=10**6, moving=True), Causal())
+  np.testing.assert_array_equal(got, want)
+  # One row of 16, then 19 calls of 6.
+  assert read == 3 * (16 + 19 * 6) and whole == 3 * 20 * 16
+  full, _ = waved(None, Full())
+  assert (waved(DelayedCache(queries=6, every=10**6, moving=True), Full())[0] != full).any()
+
+
+def test_a_wave_by_its_committed_tokens_alone_would_be_noticed():
+  """A token that was drawn before those in front of it keeps what it saw of the masks there."""
+  want, _ = waved(None, Causal())
+  assert (waved(DelayedCache(queries=6, every=10**6), Causal())[0] != want).any()
