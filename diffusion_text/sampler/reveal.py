@@ -341,15 +341,18 @@ class Reveal:
     propose itself.
     """
     process, canvas, scores = view.model.process, view.canvas, self._scores
-    cooled = self.cooling is not None
+    cooled, greedy = self.cooling is not None, self.temperature == 0
     transform = LogitsTransform(1.0 if cooled else self.temperature, self.top_p, self.top_k)
     law = process.leave_one_out if self._reads == "active" else process.posterior
 
     def one(of_process, output, keys, seen, memories, state, t, left, heat):
       log_p = law(of_process, state, t, output)
       log_p = without(log_p, self._bans, self.repetition_penalty, left)
-      drawn_from = log_p / heat[:, None] if cooled else log_p
-      ids = draw_categorical(streams(keys, "token"), transform(drawn_from))
+      if greedy:  # a draw among one token would cost a random number for each of V
+        ids = jnp.argmax(log_p, axis=-1)
+      else:
+        drawn_from = log_p / heat[:, None] if cooled else log_p
+        ids = draw_categorical(streams(keys, "token"), transform(drawn_from))
       each = [seen._replace(log_p=log_p, memory=memory) for memory in memories]
       said = tuple(score(own) for score, own in zip(scores, each, strict=True))
       remembered = tuple(score.remember(own) for score, own in zip(scores, each, strict=True))
