@@ -37,6 +37,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "rows drawn at a time", lowe
 OUTPUT = path_flag("output", "file of JSON lines, a row as soon as it is drawn: text, ids, calls")
 STREAM = flags.DEFINE_bool("stream", False, "print the rows after each call")
 TRACE = path_flag("trace", "file for a page that plays the rows, call by call")
+LENGTHS = flags.DEFINE_bool("lengths", False, "print how long texts are, here and in held-out text")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "check everything, print the plan, compute nothing")
 
 
@@ -69,9 +70,7 @@ def main(_):
   rows = drawing.draw(trained, texts, costs=costs, **how)
   for row in rows if OUTPUT.value is None else drawing.write(rows, OUTPUT.value):
     print(f"--- sample {row.row} ({row.calls} network calls)\n{row.text}", flush=True)
-  print(
-    f"--- cost: {costs.report(experiment.model, experiment.tokenizer.special.get('end')).line()}"
-  )
+  print(drawing.closing(costs, experiment, lengths=LENGTHS.value))
 
 
 if __name__ == "__main__":

@@ -278,7 +278,9 @@ def test_a_row_may_stop_at_its_end(home, trained):
   """The text before the end is the same, and no end stands behind it."""
   flags = (f"--workdir={trained}", "--num=4", "--steps=6", "--length=16", "--seed=1")
   whole = samples(call(home, "sample", *flags))
-  stopped = samples(call(home, "sample", *flags, "--stop_at_end"))
+  said = call(home, "sample", *flags, "--stop_at_end", "--lengths")
+  assert re.search(r"--- lengths: .*4 texts\n--- held-out rows: .* tokens up to the end", said)
+  stopped = samples(said)
   ends = [text.split("\n", 1)[0] for text in whole]
   assert stopped == ends
 

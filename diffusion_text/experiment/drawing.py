@@ -14,15 +14,18 @@ import numpy as np
 from jaxtyping import Int
 
 from diffusion_text.core.prng import numbered_keys
+from diffusion_text.evaluate.lengths import LengthLaw, of_rows
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.memory import check_sampling_memory
-from diffusion_text.experiment.run import Trained
+from diffusion_text.experiment.run import Trained, held_out
 from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.sampler.accounting import CostReport, cost_report
 from diffusion_text.sampler.padding import check_block, check_observed_are_seen
 from diffusion_text.sampler.records import Sample
 from diffusion_text.train.storage import as_path
 from diffusion_text.types import Batch, Model, Params, Reader, Sampler
+
+ROWS_OF_LENGTHS = 1024  # held-out rows whose lengths are counted, at most
 
 
 class Costs:
@@ -51,6 +54,35 @@ class Costs:
     }
     fills = sum(int(each.fills) for each in self._samples)
     return cost_report(first._replace(**joined, fills=fills), model, batch=batch, end_id=end_id)
+
+  def lengths(self, end_id: int) -> LengthLaw:
+    """How long the generated texts are, up to their first end."""
+    ids = np.concatenate([each.ids for each in self._samples])
+    text = np.concatenate([~each.observed & (each.weights > 0) for each in self._batches])
+    return of_rows(ids, end_id, text)
+
+
+def closing(costs: Costs, experiment: Experiment, *, lengths: bool) -> str:
+  """What decoding has cost, in a line; with `lengths` how long the texts are, and how long rows of
+  the validation split are, packed as in training.
+
+  Raises:
+    ValueError: with `lengths`, for a tokenizer without an end of text.
+  """
+  end_id = experiment.tokenizer.special["end"]
+  lines = [f"--- cost: {costs.report(experiment.model, end_id).line()}"]
+  if not lengths:
+    return lines[0]
+  if end_id is None:
+    raise ValueError(
+      f"--lengths counts tokens up to the end of text, and no token of {experiment.tokenizer.name}"
+      " has that role"
+    )
+  batches = [batch for batch, _ in held_out(experiment, "validation", ROWS_OF_LENGTHS)]
+  ids = np.concatenate([np.asarray(batch.ids) for batch in batches])
+  weights = [np.asarray(experiment.text_weights(batch)) > 0 for batch in batches]
+  data = of_rows(ids, end_id, np.concatenate(weights))
+  return "\n".join([*lines, f"--- lengths: {costs.lengths(end_id)}", f"--- held-out rows: {data}"])
 
 
 class Drawn(NamedTuple):
