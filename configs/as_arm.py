@@ -7,6 +7,10 @@ Evaluation gives nothing, and so prices the row from left to right. The sampler 
 sampler.drafts tokens in one call, checks them in a second one, and has the law of one token per
 call. Published with XLNet of 110 M parameters, fine-tuned; the claim is about a tenth fewer calls
 at 95 % masked (recalled). context.drafts=0.25 trains the drafts too, which is ours.
+Ours: `python -m experiments.any_order --steps=800`, a network of width 128 on 64 characters of the
+bundled corpus: 0.79 calls per token at 95 % masked and 0.68 at 50 % with 5 drafts, whose texts cost
+what those of one token per call cost (z = 0.7 and -1.2); unchecked drafts are 43 standard errors
+away and more.
   python -m experiments.train --config=configs/as_arm.py:tiny --workdir=runs/as_arm
 """
 

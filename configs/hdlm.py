@@ -11,7 +11,8 @@ masks and of random tokens each by itself, at the whole noise, where ours are th
 together. By the released ones exact scores cost less than the entropy (2.091 nats, not 2.111, at
 the share of 0.01: tests/process/hybrid_scores_test.py), so that what they give is no bound. The
 ε-hybrid is process.mixing="epsilon", as published with process.onset=0.001 (what this costs:
-process/mixed.py) and sampler.name="adaptive_correction".
+process/mixed.py) and sampler.name="adaptive_correction". A wave is decoded over a cache by
+reader.name="delayed_cache" with moving=True, exactly with context.name="causal".
 Ours: 2.154 ± 0.049 bits/char after 200 updates of the table at equal tokens in
 docs/results.md, where a character 5-gram has 1.822.
   python -m experiments.train --config=configs/hdlm.py:tiny --workdir=runs/hdlm
