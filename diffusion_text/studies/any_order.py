@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from diffusion_text.contrib.any_order import AnyOrder, Given
 from diffusion_text.contrib.speculative import Speculative
 from diffusion_text.core.options import member, option
-from diffusion_text.core.prng import row_keys
+from diffusion_text.core.prng import make_key, row_keys
 from diffusion_text.data import tokenizers
 from diffusion_text.data.corpora import Austen
 from diffusion_text.experiment.api import TextData, fit
@@ -104,7 +104,7 @@ def drawn(model: Model, params: Params, sampler: Sampler, batch: Batch, seed: in
   keys = row_keys(seed, len(batch.ids))
   result = jax.device_get(sample(model, params, sampler, keys, batch=batch))
   scored = dataclasses.replace(batch, ids=result.ids)
-  nats = cost_of(model, params, jax.random.key(0), scored, Progress())
+  nats = cost_of(model, params, make_key(0), scored, Progress())
   calls = np.asarray(result.row_calls, np.float64)
   return Drawn(
     np.asarray(result.ids), calls, calls / (1 + sampler.extra_calls), np.asarray(nats).sum(1)
@@ -157,7 +157,7 @@ def decoders(
     add(f"speculative, k = {k}", drawn(model, params, sampler, batch, seed + 2))
     unchecked = Reveal(score=LeftToRight(), budget=EvenShare(steps=-(-count // k)))
     add(f"{k} unchecked drafts", drawn(model, params, unchecked, batch, seed + 2))
-  cost = cost_of(model, params, jax.random.key(0), batch, Progress())
+  cost = cost_of(model, params, make_key(0), batch, Progress())
   nothing = np.zeros(len(batch.ids))
   text = Drawn(np.asarray(batch.ids), nothing, nothing + np.inf, np.asarray(cost).sum(1))
   add("text", text)

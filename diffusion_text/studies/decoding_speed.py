@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_text.context import Blocks, Full
-from diffusion_text.core.prng import row_keys
+from diffusion_text.core.prng import make_key, row_keys
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.cached import Cached
@@ -72,7 +72,7 @@ def model_of(sizes: Sizes, context: Context) -> tuple[Model, Params]:
     input_sizes=process.input_sizes,
     output_size=process.output_size,
   )
-  params = {"network": jax.jit(network.init)(jax.random.key(0)), "process": {}, "timing": {}}
+  params = {"network": jax.jit(network.init)(make_key(0)), "process": {}, "timing": {}}
   return Model(network, process, Shared(), context), params
 
 
@@ -109,7 +109,7 @@ def cache_speed(
     model, params = model_of(sizes, context)
     sampler = Reveal(score=MaxProb(), budget=EvenShare(steps=sizes.calls * size // sizes.block))
     how = {"rows": sizes.rows, "length": length, "reader": reader, "block": size}
-    draw = functools.partial(sample, model, params, sampler, jax.random.key(0), **how)
+    draw = functools.partial(sample, model, params, sampler, make_key(0), **how)
     calls[name], contexts[name] = draw, context
     reports[name] = cost_report(draw(), model)
   seconds = interleaved(calls, rounds)
@@ -157,7 +157,7 @@ def _loop(
 ) -> Callable[[], Any]:
   sampler = Reveal(score=score, budget=EvenShare(steps=sizes.calls))
   how = {"rows": sizes.rows, "length": length}
-  return functools.partial(sample, model, params, sampler, jax.random.key(0), **how)
+  return functools.partial(sample, model, params, sampler, make_key(0), **how)
 
 
 def _passes(sizes: Sizes, model: Model, length: int, logits: bool, params: Params) -> Array:

@@ -25,7 +25,7 @@ from jaxtyping import Int
 
 from diffusion_text.context import Full, NextToken
 from diffusion_text.core.options import member, option
-from diffusion_text.core.prng import row_keys
+from diffusion_text.core.prng import make_key, row_keys
 from diffusion_text.experiment.api import fit
 from diffusion_text.experiment.build import init
 from diffusion_text.objective import Bound
@@ -107,7 +107,7 @@ def trained_pair(settings: Settings) -> Pair:
     # Not what `init` makes of its last layer, which may be zero: a head of a network of noise.
     "random": jax.tree.map(
       lambda leaf: leaf + 0.3 * np.random.default_rng(seed).normal(size=leaf.shape),
-      init(ar, jax.random.key(seed + 7), facts),
+      init(ar, make_key(seed + 7), facts),
     ),
   }
   scorers = {name: Other(reader=WholeRow(), model=ar, group=name) for name in groups}

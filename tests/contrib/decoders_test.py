@@ -164,7 +164,7 @@ SEEDS = strategies.integers(0, 2**20)
 def test_observed_tokens_stay_and_a_row_is_its_own(name):
   """Whatever the row and its mates: one program serves all examples."""
 
-  @hypothesis.settings(max_examples=4, deadline=None, database=None, derandomize=True)
+  @hypothesis.settings(max_examples=2, deadline=None, database=None, derandomize=True)
   @hypothesis.given(own=SEEDS, mates=SEEDS, others=SEEDS)
   def check(own, mates, others):
     made, batch = made_by(name, kind_of(name), own, mates), batch_of(own, mates)
@@ -205,10 +205,7 @@ def test_a_decoder_is_not_its_neighbour(name):
   assert not same or (made.layers != other.layers).any()
 
 
-CACHES = ("fast_dllm_prefix", "fast_dllm_dual", "free_cache", "dkv_cache", "dkv_cache_greedy")
-
-
-@pytest.mark.parametrize("name", [*CACHES, "dllm_cache", "confidence"])
+@pytest.mark.parametrize("name", ["fast_dllm_dual", "free_cache", "dkv_cache", "dllm_cache"])
 def test_padding_changes_nothing(name):
   """A row whose batch is wider by 5 tokens has the same text in the same calls."""
   experiment, params = experiment_of("masked")

@@ -196,11 +196,11 @@ class OfTheTokenAlone(ByFrequency):
 
 def test_texts_along_the_times_of_training_are_nearer_than_at_shared_ones():
   """By a power 50 times the published one, at which guesses that are drawn apart cost little."""
-  walked, chance = distance(GuessedTimes(steps=64))
-  shared, _ = distance(Grid(steps=64))
+  walked, chance = distance(GuessedTimes(steps=32))
+  shared, _ = distance(Grid(steps=32))
   assert walked < chance + 0.06, (walked, chance)
   assert shared > walked + 0.1, (shared, walked)
-  wrong, _ = distance(GuessedTimes(steps=64), timing=OfTheTokenAlone)
+  wrong, _ = distance(GuessedTimes(steps=32), timing=OfTheTokenAlone)
   assert wrong > walked + 0.03, (wrong, walked)
 
 

@@ -83,6 +83,8 @@ class Predictor(Network):
 class Served:
   """A linear network with a predictor beside it; `answers` in the place of its logits, if given."""
 
+  layers = 1
+
   def __init__(self, predictor=None, answers=None):
     self.predictor = Predictor() if predictor is None else predictor
     self.answers, self.seen = answers, []

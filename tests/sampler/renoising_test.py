@@ -102,9 +102,8 @@ def test_a_loop_renoises_only_where_it_stands_still():
     assert (rho == float(still[step])).all()
 
 
-@pytest.mark.parametrize("strategy", ["cap", "conf"])
-def test_the_laws_of_every_sampler(strategy):
-  sampler = Renoising(steps=16, strategy=strategy, eta=0.2)
+def test_the_laws_of_every_sampler():
+  sampler = Renoising(steps=16, strategy="conf", eta=0.2)
   check_sampler(sampler, *exact_model(Uniform(3), TOY), TOY, exact_law=False, calls=16)
 
 

@@ -303,14 +303,12 @@ def test_a_row_that_is_settled_ends():
 # --- of all --------------------------------------------------------------------------------------
 
 EACH = {
-  "running_confidence": (MASKED, FILLING),
-  "edit": (UNIFORM, EDITING),
   "verify": (MASKED, CHECKED),
   "reselect": (UNIFORM, RESELECT),
 }
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", ["verify", "reselect"])
 def test_the_laws_of_every_sampler(name):
   """Observed tokens stay, a row is its own, the host's loop is the compiled one."""
   process, sampler = EACH[name]

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_text.core.prng import make_key
 from diffusion_text.model.pretrained.weights import Weights
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.types import Params
@@ -197,7 +198,7 @@ def _theirs(params: Params, entry: Entry, mask_id: int | None) -> np.ndarray:
 
 
 def _shapes(network: Transformer) -> dict[Path, tuple[int, ...]]:
-  tree = jax.eval_shape(network.init, jax.random.key(0))
+  tree = jax.eval_shape(network.init, make_key(0))
   return {
     tuple(part.key for part in path): tuple(leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
