@@ -55,6 +55,7 @@ class Agreement(Budget):
   )
 
   reads_logits: ClassVar[bool] = True
+  reads_draws: ClassVar[bool] = True
 
   @property
   def extra_calls(self) -> int:

@@ -27,9 +27,12 @@ class Budget(Part):
   Attributes:
     reads_logits: False if the choice follows from the scores alone.
     statistics: name -> what `Proposal.statistics` must hold under that name.
+    reads_draws: True if the choice depends on `Proposal.ids` or `Proposal.log_prob`, so that every
+      waiting token must be drawn.
   """
 
   reads_logits: ClassVar[bool]
+  reads_draws: ClassVar[bool] = False
   statistics: ClassVar[Mapping[str, Score]] = {}
 
   def __call__(
@@ -382,6 +385,11 @@ class _Several(Budget):
   def statistics(self) -> Mapping[str, Score]:
     """Those of all."""
     return {name: score for one in self.budgets for name, score in one.statistics.items()}
+
+  @property
+  def reads_draws(self) -> bool:
+    """True if any of them does."""
+    return any(one.reads_draws for one in self.budgets)
 
   @property
   def extra_calls(self) -> int:

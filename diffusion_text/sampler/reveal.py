@@ -17,7 +17,7 @@ committed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from diffusion_text.sampler.revise import REVISIONS
 from diffusion_text.sampler.score import SCORES, Entropy
 from diffusion_text.sampler.transform import LogitsTransform, without
 from diffusion_text.schedules.discrete import time_of
-from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, Query, State
+from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, Process, Query, State
 
 
 class Memory(NamedTuple):
@@ -77,7 +77,8 @@ class Proposal(NamedTuple):
 
   Attributes:
     score: float32 [B, u].
-    ids: int32 [B, u], a draw for each token.
+    ids: int32 [B, u], a draw for each token; the likeliest one for the budget, where no part reads
+      draws of tokens that are not committed (`Reveal.draws_all`).
     log_prob: float32 [B, u], its log-probability before temperature, top_k and top_p.
     statistics: name -> [B, u], what budget and revision have asked for.
     remembered: one tree [B, u, …] per distinct score, what it wants to remember of each token.
@@ -287,12 +288,16 @@ class Reveal:
     answered = needs if prediction.fresh is None else needs & prediction.fresh
     view = self._view(model, params, canvas, state, answered)
     view = view._replace(query=query, prediction=prediction)
-    proposal = self.propose(view, self.times(model, params, canvas, state))
+    t = self.times(model, params, canvas, state)
+    proposal = self.propose(view, t)
     eligible = state.waiting & answered
     if self.end == "late":
       eligible &= may_end(proposal.ids, self.end_id, state.waiting, canvas.segment)
     of_budget = view._replace(memory=state.memory.budget)
     committed = eligible & self.budget(of_budget, proposal, eligible)
+    if not self.draws_all:
+      ids, log_prob = self._drawn(view, t, committed)
+      proposal = proposal._replace(ids=ids, log_prob=log_prob)
     text = select(committed, model.process.clean(params["process"], proposal.ids), canvas.state)
     state = state._replace(
       waiting=state.waiting & ~committed,
@@ -340,27 +345,18 @@ class Reveal:
     A visible token is predicted from all others (the leave-one-out law), as it would otherwise
     propose itself.
     """
-    process, canvas, scores = view.model.process, view.canvas, self._scores
-    cooled, greedy = self.cooling is not None, self.temperature == 0
-    transform = LogitsTransform(1.0 if cooled else self.temperature, self.top_p, self.top_k)
-    law = process.leave_one_out if self._reads == "active" else process.posterior
+    canvas, scores = view.canvas, self._scores
+    law, draw = self._law(view.model.process), self._draw
 
-    def one(of_process, output, keys, seen, memories, state, t, left, heat):
-      log_p = law(of_process, state, t, output)
-      log_p = without(log_p, self._bans, self.repetition_penalty, left)
-      if greedy:  # a draw among one token would cost a random number for each of V
-        ids = jnp.argmax(log_p, axis=-1)
-      else:
-        drawn_from = log_p / heat[:, None] if cooled else log_p
-        ids = draw_categorical(streams(keys, "token"), transform(drawn_from))
+    def one(of_process, output, of_law, of_draw, seen, memories):
+      log_p = law(of_process, output, *of_law)
+      ids = draw(log_p, *of_draw) if self.draws_all else jnp.argmax(log_p, axis=-1)
       each = [seen._replace(log_p=log_p, memory=memory) for memory in memories]
       said = tuple(score(own) for score, own in zip(scores, each, strict=True))
       remembered = tuple(score.remember(own) for score, own in zip(scores, each, strict=True))
       return ids, at_ids(log_p, ids), said, remembered
 
-    left = self._left(view) if self.repetition_penalty else None
-    heat = self.heat(view) if cooled else None
-    rows = (view.keys, self._candidates(canvas), view.memory, canvas.state, t, left, heat)
+    rows = (*self._leaves(view, t), self._candidates(canvas), view.memory)
     few = self._reads == "committed"
     ids, log_prob, said, remembered = on_tokens(
       view.model, view.params, view.prediction, view.answered, one, *rows, few=few
@@ -369,6 +365,58 @@ class Reveal:
     value = {score: score.across(own, what) for (score, own), what in each}
     statistics = {name: value[score] for name, score in self._statistics.items()}
     return Proposal(value[self.score], ids, log_prob, statistics, remembered)
+
+  def _drawn(
+    self, view: View, t: Float[Array, "B u"], where: Bool[Array, "B u"]
+  ) -> tuple[Int[Array, "B u"], Float[Array, "B u"]]:
+    """(the draws of the tokens in question, their log-probabilities); zeros elsewhere."""
+    law, draw = self._law(view.model.process), self._draw
+
+    def one(of_process, output, of_law, of_draw):
+      log_p = law(of_process, output, *of_law)
+      ids = draw(log_p, *of_draw)
+      return ids, at_ids(log_p, ids)
+
+    rows = self._leaves(view, t)
+    return on_tokens(view.model, view.params, view.prediction, where, one, *rows, few=True)
+
+  def _law(self, process: Process) -> Callable[..., Float[Array, "n V"]]:
+    """(process params, output, state, t, left neighbour) -> log-probabilities [n, V] of tokens."""
+    predicted = process.leave_one_out if self._reads == "active" else process.posterior
+
+    def law(of_process, output, state, t, left):
+      log_p = predicted(of_process, state, t, output)
+      return without(log_p, self._bans, self.repetition_penalty, left)
+
+    return law
+
+  def _draw(
+    self, log_p: Float[Array, "n V"], keys: Keys, heat: Float[Array, " n"] | None
+  ) -> Int[Array, " n"]:
+    """A draw of each token, int32 [n]."""
+    if self.temperature == 0:  # a draw among one token would cost a random number for each of V
+      return jnp.argmax(log_p, axis=-1)
+    temperature = self.temperature
+    if heat is not None:
+      log_p, temperature = log_p / heat[:, None], 1.0
+    transform = LogitsTransform(temperature, self.top_p, self.top_k)
+    return draw_categorical(streams(keys, "token"), transform(log_p))
+
+  def _leaves(self, view: View, t: Float[Array, "B u"]) -> tuple[Any, Any]:
+    """(what the law reads of each token, what its draw reads)."""
+    left = self._left(view) if self.repetition_penalty else None
+    heat = self.heat(view) if self.cooling is not None else None
+    return (view.canvas.state, t, left), (view.keys, heat)
+
+  @property
+  def draws_all(self) -> bool:
+    """Whether every answered token is drawn before the budget chooses, as where something reads the
+    draws of tokens that are not committed. Otherwise `Proposal.ids` are the likeliest tokens until
+    the choice is made, and the committed tokens alone are drawn: V random numbers for each.
+    """
+    revises = self.revise is not None and self.revise.reads != "committed"
+    read = revises or self.budget.reads_draws or self.end == "late"
+    return read or self.temperature == 0 or self._reads == "committed"
 
   def heat(self, view: View) -> Float[Array, "B u"]:
     """The temperature of each token's draw at this call, with `cooling`."""

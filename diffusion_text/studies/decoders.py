@@ -10,10 +10,9 @@ a uniform law. Entropy is that of tokens; a decoder that seeks modes has less th
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -27,13 +26,19 @@ from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Proposal, Reveal, View
 from diffusion_text.sampler.score import MaxProb
-from diffusion_text.studies import joint_layer
-from diffusion_text.studies.energy import quality
-from diffusion_text.studies.joint_layer import CHAINS, Chain
+from diffusion_text.studies.chains import (
+  QUALITY,
+  Chain,
+  Quality,
+  as_dicts,
+  chain_of,
+  masked_model,
+  quality,
+)
+from diffusion_text.studies.measures import markdown, write
 from diffusion_text.types import Model, Params, Reader, Sampler
 
-HEADER = ("decoder", "options", "calls", "tokens per call", "token-layers", "invalid", "NLL, nats")
-HEADER = (*HEADER, "bigram TV", "token entropy, nats")
+HEADER = ("decoder", "options", "calls", "tokens per call", "token-layers", *QUALITY)
 DRAWN = "order of drawn tokens (control)"
 
 # name -> the options of its sampler that are walked.
@@ -80,8 +85,14 @@ class Settings:
 
 
 class Line(NamedTuple):
-  """One line: calls of a row, generated tokens per call, positions read as against whole rows at
-  every call, and the quality of the texts (`studies.energy.quality`).
+  """One line of the table.
+
+  Attributes:
+    name, options: of the decoder.
+    calls: of the network, mean over rows.
+    tokens: generated tokens per call.
+    layers: positions read by the layers, as a share of those of whole rows at every call.
+    quality: of the texts.
   """
 
   name: str
@@ -89,16 +100,13 @@ class Line(NamedTuple):
   calls: float
   tokens: float
   layers: float
-  invalid: float
-  invalid_error: float
-  nll: float
-  nll_error: float
-  distance: float
-  entropy: float
+  quality: Quality
 
 
 class OfTheDraw(Reveal):
   """Reveals the tokens first whose draws were likely."""
+
+  draws_all: ClassVar[bool] = True
 
   def propose(self, view: View, t: Any) -> Proposal:
     """The score is the log-probability of the drawn token."""
@@ -136,21 +144,18 @@ def line_of(
   made = sample(model, params, sampler, keys, reader=reader, block=block, **shape)
   cost = cost_report(made, model)
   found = quality(chain, np.asarray(made.ids))
-  return Line(name, options, cost.calls, cost.tokens_per_call, cost.relative_layers, *found)
+  return Line(name, options, cost.calls, cost.tokens_per_call, cost.relative_layers, found)
 
 
 def table(lines: Sequence[Line]) -> str:
-  """A markdown table."""
-  rows = [HEADER, ("---", "---", *["---:"] * 7)]
+  """The lines in Markdown."""
+  rows = []
   for line in lines:
     calls = ("–", "–", "–")
     if line.calls:
       calls = (f"{line.calls:.1f}", f"{line.tokens:.2f}", f"{line.layers:.3f}")
-    rows.append((line.name, line.options or "–", *calls))
-    rows[-1] += (f"{line.invalid:.3f} ± {line.invalid_error:.3f}",)
-    rows[-1] += (f"{line.nll:.2f} ± {line.nll_error:.2f}",)
-    rows[-1] += (f"{line.distance:.3f}", f"{line.entropy:.3f}")
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows.append((line.name, line.options or "–", *calls, *line.quality.cells()))
+  return markdown(HEADER, rows, left=(0, 1))
 
 
 def run(name: str, settings: Settings, workdir: pathlib.Path) -> str:
@@ -159,19 +164,14 @@ def run(name: str, settings: Settings, workdir: pathlib.Path) -> str:
   Raises:
     ValueError: for a chain that is unknown.
   """
-  if name not in CHAINS:
-    raise ValueError(f"chain={name!r} is unknown; use one of {', '.join(CHAINS)}")
-  workdir.mkdir(parents=True, exist_ok=True)
-  chain = CHAINS[name]()
-  sizes = {"layers": settings.layers, "width": settings.width, "steps": settings.steps}
-  model, params = joint_layer.trained(chain, joint_layer.Settings(**sizes, seed=settings.seed))
+  chain = chain_of(name)
+  sizes = settings.layers, settings.width, settings.steps
+  model, params = masked_model(chain, *sizes, settings.seed)
   data = chain.sample(np.random.default_rng(settings.seed + 2), settings.rows)
-  lines = [Line("data", "", 0.0, 0.0, 0.0, *quality(chain, data))]
+  lines = [Line("data", "", 0.0, 0.0, 0.0, quality(chain, data))]
   for each in decoders(settings):
     lines.append(line_of(model, params, chain, settings, each))
-    kept = {"chain": name, "settings": dataclasses.asdict(settings)}
-    kept["lines"] = [line._asdict() for line in lines]
-    (workdir / f"{name}.json").write_text(json.dumps(kept, indent=2, default=float))
-    (workdir / f"{name}.md").write_text(table(lines) + "\n")
+    text, kept = table(lines), {"chain": name, "settings": dataclasses.asdict(settings)}
+    write(workdir, name, text, **kept, lines=as_dicts(lines))
     jax.clear_caches()
-  return table(lines)
+  return text

@@ -130,6 +130,8 @@ def test_another_order_would_be_noticed():
 class ScoresTheDraw(Reveal):
   """The published rule: the score is that of the token that was drawn."""
 
+  draws_all = True
+
   def propose(self, view, t):
     proposal = super().propose(view, t)
     return proposal._replace(score=proposal.log_prob)
@@ -342,13 +344,29 @@ class LooksTwice(Reveal):
     return jax.tree.map(jnp.maximum, *twice)
 
 
-def test_logits_are_made_once_and_only_where_they_are_read():
-  """4 tokens one by one: 4 + 3 + 2 + 1 rows of logits where the order reads them, 4 where it does
-  not.
+def test_logits_are_made_only_where_they_are_read():
+  """4 tokens one by one: 4 + 3 + 2 + 1 rows of logits where the order reads them, and 4 more to draw
+  what is committed, unless greedily; 4 where the order does not read them.
   """
-  assert logits_made(Reveal(score=Entropy(), budget=ONE_BY_ONE)) == 2 * 10
+  assert logits_made(Reveal(score=Entropy(), budget=ONE_BY_ONE)) == 2 * 14
+  assert logits_made(Reveal(score=Entropy(), budget=ONE_BY_ONE, temperature=0.0)) == 2 * 10
   assert logits_made(Reveal(score=Random(), budget=ONE_BY_ONE)) == 2 * 4
-  assert logits_made(LooksTwice(score=Entropy(), budget=ONE_BY_ONE)) == 2 * 20
+  assert logits_made(LooksTwice(score=Entropy(), budget=ONE_BY_ONE)) == 2 * 24
+
+
+class DrawsAll(Reveal):
+  """Every waiting token is drawn before the choice."""
+
+  draws_all = True
+
+
+@pytest.mark.parametrize("budget", [ONE_BY_ONE, Threshold(least=0.5)], ids=str)
+def test_tokens_that_are_drawn_after_the_choice_are_the_same(budget):
+  """Their keys are those of their places, so that it does not matter when they are drawn."""
+  late = draw(Reveal(score=MaxProb(), budget=budget), rows=200, trace=True)
+  early = draw(DrawsAll(score=MaxProb(), budget=budget), rows=200, trace=True)
+  assert not Reveal(score=MaxProb(), budget=budget).draws_all
+  jax.tree.map(np.testing.assert_array_equal, late, early)
 
 
 # --- readers that answer some of the positions ---------------------------------------------------

@@ -47,6 +47,8 @@ def test_one_token_per_call_has_the_law_of_a_chain(score):
 class ByTheDraw(Reveal):
   """The usual mistake: the confidence is that of the token that was drawn."""
 
+  draws_all = True
+
   def propose(self, view, t):
     proposal = super().propose(view, t)
     return proposal._replace(score=proposal.log_prob)
