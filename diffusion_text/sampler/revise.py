@@ -127,9 +127,9 @@ class RunningConfidence(Revision):
 
   With a budget that commits every waiting token (sampler.budget.name='even_share', steps=1) each
   call fills the whole window, and only what has been surest so far stays. The confidence is the
-  probability of the token that was drawn, so the order seeks modes above temperature 0. With an
-  exact network this gains little and costs diversity (a chain at 8 calls: invalid texts 0.78 times
-  as many, total variation of bigrams 1.6 times as much); it is meant for a network's errors.
+  probability of the token that was drawn, so the order seeks modes above temperature 0: on a chain
+  at 8 calls texts are invalid 0.262 ± 0.019 of the time, where `confidence` has 0.809 ± 0.018, and
+  their token entropy is half that of the data (`python -m experiments.decoders --chain=branchy`).
   """
 
   steps: int = option(64, "calls after which everything stays", ge=1)

@@ -345,8 +345,8 @@ class LooksTwice(Reveal):
 
 
 def test_logits_are_made_only_where_they_are_read():
-  """4 tokens one by one: 4 + 3 + 2 + 1 rows of logits where the order reads them, and 4 more to draw
-  what is committed, unless greedily; 4 where the order does not read them.
+  """4 tokens one by one: 4 + 3 + 2 + 1 rows of logits where the order reads them, and 4 more for
+  the draws, unless they are greedy; 4 where the order does not read them.
   """
   assert logits_made(Reveal(score=Entropy(), budget=ONE_BY_ONE)) == 2 * 14
   assert logits_made(Reveal(score=Entropy(), budget=ONE_BY_ONE, temperature=0.0)) == 2 * 10
