@@ -1,8 +1,7 @@
-"""Readers: how the network is asked while sampling. The contract is `types.Reader`; they compose,
-as optax's transforms do.
+"""Readers: how the network is asked while sampling. The contract is `types.Reader`; one reader may
+hold another, as optax's transforms do.
 
-`reader.other:Other` asks another model. It has no name here, as a config has no second model to
-give.
+`reader.other:Other` asks a second model. It has no name here, as a config describes one model.
 """
 
 READERS = {

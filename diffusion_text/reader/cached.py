@@ -1,5 +1,5 @@
-"""Reading a few tokens at a time: what the network has computed of the others is kept in slots, one
-per position.
+"""A cache of keys and values, one slot per position: a call reads a few tokens, which attend to the
+slots of all others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from diffusion_text.core.numerics import differs, select
 from diffusion_text.core.options import member, option
-from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
+from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost, refreshed_cost
 from diffusion_text.reader.rows import put_window, visible_state
 from diffusion_text.reader.slots import (
   all_tokens,
@@ -26,15 +26,15 @@ from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 @member
 class Cached(Reading):
-  """The network extends its cache by the tokens that are asked about.
+  """A key-value cache that is exact in blocks, or approximate in bidirectional rows.
 
-  policy "exact": the window is read at each call, over the windows before it, whose slots are
-  final. The tokens are those of `whole_row`, for contexts that finish the text unit by unit.
+  policy "exact": each call reads the window, over the slots of all windows before it, which are
+  final. For contexts that finish the text unit by unit; the tokens are those of `whole_row`.
 
   policy "some": each call reads `queries` tokens of the row: first those that have changed since
-  their slot was written, then those that are needed; what others see of the rest is as old as its
-  slot. Every `every` calls the whole row is read. An approximation for bidirectional contexts
-  (dKV-Cache, arXiv 2505.15781; Fast-dLLM, arXiv 2505.22618), whose number of queries is fixed so
+  their slot was written, then those that are needed. The slots of all other tokens stay as they
+  are. Every `every` calls the whole row is read. An approximation for bidirectional contexts, after
+  dKV-Cache (arXiv 2505.15781) and Fast-dLLM (arXiv 2505.22618). The number of queries is fixed, so
   that one program serves all calls.
   """
 
@@ -57,7 +57,7 @@ class Cached(Reading):
       )
 
   def check(self, model: Model) -> None:
-    """Refuses policy 'exact' where nothing is finished before the whole row is."""
+    """Raises ValueError for policy 'exact' in a context that finishes the row as a whole."""
     if self.policy == "exact" and model.context.unit is None:
       raise ValueError(
         f"reader.policy='exact' keeps what is finished, and {model.context} finishes the row as a"
@@ -65,14 +65,14 @@ class Cached(Reading):
       )
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
-    """(an empty cache, the state that its slots were written for)."""
+    """(an empty cache; with policy 'some' the state [B, N] that its slots are of, else ())."""
     cache = empty_cache(model, params, query)
     return cache, (visible_state(query)[0] if self.policy == "some" else ())
 
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The prediction of the window; with policy 'some', of those of its tokens that were read."""
+    """(the prediction of the window, fresh where a token was read; the memory)."""
     if self.policy == "exact":
       prediction, cache = extended(model, params, memory[0], query, window_tokens(query))
       return prediction, (cache, ())
@@ -82,8 +82,8 @@ class Cached(Reading):
     return prediction, (cache, select(read, visible_state(query)[0], memory[1]))
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """The slots of the window, written once more: now the window is clean. A policy that reads the
-    whole row again needs none of this.
+    """The memory with the slots of the finished window, written from its clean tokens; unchanged
+    with policy 'some', whose next refresh writes them.
     """
     if self.policy == "some":
       return memory
@@ -93,22 +93,17 @@ class Cached(Reading):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """Of the window over what stands before it, also once it is finished; or of `queries` tokens
-    and of whole rows, over the whole row.
+    """The cost of the whole row or of `queries` tokens, with policy 'some'; with 'exact' of the
+    window over all positions up to its end, at each call and once more at "finish".
     """
-    positions, window_size = query.t.shape[1], query.needs.shape[1]
-    if during == "init":
-      return NOTHING
-    if self.policy == "exact":
-      return read_cost(model, window_size, query.start + window_size)
-    if during == "finish":
-      return NOTHING
-    read = positions if during == "refresh" else min(self.queries, positions)
-    return read_cost(model, read, positions)
+    if self.policy == "some":
+      return refreshed_cost(model, query, during, self.queries)
+    window_size = query.needs.shape[1]
+    return NOTHING if during == "init" else read_cost(model, window_size, query.start + window_size)
 
   def _chosen(self, written, query: Query) -> Int[Array, "B Q"]:
-    """The tokens that a call reads: those whose slot is stale, then those that are needed, then
-    from the left.
+    """The positions that a call reads: tokens whose slot is stale, then needed ones, then others,
+    each from the left.
     """
     rows, positions = query.t.shape
     state, _ = visible_state(query)

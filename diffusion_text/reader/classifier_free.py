@@ -1,5 +1,5 @@
-"""Classifier-free guidance (arXiv 2207.12598): one reading with the observed tokens, one without,
-and perhaps one with others in their place.
+"""Classifier-free guidance (arXiv 2207.12598): a reading with the observed tokens, one without, and
+an optional one with a negative prompt in their place.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Guided(NamedTuple):
 
   Attributes:
     readings: one memory per reading.
-    agreed: bool [B], rows whose answers agree, so that the first reading serves alone; None where
-      they are always compared.
+    agreed: bool [B], True for rows whose answers agree, so that only the first reading counts; None
+      without the option `agree`.
   """
 
   readings: tuple[Memory, ...]
@@ -38,24 +38,23 @@ class Guided(NamedTuple):
 
 @member
 class ClassifierFree(Around):
-  """u + scale · (c - u) - away · (n - u) of the predictions c and u with and without the observed
-  tokens, which the second reading sees as noise at t = 1, and n with a negative prompt in their
-  place.
+  """The guided prediction u + scale · (c - u) - away · (n - u): c reads the observed tokens, u
+  noise at t = 1 in their place, and n a negative prompt.
 
-  It is the reading for which prompt dropout prepares a network. Each reading has a memory of its
-  own: over caches, too. A reading whose weight is 0 is not made: with scale = away + 1 the text is
-  led from the negative prompt to the prompt by two readings, as image models have it.
+  Prompt dropout trains a network for u. Each reading has its own memory, so readings may be cached.
+  A reading of weight 0 is not made: with scale = away + 1 only c and n are, as in image models.
 
-  With `agree` the guidance is adaptive (arXiv 2312.12487, which compares by cosine): once the
-  answers of a row agree, the first reading serves alone until the window is done. A row pays for
-  the others as long as its own answers differ; the network is asked as long as those of any row do.
+  With `agree` the guidance is adaptive (arXiv 2312.12487, recalled, which compares by cosine): once
+  the answers of a row agree, only the first reading counts until the window is done. A row is
+  charged for the others while its own answers differ; the network is called while those of any row
+  do.
   """
 
   reader: Any = part(READERS, ..., "how the network is asked, each time")
   scale: float = option(
     1.0,
-    "1: the answer with the observed tokens alone, at one call; 0: the answer without them; 2"
-    " guides. Some count from scale - 1",
+    "1: the answer with the observed tokens, at one call; 0: the answer without them; above 1:"
+    " guided. Some papers call scale - 1 the scale",
     ge=0,
   )
   space: Literal["logits", "probabilities"] = option(
@@ -66,35 +65,35 @@ class ClassifierFree(Around):
   )
   away: float = option(
     0.0,
-    "scale away from the answer that a negative prompt gets, tokens that stand in"
-    " batch.extras['negative'] (int32 [B, L]) where others are observed; 0: there is none",
+    "weight of the step away from the answer to a negative prompt, whose ids are"
+    " batch.extras['negative'] (int32 [B, L], read at observed positions); 0: there is none",
     ge=0,
   )
   agree: float | None = option(
     None,
-    "total variation between the answers, at most, at every token of the window that is not known"
-    " yet, from which on a row is no longer guided; 0.01 is cautious. None: it always is",
+    "largest total variation between the answers, over the unknown tokens of the window, at which a"
+    " row is no longer guided, such as 0.01. None: it always is",
     ge=0,
     le=1,
   )
 
   @property
   def calls(self) -> int:
-    """Those of the reader inside, once per reading."""
+    """The calls of the reader inside, times the number of readings."""
     return self.reader.calls * len(self._weights)
 
   @property
   def _weights(self) -> dict[str, float]:
-    """What each answer weighs, those that are not 0; the first is always read."""
+    """Name of each reading -> its weight, without weights of 0; "seen" is always read."""
     weights = {"seen": self.scale, "unseen": 1 - self.scale + self.away, "negative": -self.away}
     return {name: weight for name, weight in weights.items() if weight or name == "seen"}
 
   def unprompted(self) -> Reader:
-    """The reader inside: without observed tokens all answers are one, at a part of the calls."""
+    """The reader inside: without observed tokens all readings give the same answer."""
     return self.reader
 
   def check(self, model: Model) -> None:
-    """What the reader inside refuses."""
+    """Raises ValueError where the reader inside does."""
     self.reader.check(model)
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
@@ -106,9 +105,7 @@ class ClassifierFree(Around):
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The guided prediction; its head combines the answers where logits are asked for, and nowhere
-    else.
-    """
+    """(the guided prediction, the memory). The answers are combined where logits are asked for."""
     first, *others = self._readings(model, params, query)
     answer, kept = self.reader.read(model, params, memory.readings[0], first, refresh=refresh)
     answers, memories = [answer], [kept]
@@ -141,7 +138,7 @@ class ClassifierFree(Around):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """The sum of those of the readings; a row whose answers agree pays for the first alone."""
+    """The cost of all readings; a row whose answers agree is charged for the first one only."""
     readings = self._readings(model, params, query)
     kept = (None,) * len(readings) if memory is None else memory.readings
     costs = [
@@ -156,8 +153,8 @@ class ClassifierFree(Around):
   def _asked_while_they_differ(
     self, asked: tuple, own: Memory, agreed: Bool[Array, " B"], answer: Prediction
   ) -> tuple[Prediction, Memory]:
-    """(another answer, `answer` itself in rows that agree; the memory of its reading). The network
-    is not asked if no row needs it.
+    """(the answer of another reading, `answer` in rows that agree; the memory of that reading). The
+    network is not called if no row needs it.
     """
     model, params, query, refresh = asked
     query = query._replace(needs=query.needs & ~agreed[:, None])
@@ -179,8 +176,8 @@ class ClassifierFree(Around):
   def _agree(
     self, model: Model, params: Params, query: Query, one: Prediction, other: Prediction
   ) -> Bool[Array, " B"]:
-    """True for rows of which both answers are close at every token that is not known yet, be it
-    needed at this call or later.
+    """True for rows whose two answers are close at every unknown token of the window, whether or
+    not it is needed at this call.
     """
     cut = (query.start, query.needs.shape[1])
     state, t = window((query.state, query.t), *cut)
@@ -205,7 +202,7 @@ class ClassifierFree(Around):
     return None if self.agree is None else jnp.zeros(query.needs.shape[0], bool)
 
   def _readings(self, model: Model, params: Params, query: Query) -> tuple[Query, ...]:
-    """The question as it is, as it is without its observed tokens, and with others for them."""
+    """The query of each reading: as given, without observed tokens, with the negative prompt."""
     if len(self._weights) == 1:
       return (query,)
     observed, weights = query.batch.observed, query.batch.weights
@@ -225,7 +222,7 @@ class ClassifierFree(Around):
 
 
 def _negative_ids(query: Query) -> Array:
-  """The negative prompt. Raises ValueError if there is none, or not one id per position."""
+  """The ids of the negative prompt, [B, N]. Raises ValueError if there are none of this shape."""
   ids = query.batch.extras.get(NEGATIVE)
   shape = None if ids is None else ids.shape
   if shape != query.t.shape:

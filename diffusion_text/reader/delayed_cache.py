@@ -1,4 +1,6 @@
-"""A cache that a token enters some calls after it was committed: dKV-Cache (arXiv 2505.15781)."""
+"""A cache into which a token goes some calls after it was committed: dKV-Cache (arXiv 2505.15781,
+recalled).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from diffusion_text.core.numerics import differs
 from diffusion_text.core.options import member, option
-from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
+from diffusion_text.reader.reading import During, Reading, refreshed_cost
 from diffusion_text.reader.rows import put_window, visible_state
 from diffusion_text.reader.slots import (
   all_tokens,
@@ -46,45 +48,45 @@ class Delayed(NamedTuple):
 
 @member
 class DelayedCache(Reading):
-  """Each call reads `queries` tokens of the row: those that were committed at the last `delay`
-  calls, those that are needed, those next to them, and then those that are not known yet; so
-  keys and values of a token stay as they are from `delay` calls after it was committed, until the
-  whole row is read again.
+  """A cache in which the keys and values of a token are final `delay` calls after the token was
+  committed, until the whole row is read again.
 
-  It is dKV-Cache-Decode, whose queries are all tokens that are not cached, as long as `queries`
-  reaches to all of these; where it does not, some unknown tokens are looked at as they were read
-  last. Its number is fixed, so that one program serves all calls and rows need not commit equally
-  many tokens; where fewer are not cached, the oldest slots are written again, which costs nothing
-  more.
+  A call reads `queries` tokens of the row, by urgency: tokens committed at the last `delay` calls,
+  needed tokens, neighbours of both (`near`), other unknown tokens, and then the oldest slots. The
+  number is fixed, so that one program serves all calls and rows may commit different numbers of
+  tokens.
 
-  With few queries and `near` it is dKV-Cache-Greedy: the tokens that were committed last, those
-  that will be next, and their neighbours. It needs an order that is known before the network is
-  asked (a score that reads no logits, as "random"), of which a sampler needs the next tokens alone.
+  With `queries` for all tokens that are not final this is dKV-Cache-Decode. With fewer queries some
+  unknown tokens keep older keys and values.
+
+  With few queries and `near` it is dKV-Cache-Greedy: the tokens committed last, the next ones, and
+  their neighbours. The order must be known before the network is asked: a score that reads no
+  logits, such as "random".
 
   `delay=0` is the ablation in which a token keeps the keys and values that it had as a mask.
 
   With `moving` it is the cached decoding of hyperschedules (arXiv 2504.06416): along a wave of
-  width w that moves by m places per call, `queries` = w + m read all that moves and what has just
-  settled. Where no token sees those behind it (context.name='causal') this is exact, without any
-  refresh, as nothing changes in front of a settled token.
+  width w that moves by m places per call, `queries` = w + m read the wave and the tokens that it
+  has just left. In causal rows (context.name='causal') this is exact without a refresh, as nothing
+  changes in front of a settled token.
   """
 
-  queries: int = option(..., "tokens that a call reads; half of the row is usual", ge=1)
+  queries: int = option(..., "tokens that a call reads, such as half of the row", ge=1)
   every: int = option(
     8, "calls from one read of the whole row to the next; 1 reads whole rows always", ge=1
   )
   delay: int = option(
-    1, "calls that read a token after the one that committed it; then it is cached", ge=0
+    1, "calls that still read a token after the call that committed it; then it is cached", ge=0
   )
   moving: bool = option(
     False,
-    "whether a token whose time has changed is due as one that was committed: the wave of a"
-    " hyperschedule, whose settled tokens are cached and whose distant ones are not read",
+    "whether a token whose time has changed is read like one that was just committed: for the wave"
+    " of a hyperschedule, where settled tokens are cached and distant ones are not read",
   )
   near: int = option(
     0,
-    "places on each side of a token that was or will be committed that are read before others"
-    " that are not known; 4 is usual with few queries",
+    "positions on each side of a due or needed token that are read before other unknown tokens; 4"
+    " with few queries",
     ge=0,
   )
 
@@ -97,7 +99,7 @@ class DelayedCache(Reading):
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The prediction of those tokens of the window that were read."""
+    """(the prediction of the window, fresh where a token was read; the memory)."""
     state, t = visible_state(query)
     changed = differs(state, memory.seen)
     if self.moving:
@@ -116,15 +118,11 @@ class DelayedCache(Reading):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """Of the whole row, or of `queries` tokens over the whole row."""
-    if during in ("init", "finish"):
-      return NOTHING
-    positions = query.t.shape[1]
-    read = positions if during == "refresh" else min(self.queries, positions)
-    return read_cost(model, read, positions)
+    """The cost of the whole row at a refresh, else of `queries` tokens over the whole row."""
+    return refreshed_cost(model, query, during, self.queries)
 
   def _chosen(self, model, params, memory: Delayed, query: Query) -> Int[Array, "B Q"]:
-    """The tokens that a call reads, by urgency, the oldest slots first."""
+    """The positions that a call reads: the most urgent, and of equals those of the oldest slots."""
     positions = query.t.shape[1]
     state, t = visible_state(query)
     unknown = model.process.has_loss(params["process"], state, t)
@@ -141,7 +139,7 @@ class DelayedCache(Reading):
 
 
 def _around(tokens: Bool[Array, "B N"], places: int) -> Bool[Array, "B N"]:
-  """True at the tokens and at so many places on each side of them."""
+  """True at the tokens, and up to `places` positions on each side of one."""
   size = 2 * places + 1
   return jax.lax.reduce_window(
     tokens, False, jax.lax.bitwise_or, (1, size), (1, 1), ((0, 0), (places, places))

@@ -18,8 +18,8 @@ def mixed(
   weights: tuple[float, ...],
   space: Literal["logits", "log_probabilities", "probabilities"],
 ) -> Prediction:
-  """The prediction whose logits combine those of all; each position pays for them where its logits
-  are asked for.
+  """The prediction whose logits combine those of all `predictions`. The logits of a position are
+  computed where they are asked for, and only there.
   """
   widths = tuple(prediction.features.shape[-1] for prediction in predictions)
   heads = tuple(prediction.head for prediction in predictions)
@@ -29,7 +29,7 @@ def mixed(
 
 
 def fresh_in_all(predictions: tuple[Prediction, ...]) -> Bool[Array, "B u"] | None:
-  """The positions that every reading has answered; None: all of them."""
+  """True at the positions that every reading has answered; None: all of them."""
   partial = [prediction.fresh for prediction in predictions if prediction.fresh is not None]
   return jnp.all(jnp.stack(partial), axis=0) if partial else None
 
@@ -53,21 +53,21 @@ class Mixture(Reading):
 
   @property
   def calls(self) -> int:
-    """Those of all readers."""
+    """The calls of all readers together."""
     return sum(reader.calls for reader in self.readers)
 
   @property
   def every(self) -> int:
-    """That of the reader that must be refreshed most often."""
+    """The smallest `every`: that of the reader that must be refreshed most often."""
     return min(reader.every for reader in self.readers)
 
   @property
   def unrolls(self) -> bool:
-    """Whether one of the readers does."""
+    """True if one of the readers unrolls."""
     return any(reader.unrolls for reader in self.readers)
 
   def check(self, model: Model) -> None:
-    """What one of the readers refuses."""
+    """Raises ValueError for a model that one of the readers refuses."""
     for reader in self.readers:
       reader.check(model)
 
@@ -96,7 +96,7 @@ class Mixture(Reading):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """The sum of those of all readers."""
+    """The sum of the costs of all readers."""
     memory = (None,) * len(self.readers) if memory is None else memory
     asked = zip(self.readers, memory, strict=True)
     return NOTHING.plus(*(each.cost(model, params, own, query, during) for each, own in asked))

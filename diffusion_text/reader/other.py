@@ -13,8 +13,8 @@ from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 @member
 class Other(Around):
-  """A reader of another model, whose whole tree of parameters is a group of this one's. Its states
-  must be this model's.
+  """A reader of another model, whose parameters are a group of this model's. Both models must have
+  the same states: one vocabulary, one mask.
   """
 
   reader: Any = option(..., "how the other model is asked")
@@ -24,7 +24,9 @@ class Other(Around):
   )
 
   def check(self, model: Model) -> None:
-    """Refuses another vocabulary, and what the reader inside refuses of the other model."""
+    """Raises ValueError for another vocabulary or mask, and where the reader inside refuses the
+    other model.
+    """
     self.reader.check(self.model)
     mine, other = model.process, self.model.process
     if (mine.vocab_size, mine.mask_id) != (other.vocab_size, other.mask_id):
@@ -51,5 +53,5 @@ class Other(Around):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """That of the reader inside, by the layers of the other model."""
+    """The cost of the reader inside, in layers of the other model."""
     return self.reader.cost(self.model, params[self.group], memory, query, during)

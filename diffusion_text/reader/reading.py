@@ -16,9 +16,7 @@ NOTHING = Cost(0, 0, 0)
 
 
 class Reading:
-  """The parts of `types.Reader` that a reader need not write; not a reader itself, as it has no
-  `read`.
-  """
+  """Defaults for every part of `types.Reader` but `read`, which a subclass writes."""
 
   calls: ClassVar[int] = 1
   every: ClassVar[int] = 1
@@ -28,17 +26,17 @@ class Reading:
     """Any model can be asked."""
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
-    """Nothing."""
+    """(): nothing is remembered."""
     return ()
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """As it is."""
+    """The memory, unchanged."""
     return memory
 
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """`calls` readings of the whole row at each read."""
+    """The cost of `calls` readings of the whole row; 0 for "init" and "finish"."""
     if during in ("init", "finish"):
       return NOTHING
     return whole_row_cost(model, params, query).times(self.calls)
@@ -49,27 +47,37 @@ class Around(Reading):
 
   @property
   def calls(self) -> int:
-    """Those of the reader inside."""
+    """The calls of the reader inside."""
     return self.reader.calls
 
   @property
   def every(self) -> int:
-    """That of the reader inside."""
+    """The `every` of the reader inside."""
     return self.reader.every
 
   @property
   def unrolls(self) -> bool:
-    """Whether the reader inside does."""
+    """The `unrolls` of the reader inside."""
     return self.reader.unrolls
 
 
+def refreshed_cost(model: Model, query: Query, during: During, tokens: int) -> Cost:
+  """The cost of a cache that reads the whole row at a refresh and `tokens` positions at every other
+  call, each over the keys of the whole row. "init" and "finish" cost nothing.
+  """
+  if during in ("init", "finish"):
+    return NOTHING
+  positions = query.t.shape[1]
+  return read_cost(model, positions if during == "refresh" else min(tokens, positions), positions)
+
+
 def whole_row_cost(model: Model, params: Params, query: Query) -> Cost:
-  """The cost of a call that reads all L' positions of the row, each of which sees all."""
+  """The cost of a call that reads all L' positions of the row over the keys of all."""
   rows = jax.eval_shape(functools.partial(rows_of, model), params, query)
   return read_cost(model, rows.t.shape[1], rows.t.shape[1])
 
 
 def read_cost(model: Model, positions: int, keys: Int[Array, ""] | int) -> Cost:
-  """The cost of a call that reads so many positions, each of which sees so many keys."""
+  """The cost of a call that reads `positions` tokens per row, each of which sees `keys` keys."""
   layers = model.network.layers
   return Cost(1, positions * layers, positions * keys * layers)

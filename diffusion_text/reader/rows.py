@@ -31,7 +31,7 @@ def put_window(tree: Any, new: Any, start: Array | int) -> Any:
 
 
 def visible_state(query: Query) -> tuple[State, Float[Array, "B N"]]:
-  """(state, t) as the reading shows them: what the query hides stands as noise at t = 1."""
+  """(state, t) as the network reads them: hidden tokens are noise at t = 1."""
   if query.hidden is None:
     return query.state, query.t
   state = select(query.hidden, query.noise, query.state)
@@ -39,7 +39,7 @@ def visible_state(query: Query) -> tuple[State, Float[Array, "B N"]]:
 
 
 def rows_of(model: Model, params: Params, query: Query) -> Rows:
-  """What the network reads for the question: whole rows, L' = N."""
+  """The rows that the network reads for the query: whole ones, L' = N."""
   process, of_process = model.process, params["process"]
   state, t = visible_state(query)
   noisy = process.inputs(of_process, state, t)
@@ -49,8 +49,8 @@ def rows_of(model: Model, params: Params, query: Query) -> Rows:
 
 
 def whole_memory(model: Model, params: Params, query: Query) -> Float[Array, "B N D"] | None:
-  """The memory of all N positions: the query's in the window, none elsewhere; None if the query has
-  none.
+  """The memory of all N positions: that of the query in the window, none elsewhere. None for a query
+  without one.
   """
   if query.memory is None:
     return None

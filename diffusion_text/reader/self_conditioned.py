@@ -19,17 +19,17 @@ from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 @member
 class SelfConditioned(Around):
-  """The reader inside, with a memory of its last prediction. Each window begins without one.
+  """The reader inside, whose network reads its own last prediction. Each window begins without one.
 
-  A token of which nothing is to be predicted (observed, or known by now) has no memory, as in
-  training. Around `classifier_free` both of its readings see the guided prediction; inside it each
-  reading sees its own.
+  A token that needs no prediction (observed, or known by now) has no memory, as in training.
+  Around `classifier_free` all readings see the guided prediction; inside it each reading sees its
+  own.
   """
 
   reader: Any = part(READERS, ..., "how the network is asked")
 
   def check(self, model: Model) -> None:
-    """Refuses a network that was not trained with self-conditioning."""
+    """Raises ValueError without self-conditioning, and for rows that hold no noisy token."""
     self.reader.check(model)
     if not model.context.reads_noisy:
       raise ValueError(
@@ -50,7 +50,7 @@ class SelfConditioned(Around):
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The prediction of a network that is conditioned on its last one."""
+    """(the prediction, given the last one; the memory with this one)."""
     inner, last = memory
     state, t = window(visible_state(query), query.start, query.needs.shape[1])
     unknown = model.process.has_loss(params["process"], state, t)
@@ -66,7 +66,7 @@ class SelfConditioned(Around):
     return prediction, (inner, new)
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """Nothing is remembered of the tokens of the next window."""
+    """The memory for the next window, in which no prediction is remembered."""
     inner, _ = memory
     inner = self.reader.finish(model, params, inner, query)
     return inner, self._nothing(model, params, query)
@@ -74,7 +74,7 @@ class SelfConditioned(Around):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """That of the reader inside."""
+    """The cost of the reader inside."""
     inner = None if memory is None else memory[0]
     return self.reader.cost(model, params, inner, query, during)
 

@@ -1,5 +1,5 @@
-"""A cache whose tokens are read again where they look most unlike what was read of them last:
-dLLM-Cache (arXiv 2506.06295, recalled).
+"""A cache that reads again the tokens whose first-layer values have changed most: dLLM-Cache (arXiv
+2506.06295, recalled).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_text.core.capability import offers
 from diffusion_text.core.numerics import select
 from diffusion_text.core.options import member, option
-from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
+from diffusion_text.reader.reading import During, Reading, refreshed_cost
 from diffusion_text.reader.rows import put_window, rows_of, whole_memory
 from diffusion_text.reader.slots import (
   all_tokens,
@@ -32,14 +32,14 @@ _SAME = 1e-4  # cosine distances below this are rounding
 
 @runtime_checkable
 class ShowsFirstValues(Protocol):
-  """A network that tells the values of its first layer, which cost next to nothing, as a token's
-  depend on that token alone.
+  """A network that gives the attention values of its first layer. They are cheap: the values of a
+  token depend on that token alone.
   """
 
   def first_values(
     self, params: Params, rows: Rows, *, memory: Float[Array, "B N D"] | None = None
   ) -> Float[Array, "B N F"]:
-    """The values of every position; memory as in `Network.apply`."""
+    """The values [B, N, F] of every position; memory as in `Network.apply`."""
 
 
 class Similar(NamedTuple):
@@ -62,17 +62,16 @@ class Similar(NamedTuple):
 
 @member
 class SimilarCache(Reading):
-  """Between two reads of the whole row each call reads the share of the tokens whose values in the
-  first layer are most unlike (by cosine) those that were read last; of the others the last answer
-  counts.
+  """A cache whose calls read a share of the row: the tokens whose first-layer values have changed
+  most (cosine distance) since their last read. All other tokens keep their last answer.
 
-  Where values are alike, tokens that are needed come first, and those that were read longest ago.
-  As in the paper, answers of all tokens may be used at each call, old as they are. Other than
-  there, the tokens are chosen once, by the first layer, and not by each layer for itself, and
-  prompt and text are refreshed together. The first values of all tokens are computed at each call
-  and are not counted in the cost: 1 part in some 12 of one layer.
+  Of tokens whose values are equal, needed ones come first, then those that were read longest ago.
+  As in the paper, a call may commit any token by its last answer, however old. Unlike the paper,
+  the tokens are chosen once, by the first layer, instead of in each layer; and prompt and text are
+  refreshed together. The first-layer values of all tokens are computed at each call and are not
+  counted in the cost.
 
-  A share below one token reads one.
+  At least one token is read, however small the share.
   """
 
   share: float = option(0.25, "part of the row that a call reads", gt=0, le=1)
@@ -81,7 +80,7 @@ class SimilarCache(Reading):
   )
 
   def check(self, model: Model) -> None:
-    """Refuses a network that does not tell its first values."""
+    """Raises ValueError for a network without `first_values`."""
     if not offers(model.network, ShowsFirstValues):
       raise ValueError(
         "reader.name='similar_cache' compares the values of the first layer, which"
@@ -103,7 +102,7 @@ class SimilarCache(Reading):
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The prediction of the window, of each token as it was read last."""
+    """(the prediction of the window, for each token that of its last read; the memory)."""
     values = self._values(model, params, query)
     if refresh:
       prediction, cache = extended(model, params, memory.cache, query, all_tokens(query))
@@ -128,12 +127,8 @@ class SimilarCache(Reading):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """Of the whole row, or of a share of it over the whole row."""
-    if during in ("init", "finish"):
-      return NOTHING
-    positions = query.t.shape[1]
-    read = positions if during == "refresh" else self._queries(positions)
-    return read_cost(model, read, positions)
+    """The cost of the whole row at a refresh, else of a share of it over the whole row."""
+    return refreshed_cost(model, query, during, self._queries(query.t.shape[1]))
 
   def _queries(self, positions: int) -> int:
     return max(int(self.share * positions), 1)
@@ -145,8 +140,8 @@ class SimilarCache(Reading):
   def _chosen(
     self, values, memory: Similar, query: Query
   ) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"]]:
-    """(the tokens that a call reads, True at those that are within the share of the row's own
-    text).
+    """(the positions that a call reads, True where the position is within the share of the row's
+    own text).
     """
     text = is_text(query)
     unlike = 1 - _cosine(values, memory.values)

@@ -1,4 +1,6 @@
-"""What caches share: some tokens of a row are read, over a slot for each position of the row."""
+"""What caches share: a call reads some tokens of a row, over slots of keys and values, one for each
+position.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ from diffusion_text.types import (
   Span,
 )
 
-# `every` of a cache that reads the whole row at the start of a window and not again.
+# `every` of a cache that reads the whole row at the first call of a window only.
 ONCE = 1_000_000
 
 
 def empty_cache(model: Model, params: Params, query: Query) -> Cache:
-  """A cache with a slot for each position of the row, in which nothing is written.
+  """A cache with an empty slot for each position of the row.
 
   Raises:
     ValueError: if a token is answered elsewhere than at its own position.
@@ -35,7 +37,7 @@ def empty_cache(model: Model, params: Params, query: Query) -> Cache:
 
 
 def all_tokens(query: Query) -> Int[Array, "B N"]:
-  """Every position of the row."""
+  """The positions 0 … N - 1, of every row."""
   return jnp.broadcast_to(jnp.arange(query.t.shape[1]), query.t.shape)
 
 
@@ -52,10 +54,10 @@ def extended(
   index: Int[Array, "B Q"],
   live: Bool[Array, "#B #Q"] | None = None,
 ) -> tuple[Prediction, Cache]:
-  """(the prediction of the tokens at `index`, the cache with their slots written).
+  """(the prediction of the tokens at `index` [B, Q, …], the cache with their slots written).
 
-  live: tokens that are written; the slots of the others stay as they are, and what is predicted for
-  them means nothing. None: all of them.
+  live: True at the tokens that are written. The other slots stay as they are, and the predictions
+  there have no meaning. None: all are written.
   """
   told = whole_memory(model, params, query)
   if told is not None:
@@ -68,7 +70,7 @@ def extended(
 
 
 def is_text(query: Query) -> Bool[Array, "B N"]:
-  """True at tokens of text, False at padding: what a row reads must not depend on its padding."""
+  """True at text, False at padding, on which the choice of tokens must not depend."""
   weights = query.batch.weights
   return jnp.ones(query.t.shape, bool) if weights is None else weights > 0
 
@@ -82,8 +84,8 @@ def cut_to_window(prediction: Prediction, query: Query) -> Prediction:
 def spread_to_window(
   prediction: Prediction, query: Query, index: Int[Array, "B Q"]
 ) -> tuple[Prediction, Bool[Array, "B N"]]:
-  """(the window's part of a prediction of the tokens at `index`, fresh where they are; True at the
-  tokens of the row that were read). An index beyond the row is no token.
+  """(the window's part of a prediction of the tokens at `index`, fresh where they are; bool [B, N],
+  True at the tokens that were read). An index beyond the row is ignored.
   """
   rows, positions = query.t.shape
   row = jnp.arange(rows)[:, None]
@@ -99,7 +101,7 @@ def spread_to_window(
 
 
 def taken(rows: Rows, index: Int[Array, "B Q"]) -> Rows:
-  """The rows' positions `index`."""
+  """Rows of the Q positions `index`, in this order."""
 
   def take(leaf):
     leaf = jnp.broadcast_to(leaf, (index.shape[0], *leaf.shape[1:]))
@@ -119,8 +121,8 @@ def _placed(inputs: Inputs, index: Int[Array, "B Q"]) -> Inputs:
 
 
 def _answered_in_place(rows: Rows, query: Query) -> Rows:
-  """The rows. Raises ValueError if a token is answered elsewhere than at its own position: a slot
-  would not be its own.
+  """The rows, unchanged. Raises ValueError if a token is answered at another position than its own,
+  as a slot holds one token.
   """
   whole = Span(0, query.t.shape[1])
   if rows.answers != whole or rows.t.shape[1] != whole.stop:

@@ -1,4 +1,6 @@
-"""Caches that a window begins by filling: then it is read alone, or with everything behind it."""
+"""Caches that are filled by a read of the whole row: later calls read the window alone, or the
+window and everything behind it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 
 from diffusion_text.core.options import member, option
-from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost
+from diffusion_text.reader.reading import NOTHING, During, Reading, read_cost, refreshed_cost
 from diffusion_text.reader.slots import (
   ONCE,
   all_tokens,
@@ -21,12 +23,12 @@ from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query
 
 @member
 class WindowCache(Reading):
-  """Fast-dLLM's dual cache (arXiv 2505.22618): the whole row is read at the start of each window;
-  then the window alone, over the slots of all others, on both sides, as they were at that time.
+  """Fast-dLLM's dual cache (arXiv 2505.22618): the first call of a window reads the whole row, and
+  the others read the window alone, over the keys and values of both sides from that first call.
 
-  A token's slot is written by each call that reads it, before it is looked at. So what a call has
-  committed is seen by the next, and the last tokens of a window by the read of the whole row that
-  begins the next window. An approximation for bidirectional contexts; `block` makes the windows.
+  A call writes the slots of its tokens before it attends to them. So each call sees what the last
+  one has committed, and the first call of the next window sees all of this one. An approximation
+  for bidirectional contexts; `block` makes the windows.
   """
 
   every: int = option(
@@ -43,7 +45,7 @@ class WindowCache(Reading):
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The prediction of the window."""
+    """(the prediction of the window, the cache)."""
     if refresh:
       prediction, cache = extended(model, params, memory, query, all_tokens(query))
       return cut_to_window(prediction, query), cache
@@ -52,33 +54,28 @@ class WindowCache(Reading):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """Of the whole row, or of the window over the whole row."""
-    if during in ("init", "finish"):
-      return NOTHING
-    positions = query.t.shape[1]
-    read = positions if during == "refresh" else query.needs.shape[1]
-    return read_cost(model, read, positions)
+    """The cost of the whole row at a refresh, else of the window over the whole row."""
+    return refreshed_cost(model, query, during, query.needs.shape[1])
 
 
 @member
 class SuffixCache(Reading):
-  """The window and everything behind it are read at each call, over the slots of what stands
-  before.
+  """A cache of the prefix: each call reads the window and everything behind it, over the keys and
+  values of the positions before the window.
 
-  prefix "refreshed" is Fast-dLLM's prefix cache (arXiv 2505.22618): each window begins with a read
-  of the whole row, which writes what stands before it anew.
+  prefix "refreshed" is Fast-dLLM's prefix cache (arXiv 2505.22618): the first call of each window
+  reads the whole row, and so writes the prefix anew.
 
-  prefix "kept" is FreeCache (arXiv 2505.21467): the whole row is read once, before the first call;
-  prompts and finished windows are never read again, but for the one call that writes a window
-  when it is finished, as its last tokens have not been read yet.
+  prefix "kept" is FreeCache (arXiv 2505.21467): the whole row is read once, before the first call.
+  Prompts are never read again, and a finished window once, to write the tokens of its last call.
 
-  An approximation for bidirectional contexts; `block` makes the windows. The number of tokens that
-  are read shrinks from window to window, so that each window is a program of its own: many short
-  windows take long to compile.
+  An approximation for bidirectional contexts; `block` makes the windows. Each window is a program
+  of its own, as fewer tokens are read from window to window: many short windows take long to
+  compile.
   """
 
   prefix: Literal["refreshed", "kept"] = option(
-    "refreshed", "whether what stands before a window is read again when the window begins"
+    "refreshed", "whether the positions before a window are read again when the window begins"
   )
   every: int = option(
     ONCE,
@@ -97,7 +94,7 @@ class SuffixCache(Reading):
       )
 
   def init(self, model: Model, params: Params, query: Query) -> Memory:
-    """A cache: empty, or with the whole row as it is before the first call."""
+    """A cache: with prefix 'kept' that of the whole row before the first call, else empty."""
     cache = empty_cache(model, params, query)
     if self.prefix == "kept":
       _, cache = extended(model, params, cache, query, all_tokens(query))
@@ -106,8 +103,8 @@ class SuffixCache(Reading):
   def read(
     self, model: Model, params: Params, memory: Memory, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Memory]:
-    """The prediction of the window. A row that needs nothing writes nothing: what is kept does not
-    depend on the calls that others need.
+    """(the prediction of the window, the cache). With prefix 'kept' a row that needs nothing writes
+    nothing, so that its slots do not depend on the calls that other rows need.
     """
     first = self._first(query, refresh)
     index = all_tokens(query)[:, first:]
@@ -116,7 +113,7 @@ class SuffixCache(Reading):
     return cut_to_window(prediction, query._replace(start=query.start - first)), cache
 
   def finish(self, model: Model, params: Params, memory: Memory, query: Query) -> Memory:
-    """The slots of the window, written once more if nothing else will write them."""
+    """The cache; with prefix 'kept' the slots of the window are written from its final tokens."""
     if self.prefix == "refreshed":
       return memory
     return extended(model, params, memory, query, window_tokens(query))[1]
@@ -124,7 +121,9 @@ class SuffixCache(Reading):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """Of the window and what stands behind it, over the whole row."""
+    """The cost of the window and everything behind it, over the whole row. With prefix 'kept' also
+    of the whole row at "init" and of the window at "finish".
+    """
     positions = query.t.shape[1]
     if during in ("refresh", "read"):
       return read_cost(model, positions - self._first(query, during == "refresh"), positions)
