@@ -49,8 +49,8 @@ def rows_of(model: Model, params: Params, query: Query) -> Rows:
 
 
 def whole_memory(model: Model, params: Params, query: Query) -> Float[Array, "B N D"] | None:
-  """The memory of all N positions: that of the query in the window, none elsewhere. None for a query
-  without one.
+  """The memory of all N positions: that of the query in the window, none elsewhere. None for a
+  query without one.
   """
   if query.memory is None:
     return None
