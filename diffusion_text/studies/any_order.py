@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,6 +33,7 @@ from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import LeftToRight
+from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
 from diffusion_text.timing import AtNoise
 from diffusion_text.types import Batch, Model, Params, Progress, Sampler
 
@@ -140,16 +140,14 @@ def decoders(
 
   def add(name, found):
     hidden = found.ids[~np.asarray(batch.observed)]
-    share = np.bincount(hidden) / hidden.size
-    entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
-    error = found.nats.std(ddof=1) / len(found.nats) ** 0.5
-    # The texts have their own keys, but the same given tokens: differences are paired by row.
-    apart = found.nats - reference.nats
-    noise = apart.std(ddof=1) / len(apart) ** 0.5
-    z = f"{apart.mean() / noise:+.1f}" if noise else "–"
-    nats = f"{found.nats.mean() / count:.3f} ± {error / count:.3f}"
+    mean, error = mean_and_error(found.nats)
+    # The texts have their own keys, but the same observed tokens: differences are paired by row.
+    apart, noise = mean_and_error(found.nats - reference.nats)
+    z = f"{apart / noise:+.1f}" if noise else "–"
+    nats = f"{mean / count:.3f} ± {error / count:.3f}"
     calls, steps = found.calls.mean() / count, count / found.steps.mean()
-    lines.append((*what, name, f"{calls:.3f}", f"{steps:.2f}", nats, z, f"{entropy:.3f}"))
+    entropy = f"{pooled_entropy(hidden):.3f}"
+    lines.append((*what, name, f"{calls:.3f}", f"{steps:.2f}", nats, z, entropy))
 
   add("one per call", reference)
   for k in settings.drafts:
@@ -165,16 +163,14 @@ def decoders(
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-  """A markdown table."""
-  rows = [HEADER, ("---:", "---:", "---", *["---:"] * 5), *lines]
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+  """The lines in Markdown."""
+  return markdown(HEADER, lines, left=(2,))
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> str:
   """The table, which is also written to the workdir."""
-  workdir.mkdir(parents=True, exist_ok=True)
   lines = study(settings)
   kept = {"settings": dataclasses.asdict(settings), "header": HEADER, "lines": lines}
-  (workdir / "any_order.json").write_text(json.dumps(kept, indent=2))
-  (workdir / "any_order.md").write_text(table(lines) + "\n")
-  return table(lines)
+  text = table(lines)
+  write(workdir, "any_order", text, **kept)
+  return text

@@ -11,9 +11,8 @@ cost infinitely much.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,17 +25,25 @@ from diffusion_text.contrib.energy import Energy
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import row_keys
 from diffusion_text.experiment.api import fit
-from diffusion_text.model.transformer import Transformer
 from diffusion_text.objective import Bound
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.other import Other
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.grid import Grid
 from diffusion_text.sampler.loop import sample
-from diffusion_text.studies.joint_layer import CHAINS, Chain
+from diffusion_text.studies.chains import (
+  QUALITY,
+  Chain,
+  Quality,
+  as_dicts,
+  batches,
+  chain_of,
+  network_of,
+  quality,
+)
+from diffusion_text.studies.measures import markdown, write
 from diffusion_text.timing import AtNoise, Shared
 from diffusion_text.types import (
-  Batch,
   DataFacts,
   IdentityHead,
   Model,
@@ -46,10 +53,8 @@ from diffusion_text.types import (
   Sampler,
 )
 
-SMOOTHING = 1e-3
 AT_ONCE = 128  # rows that are drawn at a time
-HEADER = ("sampler", "scorer", "k", "calls", "scorer's", "invalid", "NLL, nats", "bigram TV")
-HEADER = (*HEADER, "token entropy, nats")
+HEADER = ("sampler", "scorer", "k", "calls", "scorer's", *QUALITY)
 
 
 @member
@@ -92,8 +97,13 @@ class Settings:
 
 
 class Line(NamedTuple):
-  """One line of the table: calls of the diffusion model and of the scorer, the share of invalid
-  rows and the NLL with standard errors, the distance of bigrams and the entropy of tokens.
+  """One line of the table.
+
+  Attributes:
+    name, scorer: the sampler, and the model that weighs.
+    candidates: k.
+    calls, scorer_calls: of the diffusion model and of the scorer.
+    quality: of the texts.
   """
 
   name: str
@@ -101,12 +111,7 @@ class Line(NamedTuple):
   candidates: int
   calls: int
   scorer_calls: int
-  invalid: float
-  invalid_error: float
-  nll: float
-  nll_error: float
-  distance: float
-  entropy: float
+  quality: Quality
 
 
 class Pair(NamedTuple):
@@ -115,19 +120,6 @@ class Pair(NamedTuple):
   model: Model
   params: Params
   scorers: dict[str, Other]
-
-
-def network_of(process: Masked, layers: int, width: int) -> Transformer:
-  """A transformer with heads of 32."""
-  sizes = {"input_sizes": process.input_sizes, "output_size": process.output_size}
-  return Transformer(layers=layers, width=width, heads=max(width // 32, 1), **sizes)
-
-
-def rows_of(chain: Chain, rows: int, seed: int) -> Iterator[Batch]:
-  """Endless batches of the chain."""
-  rng = np.random.default_rng(seed)
-  while True:
-    yield Batch(chain.sample(rng, rows))
 
 
 def trained_pair(chain: Chain, settings: Settings) -> Pair:
@@ -139,8 +131,8 @@ def trained_pair(chain: Chain, settings: Settings) -> Pair:
   model = Model(network, process, Shared(), Full())
   ar = Model(network, process, AtNoise(), NextToken())
   how = {"facts": facts, "learning_rate": 2e-3, "seed": settings.seed}
-  params = fit(model, Bound(), rows_of(chain, 64, settings.seed), **how)
-  of_ar = fit(ar, Bound(), rows_of(chain, 64, settings.seed + 1), **how)
+  params = fit(model, Bound(), batches(chain, 64, settings.seed), **how)
+  of_ar = fit(ar, Bound(), batches(chain, 64, settings.seed + 1), **how)
   shuffled = np.random.default_rng(settings.seed).permutation(size)
   table = bigram_table(chain)
   groups = {
@@ -168,27 +160,6 @@ def texts(
   return np.concatenate([np.asarray(part) for part in parts])[:rows]
 
 
-def nll(chain: Chain, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, " B"]:
-  """-log p of each row in nats, of the chain mixed with SMOOTHING of a uniform law."""
-  size = len(chain.initial)
-  initial, step = (
-    np.log((1 - SMOOTHING) * law + SMOOTHING / size) for law in (chain.initial, chain.transition)
-  )
-  return -initial[ids[:, 0]] - step[ids[:, :-1], ids[:, 1:]].sum(1)
-
-
-def quality(chain: Chain, ids: Int[np.ndarray, "B N"]) -> tuple[float, ...]:
-  """(invalid, its standard error, NLL, its standard error, distance of bigrams, token entropy)."""
-  invalid, cost, root = chain.invalid(ids), nll(chain, ids), len(ids) ** 0.5
-  pairs = np.zeros_like(chain.transition)
-  np.add.at(pairs, (ids[:, :-1].reshape(-1), ids[:, 1:].reshape(-1)), 1)
-  distance = 0.5 * np.abs(pairs / pairs.sum() - chain.bigrams()).sum()
-  share = np.bincount(ids.reshape(-1), minlength=len(chain.initial)) / ids.size
-  entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
-  errors = invalid.std(ddof=1) / root, cost.std(ddof=1) / root
-  return invalid.mean(), errors[0], cost.mean(), errors[1], distance, entropy
-
-
 def study(chain: Chain, settings: Settings) -> list[Line]:
   """The lines of a chain."""
   pair, steps = trained_pair(chain, settings), settings.calls
@@ -197,14 +168,13 @@ def study(chain: Chain, settings: Settings) -> list[Line]:
   def add(name, scorer, sampler, candidates=0, weighing=None):
     ids = texts(pair, sampler, settings.rows, chain.length, settings.seed + 2)
     made = candidates * (steps if weighing is None else weighing)
-    found = quality(chain, ids)
-    lines.append(Line(name, scorer, candidates, sampler.steps, made, *found))
+    lines.append(Line(name, scorer, candidates, sampler.steps, made, quality(chain, ids)))
 
   def energy(kind, scorer, k, **options):
     return kind(steps=steps, scorer=pair.scorers[scorer], candidates=k, **options)
 
   data = chain.sample(np.random.default_rng(settings.seed + 3), settings.rows)
-  lines.append(Line("data", "–", 0, 0, 0, *quality(chain, data)))
+  lines.append(Line("data", "–", 0, 0, 0, quality(chain, data)))
   add("plain", "–", Grid(steps=steps))
   for k in settings.candidates:
     add("plain, as many calls", "–", Grid(steps=steps * (1 + k)))
@@ -224,15 +194,12 @@ def study(chain: Chain, settings: Settings) -> list[Line]:
 
 
 def table(lines: Sequence[Line]) -> str:
-  """A markdown table."""
-  rows = [HEADER, ("---", "---", *["---:"] * 7)]
+  """The lines in Markdown."""
+  rows = []
   for line in lines:
-    rows.append((line.name, line.scorer, str(line.candidates or "–")))
-    rows[-1] += (str(line.calls), str(line.scorer_calls))
-    rows[-1] += (f"{line.invalid:.3f} ± {line.invalid_error:.3f}",)
-    rows[-1] += (f"{line.nll:.2f} ± {line.nll_error:.2f}",)
-    rows[-1] += (f"{line.distance:.3f}", f"{line.entropy:.3f}")
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    calls = str(line.candidates or "–"), str(line.calls), str(line.scorer_calls)
+    rows.append((line.name, line.scorer, *calls, *line.quality.cells()))
+  return markdown(HEADER, rows, left=(0, 1))
 
 
 def run(name: str, settings: Settings, workdir: pathlib.Path) -> str:
@@ -241,13 +208,9 @@ def run(name: str, settings: Settings, workdir: pathlib.Path) -> str:
   Raises:
     ValueError: for a chain that is unknown.
   """
-  if name not in CHAINS:
-    raise ValueError(f"chain={name!r} is unknown; use one of {', '.join(CHAINS)}")
-  workdir.mkdir(parents=True, exist_ok=True)
+  chain = chain_of(name)
   with jax.default_matmul_precision("float32"):
-    lines = study(CHAINS[name](), settings)
-  kept = {"chain": name, "settings": dataclasses.asdict(settings)}
-  kept["lines"] = [line._asdict() for line in lines]
-  (workdir / "energy.json").write_text(json.dumps(kept, indent=2, default=float))
-  (workdir / "energy.md").write_text(table(lines) + "\n")
-  return table(lines)
+    lines = study(chain, settings)
+  text, kept = table(lines), {"chain": name, "settings": dataclasses.asdict(settings)}
+  write(workdir, "energy", text, **kept, lines=as_dicts(lines))
+  return text

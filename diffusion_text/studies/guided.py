@@ -14,7 +14,6 @@ as it supplies no token. The chain is the case in which both are trained.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -38,15 +37,15 @@ from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import LeftToRight, MaxProb
 from diffusion_text.studies import energy
-from diffusion_text.studies.energy import Pair, network_of
-from diffusion_text.studies.joint_layer import CHAINS
+from diffusion_text.studies.chains import QUALITY, network_of, phrase, quality
+from diffusion_text.studies.energy import Pair
+from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
 from diffusion_text.timing import AtNoise, Shared
 from diffusion_text.types import Batch, DataFacts, Model, Sampler
 
 SUMS = ("decoder", "calls", "scorer's", "tokens per call", "sums right", "digits right")
 SUMS = (*SUMS, "digit entropy, nats")
-CHAIN = ("decoder", "calls", "scorer's", "tokens per call", "invalid", "NLL, nats", "bigram TV")
-CHAIN = (*CHAIN, "token entropy, nats")
+CHAIN = ("decoder", "calls", "scorer's", "tokens per call", *QUALITY)
 
 
 @member
@@ -68,6 +67,10 @@ class Cost(NamedTuple):
   calls: float
   scorer: float
   tokens: float
+
+  def cells(self) -> tuple[str, str, str]:
+    """The cells of a table."""
+    return f"{self.calls:.2f}", f"{self.scorer:.2f}", f"{self.tokens:.2f}"
 
 
 def sums(rng: np.random.Generator, rows: int, digits: int) -> Int[np.ndarray, "B N"]:
@@ -157,13 +160,9 @@ def study_sums(settings: Settings) -> list[tuple[str, ...]]:
   def add(name, ids, cost):
     answer = ids[:, 2 * digits :]
     right = answer == truth[:, 2 * digits :]
-    whole = right.all(1)
-    error = whole.std(ddof=1) / len(whole) ** 0.5
-    share = np.bincount(answer.reshape(-1), minlength=10) / answer.size
-    entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
-    numbers = f"{cost.calls:.2f}", f"{cost.scorer:.2f}", f"{cost.tokens:.2f}"
-    found = f"{whole.mean():.3f} ± {error:.3f}", f"{right.mean():.4f}", f"{entropy:.3f}"
-    lines.append((name, *numbers, *found))
+    whole, error = mean_and_error(right.all(1))
+    found = f"{whole:.3f} ± {error:.3f}", f"{right.mean():.4f}", f"{pooled_entropy(answer):.3f}"
+    lines.append((name, *cost.cells(), *found))
 
   add("data", truth, Cost(0.0, 0.0, 0.0))
   for name, sampler in decoders(pair, digits + 1, 0.0, ()).items():
@@ -177,16 +176,13 @@ def study_sums(settings: Settings) -> list[tuple[str, ...]]:
 
 def study_chain(settings: Settings) -> list[tuple[str, ...]]:
   """The lines of the chain, at temperature 1."""
-  chain, seed = CHAINS["phrase"](), settings.seed
+  chain, seed = phrase(), settings.seed
   sizes = {"layers": settings.layers, "width": settings.width, "steps": settings.steps}
   pair = energy.trained_pair(chain, energy.Settings(**sizes, seed=seed))
   lines = []
 
   def add(name, ids, cost):
-    invalid, error, nll, nll_error, distance, entropy = energy.quality(chain, ids)
-    numbers = f"{cost.calls:.2f}", f"{cost.scorer:.2f}", f"{cost.tokens:.2f}"
-    found = f"{invalid:.3f} ± {error:.3f}", f"{nll:.2f} ± {nll_error:.2f}"
-    lines.append((name, *numbers, *found, f"{distance:.3f}", f"{entropy:.3f}"))
+    lines.append((name, *cost.cells(), *quality(chain, ids).cells()))
 
   data = chain.sample(np.random.default_rng(seed + 2), settings.rows)
   add("data", data, Cost(0.0, 0.0, 0.0))
@@ -195,24 +191,16 @@ def study_chain(settings: Settings) -> list[tuple[str, ...]]:
   return lines
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  """A markdown table."""
-  rows = [header, ("---", *["---:"] * (len(header) - 1)), *lines]
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def run(settings: Settings, workdir: pathlib.Path) -> str:
   """Both tables, which are also written to the workdir."""
-  workdir.mkdir(parents=True, exist_ok=True)
   of_sums, of_chain = study_sums(settings), study_chain(settings)
   kept = {"settings": dataclasses.asdict(settings), "sums": of_sums, "chain": of_chain}
-  (workdir / "guided.json").write_text(json.dumps(kept, indent=2))
   parts = [
     f"Sums of {settings.digits} digits, temperature 0:",
-    table(SUMS, of_sums),
+    markdown(SUMS, of_sums),
     "Chain 'phrase', temperature 1:",
-    table(CHAIN, of_chain),
+    markdown(CHAIN, of_chain),
   ]
   text = "\n\n".join(parts)
-  (workdir / "guided.md").write_text(text + "\n")
+  write(workdir, "guided", text, **kept)
   return text

@@ -11,95 +11,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 from diffusion_text import train
-from diffusion_text.context import Full
 from diffusion_text.contrib.joint_layer import GROUP, ORDERS, JointLayer
 from diffusion_text.contrib.joint_sampler import Joint
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import row_keys
 from diffusion_text.core.trees import split
-from diffusion_text.experiment.api import fit
 from diffusion_text.experiment.build import loss
-from diffusion_text.model.transformer import Transformer
-from diffusion_text.objective import Bound
-from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
-from diffusion_text.timing import Shared
+from diffusion_text.studies.chains import CHAINS, Chain, Quality, as_dicts, masked_model, quality
+from diffusion_text.studies.measures import markdown, write
 from diffusion_text.types import Batch, DataFacts, Model, Objective, Params, Sampler
 
 HEADER = ("chain", "tokens per call", "drawn", "calls", "cost, calls", "invalid", "bigram TV")
 HEADER = (*HEADER, "token entropy, nats")
-
-
-class Chain(NamedTuple):
-  """A Markov chain.
-
-  Attributes:
-    name: of the table.
-    initial: float64 [V].
-    transition: float64 [V, V], row = from.
-    length: N, tokens of a row.
-  """
-
-  name: str
-  initial: Float[np.ndarray, " V"]
-  transition: Float[np.ndarray, "V V"]
-  length: int
-
-  def sample(self, rng: np.random.Generator, rows: int) -> Int[np.ndarray, "B N"]:
-    """Independent rows."""
-    ids = [rng.choice(len(self.initial), rows, p=self.initial)]
-    cumulative = np.cumsum(self.transition, axis=1)
-    for _ in range(self.length - 1):
-      u = rng.random((rows, 1))
-      ids.append(np.minimum((u > cumulative[ids[-1]]).sum(1), len(self.initial) - 1))
-    return np.stack(ids, axis=1).astype(np.int32)
-
-  def invalid(self, ids: Int[np.ndarray, "B N"]) -> Bool[np.ndarray, " B"]:
-    """True for a row with a step that never happens."""
-    return (self.transition[ids[:, :-1], ids[:, 1:]] == 0).any(1)
-
-  def bigrams(self) -> Float[np.ndarray, "V V"]:
-    """The share of each pair of neighbours, over all places of a row."""
-    law, total = self.initial, np.zeros_like(self.transition)
-    for _ in range(self.length - 1):
-      total += law[:, None] * self.transition
-      law = law @ self.transition
-    return total / (self.length - 1)
-
-
-def branchy(seed: int = 0) -> Chain:
-  """8 tokens, 3 possible successors each, rows of 32."""
-  rng = np.random.default_rng(seed)
-  transition = np.zeros((8, 8))
-  for row in transition:
-    row[rng.choice(8, 3, replace=False)] = rng.dirichlet(np.ones(3))
-  return Chain("branchy", rng.dirichlet(np.ones(8)), transition, 32)
-
-
-def phrase() -> Chain:
-  """4 phrases of 6 tokens, one after the other in any order, rows of 48 that begin anywhere."""
-  transition = np.zeros((24, 24))
-  for token in range(24):
-    if token % 6 < 5:
-      transition[token, token + 1] = 1
-    else:
-      transition[token, ::6] = 1 / 4
-  return Chain("phrase", np.full(24, 1 / 24), transition, 48)
-
-
-CHAINS: dict[str, Callable[[], Chain]] = {"branchy": branchy, "phrase": phrase}
 
 
 @member
@@ -120,8 +55,14 @@ class Settings:
 
 
 class Line(NamedTuple):
-  """One line of the table; the numbers after the name are K, calls, the cost in calls, the share of
-  invalid rows and its standard error, the distance of bigrams and the entropy of tokens.
+  """One line of the table.
+
+  Attributes:
+    chain, name: the chain, and how tokens are drawn.
+    tokens: K, tokens per call.
+    calls: of the network.
+    cost: in calls; a pass of the layer is 1 / layers of one.
+    quality: of the texts.
   """
 
   chain: str
@@ -129,10 +70,7 @@ class Line(NamedTuple):
   tokens: int
   calls: int
   cost: float
-  invalid: float
-  error: float
-  distance: float
-  entropy: float
+  quality: Quality
 
 
 def fit_group(
@@ -173,25 +111,6 @@ def batches_of(rows: Int[np.ndarray, "n N"], size: int, seed: int) -> Iterator[B
     yield Batch(rows[rng.integers(0, len(rows), size)])
 
 
-def trained(chain: Chain, settings: Settings) -> tuple[Model, Params]:
-  """The masked model of a chain, and its parameters."""
-  process = Masked(vocab_size=len(chain.initial))
-  network = Transformer(
-    layers=settings.layers,
-    width=settings.width,
-    heads=max(settings.width // 32, 1),
-    input_sizes=process.input_sizes,
-    output_size=process.output_size,
-    scan_layers=True,  # some twenty programs are compiled
-  )
-  model = Model(network, process, Shared(), Full(), chunk=512)
-  facts = DataFacts(chain.length, process.vocab_size, steps=settings.steps)
-  rng = np.random.default_rng(settings.seed)
-  batches = (Batch(chain.sample(rng, 64)) for _ in range(settings.steps))
-  params = fit(model, Bound(), batches, facts, learning_rate=3e-3, seed=settings.seed)
-  return model, params
-
-
 def texts(
   model: Model, params: Params, sampler: Sampler, chain: Chain, rows: int, seed: int
 ) -> tuple[Int[np.ndarray, "B N"], int]:
@@ -200,24 +119,11 @@ def texts(
   return np.asarray(result.ids), int(result.calls)
 
 
-def measured(
-  chain: Chain, name: str, tokens: int, calls: int, cost: float, ids: Int[np.ndarray, "B N"]
-) -> Line:
-  """The line of these texts."""
-  invalid = chain.invalid(ids)
-  pairs = np.zeros_like(chain.transition)
-  np.add.at(pairs, (ids[:, :-1].reshape(-1), ids[:, 1:].reshape(-1)), 1)
-  distance = 0.5 * np.abs(pairs / pairs.sum() - chain.bigrams()).sum()
-  share = np.bincount(ids.reshape(-1), minlength=len(chain.initial)) / ids.size
-  entropy = -(share * np.log(np.maximum(share, 1e-30))).sum()
-  error = invalid.std(ddof=1) / len(ids) ** 0.5
-  return Line(chain.name, name, tokens, calls, cost, invalid.mean(), error, distance, entropy)
-
-
 def study(chain: Chain, settings: Settings) -> tuple[list[Line], dict[str, Any]]:
   """(the lines of a chain, what the layers were fitted to: nats per token of text)."""
   order, rows, seed = ORDERS[settings.order](), settings.rows, settings.seed
-  model, params = trained(chain, settings)
+  sizes = settings.layers, settings.width, settings.steps
+  model, params = masked_model(chain, *sizes, seed)
   draw = functools.partial(texts, model, chain=chain, rows=rows, seed=seed)
 
   def revealed(calls):
@@ -237,31 +143,36 @@ def study(chain: Chain, settings: Settings) -> tuple[list[Line], dict[str, Any]]
     last = metrics[-max(len(metrics) // 5, 1) :]
     names = ("layer_kl", "independent_kl")
     fits[name] = {each: float(np.mean([row[each] for row in last])) for each in names}
+  lines = []
+
+  def add(name, tokens, calls, cost, ids):
+    lines.append(Line(chain.name, name, tokens, calls, cost, quality(chain, ids)))
+
   data = chain.sample(np.random.default_rng(seed + 2), rows)
-  lines = [measured(chain, "data", 0, 0, 0.0, data)]
+  add("data", 0, 0, 0.0, data)
   ids, calls = draw(params, revealed(chain.length))
-  lines.append(measured(chain, "one per call", 1, calls, calls, ids))
+  add("one per call", 1, calls, calls, ids)
   for tokens in settings.tokens:
     calls = -(-chain.length // tokens)
     cost = calls * (1 + (tokens - 1) / settings.layers)
     ids, made = draw(params, revealed(calls))
-    lines.append(measured(chain, "independent", tokens, made, made, ids))
+    add("independent", tokens, made, made, ids)
     ids, made = draw(params, revealed(round(cost)))
-    lines.append(measured(chain, "independent, equal cost", tokens, made, made, ids))
+    add("independent, equal cost", tokens, made, made, ids)
     for name in ("blind", "layer"):
       ids, made = draw(layers[name], Joint(steps=calls, score=order, blind=name == "blind"))
-      lines.append(measured(chain, name, tokens, made, cost, ids))
+      add(name, tokens, made, cost, ids)
   return lines, fits
 
 
 def table(lines: Sequence[Line]) -> str:
-  """A markdown table."""
-  rows = [HEADER, ("---", "---:", "---", *["---:"] * 5)]
+  """The lines in Markdown."""
+  rows = []
   for line in lines:
-    numbers = (f"{line.calls}", f"{line.cost:.1f}", f"{line.invalid:.3f} ± {line.error:.3f}")
-    rows.append((line.chain, str(line.tokens or "–"), line.name, *numbers))
-    rows[-1] += (f"{line.distance:.3f}", f"{line.entropy:.3f}")
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    invalid, _, distance, entropy = line.quality.cells()
+    what = (line.chain, str(line.tokens or "–"), line.name, str(line.calls), f"{line.cost:.1f}")
+    rows.append((*what, invalid, distance, entropy))
+  return markdown(HEADER, rows, left=(0, 2))
 
 
 def run(names: Sequence[str], settings: Settings, workdir: pathlib.Path) -> str:
@@ -274,14 +185,10 @@ def run(names: Sequence[str], settings: Settings, workdir: pathlib.Path) -> str:
     raise ValueError(f"chains={sorted(unknown)} are unknown; use some of {', '.join(CHAINS)}")
   if settings.order not in ORDERS:
     raise ValueError(f"order={settings.order!r} is unknown; use one of {', '.join(ORDERS)}")
-  workdir.mkdir(parents=True, exist_ok=True)
   lines, fits = [], {}
   for name in names:
     found, fits[name] = study(CHAINS[name](), settings)
     lines += found
-  kept = {"settings": dataclasses.asdict(settings), "fits": fits}
-  kept["lines"] = [line._asdict() for line in lines]
-  (workdir / "joint_layer.json").write_text(json.dumps(kept, indent=2, default=float))
   said = [
     f"{name}: the layer is {fit['layer']['layer_kl']:.4f} nats per token from the network asked"
     f" anew, independent tokens are {fit['layer']['independent_kl']:.4f}, the blind layer"
@@ -289,5 +196,6 @@ def run(names: Sequence[str], settings: Settings, workdir: pathlib.Path) -> str:
     for name, fit in fits.items()
   ]
   text = "\n".join((table(lines), "", *said))
-  (workdir / "joint_layer.md").write_text(text + "\n")
+  kept = {"settings": dataclasses.asdict(settings), "fits": fits, "lines": as_dicts(lines)}
+  write(workdir, "joint_layer", text, **kept)
   return text

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.reader.cached import Cached
 from diffusion_text.sampler.grid import Grid
 from diffusion_text.sampler.loop import Loop, sample
+from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
 from diffusion_text.timing import AtNoise
 from diffusion_text.types import Batch, DataFacts, Keys, Model, Params
 
@@ -189,20 +189,16 @@ def waved(
   return np.asarray(result.ids), float(deep), float(np.asarray(count)[:, made].mean())
 
 
-def mean(values: np.ndarray) -> tuple[float, float]:
-  """(mean, standard error) over rows, of a share per row."""
-  shares = values.mean(1)
-  return float(shares.mean()), float(shares.std(ddof=1) / len(shares) ** 0.5)
-
-
 def measured(task: Task, name: str, deep: float, work: float, ids, reference) -> Line:
   """The line of these rows."""
   made = ~task.observed
-  share = np.bincount(ids[:, made].reshape(-1), minlength=task.vocab_size) / ids[:, made].size
-  entropy = float(-(share * np.log(np.maximum(share, 1e-30))).sum())
-  right = mean(ids[:, made] == task.prompts[:, made]) if task.right else None
-  agreement = mean(ids[:, made] == reference[:, made])
-  return Line(task.name, name, deep, work, agreement, right, entropy)
+  ids = ids[:, made]
+
+  def alike(others):
+    return mean_and_error((ids == others[:, made]).mean(1))
+
+  right = alike(task.prompts) if task.right else None
+  return Line(task.name, name, deep, work, alike(reference), right, pooled_entropy(ids))
 
 
 def study(task: Task, settings: Settings) -> list[Line]:
@@ -225,17 +221,17 @@ def study(task: Task, settings: Settings) -> list[Line]:
 
 
 def table(lines: Sequence[Line]) -> str:
-  """A markdown table."""
+  """The lines in Markdown."""
 
   def share(value):
     return "–" if value is None else f"{value[0]:.3f} ± {value[1]:.3f}"
 
-  rows = [HEADER, ("---", "---", *["---:"] * 5)]
+  rows = []
   for line in lines:
     passes = (f"{line.deep:.2f}", f"{line.work:.2f}") if line.work else ("–", "–")
-    rows.append((line.task, line.name, *passes, share(line.agreement), share(line.right)))
-    rows[-1] += (f"{line.entropy:.3f}",)
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    shares = share(line.agreement), share(line.right)
+    rows.append((line.task, line.name, *passes, *shares, f"{line.entropy:.3f}"))
+  return markdown(HEADER, rows, left=(0, 1))
 
 
 def run(names: Sequence[str], settings: Settings, workdir: pathlib.Path) -> str:
@@ -246,11 +242,10 @@ def run(names: Sequence[str], settings: Settings, workdir: pathlib.Path) -> str:
   """
   if unknown := set(names) - set(TASKS):
     raise ValueError(f"tasks={sorted(unknown)} are unknown; use some of {', '.join(TASKS)}")
-  workdir.mkdir(parents=True, exist_ok=True)
   lines = []
   for name in names:
     lines += study(TASKS[name](settings.rows, settings.batch, settings.seed), settings)
   kept = {"settings": dataclasses.asdict(settings), "lines": [line._asdict() for line in lines]}
-  (workdir / "recurrent_depth.json").write_text(json.dumps(kept, indent=2, default=float))
-  (workdir / "recurrent_depth.md").write_text(table(lines) + "\n")
-  return table(lines)
+  text = table(lines)
+  write(workdir, "recurrent_depth", text, **kept)
+  return text

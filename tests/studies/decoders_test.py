@@ -38,7 +38,8 @@ def test_a_table_is_written(tmp_path, monkeypatch):
   names = [line["name"] for line in kept["lines"]]
   assert names == ["data", "ancestral", decoders.DRAWN, decoders.DRAWN]
   data, ancestral, *_ = kept["lines"]
-  assert data["invalid"] == 0 and ancestral["invalid"] > 0.5 and ancestral["calls"] == 3
+  assert data["quality"]["invalid"] == 0
+  assert ancestral["quality"]["invalid"] > 0.5 and ancestral["calls"] == 3
   assert (tmp_path / "branchy.md").read_text() == text + "\n" and text.count("\n") == 5
   with pytest.raises(ValueError, match="chain='phrases' is unknown"):
     decoders.run("phrases", settings, tmp_path)

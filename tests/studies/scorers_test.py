@@ -15,7 +15,7 @@ from diffusion_text.reader.other import Other
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.scorer import token_log_probs
 from diffusion_text.studies import any_order, energy, guided
-from diffusion_text.studies.joint_layer import CHAINS
+from diffusion_text.studies.chains import CHAINS, SMOOTHING
 from diffusion_text.timing import AtNoise
 from diffusion_text.types import Batch, Model, Query
 
@@ -51,10 +51,10 @@ def test_the_exact_scorer_knows_the_chain(name):
     log_p = np.log(chain.initial[ids[:, 0]])
     log_p = log_p + np.log(chain.transition[ids[:, :-1], ids[:, 1:]]).sum(1)
   np.testing.assert_allclose(got, log_p, rtol=1e-4)
-  smoothed = energy.nll(chain, ids)
-  assert np.abs(smoothed + log_p).max() < 2 * chain.length * energy.SMOOTHING / chain.initial.min()
+  smoothed = chain.nll(ids)
+  assert np.abs(smoothed + log_p).max() < 2 * chain.length * SMOOTHING / chain.initial.min()
   invalid = np.roll(ids, 1, axis=1)
-  assert energy.nll(chain, invalid).mean() > smoothed.mean() + 1
+  assert chain.nll(invalid).mean() > smoothed.mean() + 1
 
 
 def test_rows_hide_as_many_tokens_as_they_say():

@@ -1,0 +1,42 @@
+"""What several studies share: means with their errors, the entropy of tokens, tables in Markdown,
+and the files of a result.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def mean_and_error(values: Float[np.ndarray, " B"] | np.ndarray) -> tuple[float, float]:
+  """(mean, its standard error) of one value per row."""
+  return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def pooled_entropy(ids: Int[np.ndarray, "..."]) -> float:
+  """The entropy in nats of the frequencies of all tokens together.
+
+  `evaluate.text_metrics.token_entropy` is that of one row, averaged over rows.
+  """
+  share = np.bincount(ids.reshape(-1)) / ids.size
+  return float(-(share * np.log(np.maximum(share, 1e-30))).sum())
+
+
+def markdown(
+  header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
+) -> str:
+  """A Markdown table. Columns whose number is in `left` are aligned left, all others right."""
+  rule = ["---" if column in left else "---:" for column in range(len(header))]
+  return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def write(workdir: pathlib.Path, name: str, text: str, **numbers: Any) -> None:
+  """Writes a result as NAME.md, the text, and as NAME.json, the numbers that it was made of."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / f"{name}.json").write_text(json.dumps(numbers, indent=2, default=float))
+  (workdir / f"{name}.md").write_text(text + "\n")
