@@ -119,8 +119,8 @@ class LookAhead(Reveal):
     rows, t = read_variants(view, texts, waiting & ~shown, jnp.where(shown, 0.0, after.level[None]))
     said = self.propose(rows, t)
     picked = best(said.score, rows.waiting, jnp.ones_like(rows.total))
-    score_ids = (picked, said.ids, said.log_prob)
-    picked, ids, log_prob = (leaf.reshape(count, *waiting.shape) for leaf in score_ids)
+    answers = (picked, said.ids, said.log_prob)
+    picked, ids, log_prob = (leaf.reshape(count, *waiting.shape) for leaf in answers)
     going = jnp.ones(waiting.shape[:1], bool)
     found = Verified(jnp.zeros_like(waiting), jnp.zeros_like(ids[0]), jnp.zeros_like(log_prob[0]))
     for k in range(count):

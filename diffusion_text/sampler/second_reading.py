@@ -25,8 +25,8 @@ def read_variants(
   """(the view of the K variants as K · B rows, variant by variant, with the network's prediction;
   the times that the network read, [K · B, u]).
 
-  The network reads whole rows, without the cache or the guidance of the loop's reader: K network
-  calls. The memory of the view stays that of the first reading.
+  The network reads whole rows, without the cache, the guidance and the self-conditioning of the
+  loop's reader: K network calls. The memory of the view stays that of the first reading.
 
   Args:
     view: of the step.
