@@ -1,9 +1,8 @@
-"""Any-subset autoregressive models, AS-ARM (arXiv 2504.20456): the rest of a row, given any part of
-it, from left to right.
+"""Any-subset autoregressive models, AS-ARM (arXiv 2504.20456): the remaining tokens of a row, from
+left to right, given any subset of its tokens.
 
-In training a random subset of the tokens is given, and the remaining ones have ranks 1, 2, … from
-left to right: one fixed order per subset (recalled: the published model halves by it what must be
-learned). The loss is
+In training a random subset of the tokens is shown ("given"), and the remaining ones have ranks 1,
+2, … from left to right: one fixed order per subset, as published (recalled). The loss is
 
   Σ over the remaining tokens of -log p(x_i | given, remaining of lower rank)
     = -log p(remaining | given),
@@ -13,12 +12,11 @@ clean copy. The query of rank r sees the clean tokens of lower rank, and a clean
 and those of lower rank; given tokens, of rank 0, see each other. Timing "given" draws the subset,
 context "any_order" makes the rows.
 
-What is a bound: with timing "at_noise" nothing is given, and a row costs its exact -log p from left
-to right (of the random order, a bound by the mean over orders). What is none: the loss of "given".
-The tokens that are given are never paid for, so that it is below -log p(row), also per token:
--log p(remaining | given) / remaining grows with the number of remaining tokens (Han's inequality).
-Neither the published sum over remaining tokens nor its mean makes a bound of it, so the timing says
-that it is a surrogate, and evaluation draws other times.
+With timing "at_noise" no token is given, and the loss of a row is its exact -log p from left to
+right (for a random order, an upper bound: the mean over orders). With timing "given" the loss is no
+bound: given tokens cost nothing, so that it is below -log p(row), also per token, as -log
+p(remaining | given) / remaining grows with the number of remaining tokens (Han's inequality). That
+timing therefore reports a surrogate, and evaluation uses other times.
 """
 
 from __future__ import annotations
@@ -51,17 +49,17 @@ from diffusion_text.types import (
 
 @member
 class Given(Even):
-  """A random subset of the tokens is given (t = 0), and all others are noise (t = 1), at speed 1.
+  """Times 0 for a random subset of the tokens, which is given, and 1 for all others, at speed 1.
 
-  Of the n tokens of a row that are scored, k ~ U{1 … n} remain; k is spread evenly over the global
-  batch. As `ExactCount`, but each remaining token weighs 1, and what it means is up to the context:
-  beside "any_order" the loss is a surrogate.
+  Of the n scored tokens of a row k ~ U{1 … n} remain, and k is spread evenly over the global batch.
+  As `ExactCount`, but each remaining token has weight 1. The loss of "any_order" is a surrogate
+  with these times.
   """
 
   path: ClassVar[Literal["none"]] = "none"
 
   def draw(self, params: Params, key: Key, batch: Batch, progress: Progress) -> Times:
-    """Which tokens remain; tau is their share."""
+    """The times of a batch: 1 at the tokens that remain; tau is about their share of the row."""
     del params
     rows, length = batch.ids.shape
     key_count, key_choice = jax.random.split(key)

@@ -6,14 +6,15 @@ x^1 … x^k of the whole clean row from that product law, weighs them by their r
   E(x, z_t) = log p_diff(x | z_t) - log p_AR(x),      w_j = exp(-E(x^j, z_t) / temperature),
 
 chooses one with probability w_j / Σ w, and makes the posterior step with the chosen tokens. As k
-grows, the chosen row is a draw of p_AR given what is visible, at a distance in law of order 1 / k,
-however large the step: importance resampling, with p_AR / p_diff as the weight. For noise that may
-look like text, which is not published, log q(z_t | x) is added to log p_AR(x); of masks it is 0.
+grows, the law of the chosen row approaches p_AR given the visible tokens, with an error of order
+1 / k however large the step is: importance resampling with the weight p_AR / p_diff. For noise that
+is itself a token (uniform noise; not published) log q(z_t | x) is added to log p_AR(x); for masks
+that term is 0.
 
-Two things differ from the released code, and an exact test holds both. Its sampler weighs with
-exp(+E), the inverse of the ratio. And it leaves visible tokens out of log p_AR ("carry-over"). But
-the probability of a visible token that stands behind a masked one depends on the candidate, and
-without it the law that is approached is another one (option `visible`).
+Two things differ from the released code, and exact tests cover both. The released sampler weighs
+with exp(+E), the inverse of the ratio. And it leaves visible tokens out of log p_AR ("carry-over"),
+although the probability of a visible token behind a masked one depends on the candidate; without
+that factor another law is approached (option `visible`).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ class TellsEvidence(Protocol):
   """A process that says how well a noisy token fits each clean one."""
 
   def evidence(self, params: Params, state: State, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
-    """log q(z_i | x_i = v), up to a constant."""
+    """float32 [*n, V]: log q(z_i | x_i = v), up to a constant."""
 
 
 @pytree("vocab_size")
 class ChosenHead:
-  """The head of a prediction that is certain: features [..., 1] are ids, logits are 0 at the id.
+  """The head of a prediction that is certain of one token, whose id is the only feature.
 
   Attributes:
     vocab_size: V.
@@ -54,7 +55,7 @@ class ChosenHead:
   vocab_size: int
 
   def __call__(self, features: Float[Array, "*n 1"]) -> Float[Array, "*n V"]:
-    """Logits float32, NEVER at all other tokens."""
+    """float32 [*n, V]: logits 0 at the token of that id, NEVER at all other tokens."""
     ids = features.astype(jnp.int32)
     return jnp.where(ids == jnp.arange(self.vocab_size), 0.0, NEVER)
 

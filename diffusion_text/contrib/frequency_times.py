@@ -10,10 +10,9 @@ clock τ
   t = τ · w^p / mu                              while τ < mu
   t = 1 - (1 - τ) · (1 - w^p) / (1 - mu)        after that
 
-whose mean over the row is τ exactly (the paper's conditional scaling, eq. 2). Under a linear
-schedule t is the probability of the mask. In the course of training p grows from 0, where all
-tokens of a row have one time, to its value. Texts are made at the times of the full p, by the
-sampler "guessed_times".
+whose mean over the row is exactly τ (the paper's conditional scaling, eq. 2). Under a linear
+schedule t is the probability of the mask. During training p grows from 0, where all tokens of a row
+have the same time, to its full value, with which the sampler "guessed_times" makes texts.
 """
 
 from __future__ import annotations

@@ -1,29 +1,29 @@
 """Approximate joint sampling (ADJUST, arXiv 2509.22738): several tokens per network call, drawn one
 after the other by one extra layer.
 
-Tokens that are drawn at the same call from their own distributions do not know of each other. Here
-the network is frozen and asked once; a transformer of one layer then reads its features, and the
-embeddings of the tokens that have been drawn at this call, at their places, and corrects the logits
-of the next place. K tokens cost one call and K - 1 passes of the layer, which is
+Tokens that one call draws from their own distributions are independent of each other. Here the
+network is frozen and called once. A transformer of one layer then reads the network's features and
+the embeddings of the tokens that this call has already drawn, and corrects the logits of the next
+token. K tokens cost one call and K - 1 passes of the layer, which is
 
   (layers + K - 1) / layers
 
 of the time of a call, if a layer costs what a layer of the network does.
 
-The layer is fitted to the network itself: the target for the k-th token is what the frozen network
-answers once the k - 1 tokens before it have been written in, and the loss is KL(target ‖ layer).
+The layer is fitted to the network itself. The target of the k-th token is the distribution that the
+frozen network predicts in a new forward pass, after the k - 1 tokens before it have been written
+into the row. The loss is KL(target ‖ layer).
 
-Recalled (the abstract and the README were at hand, the formulas were not): that one layer reads
-hidden states and embeddings of drawn tokens, that it is fitted by KL to the frozen network asked
-anew, and that the states are those of the network's own trajectories. Ours: that the layer corrects
-the network's logits and starts as no correction, so that an untrained layer draws independent
-tokens; its inputs, which are features through a linear map and the id of the token drawn at a place
-or one id more where none is; and that the order of the places is any score of the distributions.
+Recalled (the abstract and the README were at hand, the formulas were not): one layer reads hidden
+states and embeddings of drawn tokens; its target is a new forward pass of the frozen network; the
+states are taken from the network's own trajectories. Ours: the layer corrects the network's logits,
+and its correction is 0 before training, so that an untrained layer draws independent tokens; a
+place without a drawn token has the id V; the order of the places is any score of `ORDERS`.
 
-Which states it learns from is a choice of the data. A masked row that is made one token at a time
-in a random order passes through the final row with a random set of places masked, and its order is
-independent of the row. So the noise of the process on rows that the network made itself gives the
-states of its own trajectories, exactly; on rows of the corpus, the states that it was trained on.
+The data decide from which states the layer learns. If the network writes a row one token at a time
+in a random order, each state on the way is the final row with a random set of places masked. So
+masking rows that the network wrote gives exactly the states of its own trajectories, and masking
+rows of the corpus gives the states that the network was trained on.
 """
 
 from __future__ import annotations
@@ -82,20 +82,20 @@ ORDERS = {
 
 @runtime_checkable
 class Alike(Protocol):
-  """What is asked of the network: the number of its features, and another one of its kind.
+  """A network that can make another network of its kind.
 
   Attributes:
-    width: D.
+    width: D, the numbers of a feature.
   """
 
   width: int
 
   def like(self, **changes: Any) -> Network:
-    """A network of the same options but for the changes."""
+    """A network with the same options, except for `changes`."""
 
 
 def check_layer(model: Model, who: str) -> None:
-  """Raises ValueError for a model whose tokens are no masks of one whole row."""
+  """Raises ValueError unless the model is a masked one that reads a whole row at once."""
   require(model.network, Alike, who, "use model.name='transformer'")
   need_schedule(model.process, who, "use process.name='masked'")
   if model.process.mask_id is None:
@@ -116,8 +116,8 @@ def check_layer(model: Model, who: str) -> None:
 
 
 def layer_of(model: Model) -> Network:
-  """The extra layer: of the network's kind and width. It reads features and drawn tokens and
-  answers with V numbers, which are 0 before training.
+  """A network of one layer, of the kind and width of the model's own. It reads features and drawn
+  tokens, and returns V numbers per place, which are 0 before training.
   """
   vocab_size = model.process.vocab_size
   plain = {
@@ -143,15 +143,15 @@ def read_layer(
   drawn: Int[Array, "B N"],
   segment: Int[Array, "B N"] | None,
 ) -> Prediction:
-  """The layer's prediction [B, N]: a correction of the logits of every place.
+  """The layer's prediction for all N places: corrections of the network's logits.
 
   Args:
-    model, params: the model and the whole tree.
-    features: what the network answered, before any of the tokens was drawn.
-    drawn: the token that this call has drawn at each place, V where there is none.
+    model, params: the model, and the parameters of network, process and layer.
+    features: the network's, of the call before any of the tokens was drawn.
+    drawn: the token that this call has drawn at each place; V at places without one.
     segment: the document of each token.
   """
-  # A feature and a drawn token are embedded at one size; among loud features a token is not heard.
+  # Features are scaled to the size of an embedding; larger ones would drown the drawn tokens.
   vectors = features.astype(jnp.float32) * features.shape[-1] ** -0.5
   inputs = Inputs(ids=drawn, vectors=vectors)
   rows = plain_rows(inputs, jnp.zeros(drawn.shape), Batch(drawn, segment=segment), None)
@@ -159,11 +159,11 @@ def read_layer(
 
 
 class Places(NamedTuple):
-  """Which tokens are drawn, and in which order.
+  """The places of the tokens of a call, in the order in which they are drawn.
 
   Attributes:
     place: int32 [B, K], the place of the k-th token of each row.
-    exists: bool [B, K], False where the row draws fewer than K.
+    exists: bool [B, K], False from the first k on that the row does not draw.
   """
 
   place: Int[Array, "B K"]
@@ -173,9 +173,9 @@ class Places(NamedTuple):
 def first_places(
   score: Float[Array, "B N"], waiting: Bool[Array, "B N"], most: int, count: Int[Array, " B"]
 ) -> Places:
-  """The `count` places that score highest among those that wait, best first; ties go to the left.
+  """Those `count` waiting places of each row that score highest, best first; ties go to the left.
 
-  `most` is K, which no count may exceed.
+  `most` is K, the largest count that is allowed.
   """
   order = jnp.argsort(jnp.where(waiting, -score, jnp.inf), axis=1, stable=True)[:, :most]
   count = jnp.minimum(count, jnp.sum(waiting, axis=1))
@@ -192,7 +192,7 @@ def scores(
   t: Float[Array, "B N"],
   waiting: Bool[Array, "B N"],
 ) -> Float[Array, "B N"]:
-  """The score of each waiting token, by its own distribution; 0 elsewhere."""
+  """float32 [B, N]: the score of the distribution at each waiting place, 0 at other places."""
   place = jnp.broadcast_to(jnp.arange(waiting.shape[1]), waiting.shape)
   if not score.reads_logits:
     return score(Candidates(keys, place, None))
@@ -204,7 +204,7 @@ def scores(
 
 
 def at(tree: Any, place: Int[Array, " B"]) -> Any:
-  """Every leaf [B, N, …] at one place of each row: [B, …]."""
+  """The tree with leaves [B, …]: every leaf [B, N, …] at one place of each row."""
   return jax.tree.map(lambda leaf: leaf[jnp.arange(leaf.shape[0]), place], tree)
 
 
@@ -218,8 +218,8 @@ def law_at(
   *,
   correction: Prediction | None = None,
 ) -> Float[Array, "B V"]:
-  """log p of the clean token at one place of each row, by the network's logits and the layer's
-  correction of them.
+  """float32 [B, V]: log p of the clean token at one place of each row, from the network's logits
+  plus the layer's correction, if there is one.
   """
   logits = prediction.head(at(prediction.features, place))
   if correction is not None:
@@ -228,35 +228,33 @@ def law_at(
 
 
 def kl(log_p: Float[Array, "*n V"], log_q: Float[Array, "*n V"]) -> Float[Array, "*n"]:
-  """KL(p ‖ q) in nats, of normalised log-probabilities."""
+  """float32 [*n]: KL(p ‖ q) in nats of normalised log-probabilities."""
   p = jnp.exp(log_p)
   return jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=-1)
 
 
 @member
 class JointLayer:
-  """Σ over k = 2 … K of KL(the frozen network with k - 1 tokens written in ‖ the layer), in nats.
+  """Σ over k = 2 … K of KL(frozen network after k - 1 tokens ‖ layer), in nats: the loss of a row.
 
-  One draw of the noise gives a state; K of its masked tokens, in the order of `score`, are drawn
-  one after the other by the network itself, which is asked anew after each of them: K calls per
-  row, without gradient. Reports "layer_kl", what is minimised, and "independent_kl", the same for
-  tokens that are drawn from their own distributions, per token of text.
+  The noise masks a row. K of the masked tokens, in the order of `score`, are then written into the
+  row one after the other, with a forward pass of the network after each: K passes per row, without
+  gradient. "layer_kl" reports the loss per token of text; "independent_kl" reports the same sum for
+  the network's logits without a correction.
 
-  Only the group of the layer is trained. The network is to be a trained one
-  (`train.initialize_from`); to freeze it, say train.frozen=("network",), as no gradient reaches it
-  but weight decay would.
+  Only the layer's parameters have a gradient. The network should be trained already
+  (`train.initialize_from`) and named in train.frozen=("network",), or weight decay would move it.
 
-  A network that is shown the time reads 0 at the tokens that were written in, and what it read
-  before at all others.
+  A network that reads the time is shown 0 at the tokens that were written in.
   """
 
-  tokens: int = option(8, "K, tokens that are drawn one after the other; 2, 4 and 8", ge=2)
+  tokens: int = option(8, "K, the most tokens of a call for which the layer is fitted", ge=2)
   score: Any = part(ORDERS, Random(), "the order of the places, as the sampler has it")
   draws: Literal["network", "data"] = option(
-    "network", "whose tokens are written in: those that the network draws, or those of the text"
+    "network", "where the tokens that are written in come from: draws of the network, or the text"
   )
   blind: bool = option(
-    False, "hides the drawn tokens from the layer: the control, which should learn nothing"
+    False, "hides the drawn tokens from the layer: a control, which has nothing to learn from"
   )
 
   trains: ClassVar[frozenset[str]] = frozenset({GROUP})
@@ -264,23 +262,23 @@ class JointLayer:
 
   @property
   def passes(self) -> float:
-    """K."""
+    """K, the forward passes of the network per row."""
     return float(self.tokens)
 
   def check(self, model: Model) -> None:
-    """Raises ValueError for a model that masks no whole rows."""
+    """Raises ValueError as `check_layer` does."""
     engine.check_readings(model)
     check_layer(model, "objective.name='joint_layer'")
 
   def init(self, model: Model, key: Key, facts: DataFacts) -> Mapping[str, Params]:
-    """The layer's parameters."""
+    """{"joint_layer": the initial parameters of the layer}."""
     del facts
     return {GROUP: layer_of(model).init(stream(key, GROUP))}
 
   def __call__(
     self, model: Model, params: Params, key: Key, batch: Batch, times: Times, progress: Progress
   ) -> tuple[Loss, None]:
-    """(the loss of one draw, None): a timing that learns is not fitted to it."""
+    """(the loss of one draw of the noise, None). No learned timing is fitted to this loss."""
     held = jax.lax.stop_gradient({name: v for name, v in params.items() if name != GROUP})
     params = {**held, GROUP: params[GROUP]}
     noised = engine.read(model, params, key, batch, times, progress, dropout=False)
@@ -297,8 +295,12 @@ class JointLayer:
 
 
 class _Written(NamedTuple):
-  """What the network reads once tokens have been written in, the tokens [B, N], and the next one
-  [B].
+  """A row into which tokens have been written.
+
+  Attributes:
+    state, times: of the row, as the network reads it.
+    drawn: the tokens that were written in, V at all other places.
+    token: the next token of each row, which is not written in yet.
   """
 
   state: State
@@ -308,7 +310,7 @@ class _Written(NamedTuple):
 
 
 class _Chain(NamedTuple):
-  """One draw of the objective: tokens are drawn one after the other, and each costs its KL."""
+  """What does not change while the tokens of one draw are written in one after the other."""
 
   objective: JointLayer
   model: Model
@@ -322,8 +324,8 @@ class _Chain(NamedTuple):
   def costs(
     self, places: Places, rows: engine.TokenRow
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(Σ weight · KL of the layer, the same of independent tokens), over all tokens but the first
-    of each row.
+    """(Σ weight · KL to the layer, Σ weight · KL to the network without a correction), over all
+    tokens of a row but its first.
     """
     noised, first = self.noised, places.place[:, 0]
     times = noised.times
@@ -347,13 +349,13 @@ class _Chain(NamedTuple):
     return jnp.sum(layer), jnp.sum(independent)
 
   def _drawn(self, law: Float[Array, "B V"], rows: engine.TokenRow, place) -> Int[Array, " B"]:
-    """The token of each row that is written in at a place."""
+    """int32 [B]: the token that is to be written in at a place of each row."""
     if self.objective.draws == "data":
       return at(rows.ids, place)
     return draw_categorical(at(self.keys, place), law)
 
   def _write(self, written: _Written, place, exists) -> _Written:
-    """What is read once the next token stands at its place."""
+    """The row after its next token was written in at a place."""
     state, times, drawn, token = written
     row = jnp.arange(place.shape[0])
     here = jnp.zeros(drawn.shape, bool).at[row, place].set(exists)
@@ -364,8 +366,8 @@ class _Chain(NamedTuple):
     return _Written(state, times._replace(t=t, network_time=shown), drawn, token)
 
   def _laws(self, written: _Written, place) -> tuple[Array, Array, Array]:
-    """log p of the token at a place, [B, V] each: the network's, asked anew; that of the layer; and
-    the one that knows of no drawn token.
+    """Three log p [B, V] of the token at a place: of a new forward pass of the network, of the old
+    logits with the layer's correction, and of the old logits alone.
     """
     model, params, noised = self.model, self.params, self.noised
     states = (noised.clean, written.state)

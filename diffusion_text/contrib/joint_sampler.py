@@ -1,4 +1,4 @@
-"""Several tokens per network call, one after the other: the sampler of `contrib.joint_layer`."""
+"""The sampler of `contrib.joint_layer`: several tokens per network call, one after the other."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Waiting(NamedTuple):
 
 @member
 class Joint:
-  """An even share of the tokens per call, each drawn by what the layer makes of those before it.
+  """Draws an even share of the tokens at each call, each from the network's logits and the layer's
+  correction, which depends on the tokens that the call drew before.
 
-  A row of n tokens is done after min(steps, n) calls of the network and about n - steps passes of
-  the layer; the places of a call are chosen before any of its tokens is drawn, by `score`, as a
-  choice by the probability of the drawn token has another law. With one token per call these are
-  the tokens of `reveal` with the same score, one by one.
+  A row of n tokens takes min(steps, n) calls of the network. `score` chooses the places of a call
+  before any of its tokens is drawn: a choice by the probability of drawn tokens would change the
+  law. With one token per call the tokens are those of `reveal` with the same score.
 
-  An approximation: the law is that of one token per call only for a layer that answers what the
-  network would. `Sample.calls` counts calls of the network alone, and a trace says what the network
-  alone made of each token at its call, without the layer.
+  The sampler is an approximation: it has the law of one token per call only if the layer predicts
+  what a new forward pass would. `Sample.calls` counts calls of the network without passes of the
+  layer, and the log-probabilities of a trace are the network's, without the correction.
   """
 
   steps: int = option(64, "most calls; a row of fewer tokens makes one call per token", ge=1)
@@ -61,13 +61,13 @@ class Joint:
   temperature: float = option(1.0, "of the draw; 0 takes the likeliest token", ge=0)
   top_p: float = option(1.0, "share of the probability that is kept; 1 keeps all", gt=0, le=1)
   blind: bool = option(
-    False, "hides the drawn tokens from the layer: the control, which draws independent tokens"
+    False, "hides the drawn tokens from the layer: a control, whose tokens are independent"
   )
 
   extra_calls: ClassVar[int] = 0
 
   def check(self, model: Model) -> None:
-    """Raises ValueError for a model that masks no whole rows."""
+    """Raises ValueError as `check_layer` does."""
     check_layer(model, "sampler.name='joint'")
 
   def init(self, model: Model, params: Params, canvas: Canvas) -> Waiting:
@@ -84,7 +84,7 @@ class Joint:
   def times(
     self, model: Model, params: Params, canvas: Canvas, state: Waiting
   ) -> Float[Array, "B u"]:
-    """For every token the time at which as many tokens wait, as of `reveal`."""
+    """float32 [B, u]: the time at which the noise masks as many tokens as wait, as in `reveal`."""
     share = jnp.sum(state.waiting, axis=1) / jnp.maximum(state.total, 1)
     t = time_of(model.process.schedule, 1 - share)
     return jnp.broadcast_to(t[:, None], state.waiting.shape)
@@ -105,16 +105,16 @@ class Joint:
     query: Query,
     needs: Bool[Array, "B u"],
   ) -> tuple[State, Waiting]:
-    """Draws the tokens of this call, one after the other.
+    """(the text after the tokens of this call were drawn, the sampler's next state).
 
     Raises:
-      ValueError: for a reader that answers some of the tokens, and for windows that are a part of
-        the row, as the layer reads the features of whole rows.
+      ValueError: for a reader that answers some of the tokens only, and for windows that are a part
+        of the row, as the layer reads the features of whole rows.
     """
     if prediction.fresh is not None or needs.shape != query.t.shape:
       raise ValueError(
         f"sampler.name='joint' reads the features of all {query.t.shape[1]} tokens at each call,"
-        " and is given some of them; use reader.name='whole_row', and no blocks"
+        " and here only some are there; use reader.name='whole_row', and no blocks"
       )
     t = self.times(model, params, canvas, state)
     order = streams(canvas.keys, "order")
@@ -132,7 +132,7 @@ class Joint:
     return text, Waiting(state.waiting & ~made, state.total, step)
 
   def _count(self, state: Waiting) -> Int[Array, " B"]:
-    """The tokens of this call: what is behind the even share."""
+    """int32 [B]: how many tokens this call draws, so that none is behind the even share."""
     target = even_share(self.steps, state.total, state.step)
     return jnp.maximum(target - (state.total - jnp.sum(state.waiting, axis=1)), 1)
 
@@ -146,7 +146,7 @@ class Joint:
     keys: Keys,
     places: Places,
   ) -> Int[Array, "B u"]:
-    """The tokens of this call at their places, V elsewhere."""
+    """int32 [B, u]: the tokens of this call at their places, V at all others."""
     transform = LogitsTransform(self.temperature, self.top_p)
     nothing = jnp.full(t.shape, model.process.vocab_size, jnp.int32)
     row = jnp.arange(t.shape[0])

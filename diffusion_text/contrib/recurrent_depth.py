@@ -55,15 +55,15 @@ class Caches(NamedTuple):
 
 @member
 class RecurrentDepth(TransformerOptions):
-  """A `types.Network`; `layers` are those that a token passes, with the core's counted at every
-  iteration, so that costs are what they are.
+  """A `types.Network` whose core is a loop. `layers` counts the layers that a token passes, the
+  core's once per iteration, so that reported costs are right.
   """
 
   prelude: int = option(1, "layers that read the text", ge=1)
   core: int = option(
     1,
-    "layers of the loop, which is run (layers - prelude - coda) / core times, once at least; in"
-    " training so often on average",
+    "layers of the loop, which is run (layers - prelude - coda) / core times, at least once; in"
+    " training that is the mean number of runs",
     ge=1,
   )
   coda: int = option(1, "layers that answer", ge=1)
@@ -148,7 +148,7 @@ class RecurrentDepth(TransformerOptions):
     return self.answer(params, rows, state, key=keys["coda"])
 
   def embed(self, params: Params, rows: Rows, *, key: Key | None = None) -> Float[Array, "B L D"]:
-    """e, what the prelude makes of the text."""
+    """e [B, L, D], the output of the prelude."""
     return self.parts["prelude"].apply(params["prelude"], everywhere(rows), key=key).features
 
   def iterate(
@@ -161,8 +161,8 @@ class RecurrentDepth(TransformerOptions):
     *,
     key: Key | None = None,
   ) -> Float[Array, "B L D"]:
-    """The state after more iterations of the core; a number that is not known beforehand has no
-    gradient.
+    """float32 [B, L, D]: the state after `times` more iterations of the core. If `times` is traced,
+    the result has no gradient.
     """
     core = self.parts["core"]
 
@@ -176,7 +176,7 @@ class RecurrentDepth(TransformerOptions):
   def answer(
     self, params: Params, rows: Rows, state: Float[Array, "B L D"], *, key: Key | None = None
   ) -> Prediction:
-    """What the coda makes of the state, for `rows.answers`."""
+    """The coda's prediction from a state, for `rows.answers`."""
     inputs = Inputs(vectors=state, position=rows.inputs.position)
     asked = dataclasses.replace(rows, inputs=inputs)
     return self.parts["coda"].apply(params["coda"], asked, key=key)
@@ -186,7 +186,7 @@ class RecurrentDepth(TransformerOptions):
     return jax.random.normal(key, like.shape, like.dtype)
 
   def _train(self, params, rows, state, embedded, key) -> Float[Array, "B L D"]:
-    """The state after a number of iterations that is drawn, the last ones with gradient."""
+    """The state after a random number of iterations, of which the last `back` have gradients."""
     # One iteration at least: the mean of 1 + Poisson is r if that of the rate is r - 1.
     normal = SPREAD * jax.random.normal(stream(key, "rate")) - SPREAD**2 / 2
     rate = (self.recurrences - 1) * jnp.exp(normal)
@@ -249,9 +249,7 @@ class RecurrentDepth(TransformerOptions):
 
 
 def everywhere(rows: Rows, vectors: Float[Array, "B L E"] | None = None) -> Rows:
-  """The rows with an answer at every position; and with these vectors in the place of what they
-  hold.
-  """
+  """The rows with an answer at every position; their inputs are replaced by `vectors`, if given."""
   inputs = rows.inputs
   if vectors is not None:
     inputs = Inputs(vectors=vectors, position=rows.inputs.position)
@@ -262,7 +260,7 @@ def everywhere(rows: Rows, vectors: Float[Array, "B L E"] | None = None) -> Rows
 def _parts(network: RecurrentDepth) -> dict[str, Transformer]:
   names = {field.name for field in dataclasses.fields(TransformerOptions)}
   options = {name: getattr(network, name) for name in names}
-  # The head of a part that does not answer is a row of its table, and no parameter.
+  # Prelude and core need no head: with tied embeddings theirs has no parameters of its own.
   inner = {"output_size": 1, "tie_embeddings": True}
   width = network.width
 

@@ -6,11 +6,10 @@ not observed. The released loss of a row is
 
   Σ over noisy tokens of their score entropy + λ · mean over settled tokens of w · CE
 
-with CE that of the logits as they are, which have read the settled token, and w rising evenly from
-0 in the first block of settled tokens to 1 in the last. Here the score entropy is what the process
-makes of the network's output: the bound of the normalised prediction, or with
-process.prediction="score" that of free scores. The released one is summed without the speed of the
-times; along a hyperschedule all noisy tokens have the same, so here λ is multiplied by it.
+CE is the cross-entropy of the logits at a settled token, which the network has read. w rises evenly
+from 0 in the first block of settled tokens to 1 in the last. Here the score entropy is the bound of
+the process (process.prediction="score": of free scores). The released sum has no factor of the
+speed dt/dτ; all noisy tokens of a row have the same speed, so here λ is multiplied by it instead.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from diffusion_text.types import Batch, Key, Loss, Model, Params, Progress, Time
 def settled_weights(
   settled: Bool[Array, "B N"], speed: Float[Array, "B N"], width: int | None
 ) -> Float[Array, "B N"]:
-  """The weight of the cross-entropy of each token: w of its block over the number of the row's
-  settled tokens, times the speed of the row's noisy ones; 0 for tokens that are not settled.
+  """float32 [B, N]: the weight of each token's cross-entropy, which is w of its block times the
+  speed of the row's noisy tokens over the number of its settled ones; 0 at tokens not settled.
 
   Args:
-    settled: the tokens.
+    settled: True at settled tokens.
     speed: dt/dτ.
     width: positions of a block, counted from the start of the row; None: w = 1.
   """

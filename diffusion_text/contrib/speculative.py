@@ -1,15 +1,15 @@
 """Speculative sampling of an any-subset model, ASSD (arXiv 2504.20456): several tokens per two
-calls, with the law of one after the other.
+calls, with the law of one token per call.
 
-Each step drafts the next k tokens in one call, each from what is known and none from another draft,
-p_i. A second call asks the same network for what each would be given the drafts before it, q_i.
-From left to right a draft x_i is accepted with probability min(1, q_i(x_i) / p_i(x_i)). The first
-that is not accepted is drawn anew from max(q_i - p_i, 0), normalised, and the step ends there
-(arXiv 2211.17192, 2302.01318). Whatever the drafts are, the tokens that are kept have the law of q,
-which is that of one token after the other.
+Each step drafts the next k tokens in one call; p_i is the law of draft i given the known tokens
+alone. A second call of the same network gives q_i, the law of token i given also the drafts before
+it. From left to right a draft x_i is accepted with probability min(1, q_i(x_i) / p_i(x_i)). The
+first draft that is not accepted is replaced by a draw from max(q_i - p_i, 0), normalised, and the
+step ends there (arXiv 2211.17192, 2302.01318). For any drafts the tokens that are kept have the law
+of q, which is that of one token per call.
 
-The draft of the first token is its own check, p_1 = q_1, so that it is accepted, and a step makes
-at least two tokens where two are left: calls <= tokens, plus one if the last token is left alone.
+As p_1 = q_1, the first draft is always accepted. A step therefore makes at least two tokens where
+two are left: calls <= tokens, plus one if the last step has one token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from diffusion_text.types import (
 
 @runtime_checkable
 class AnswersInOrder(Protocol):
-  """A context that answers for tokens as if all of lower rank were known."""
+  """A context whose answer for a token sees all tokens of lower rank, drafts or not."""
 
   def query_rows(
     self,
@@ -61,7 +61,7 @@ class Decoded(NamedTuple):
   """The state of `Speculative`.
 
   Attributes:
-    waiting: bool [B, u], tokens that are not decoded.
+    waiting: bool [B, u], tokens that are not decoded yet.
     step: int32 [B], the steps so far.
   """
 
@@ -147,7 +147,10 @@ class Speculative:
     query: Query,
     needs: Bool[Array, "B u"],
   ) -> tuple[State, Decoded]:
-    """Drafts, checks them, and keeps what was accepted and one token that was drawn anew."""
+    """(the text after one step, the sampler's next state): the drafts that were accepted, and the
+    token that replaces the first one that was not. Raises ValueError for a reader that answers for
+    some of the tokens only.
+    """
     if prediction.fresh is not None:
       raise ValueError(
         "sampler.name='speculative' drafts the next tokens together, and the reader has answered"
@@ -187,7 +190,9 @@ class Speculative:
     return Drafts(index, there, keys, features, on_tokens(model, params, short, there, draw, keys))
 
   def checked(self, model: Model, params: Params, drafts: Drafts, query: Query) -> Prediction:
-    """The network's answers [B, k], each given what is known and the drafts before it."""
+    """The prediction [B, k] of the checking call: each token given the known ones and the drafts
+    before it.
+    """
     process, own = model.process, params["process"]
     row = jnp.arange(drafts.ids.shape[0])[:, None]
     # Tokens of the row that wait, and are not drafted, have a higher rank than all drafts: whatever
@@ -226,7 +231,7 @@ class Speculative:
   def law(
     self, model: Model, of_process: Params, keys: Keys, output: Float[Array, "n V"]
   ) -> Float[Array, "n V"]:
-    """log p of tokens of which nothing but the answer is known, after temperature and top_p."""
+    """float32 [n, V]: log p of masked tokens by an output, after temperature and top_p."""
     process = model.process
     noise = process.prior(of_process, keys)
     log_p = process.posterior(of_process, noise, jnp.ones(keys.shape), output)
@@ -243,7 +248,7 @@ class Speculative:
 
 
 def residual(log_p: Float[Array, "n V"], log_q: Float[Array, "n V"]) -> Float[Array, "n V"]:
-  """Logits of max(q - p, 0); those of q where rounding leaves nothing of it."""
+  """float32 [n, V]: logits of max(q - p, 0), or of q in rows where that is 0 everywhere."""
   rest = jnp.maximum(jnp.exp(log_q) - jnp.exp(log_p), 0.0)
   left = jnp.sum(rest, axis=-1, keepdims=True) > 0
   return jnp.where(left, jnp.log(rest), log_q)

@@ -1,5 +1,5 @@
-"""A depth-recurrent network decoded by a wavefront: depth is made while width advances (Geiping et
-al. 2025, arXiv 2510.14961; its code is in seal-rg/recurrent-pretraining).
+"""A depth-recurrent network decoded by a wavefront: several positions are iterated at the same time
+(Geiping et al. 2025, arXiv 2510.14961; released in seal-rg/recurrent-pretraining).
 
 Sequential decoding runs r iterations of the core for a token before it begins the next. Here each
 read runs a few iterations for all positions of a wave, guesses all their tokens, and adds a
@@ -8,18 +8,17 @@ position; a position is frozen once its state has settled:
   e <- (1 - ema) · prelude(guesses) + ema · e        s <- (1 - β) s + β · noise, β = noise / (1 + k)
   s <- core([s, e]), `inner` times                   token <- coda(s)
 
-k counts the iterations of the position. What is frozen is the longest run of settled positions from
-the left, and none behind a token that this very read has changed, as it has not been read yet. (The
-released rule freezes all up to the last settled position, settled or not.) Keys and values of
-frozen positions stay in the caches, those of the wave are written over at every iteration. The core
-has one cache for all iterations, so the tokens are not those of sequential decoding, whose
-iterations have one each; both come to the same fixed point if the core has one.
+k counts the iterations of the position. Each read freezes the longest run of settled positions from
+the left, up to and including the first token that this read has changed: positions behind it have
+read the old token. (The released rule freezes all positions up to the last settled one.) Keys and
+values of frozen positions stay in the caches; those of the wave are overwritten at every iteration.
+The core has one cache for all iterations, whereas sequential decoding has one for each iteration,
+so the tokens may differ; both reach the same fixed point if the core has one.
 
-What does not fit the contracts, and how it is done here. The window of `next_token` is one token:
-the context `next_token_row` is `next_token` in all but that its row is one window. A reader has no
-keys: noise is drawn from a fixed one by position and iteration, the same for all rows. The reader
-knows states and the sampler decides: the change of a state goes through `Prediction.hidden`. A
-trace says nothing of guesses that were written over visible ones.
+How this fits the contracts. A window of `next_token` is one token, so the context `next_token_row`
+makes the whole row one window. Readers have no keys, so noise is drawn from a fixed key by position
+and iteration, the same for all rows. The reader has the states and the sampler decides, so
+`Prediction.hidden` carries the states. A trace omits guesses that replaced earlier guesses.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ BEFORE, AFTER = 0, 1  # of `Prediction.hidden`: states after the last read and a
 
 @member
 class NextTokenRow(NextToken):
-  """`next_token` whose row is sampled as one window, so that a sampler may guess ahead.
+  """`next_token` with the whole row as one window, so that a sampler may guess ahead.
 
-  Training and likelihood are those of `next_token`. With sampler `reveal`, left to right, and one
-  token per call the texts are those of `next_token`, too, without a cache.
+  Training and likelihood are those of `next_token`. So are the texts of sampler `reveal` from left
+  to right with one token per call, but without a cache.
   """
 
   unit: ClassVar[None] = None
@@ -69,7 +68,7 @@ class NextTokenRow(NextToken):
 
 @runtime_checkable
 class Recurs(Protocol):
-  """What is asked of the network: prelude, core and coda, and how often the core is run."""
+  """A network with the parts prelude, core and coda, which runs its core `recurrences` times."""
 
   parts: dict[str, Any]
   recurrences: int
@@ -95,10 +94,10 @@ class Wave(NamedTuple):
 
 @member
 class WavefrontReader:
-  """`inner` iterations of the core for the positions that are asked about, at most `width` of them
-  from the left; the others stay as they were.
+  """A reader that runs `inner` iterations of the core for the positions in `needs`, the leftmost
+  `width` of them at most, and leaves the states of all others as they were.
 
-  A prompt is read once, with as many iterations as in sequential decoding.
+  Observed tokens are read once, with as many iterations as in sequential decoding.
   """
 
   inner: int = option(4, "iterations of the core per read; 4 is published", ge=1)
@@ -116,7 +115,7 @@ class WavefrontReader:
     check_row(model, "reader.name='wavefront'")
 
   def init(self, model: Model, params: Params, query: Query) -> Wave:
-    """The prompt, read, and nothing of the text that is to be generated."""
+    """The memory after the observed tokens were read, empty at the tokens to be generated."""
     parts, own = model.network.parts, params["network"]
     rows = rows_of(model, params, query)
     batch, size = query.t.shape
@@ -135,7 +134,7 @@ class WavefrontReader:
   def read(
     self, model: Model, params: Params, memory: Wave, query: Query, *, refresh: bool = True
   ) -> tuple[Prediction, Wave]:
-    """The answers of the wave; `hidden` has the states BEFORE and AFTER."""
+    """(the prediction of the wave, whose `hidden` has the states BEFORE and AFTER; the memory)."""
     batch, size = query.needs.shape
     first = jnp.argmax(query.needs, axis=1)[:, None]
     index = first + jnp.arange(min(self.width, size))
@@ -152,7 +151,7 @@ class WavefrontReader:
     return answer, wave
 
   def finish(self, model: Model, params: Params, memory: Wave, query: Query) -> Wave:
-    """As it is."""
+    """The memory, unchanged."""
     return memory
 
   def cost(self, model: Model, params: Params, memory: Any, query: Query, during: str) -> Cost:
@@ -217,7 +216,7 @@ def noise_of(
 
 
 def put(old: Array, new: Array, slots: Int[Array, "B Q"]) -> Array:
-  """[B, N, …] with new [B, Q, …] in the slots; one beyond the last is left out."""
+  """`old` [B, N, …] with `new` [B, Q, …] written in the slots; slots >= N are left out."""
   row = jnp.arange(slots.shape[0])[:, None]
   return old.at[row, slots].set(new.astype(old.dtype), mode="drop")
 
@@ -235,7 +234,7 @@ def taken(rows: Rows, place: Int[Array, "B Q"]) -> Rows:
 
 
 def with_vectors(rows: Rows, vectors: Float[Array, "B Q E"]) -> Rows:
-  """The rows with these vectors in the place of what they hold."""
+  """The rows with their inputs replaced by these vectors."""
   inputs = Inputs(vectors=vectors, position=rows.inputs.position)
   return dataclasses.replace(rows, inputs=inputs)
 
@@ -256,10 +255,10 @@ class Front(NamedTuple):
 
 @member
 class Wavefront:
-  """Guesses all tokens of the wave at each read, freezes those that have settled, and adds
-  `headway` positions while the reader answers the whole wave.
+  """A sampler that guesses all tokens of the wave at each read, freezes the settled ones, and adds
+  `headway` positions to the wave if the reader has answered for all of it.
 
-  A draw has its position's own noise, the same at every read, so that a guess stands still once its
+  A position draws with the same random numbers at every read, so that its token changes only if its
   distribution does.
   """
 
@@ -318,7 +317,7 @@ class Wavefront:
     query: Query,
     needs: Bool[Array, "B u"],
   ) -> tuple[State, Front]:
-    """New guesses, and where the wave stands next.
+    """(the text with new guesses, the next wave).
 
     Raises:
       ValueError: for a reader that says nothing of states.
@@ -348,8 +347,8 @@ class Wavefront:
     settled: Bool[Array, "B u"],
     changed: Bool[Array, "B u"],
   ) -> Int[Array, " B"]:
-    """How many positions are frozen, from the left of the wave: up to the first that has not
-    settled, or that has read a token which has changed since.
+    """int32 [B]: how many positions are frozen, from the left of the wave up to the first that has
+    not settled or that has read a token which this read changed.
     """
     changes_before = jnp.cumsum(changed, axis=1) - changed
     stops = wave & ~(settled & (changes_before == 0))

@@ -1,14 +1,15 @@
 """Agreement with a second model as a budget: Guided Diffusion (FlashDLM, arXiv 2505.21467) and the
 acceptance rule of APD (arXiv 2506.00413, recalled), for `Reveal`.
 
-The diffusion model proposes a token for every place that waits. An autoregressive model reads the
-filled row in one call. From left to right, the proposals that it would have written too are
-committed, up to the first on which the two differ; the first one is committed in any case, so that
-no row stands still. The second model only chooses how many: every token is the diffusion model's.
+The diffusion model proposes a token for every waiting place. An autoregressive model, the scorer,
+reads the filled row in one call. From left to right the proposals that equal the scorer's own
+tokens are committed, up to the first difference; the leftmost proposal is always committed, so that
+no row stands still. Every token is the diffusion model's; the scorer only decides how many there
+are.
 
-Nothing of this is lossless. Agreement of two likeliest tokens seeks modes, so look at the entropy
-beside the quality; and at temperature 1 a token that is accepted because two draws with the same
-noise agree has no longer the law of either model, as no residual is drawn.
+The rule is not lossless. Agreement of likeliest tokens seeks modes, so entropy must be reported
+beside quality. At temperature 1 an accepted token has the law of neither model, as no residual is
+drawn where the two draws differ.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 @member
 class Agreement(Budget):
-  """The longest run of waiting tokens, from the left, on which proposal and scorer agree, and the
-  leftmost in any case (Guided Diffusion, arXiv 2505.21467).
+  """A budget: the longest run of waiting tokens from the left on which proposal and scorer agree,
+  and always the leftmost one (Guided Diffusion, arXiv 2505.21467).
 
   The scorer's token is drawn as the proposal was, with the same temperature and the same noise: at
   sampler.temperature=0, the published way, both are the likeliest tokens; above it the two draws
@@ -69,7 +70,7 @@ class Agreement(Budget):
   def __call__(
     self, view: View, proposal: Proposal, waiting: Bool[Array, "B u"]
   ) -> Bool[Array, "B u"]:
-    """The run; tokens that were not answered end it."""
+    """bool [B, u]: the tokens of the run, which ends at a token without an answer."""
     wanted = self.wanted(view, proposal, waiting)
     agrees = jnp.where(view.waiting, waiting & (wanted == proposal.ids), True)
     run = jnp.cumprod(agrees, axis=1).astype(bool)
@@ -79,7 +80,7 @@ class Agreement(Budget):
   def wanted(
     self, view: View, proposal: Proposal, waiting: Bool[Array, "B u"]
   ) -> Int[Array, "B u"]:
-    """The token that the target has at each waiting place of the filled row."""
+    """int32 [B, u]: the target's token at each waiting place of the filled row."""
     model, sampler = view.model, view.sampler
     known = model.process.decode(view.params["process"], view.canvas.state)
     ids = select(view.waiting, proposal.ids, known)

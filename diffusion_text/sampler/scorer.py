@@ -1,10 +1,8 @@
-"""What a second model says of a row that is filled with proposed tokens: the scorer of samplers and
-budgets.
+"""Log-probabilities of proposed tokens by a second model, the scorer of samplers and budgets.
 
-A scorer is a frozen network: `reader.other:Other` names its model and the group of `params` that
-holds its parameters, so that nothing is closed over and nothing of it is trained. It answers for
-each token without seeing the token. The autoregressive context is the usual one: token i is scored
-given the tokens before it, and the scores of a row add up to log p(row).
+A scorer is a frozen network. `reader.other:Other` names its model and the group of `params` with
+its parameters. It predicts each token without seeing that token. Usually it is autoregressive:
+token i is scored given the tokens before it, and the scores of a row add up to log p(row).
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ from diffusion_text.types import Model, Params, Prediction, Query
 
 
 class Scored(NamedTuple):
-  """What a scorer says of the window, 0 at padding.
+  """A scorer's answers for a window, 0 at padding.
 
   Attributes:
     log_prob: float32 [B, u], the log-probability of each token in nats.
-    best: int32 [B, u], the token that the scorer would have put there.
+    best: int32 [B, u], the scorer's likeliest token at each place.
   """
 
   log_prob: Float[Array, "B u"]
@@ -35,8 +33,8 @@ class Scored(NamedTuple):
 
 
 def check_scorer(scorer: Other, model: Model, who: str) -> None:
-  """Raises ValueError for a scorer whose states are not this model's, and for one that would answer
-  for a token while it sees the token.
+  """Raises ValueError for a scorer whose states differ from the model's, and for a scorer that sees
+  the very token which it predicts.
   """
   scorer.check(model)
   if scorer.model.context.reads_noisy:
@@ -51,11 +49,11 @@ def read_filled(
 ) -> Prediction:
   """The scorer's prediction of the window, which holds `ids` as clean tokens at t = 0.
 
-  One call of the scorer's reader. What stands before the window is clean, and what stands behind it
-  is noise, as in the query.
+  One call of the scorer's reader. As in the query, tokens before the window are clean and tokens
+  behind it are noise.
 
   Raises:
-    ValueError: for a reader that remembers the last call: each row that is scored is another one.
+    ValueError: for a reader with a memory, as no scored row continues the one before.
   """
   state = put_window(query.state, model.process.clean(params["process"], ids), query.start)
   t = put_window(query.t, jnp.zeros(ids.shape, query.t.dtype), query.start)
@@ -73,7 +71,7 @@ def read_filled(
 def score_tokens(
   scorer: Other, model: Model, params: Params, query: Query, ids: Int[Array, "B u"]
 ) -> Scored:
-  """What the scorer says of each token of the window, if the window holds `ids`.
+  """The scores of the tokens `ids` of a window.
 
   Logits exist for `model.chunk` tokens at a time. Raises ValueError as `read_filled` does.
   """
@@ -81,7 +79,7 @@ def score_tokens(
   noise = window(query.noise, query.start, ids.shape[1])
 
   def one(of_process, output, noise, ids):
-    # A scorer reads no noisy token, so its answers are those for tokens of which nothing is known.
+    # A scorer has not seen the token that it predicts, so that token counts as noise at t = 1.
     law = model.process.leave_one_out(of_process, noise, jnp.ones(ids.shape), output)
     best = jnp.argmax(law, axis=-1).astype(jnp.int32)
     return Scored(at_ids(law, ids), best)
@@ -95,8 +93,8 @@ def score_tokens(
 def token_log_probs(
   scorer: Other, model: Model, params: Params, query: Query, ids: Int[Array, "B u"]
 ) -> Float[Array, "B u"]:
-  """float32 [B, u], nats: log p(x_i | what the scorer's context shows of the row that is filled
-  with `ids`); 0 at padding.
+  """float32 [B, u], in nats: the log-probability of each token of the window filled with `ids`,
+  given the tokens that the scorer's context shows; 0 at padding.
 
   For an autoregressive scorer the sum of a row is log p(row). Raises ValueError as `read_filled`
   does.

@@ -1,10 +1,10 @@
 """The calls that speculative sampling saves on text: a small any-subset model of the bundled
-novels, rows of which a random half or a twentieth is given, and k drafts per step.
+novels, rows of which a random half or a twentieth is observed, and k drafts per step.
 
-What is drawn is scored by the model itself, -log p(hidden tokens | given ones), which is exact. One
-token per call and speculative sampling have the same law, so their scores agree up to chance (the
-column z); drafts that nobody checks, as many per call, are the control. "drafts trained" is the
-share of training rows in which the remaining tokens see the given ones alone.
+The model itself scores the texts: -log p(hidden tokens | observed ones), which is exact. One token
+per call and speculative sampling have the same law, so their scores agree up to chance (the column
+z); as many drafts per call without a check are the control. "drafts trained" is the share of
+training rows in which the remaining tokens see the observed ones alone.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Decoders over their knobs: a chain of known law, a small masked model, calls beside quality.
+"""Calls beside quality of decoders over their options: a chain of known law, a small masked model.
 
-Every decoder of `contrib.decoders` that serves masks without a second model is drawn from at
-temperature 1 without a nucleus, whatever its own are, so that the law of the chain is the mark for
-all. An order by the probability of the *drawn* token, the published rule of several decoders, is
-the control: it is biased however many calls it makes. NLL is that of the chain mixed with 0.1 % of
-a uniform law. Entropy is that of tokens; a decoder that seeks modes has less than the data.
+Every decoder of `contrib.decoders` that serves masks without a second model draws at temperature 1
+and top_p 1, whatever its own values are, so that all should have the law of the chain. An order by
+the probability of the *drawn* token, the published rule of several decoders, is the control: it is
+biased for any number of calls. NLL is `Chain.nll`. A decoder that seeks modes has a lower entropy
+of tokens than the data.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from diffusion_text.types import Model, Params, Reader, Sampler
 HEADER = ("decoder", "options", "calls", "tokens per call", "token-layers", *QUALITY)
 DRAWN = "order of drawn tokens (control)"
 
-# name -> the options of its sampler that are walked.
+# name -> the options of its sampler, one line of the table each.
 KNOBS: dict[str, Sequence[Mapping[str, Any]]] = {
   "ancestral": [{"steps": 8}, {"steps": 16}, {"steps": 48}, {"steps": 192}],
   "first_hitting": [{"steps": 1000}],
@@ -104,7 +104,7 @@ class Line(NamedTuple):
 
 
 class OfTheDraw(Reveal):
-  """Reveals the tokens first whose draws were likely."""
+  """The control: `Reveal` whose order is the probability of the drawn token."""
 
   draws_all: ClassVar[bool] = True
 

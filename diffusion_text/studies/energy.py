@@ -1,11 +1,10 @@
-"""What candidates that a second model weighs are worth: a chain whose law is known, a small masked
-model, an autoregressive model of the same size, and controls.
+"""The quality of texts with candidates that a second model weighs: on a chain of known law, with a
+small masked model, an autoregressive model of the same size, and controls.
 
 Every pass of the autoregressive model counts as one call, as it has the same size. "exact" scorers
-know the chain, "random" ones are another chain; "wrong sign" weighs with exp(+E) and "hidden only"
-leaves visible tokens out of log p_AR, both as released. Plain steps at the same number of calls
-stand beside. NLL is that of the chain mixed with 0.1 % of a uniform law, as invalid texts would
-cost infinitely much.
+know the chain, "random" ones know another chain; "wrong sign" weighs with exp(+E) and "hidden only"
+leaves visible tokens out of log p_AR, both as released. Plain steps at the same number of calls are
+in the same table. NLL is `Chain.nll`.
 """
 
 from __future__ import annotations
@@ -59,17 +58,17 @@ HEADER = ("sampler", "scorer", "k", "calls", "scorer's", *QUALITY)
 
 @member
 class BigramNetwork:
-  """The answers of context "next_token" that a table has: log p(token | the one before)."""
+  """A network for context "next_token" that looks log p(token | token before) up in a table."""
 
   vocab_size: int = option(..., "V", ge=1)
 
   def apply(self, params: Params, rows: Rows, **_: Any) -> Prediction:
-    """A row of the table per position; the mask stands before the first token."""
+    """A line of the table per position; a mask is read before the first token."""
     return Prediction(params["table"][rows.inputs.ids], IdentityHead())
 
 
 def bigram_table(chain: Chain) -> Float[Array, "V1 V"]:
-  """log p(token | the one before), and of the first token in the last line."""
+  """float32 [V + 1, V]: log p(token | token before); the last line is the first token's law."""
   table = np.concatenate([chain.transition, chain.initial[None]])
   return jnp.log(jnp.asarray(np.maximum(table, 1e-9), jnp.float32))
 
@@ -123,7 +122,9 @@ class Pair(NamedTuple):
 
 
 def trained_pair(chain: Chain, settings: Settings) -> Pair:
-  """Both models, fitted to the chain, with a scorer that knows it and one that knows another."""
+  """Both models, fitted to the chain, and three scorers: the fitted model, one that knows the chain
+  exactly, and one that knows another chain.
+  """
   size = len(chain.initial)
   process = Masked(vocab_size=size)
   network = network_of(process, settings.layers, settings.width)
@@ -151,7 +152,7 @@ def trained_pair(chain: Chain, settings: Settings) -> Pair:
 def texts(
   pair: Pair, sampler: Sampler, rows: int, length: int, seed: int
 ) -> Int[np.ndarray, "B N"]:
-  """So many texts, drawn AT_ONCE rows at a time."""
+  """int32 [rows, length]: texts, drawn AT_ONCE rows at a time."""
   keys = row_keys(seed, rows)
   parts = [
     sample(pair.model, pair.params, sampler, keys[i : i + AT_ONCE], rows=AT_ONCE, length=length).ids
@@ -161,7 +162,7 @@ def texts(
 
 
 def study(chain: Chain, settings: Settings) -> list[Line]:
-  """The lines of a chain."""
+  """The lines of the table."""
   pair, steps = trained_pair(chain, settings), settings.calls
   lines = []
 

@@ -1,14 +1,14 @@
-"""What agreement with an autoregressive scorer saves, and what it costs: sums of two numbers, which
-can be checked, at temperature 0; and a Markov chain whose law is known, at temperature 1.
+"""Calls and quality with a budget of agreement with an autoregressive scorer: on sums of two
+numbers, which can be checked, at temperature 0, and on a Markov chain at temperature 1.
 
 A row of the task is a, b and a + b, least significant digits first; a and b are observed. Masked
-model and scorer have the same size, so a pass of either is one call. "random" scorers are networks
-that were never trained, or know another chain: with them, nothing but chance agreements is left,
-and the rule falls back to one token per call from left to right.
+model and scorer have the same size, so a pass of either is one call. "random" scorers were never
+trained, or know another chain: they agree by chance alone, and then the rule commits about one
+token per call from left to right.
 
 After the default number of updates the scorer adds without a mistake and the masked model has not
-learned to add, so that the sums show what a right scorer is worth beside wrong proposals: nothing,
-as it supplies no token. The chain is the case in which both are trained.
+learned to add. The sums therefore show a right scorer beside wrong proposals, which does not help,
+as no token is the scorer's. On the chain both models are trained.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Cost(NamedTuple):
 
 
 def sums(rng: np.random.Generator, rows: int, digits: int) -> Int[np.ndarray, "B N"]:
-  """Rows of a, b and a + b, least significant digits first."""
+  """int32 [B, 3 · digits + 1]: rows of a, b and a + b, least significant digits first."""
   a, b = rng.integers(0, 10, (2, rows, digits))
   total, carry = np.zeros((rows, digits + 1), int), np.zeros(rows, int)
   for place in range(digits):
@@ -90,7 +90,7 @@ def problem(ids: Int[np.ndarray, "B N"], digits: int) -> Batch:
 
 
 def trained_pair(settings: Settings) -> Pair:
-  """Both models of sums; the scorers are the trained one and one that never was."""
+  """Both models of sums, and two scorers: the trained model, and one of random parameters."""
   digits, seed = settings.digits, settings.seed
   process = Masked(vocab_size=10)
   network = network_of(process, settings.layers, settings.width)

@@ -1,10 +1,10 @@
-"""What one extra layer is worth where several tokens are drawn per call: two Markov chains of known
-law, a small masked model, the layer, and what the layer is compared with.
+"""The quality of texts with and without the extra layer of `contrib.joint_layer`, where several
+tokens are drawn per call: on two Markov chains of known law, with a small masked model.
 
 A text is invalid if it makes a step that the chain never makes. "independent" draws the tokens of a
-call from their own distributions; "blind" is the layer that was fitted without seeing the drawn
-tokens, the control; "one per call" is the ceiling. Costs are in calls of the network: a pass of the
-layer is 1 / layers of a call.
+call from their own distributions. "blind", the control, is a layer that never sees drawn tokens.
+"one per call" is the best that the layer could reach. Costs are in calls of the network: a pass of
+the layer is 1 / layers of a call.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def fit_group(
   seed: int = 0,
   learning_rate: float = 2e-3,
 ) -> tuple[Params, list[Mapping[str, float]]]:
-  """(all parameters, with those of a group fitted from scratch to the frozen others; the metrics of
-  each step).
+  """(all parameters, the metrics of each step): one group of parameters is fitted from scratch, all
+  others are frozen.
   """
   optimizer = train.make_optimizer(
     learning_rate=learning_rate, steps=steps, warmup_steps=steps // 20
@@ -105,7 +105,7 @@ def fit_group(
 
 
 def batches_of(rows: Int[np.ndarray, "n N"], size: int, seed: int) -> Iterator[Batch]:
-  """Endless batches, drawn with replacement."""
+  """Endless batches of `size` rows, drawn with replacement."""
   rng = np.random.default_rng(seed)
   while True:
     yield Batch(rows[rng.integers(0, len(rows), size)])

@@ -2,9 +2,9 @@
 task whose every token needs the one before it.
 
 The task: 6 pairs (x, π(x)) of a permutation in a random order, a first symbol, and then π of the
-symbol before, again and again. Passes are runs of the core: in a row one after the other, which is
-the time of an idle machine, and per token, which is the work. What is fair is sequential decoding
-with as many iterations as the wavefront has work per token.
+symbol before, again and again. A pass is a run of the core. "In a row" counts passes that wait for
+each other, "of work" counts the passes of each token. The fair comparison is sequential decoding
+with as many iterations as the wavefront has passes of work per token.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Task(NamedTuple):
     vocab_size: V.
     length: of a row.
     batches: seed -> endless training batches.
-    prompts: int32 [B, N], rows whose first tokens are given.
-    observed: bool [N], which.
-    right: True if the prompts go on with the only right tokens.
+    prompts: int32 [B, N], held-out rows.
+    observed: bool [N], True at the tokens of a row that are observed.
+    right: True if the other tokens of `prompts` are the only right ones.
   """
 
   name: str
@@ -65,7 +65,7 @@ class Task(NamedTuple):
 
 
 def iterate_rows(rng: np.random.Generator, rows: int) -> Int[np.ndarray, "B N"]:
-  """Rows of the task: pairs, a symbol, its iterates."""
+  """int32 [rows, N]: rows of the task, which are pairs, a symbol, and its iterates."""
   ids = np.zeros((rows, 2 * SYMBOLS + 1 + ITERATES), np.int32)
   for row in ids:
     image, order = rng.permutation(SYMBOLS), rng.permutation(SYMBOLS)
@@ -77,7 +77,7 @@ def iterate_rows(rng: np.random.Generator, rows: int) -> Int[np.ndarray, "B N"]:
 
 
 def iterates(rows: int, batch: int, seed: int) -> Task:
-  """The iterates of permutations that no training row need have shown."""
+  """The task of iterates, of permutations that training may never have shown."""
   observed = np.arange(2 * SYMBOLS + 1 + ITERATES) < 2 * SYMBOLS + 1
 
   def batches(seed: int) -> Iterator[Batch]:
@@ -91,7 +91,7 @@ def iterates(rows: int, batch: int, seed: int) -> Task:
 
 
 def text(rows: int, batch: int, seed: int) -> Task:
-  """The bundled novels, by characters; the beginnings of rows of the validation split."""
+  """The task of text: the bundled novels in characters, with held-out rows of validation text."""
   corpus = Austen()
   tokenizer = build_tokenizer("characters", None, corpus.documents("train"))
   data = TextData(corpus, tokenizer, LENGTH)
@@ -138,7 +138,7 @@ class Line(NamedTuple):
 
 
 def trained(task: Task, settings: Settings) -> tuple[Model, Params]:
-  """The network, and its parameters."""
+  """(the model, its parameters)."""
   process = Masked(vocab_size=task.vocab_size)
   network = RecurrentDepth(
     layers=2 + settings.recurrences,
@@ -154,7 +154,7 @@ def trained(task: Task, settings: Settings) -> tuple[Model, Params]:
 
 
 def prompts(task: Task) -> Batch:
-  """The rows, whose first tokens are given."""
+  """The rows of the task, whose first tokens are observed."""
   observed = np.broadcast_to(task.observed, task.prompts.shape)
   return Batch(np.where(observed, task.prompts, 0), observed=observed)
 
@@ -190,7 +190,7 @@ def waved(
 
 
 def measured(task: Task, name: str, deep: float, work: float, ids, reference) -> Line:
-  """The line of these rows."""
+  """The line of some rows."""
   made = ~task.observed
   ids = ids[:, made]
 

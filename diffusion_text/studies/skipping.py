@@ -1,11 +1,11 @@
-"""What skipping steps costs along times that differ by place: embedding diffusion of a chain by a
-network that knows it, so that what is missing from the law is the sampler's.
+"""The error of skipped steps where times differ by place: embedding diffusion of a Markov chain,
+with a network that knows the chain exactly, so that all errors are the sampler's.
 
-A chain of T levels over a row of L tokens has L + T - 1 steps for the lines of AR-Diffusion (arXiv
-2305.09515), whose clock passes L places and T levels. "Skipping" is taking fewer, evenly spread, by
+The lines of AR-Diffusion (arXiv 2305.09515) with T levels over a row of L tokens have L + T - 1
+steps, as the clock passes L places and T levels. Skipping takes fewer steps, evenly spread, each by
 the posterior of the longer step. The published steps clamp to the nearest vector and end with an
-argmax; those of the law draw a token in the last step. The control is a network that knows how
-often tokens occur and nothing of their neighbours.
+argmax; those of "the law" draw a token in the last step. The control is a network that knows the
+frequencies of tokens and nothing of their neighbours.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Settings:
 
 
 class World(NamedTuple):
-  """What knows a language: handed over by the main, as nothing else may ask for it.
+  """The exact language and network, which the main passes in: studies must not import `testing`.
 
   Attributes:
     chain: (initial [V], transition [V, V], length) -> a Markov chain
@@ -59,10 +59,11 @@ class World(NamedTuple):
 
 
 class Line(NamedTuple):
-  """A line of the table: `times` and `law` as in COLUMNS, and what texts of so many calls are like.
+  """A line of the table: times, sampler ("steps of"), calls, and the quality of the texts.
 
-  nll and its standard error are by the chain itself, whose entropy is what exact texts have. tv is
-  the total variation of pairs of neighbours to the chain's, chance that of as many exact texts.
+  nll, with its standard error, is by the chain itself; exact texts have the chain's entropy on
+  average. tv is the total variation between the pairs of neighbours of the texts and of the chain;
+  chance is the same for as many exact texts.
   """
 
   times: str
@@ -93,7 +94,7 @@ def pairs(ids: Int[np.ndarray, "B L"], vocab_size: int) -> np.ndarray:
 
 
 def measured(chain: Any, ids: Int[np.ndarray, "B L"], seed: int, **named: Any) -> Line:
-  """The line of some texts."""
+  """The line of the texts `ids`."""
   nll = -chain.log_likelihood(ids) / chain.length
   law = chain.initial[:, None] * chain.transition
   exact = [chain.sample(np.random.default_rng((seed, number)), len(ids)) for number in range(16)]
@@ -147,8 +148,8 @@ def lines(settings: Settings, world: World) -> Iterator[Line]:
 
 
 def fewest(found: Sequence[Line], slack: float = 0.01) -> dict[tuple[str, str], int | None]:
-  """(times, steps of) -> the least number of calls from which on the TV of pairs stays within slack
-  of what exact draws have by chance; None if not even all steps are enough.
+  """(times, steps of) -> the least number of calls from which on the TV of pairs stays within
+  `slack` of chance; None if even all steps do not reach it.
   """
   fewest: dict[tuple[str, str], int | None] = {}
   for line in found:
