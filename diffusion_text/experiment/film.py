@@ -130,7 +130,8 @@ def shown(
     try:
       frame = next(frames)
     except StopIteration as stop:
-      return cost_report(stop.value, experiment.model, batch=texts).line()
+      end_id = experiment.tokenizer.special["end"]
+      return cost_report(stop.value, experiment.model, batch=texts, end_id=end_id).line()
     frame = Frame(*map(np.asarray, frame))
     for row in range(len(frame.ids)):
       if before is None or frame.reads[row] > before.reads[row]:

@@ -29,8 +29,17 @@ def trained():
 def test_every_call_is_shown_and_the_last_is_the_sample(trained, tmp_path, capsys):
   decoding = decoding_of(trained.experiment, decoder="one_by_one")
   texts = open_rows(trained.experiment.tokenizer, 1, 8, ["To", "a"])
-  drawn = list(drawing.draw(trained, texts, num=1, seed=3, **decoding._asdict()))
-  frames = list(shown(trained, texts, decoding, samples=np.zeros(2, int), seed=3))
+  costs = drawing.Costs()
+  drawn = list(drawing.draw(trained, texts, num=1, seed=3, costs=costs, **decoding._asdict()))
+  frames, said = [], shown(trained, texts, decoding, samples=np.zeros(2, int), seed=3)
+  while True:
+    try:
+      frames.append(next(said))
+    except StopIteration as stop:
+      cost = stop.value
+      break
+  # The film and the samples are priced alike, ends of text included.
+  assert f"--- cost: {cost}" == drawing.closing(costs, trained.experiment, lengths=False)
   for row, sample in enumerate(drawn):
     own = [frame for frame in frames if frame.row == row]
     assert [frame.call for frame in own] == list(range(sample.calls + 1))
