@@ -1,9 +1,8 @@
-"""The words that tokens make up: for what is known of words and not of their pieces.
+"""The words of a corpus, as runs of tokens: for values that belong to words, not to their pieces.
 
-A word is a run of tokens. A new one begins at each document, with a token that begins with a space
-or newline, after one that ends with such, and before and after a token without any letter or digit.
-So words are known where tokens are words or pieces of words ("sentencepiece"), and not where each
-token is a character or a byte.
+A word begins with each document, at a token that starts with white space, after a token that ends
+with white space, and before and after a token without letters or digits. Words are known where
+tokens are words or pieces of words ("sentencepiece"), not where they are characters or bytes.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd; powers of it hash a run, modulo 
 
 
 class Words(NamedTuple):
-  """W words, and how often each token stands in each of them.
+  """W different words, and how often each token occurs in each.
 
   Attributes:
     counts: int64 [W], occurrences of each word.
     documents: int64 [W], the number of documents that contain each word.
-    tokens, words, times: int64 [n] each: token tokens[i] occurs times[i] times within the word
-      words[i].
+    tokens, words, times: int64 [n] each: token tokens[i] occurs times[i] times in all occurrences
+      of word words[i] together.
   """
 
   counts: Int[np.ndarray, " W"]
@@ -48,7 +47,7 @@ def words_of(arrays: TokenArrays, tokenizer: Any) -> Words:
   """The words of a split.
 
   Raises:
-    ValueError: For a tokenizer that knows no words.
+    ValueError: For a tokenizer of characters or bytes.
   """
   if tokenizer.name in WORDLESS:
     raise ValueError(

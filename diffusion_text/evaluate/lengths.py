@@ -1,10 +1,9 @@
-"""How long texts are: up to the first end of text, of samples and of held-out text alike.
+"""The lengths of texts, samples or held-out ones, in tokens up to the first end of text.
 
-The two may be compared where they mean the same. A row of packing "documents" or "pairs" begins
-with a text, and its length up to the first end is that of a text. A row of packing "stream" begins
-anywhere: its first end comes after what is left of a text, of which long ones are hit more often,
-so that samples of a model of streams are to be held against rows of the same packing
-(`of_rows`), not against documents (`of_documents`).
+Compare samples with held-out rows of the packing that the model was trained on (`of_rows`). A row
+of packing "documents" or "pairs" begins with a text, so its first end gives the length of a text.
+A row of packing "stream" begins anywhere, mostly within a long text, and its first end gives the
+length of the rest: such rows must not be compared with documents (`of_documents`).
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 @dataclasses.dataclass(frozen=True)
 class LengthLaw:
-  """The lengths of some texts, in tokens, their ends not counted.
+  """Mean and quantiles of the lengths of some texts, in tokens before the end.
 
-  A text without an end has the length of what there is of it: at least so long, and no more is
-  known. Its length is in the mean and in the quantiles, which are too low by what is cut off.
+  A text without an end counts with all of its tokens, a lower bound of its length. Mean and
+  quantiles are too low by what is cut off.
 
   Attributes:
     texts: How many.

@@ -12,20 +12,19 @@ mask and a random token follow from (alpha, noise) of the schedule and the optio
   gamma      the mask absorbs, and what survives is scrambled: the generator is
              (1 - p) · absorbing + p · uniform among clean tokens, so mask = 1 - alpha^(1-p),
              clean = alpha; p = 1 is uniform diffusion (γ-hybrid of hyperschedules)
-  epsilon    the mask absorbs, and of what survives a share p · (1 - alpha^(1/onset)) is scrambled:
-             p · noise for onset = 1, and about p wherever noise is some times onset. The ε-hybrid
-             of hyperschedules has the share p at all times, as if onset were 0, which no text has
-             at t = 0
+  epsilon    the mask absorbs, and a share p · (1 - alpha^(1/onset)) of the survivors is scrambled:
+             p · noise for onset = 1, nearly p wherever noise is several times onset. The ε-hybrid
+             of hyperschedules has the share p at all times: the limit onset = 0, at which text
+             would be scrambled at t = 0 already
 
-A small onset costs this. At noise well above onset nothing new is scrambled: a visible token costs
-the bound nothing there, and no posterior step changes it, so that all wrong tokens are mended at
+A small onset has its price. At noise well above onset no more tokens are scrambled: a visible token
+adds nothing to the bound there, and no posterior step changes it. All wrong tokens are mended at
 noise about onset, in the last step of a sampler (`sampler.name="adaptive_correction"` mends them
-before). What the bound pays for them, it pays in that stretch of time, at a rate that grows as
-1 / onset: of times that are drawn evenly a share of about onset pays for all, and the variance of a
-draw grows as 1 / onset too. At onset = 0 it would be a jump, -log p(x | z_0+) of the visible tokens
-by the network, which our bound, whose ends ask no network, would have to leave out: what is then
-reported is too low, and is no bound. Published models train on cross-entropies beside the bound,
-which do not see the jump.
+before). The bound pays for them within that stretch of time, a share of about onset of all times,
+at a rate that grows as 1 / onset; so does the variance of the bound at one drawn time. At onset = 0
+the whole price is a jump at t = 0, -log p(x | z_0+) of the visible tokens by the network. Our bound
+asks no network at its ends, so its value would be too low, and no bound. Published models train on
+cross-entropies beside the bound, which do not see the jump (recalled).
 """
 
 from __future__ import annotations
@@ -86,8 +85,8 @@ class Mixed(WithMask, Mixture):
   )
   onset: float = option(
     1.0,
-    "of mixing 'epsilon', the noise at which the share is nearly the full one; published near 0,"
-    " at the costs that the module names",
+    "of mixing 'epsilon', the noise at which the share approaches the full one; 0 in the paper,"
+    " whose price the module names",
     ge=1e-4,
     le=1,
   )
@@ -166,7 +165,8 @@ class Mixed(WithMask, Mixture):
   ) -> Float[Array, "*n"]:
     """Weights of the divergence for training: 2 at masks, 1 at wrong tokens, small at right ones.
 
-    GIDD (arXiv 2503.04482, section 3.3). Raises ValueError for mixings of which they are not.
+    GIDD (arXiv 2503.04482, section 3.3). Raises ValueError unless mixing is 'peaked' in continuous
+    time.
     """
     del params
     if self.mixing != "peaked" or self.time_steps is not None:

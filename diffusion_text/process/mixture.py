@@ -6,7 +6,7 @@ With clean_t, mask_t and uniform_t the shares of a token's law at time t (they s
 
 *Which posterior.* The bound compares q with q̂ = clean · x̂ + …, and is tight only if x̂ is the
 **leave-one-out** posterior p(x_i | z without z_i): the ordinary posterior has read z_i already and
-would count it twice (3.38 instead of 2.11 nats on the toy language B of the tests). A network that
+would count it twice (3.38 instead of 2.11 nats on toy language B of golden_test.py). A network that
 is trained on this bound learns the leave-one-out posterior by itself. For one that is trained by
 cross-entropy set prediction = "posterior", and its logits are converted: the two differ at one
 token only, log LOO(z_i) = log post(z_i) - log(1 + V clean / uniform).
@@ -41,14 +41,15 @@ from diffusion_text.process.discrete import Discrete, is_token
 from diffusion_text.schedules.discrete import Schedule, on_grid
 from diffusion_text.types import Keys, Params
 
-# Below every share that matters: no divisor is smaller, and costs do not depend on it.
+# The least divisor, below every share that matters.
 LEAST = 1e-30
 # Rates are formed at times in between. GIDD's uniform noise rises like the root of t: what lies
 # below t costs about its root. The complement of LATEST is a float32 number.
 EARLIEST = 1e-12
 LATEST = 1 - 2**-20
-_LARGE = 40.0  # logarithm of a ratio, which leaves room below the largest float32, e^88
-# log(q / q̂) is at most log(1 + V / uniform), which is less wherever such a token can stand.
+_LARGE = 40.0  # of a log-ratio that is put into exp; the largest float32 is e^88
+# The largest log(q / q̂) that is kept: the true one is at most log(1 + V / uniform), less than this
+# wherever a token can be random.
 _LARGEST = 69.0
 
 
@@ -76,9 +77,9 @@ def log_share(share: Float[Array, "*n"]) -> Float[Array, "*n"]:
 def weighted_excess(
   weight: Float[Array, "*#n"], log_ratio: Float[Array, "*n"], log_other: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-  """weight · excess(log_ratio) = q̂ - q - q log(q̂ / q), finite where q = weight is 0 and q̂ not.
+  """q̂ - q - q log(q̂ / q) = weight · excess(log_ratio), finite also where q = 0 and q̂ > 0.
 
-  log_other is log q̂, which is weight · e^log_ratio where that can be formed.
+  weight: q. log_ratio: log(q̂ / q). log_other: log q̂, used where e^log_ratio would overflow.
   """
   large = log_ratio > _LARGE
   plain = weight * excess(jnp.minimum(log_ratio, _LARGE))
@@ -87,13 +88,13 @@ def weighted_excess(
 
 
 class Comparison(NamedTuple):
-  """log(q̂ / q) of every state but the mask, whose law is known; no share of 0 is rounded up.
+  """log(q̂ / q) of tokens: the prediction's law against the law given the true token.
 
   Attributes:
-    other: of each token v, as if v were not the true one.
+    other: log(q̂ / q) of each token v, as if v were not the true one.
     predicted: log q̂ of each token.
-    true: of the true token.
-    own: of the state's own token; without meaning where the state is the mask.
+    true: log(q̂ / q) of the true token.
+    own: log(q̂ / q) of the state's own token; without meaning where the state is the mask.
   """
 
   other: Float[Array, "*n V"]
@@ -131,8 +132,8 @@ class Mixture(Discrete):
   A subclass has the options `schedule`, `prediction`, `time_steps`, and says what the shares are.
 
   Attributes:
-    mask_is_final: True if a masked token stays masked until it is lost for good; False if it may
-      become a random token, as a clean one may.
+    mask_is_final: True if the mask absorbs: a masked token stays masked at all later times. False
+      if it may become a random token.
   """
 
   schedule: Schedule

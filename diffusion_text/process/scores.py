@@ -1,15 +1,14 @@
-"""Scores: unnormalised predictions of how a token is distributed at time t, as SEDD has them (arXiv
-2310.16834).
+"""Scores: predicted ratios of a token's probabilities at time t (SEDD, arXiv 2310.16834).
 
-At a token z the network's output is y_v = log s_v, s_v the prediction of q_t(v) / q_t(z), free but
-for s_z = 1. At the mask it is y_v = log(V s_v), s_v the prediction of q_t(v) over that of all
-tokens together, free of any norm. The denoising score entropy compares them with the same ratios
-r_v given the true token,
+At a token z the network's output is y_v = log s_v, where s_v predicts q_t(v) / q_t(z); only
+s_z = 1 is fixed. At the mask it is y_v = log(V s_v), where s_v predicts q_t(v) over the sum of q_t
+of all tokens; the s_v need not sum to 1. With r_v, the same ratios given the true token, the
+denoising score entropy is
 
   Σ_v s_v - r_v log s_v + r_v log r_v - r_v                                           (SEDD eq. 5)
 
-which is at least 0 for any positive scores, and 0 for the right ones: times the rate of arrivals it
-is a bound for any scores.
+It is at least 0 for any positive scores, and 0 for s = r: times the rate of arrivals it gives a
+bound for any scores.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from jaxtyping import Array, Float, Int
 from diffusion_text.process.discrete import is_token
 from diffusion_text.process.mixture import LEAST, Shares, log_share, weighted_excess
 
-# Where scores give no token more than this above the noise floor they say nothing of the token.
+# If the shares above the noise floor sum to less, the scores say nothing of the clean token.
 _LEAST_ABOVE = 1e-6
 
 
 def above(
   state: Int[Array, "*n"], scores: Float[Array, "*n V"], noise: Float[Array, "*n"]
 ) -> Float[Array, "*n V"]:
-  """What each token's share of the scores is above noise / V, normalised.
+  """The law of the clean token by the scores: each token's share above noise / V, normalised.
 
-  Where no token is above it (a poor score near t = 1): the share itself.
+  Where no share is above (a poor score near t = 1): the shares themselves.
   """
   vocab_size = scores.shape[-1]
   share = jax.nn.softmax(jnp.where(is_token(state, vocab_size), 0.0, scores), axis=-1)
@@ -47,7 +46,7 @@ def entropy_at_token(
   state: Int[Array, "*n"],
   scores: Float[Array, "*n V"],
 ) -> Float[Array, "*n"]:
-  """The score entropy of a state that is a token, in nats."""
+  """The score entropy in nats, of states that are tokens."""
   vocab_size = scores.shape[-1]
   base = jnp.maximum(shares.uniform, LEAST) / vocab_size
   ratio = jnp.log1p(shares.clean / base)  # log of (the true token's share / another's)
@@ -64,8 +63,8 @@ def entropy_at_token(
 def entropy_at_mask(
   shares: Shares, clean_state: Int[Array, "*n"], scores: Float[Array, "*n V"]
 ) -> Float[Array, "*n"]:
-  """The score entropy of a mask, in nats; `shares` are those among the tokens that are not masked
-  (clean + uniform = 1).
+  """The score entropy in nats, of masks. `shares` are those among tokens that are not masked:
+  clean + uniform = 1.
   """
   vocab_size = scores.shape[-1]
   base = shares.uniform / vocab_size

@@ -50,8 +50,9 @@ class TimesOfTokens(Protocol):
     tau: Float[Array, "B u"],
     counts: Bool[Array, "B u"],
   ) -> Float[Array, "B u"]:
-    """The times of the tokens `ids` of a row at clock τ, from 1 at τ = 1 to 0 at τ = 0. `counts` is
-    True at tokens that are scored in training, neither observed nor padding.
+    """The times of the tokens `ids` of a row at clock τ, from 1 at τ = 1 to 0 at τ = 0.
+
+    counts: True at tokens that are scored in training, neither observed nor padding.
     """
 
 
@@ -68,9 +69,9 @@ class GuessedTimes(OwnTimes):
   of times that all tokens share does not, as the network has learned that the noise of a token
   says what it is.)
 
-  Where the times of a token depend on the other tokens of the row too ("by_frequency"), those are
-  their guesses, which are drawn each from its own posterior and not together: an approximation, as
-  large as the times move when tokens are exchanged for others of their posterior.
+  Where the times of a token also depend on the other tokens of its row ("by_frequency"), the other
+  tokens are guesses too, each drawn from its own posterior and not from the joint one. This is an
+  approximation; it is small where times hardly change from one guess to another.
 
   Temperature and top_p affect the guesses, and so the order; greedy_tail is of the last step.
   """

@@ -152,8 +152,8 @@ def tf_idf_entropy(counts: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 
 def of_words(values: np.ndarray, words: Any, vocab_size: int) -> np.ndarray:
-  """float64 [V]: of each token the mean value of the words that it stands in, over its occurrences;
-  0 for tokens that do not occur.
+  """float64 [V]: for each token the mean value of the words that hold it, over its occurrences; 0
+  for tokens that do not occur.
 
   Args:
     values: of each word, [W].
@@ -172,9 +172,9 @@ class ByInformation(Even):
 
   As `Slanted`, along information instead of place: while the clock falls, a token falls from 1 to 0
   on a stretch 1 / (1 + spread) long, which is the earlier the more of the training tokens tell less
-  (`place`). Published information is of words, and tf-idf that of a word in its sentence. Here it
-  is of a token wherever it stands, so that a token that is guessed has a time: its own information,
-  or with `of` = "words" the mean of that of the words of the corpus that it is a piece of.
+  (`place`). The papers give information to words, and tf-idf to a word in its sentence. Here every
+  token has one value wherever it stands, so that a guessed token has a time: its own information,
+  or, with `of` = "words", the mean information of the words of the corpus that it is a piece of.
 
   A surrogate: each token does sweep [0, 1] once, but its times depend on what the token is. A
   network that reads its own times can infer the token from them, and the cost of the token then
@@ -196,8 +196,8 @@ class ByInformation(Even):
 
   of: Literal["tokens", "words"] = option(
     "tokens",
-    "whose information it is: that of each token, or of the words that it is a piece of, which"
-    " needs a tokenizer that tells words (sentencepiece)",
+    "what information is of: tokens, or the words that a token is a piece of, for tokenizers that"
+    " tell words (sentencepiece)",
   )
 
   path: ClassVar[Literal["none"]] = "none"
@@ -226,8 +226,8 @@ class ByInformation(Even):
     return {"rarity": jnp.asarray(place(told, counts))}
 
   def _of_words(self, facts: DataFacts, counts: np.ndarray) -> np.ndarray:
-    """The information of the words that each token is a piece of. As of tokens, one that does not
-    occur is the rarest of all, and has no tf-idf.
+    """[V], the mean information of the words that each token is a piece of. A token that does not
+    occur counts as rarer than all others; its tf-idf is 0.
     """
     if facts.words is None:
       raise ValueError(
@@ -256,7 +256,7 @@ class ByInformation(Even):
     tau: Float[Array, "*n"],
     counts: Bool[Array, "*n"],
   ) -> Float[Array, "*n"]:
-    """The times of tokens `ids` at clock τ: for samplers that guess which tokens they write."""
+    """The times of tokens `ids` at clock τ, for samplers that guess which tokens they write."""
     del counts  # each has its times, whatever stands beside it
     return self.times(tau, params["rarity"][ids])[0]
 

@@ -285,7 +285,7 @@ def among_idle_mates(reader):
 
 @pytest.mark.parametrize(
   "reader",
-  [SuffixCache(prefix="kept"), DelayedCache(queries=6, every=2), SimilarCache(share=1.0, every=99)],
+  [SuffixCache(prefix="kept"), DelayedCache(queries=6, every=2), SimilarCache(share=0.5, every=2)],
   ids=lambda each: type(each).__name__,
 )
 def test_what_is_kept_does_not_depend_on_other_rows(reader):
