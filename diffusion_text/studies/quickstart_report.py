@@ -107,7 +107,7 @@ def show(
   )
   width = max(map(len, table))
   lines = [
-    f"held-out bound  {likelihood}",
+    f"held-out text: {likelihood}",
     "",
     f"  {'this model (upper bound)':<{width}}  {likelihood.bits_per_char:.3f} bits/char",
   ]
