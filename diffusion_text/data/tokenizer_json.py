@@ -1,16 +1,16 @@
 """Tokenizers of pretrained models: tokenizer.json, and the byte-level BPE in GGUF metadata.
 
-They follow the contract of `data.tokenizers`: a text's special tokens are text, ids stand for fixed
-bytes, and tokens with a task are named by role. The token that ends texts stands for a newline, so
-that documents are apart and their characters counted as with any other tokenizer; other special
-tokens stand for nothing.
+They follow the contract of `data.tokenizers`: "<|endoftext|>" within a text is encoded as text, ids
+stand for fixed bytes, and tokens with a task are named by role. The token that ends texts decodes
+to a newline, so that documents are apart as with any other tokenizer; other special tokens decode
+to nothing.
 
 Byte-level BPE (GPT-2, LLaMA 3, SmolLM2, Qwen2, LLaDA) is lossless. BPE that marks spaces and falls
 back to bytes (LLaMA 2, Mistral) writes a space before every text, which comes back. WordPiece
 (BERT) changes case and spaces, and each word that begins one stands for a space and itself.
-`changes` says what becomes of a probe; where it is not empty, characters are counted of the text
-that comes back. A table of V rows may be longer than the list of tokens: ids beyond stand
-for nothing.
+`changes` shows what a lossy tokenizer makes of a probe; characters are then counted in the decoded
+text. A model's table of V rows may be longer than the list of tokens; the ids beyond decode to
+nothing.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class JsonTokenizer(_Table):
 
   @functools.cached_property
   def separator(self) -> int | None:
-    """The token that ends texts, or else a newline."""
+    """The id of the token that ends texts, or else of a newline; None without either."""
     end = dict(self.roles).get("end")
     if end is not None:
       return end
@@ -99,7 +99,7 @@ class JsonTokenizer(_Table):
 
   @functools.cached_property
   def unknown(self) -> int | None:
-    """The token of what cannot be written, which WordPiece has."""
+    """The id of text outside the vocabulary, which only WordPiece has; None for others."""
     token = self._parsed["model"].get("unk_token")
     return self.id_of(token) if self._kind == "WordPiece" and token is not None else None
 

@@ -70,8 +70,9 @@ class Attention(nnx.Module):
     number: Int[Array, ""] | None,
     stores: Stores | None,
   ) -> tuple[Float[Array, "B L D"], Stores | None]:
-    """The result, and the stores with the keys and values of these tokens: those of this layer, or,
-    where they are stacked, of all, of which this is number `number`.
+    """(the result, the stores with the keys and values of these tokens written).
+
+    number: of this layer in stores that are stacked over layers; None: the stores are its own.
     """
     shape = (*x.shape[:2], -1, self.config.sizes.head_width)
     q = self.query(x).reshape(shape)
@@ -149,7 +150,7 @@ class Block(nnx.Module):
   def values(
     self, x: Float[Array, "B L D"], condition: Float[Array, "B L1 C"] | None
   ) -> Float[Array, "B L F"]:
-    """The values of the attention, of which those of a first layer depend on the own token alone.
+    """The values of the attention; in a first layer those of a token depend on that token alone.
 
     condition: as in `Shared`.
     """

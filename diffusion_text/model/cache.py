@@ -4,8 +4,8 @@ A slot holds one token: its keys and values in every layer, and the three intege
 token may be written over, so finished tokens, prompts and stale noisy tokens all live in the one
 cache, and the rule over `Layout` decides what a query sees of them, as in an uncached row.
 
-Heads come before slots, as attention multiplies them, and layers that are not scanned are arrays of
-their own, so that no call copies what it looks at.
+Heads come before slots, as attention multiplies them. Layers that are not scanned have arrays of
+their own, so that no call copies the cache.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def put_heads(
 
 
 def heads_of(store: Array, layer: Int[Array, ""] | None) -> Array:
-  """[B, S, G, K] of a layer, as attention takes it; its first step is to turn it back."""
+  """The keys or values of a layer, [B, S, G, K], in the order that attention takes."""
   return jnp.swapaxes(store if layer is None else store[layer], 1, 2)
 
 

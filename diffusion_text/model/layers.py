@@ -126,7 +126,7 @@ class LayerNorm(nnx.Module):
 
 
 def norm_of(config: TransformerOptions, width: int | None = None) -> RMSNorm | LayerNorm:
-  """A norm as the options say; over the stream, unless another width is given."""
+  """The norm that the options choose, over `width` numbers; None: over the stream."""
   width = config.width if width is None else width
   if config.norm == "rmsnorm":
     return RMSNorm(width, eps=config.norm_eps)
@@ -134,20 +134,20 @@ def norm_of(config: TransformerOptions, width: int | None = None) -> RMSNorm | L
 
 
 class Table(nnx.Module):
-  """Rows [size, D] that are added to what stands at a position."""
+  """A table [size, D] of vectors that are added to the stream, one per position or type."""
 
   def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
     table = 0.02 * jax.random.normal(rngs.params(), (size, width), jnp.float32)
     self.embedding = nnx.Param(table)
 
   def __call__(self, rows: Int[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n D"]:
-    """The rows of these numbers, those beyond the ends being the first or the last, in `dtype`."""
+    """The rows of the table at these indices, in `dtype`; an index beyond an end is cut to it."""
     table = jnp.asarray(self.embedding[...])
     return table[jnp.clip(rows, 0, table.shape[0] - 1)].astype(dtype)
 
 
 class Bias(nnx.Module):
-  """A bias [size] of its own, zeros at first: that of the logits of a tied head."""
+  """The bias [size] of the logits of a tied head, zeros at first."""
 
   def __init__(self, size: int):
     self.bias = nnx.Param(jnp.zeros((size,), jnp.float32))

@@ -1,9 +1,9 @@
 """Rows longer than those of training, by a larger base of the rotary positions (LongLLaDA,
 arXiv 2506.14429, recalled; NTK-aware scaling of RoPE).
 
-A pair of a head that turns slowly has not gone once around within the trained length, so that the
-network has not seen all of its angles. The base is chosen such that at the new length the slowest
-pair that went around in training goes around once again:
+A pair of numbers of a head that turns slowly makes less than one turn within the trained length, so
+the network has not seen all of its angles. The new base is such that the slowest pair that made a
+turn in training makes one turn within the new length:
 
   d_ext = 2 · ceil(d / 2 · log_base(T / 2π))     numbers of a head that have seen all their angles
   λ     = (L / 2π)^(d / d_ext) / base
@@ -18,8 +18,8 @@ import math
 
 
 def ntk_factor(base: float, trained_length: int, length: int, head_width: int) -> float:
-  """λ, what the base of the rotary positions is multiplied by (`model.rope_scaling`); 1 for rows
-  that are no longer than those of training.
+  """λ, the factor of the rotary base (`model.rope_scaling`); 1 for rows no longer than those of
+  training.
 
   For 5e5, 4096 positions and heads of 128: 3.40 at 8192 and 54.40 at 32768 (LongLLaDA rounds up).
 
@@ -33,8 +33,8 @@ def ntk_factor(base: float, trained_length: int, length: int, head_width: int) -
 
 
 def turned_dimensions(base: float, trained_length: int, head_width: int) -> int:
-  """d_ext, the numbers of a head that have seen all their angles in training; print it beside λ,
-  which means nothing for another base.
+  """d_ext, the numbers of a head that made a whole turn in training. Print it beside λ, which holds
+  for this base only.
 
   Raises:
     ValueError: if the trained length is below one turn of the fastest pair (7 positions).

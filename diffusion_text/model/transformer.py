@@ -114,10 +114,10 @@ class Transformer(TransformerOptions):
   def first_values(
     self, params: Params, rows: Rows, *, memory: Float[Array, "B N D"] | None = None
   ) -> Float[Array, "B L F"]:
-    """The values of the attention in the first layer, in the dtype of the network.
+    """The attention values of the first layer, [B, L, F], in the dtype of the network.
 
-    They depend on what stands at the position, its time and its memory alone, and cost one of some
-    twelve parts of a layer: by them a cache tells which tokens to read again.
+    They depend on the input, time and memory of the position alone, and cost one linear map. A
+    cache tells by them which tokens to read again.
     """
     self._check_memory(memory)
     return self._body(params).first_values(rows, memory)

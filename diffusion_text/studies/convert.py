@@ -1,9 +1,9 @@
-"""A workdir made of pretrained weights: config, tokenizer and a checkpoint at step 0, which every
-command takes as one that it has trained itself.
+"""A workdir made of pretrained weights: config, tokenizer and a checkpoint at step 0, for every
+command that reads a trained workdir.
 
-The network is that of the weights. Everything else is that of a config, or what the weights were
-trained for: next tokens, read from left to right; lost tokens of a whole row, answered where they
-stand or one place before.
+Network and tokenizer are those of the weights. Process, context, reader and sampler are those of a
+config, or those that the weights were trained for: next tokens in causal rows, or lost tokens of
+whole rows or blocks, answered at their own position or at the one before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECORD = "pretrained.json"  # of a workdir: where its weights are from
 TOKENIZER = "tokenizer"
 CONFIG = "config.py"
 LENGTH = 256
-LEARNING_RATE = 5e-5  # usual for further training; thousands of times less than from scratch
+LEARNING_RATE = 5e-5  # usual for further training (recalled)
 _CONFIG_FILE = '''"""The config of this workdir, for experiments.train --config=…"""
 
 import json
@@ -60,7 +60,7 @@ def convert(
   tokenizer: str | None = None,
   roles: Mapping[str, str] | None = None,
 ) -> str:
-  """Makes a workdir; returns a report of what was loaded.
+  """A report of what was loaded, in one line per part. Writes the workdir.
 
   Args:
     source: a folder of weights, a .safetensors or a .gguf file.
@@ -68,8 +68,8 @@ def convert(
     config: of everything but the network and the tokenizer.
     keep_system: True for the process, timing, context, reader, sampler and rates of `config`, False
       for those that the weights were trained for.
-    frozen: True for a network that stays as it is: no moments of an optimizer and no average, so a
-      third of the memory, or a quarter.
+    frozen: True for a network that is not trained. Its parameters are kept once, without the two
+      moments of an optimizer and without an average.
     tokenizer: a folder or file of it; None: `source`.
     roles: role ("begin", "end", "mask", "pad") -> text of its token, over what the files say.
 
@@ -99,7 +99,7 @@ def convert(
 
 
 def _mask(config: Mapping[str, Any], token: Mapping[str, int | None]) -> int | None:
-  """The token that the network has learned to read as lost: the config's, or the tokenizer's."""
+  """The id of the mask: that of the config, or else of the tokenizer; None without either."""
   return config.get("mask_token_id", token["mask"])
 
 

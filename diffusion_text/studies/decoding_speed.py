@@ -1,8 +1,8 @@
 """What decoding costs: caches against whole rows, the loop against its bare forward passes, and a
 token against the length of its context.
 
-The network is not trained: a call costs the same, whatever it answers. All that is compared runs in
-one process, in turns; the numbers are ratios of medians.
+The network is untrained, as the cost of a call does not depend on its answers. Calls that are
+compared run in turns in one process; the numbers are medians and their ratios.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from diffusion_text.types import Batch, Context, Model, Params, Reader
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-  """Median processor seconds of each call, which hold beside other processes, too; one warm-up
-  round is left out.
+  """Name -> median processor seconds of the call, over `rounds` rounds after one warm-up. Processor
+  seconds depend less on other processes than seconds of the clock.
   """
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for number in range(rounds + 1):
@@ -77,8 +77,8 @@ def model_of(sizes: Sizes, context: Context) -> tuple[Model, Params]:
 
 
 def caches(sizes: Sizes, length: int) -> dict[str, tuple[Context, int, Reader]]:
-  """name -> (context, positions of a window, reader): each cache, and whole rows for both kinds of
-  context. Bidirectional rows are cut in four, as a suffix cache is a program of each window.
+  """Name -> (context, positions of a window, reader), for each cache, and for whole rows of both
+  contexts. A bidirectional row has four windows, as a suffix cache compiles each of them.
   """
   blocks, full, quarter = Blocks(size=sizes.block), Full(), length // 4
   often = max(quarter // 8, 2)
@@ -97,8 +97,8 @@ def caches(sizes: Sizes, length: int) -> dict[str, tuple[Context, int, Reader]]:
 def cache_speed(
   sizes: Sizes, length: int, rounds: int, names: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-  """One line per cache: seconds, times as fast as whole rows of the same context, and the positions
-  and attention that it takes of theirs. All make as many calls, `calls` per block.
+  """One line per cache: seconds, and speed, positions and attention relative to whole rows of the
+  same context. All caches make `calls` calls per block.
 
   names: of caches, with whole rows of their contexts among them; all by default.
   """
@@ -128,11 +128,11 @@ def cache_speed(
 
 
 def loop_overhead(sizes: Sizes, length: int, rounds: int) -> list[dict[str, Any]]:
-  """The loop over whole rows against as many bare forward passes, which compute the logits of all
-  tokens, or none.
+  """One line per pair of a loop and bare passes: the loop over whole rows against as many forward
+  passes, with the logits of all tokens, or without.
 
-  In a random order the loop computes logits and draws for the tokens that it commits; by the
-  likeliest token for all that wait, each V random numbers, which counts where the network is small.
+  In a random order the loop computes logits and draws only for the tokens that it commits. With the
+  likeliest token first it does so for all waiting tokens, with V random numbers for each.
   """
   model, params = model_of(sizes, Full())
   calls = {
@@ -161,7 +161,7 @@ def _loop(
 
 
 def _passes(sizes: Sizes, model: Model, length: int, logits: bool, params: Params) -> Array:
-  """`calls` forward passes, each of which reads the one before it, so that none is left out."""
+  """The sum over `calls` forward passes. Each depends on the one before, so none is skipped."""
   masks = jnp.full((sizes.rows, length), model.process.mask_id)
   times = jnp.ones(masks.shape)
 
@@ -177,8 +177,8 @@ def _passes(sizes: Sizes, model: Model, length: int, logits: bool, params: Param
 
 
 def context_cost(sizes: Sizes, lengths: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-  """One line per length of context: what a call of the exact cache takes for each of its tokens in
-  the last block of the row, against 24 D² + 4 D · context.
+  """One line per length of context: microseconds per token of a call of the exact cache in the last
+  block of the row, and their growth, measured and predicted by 24 D² + 4 D · context.
   """
   sampler = Reveal(score=MaxProb(), budget=EvenShare(steps=sizes.calls))
   model, params = model_of(sizes, Blocks(size=sizes.block))
@@ -218,7 +218,7 @@ def _at_last_block(drawn: Loop, params, fixed):
 
 
 def _repeated(drawn: Loop, params, fixed, carry, times: int):
-  """A call that reads the block so many times more, over the same cache in place."""
+  """A function that advances the loop by `times` more calls, over the same cache in place."""
   holder = [carry]
 
   @functools.partial(jax.jit, donate_argnums=2)

@@ -16,12 +16,12 @@ from diffusion_text.studies.convert import RECORD
 
 
 def export(workdir: str, output: str, family: str | None = None) -> str:
-  """Writes the newest checkpoint of a workdir (the average, if one is kept); returns a report.
+  """A report of the files. Writes the newest checkpoint of a workdir (the average, if one is kept).
 
   Args:
     workdir: of the run.
     output: a folder that holds no checkpoint.
-    family: whose layout; None: that of the weights which the workdir was made of.
+    family: the layout of the files; None: that of the weights of which the workdir was made.
 
   Raises:
     ValueError: for a workdir without a checkpoint, a family that is unknown or cannot write the

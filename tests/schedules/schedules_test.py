@@ -140,6 +140,9 @@ def check_times_of_the_grid_stay(rounded):
 
 def test_times_of_the_grid_are_not_rounded_to_the_next():
   check_times_of_the_grid_stay(on_grid)
+  k = np.arange(1000)
+  moved = np.rint(1000 * np.asarray(plain_grid(jnp.float32(k / 1000), 1000))) != k
+  assert moved.sum() == 5  # which the docstring names
   with pytest.raises(AssertionError):
     check_times_of_the_grid_stay(plain_grid)
   alpha = jnp.float32([0.9, 0.3, 1e-3])

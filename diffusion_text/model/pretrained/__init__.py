@@ -1,8 +1,8 @@
-"""Weights of other libraries, in and out: one small file per family.
+"""Weights of other libraries, read and written: one small file per family of networks.
 
-`read` gives options and parameters of the one transformer; `write` gives safetensors and
-config.json. `weights` opens files, `mapping` moves numbers, `family` is what a family says of
-itself.
+`read` returns options and parameters of our transformer; `write` writes safetensors and
+config.json. Modules: `weights` opens files, `mapping` copies tensors into our tree and back,
+`family` is the interface of a family.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BERT (arXiv 1810.04805) and MiniLM, RoBERTa: norms after branches, learned positions, exact gelu.
 
-The head of a masked model is read where the file has one; without one the head is the table of
-tokens, which nobody has trained to be one. Poolers are left unread. RoBERTa's rows of positions
+The head of a masked model is read where the file has one; else the table of tokens serves as the
+head, untrained for it. Poolers are left unread. RoBERTa's rows of positions
 begin at 2. Names and keys as in the library transformers (recalled; held by a reference in tests).
 """
 

@@ -1,9 +1,9 @@
 """The field's own small networks: MDLM (arXiv 2406.07524) and BD3-LM (arXiv 2503.09573), a DiT with
 rotary positions, whose norms an embedding of the noise shifts, scales and gates (adaLN-zero).
 
-The published checkpoints are trained without time (`time_conditioning` false: the embedding is that
-of noise 0, always), so that shifts, scales and gates are constants. They are worked into our
-arrays, and the network here has no time at all: with x̂ the normed stream,
+The published checkpoints are trained without time (`time_conditioning` false: the embedding is
+always that of noise 0), so shifts, scales and gates are constants. They are multiplied into our
+arrays, and the network here reads no time: with x̂ the normed stream,
 
   x̂·w·(1 + scale) + shift   a norm of scale w·(1 + scale) and bias shift
   gate · (h W + b)          a map W·gate and bias b·gate

@@ -1,4 +1,4 @@
-"""What a family of networks says of itself: options from its config, names of its tensors."""
+"""The interface of a family of networks: options from its config, names of its tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Architecture(NamedTuple):
   """What a config says.
 
   Attributes:
-    options: Of the transformer, all but its sizes of tables.
+    options: Of the transformer, but for the sizes of its tables.
     vocab_size: Rows of the table of tokens, V.
     mask_id: The token that stands for a lost one, or None.
   """
@@ -31,7 +31,7 @@ class Architecture(NamedTuple):
 
   @property
   def network(self) -> Transformer:
-    """The transformer of a process that reads one id more, V, and answers with V."""
+    """The transformer that reads V + 1 ids, of which V is a lost token, and answers with V."""
     options = self.options | ({} if self.mask_id is None else {"unanswered": (self.mask_id,)})
     sizes = {"input_sizes": InputSizes(self.vocab_size + 1), "output_size": self.vocab_size}
     return Transformer(**options, **sizes)
@@ -39,13 +39,13 @@ class Architecture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
-  """Tensors that no array of ours is a copy of: they are worked into several.
+  """How tensors are multiplied into several of our arrays, where none of ours is a copy of them.
 
   Attributes:
     shapes: (config, architecture, names) -> name and shape of each of these tensors.
-    made: Our arrays that no other tensor fills.
-    fold: (params, read, names) works them into our tree, in place; `read` gives a tensor by name.
-    unfold: params -> (name, values) of tensors that `fold` would make these parameters of again.
+    made: Paths of our arrays that are filled by these tensors alone.
+    fold: (params, read, names) changes our tree in place; `read` returns a tensor by name.
+    unfold: params -> (name, values) of tensors of which `fold` would make these parameters.
   """
 
   shapes: Callable[[Config, Architecture, Names], dict[str, tuple[int, ...]]]
@@ -67,12 +67,12 @@ class Family:
       in config.json.
     architecture: (config, names of tensors) -> what they say. Raises ValueError for a feature that
       the transformer does not have.
-    entries: (architecture, names) -> one entry per tensor. `names` decide the prefix of names where
-      a family writes its tensors with and without one.
+    entries: (architecture, names) -> one entry per tensor. By `names`, those of the checkpoint, a
+      family tells whether they have a prefix.
     config: architecture -> config.json, the inverse of `architecture`. Raises ValueError for
       options that the family cannot write.
     buffers: Patterns of names of tensors that are no weights.
-    folding: For tensors that are worked into arrays together with others.
+    folding: For tensors that are multiplied into arrays of others.
   """
 
   name: str
@@ -96,8 +96,8 @@ def need(config: Config, key: str) -> Any:
 
 
 def refuse(config: Config, **accepted: Sequence[Any]) -> None:
-  """Raises ValueError for a key of the config with another value than those that are accepted; a
-  key that is missing is accepted."""
+  """Raises ValueError for a key of the config whose value is not among the accepted ones. A missing
+  key is accepted."""
   for key, values in accepted.items():
     if key in config and config[key] not in values:
       raise ValueError(

@@ -1,8 +1,8 @@
-"""GGUF files: the metadata as a config, the names of tensors as in safetensors, numbers float32.
+"""GGUF files, read as a config, tensors by their names in safetensors, and float32 numbers.
 
-Quantised tensors become the numbers that they stand for. In files of the architecture "llama" the
-rows of queries and keys are permuted, for rotary positions that turn neighbours; they are put back
-in order here, for positions that turn halves (each head: (2, K/2) -> (K/2, 2)).
+Quantised tensors are dequantised. In files of the architecture "llama" the rows of queries and keys
+are permuted, for rotary positions that turn neighbouring rows. They are put back in order here, for
+positions that turn row i with row i + K/2 of a head.
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ class GGUF:
       for each in reader.tensors
     }
     self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-    # The reader is dropped with this call: it holds the tokens of the vocabulary as some 100 MB of
-    # objects.
+    # The reader is dropped here, as it holds an object for every token of the vocabulary.
     self.config = _config(fields, self.architecture, self.shapes)
 
   def check(self, name: str) -> None:

@@ -1,8 +1,9 @@
-"""Between the tensors of a checkpoint and our tree of parameters: one line per tensor and layer.
+"""Copies between the tensors of a checkpoint and our tree of parameters: an entry per tensor and
+layer.
 
-Ours are stacked over layers and written [D_in, D_out]; most of theirs are single and [D_out, D_in].
-Every array of ours is made once, and filled a few rows at a time. The table of tokens has one row
-more than theirs, V, for what a process reads in place of a lost token.
+Our arrays are stacked over layers, with kernels [D_in, D_out]; most checkpoints hold one tensor per
+layer, with kernels [D_out, D_in]. Each of our arrays is made once and filled a few rows at a time.
+Our table of tokens has one row more than theirs, row V, which is read in place of a lost token.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def fill(network: Transformer, entries: Sequence[Entry], weights: Weights, noise
 def _part(
   entry: Entry, rows: Any, values: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[Any, np.ndarray]:
-  """Of a chunk, the numbers of the entry's part, and their rows within the part."""
+  """(rows within the entry's part, the numbers of a chunk that belong to the part)."""
   k, n = entry.part
   if not entry.transposed:
     width = shape[-1] // n
@@ -162,8 +163,8 @@ def tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
   """(name, values) of every tensor of a checkpoint, made one after the other from our tree.
 
-  Row V of the table is written as row `mask_id`: what the process reads there is that token. It is
-  left out where there is no such token.
+  Row V of our table becomes row `mask_id` of theirs, as it is what the process reads for a mask. If
+  `mask_id` is None, row V is left out.
   """
   by_name: dict[str, list[Entry]] = {}
   for entry in entries:
