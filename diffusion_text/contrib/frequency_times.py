@@ -38,6 +38,12 @@ def rank_weights(counts: np.ndarray) -> np.ndarray:
   return (ranks / (ranks.max() + 1)).astype(np.float32)
 
 
+def row_mean(values: Float[Array, "B N"], counts: Bool[Array, "B N"]) -> Float[Array, "B 1"]:
+  """float32 [B, 1]: the mean of the values that count, 0 in rows where none counts."""
+  number = jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
+  return jnp.sum(jnp.where(counts, values, 0.0), axis=1, keepdims=True) / number
+
+
 @member
 class ByFrequency(Even):
   """Times of the tokens of a row by their frequency, of mean τ.
@@ -111,8 +117,7 @@ class ByFrequency(Even):
     self, tau: Float[Array, "#B #N"], soft: Float[Array, "B N"], counts: Bool[Array, "B N"]
   ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """(t, dt/dτ) at clock τ of tokens of weight w^p = `soft`, of which some count for the mean."""
-    number = jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
-    mean = jnp.sum(jnp.where(counts, soft, 0.0), axis=1, keepdims=True) / number
+    mean = row_mean(soft, counts)
     mean = jnp.where(mean > 0, mean, 1.0)  # of rows in which nothing counts
     rest = jnp.maximum(1 - mean, TINY)
     early, late = soft / mean, (1 - soft) / rest
@@ -182,9 +187,7 @@ class Spindle(Even):
     self, tau: Float[Array, "#B #N"], frequency: Float[Array, "B N"], counts: Bool[Array, "B N"]
   ) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
     """(t, dt/dτ) at clock τ of tokens of a frequency, of which some count for the mean."""
-    number = jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
-    mean = jnp.sum(jnp.where(counts, frequency, 0.0), axis=1, keepdims=True) / number
-    lead = self.strength * (mean - frequency)
+    lead = self.strength * (row_mean(frequency, counts) - frequency)
     line = tau + lead * jnp.sin(jnp.pi * jnp.minimum(tau, 1 - tau))  # 0 exactly at both ends
     inside = (line > self.least) & (line <= 1)
     speed = jnp.where(inside, 1 + jnp.pi * lead * jnp.cos(jnp.pi * tau), 0.0)

@@ -31,24 +31,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.context.blocks import NextToken
+from diffusion_text.contrib.recurrent_depth import everywhere
 from diffusion_text.core.capability import require
 from diffusion_text.core.numerics import differs, select
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_categorical, make_key, streams
 from diffusion_text.reader.rows import rows_of
+from diffusion_text.reader.slots import taken
 from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.padding import generated
 from diffusion_text.sampler.transform import LogitsTransform
 from diffusion_text.types import (
   Canvas,
   Cost,
-  Inputs,
   Model,
   Params,
   Prediction,
   Query,
   Rows,
-  Span,
   State,
 )
 
@@ -181,12 +181,12 @@ class WavefrontReader:
 
     def once(_, carry):
       state, core = carry
-      asked = with_vectors(rows, jnp.concatenate([state, embedded], axis=-1))
+      asked = everywhere(rows, jnp.concatenate([state, embedded], axis=-1))
       found, core = parts["core"].extend(own["core"], asked, core, slots)
       return found.features, core
 
     state, core = jax.lax.fori_loop(0, self.inner, once, (state, wave.core))
-    answer, coda = parts["coda"].extend(own["coda"], with_vectors(rows, state), wave.coda, slots)
+    answer, coda = parts["coda"].extend(own["coda"], everywhere(rows, state), wave.coda, slots)
     kept = put(wave.state, state, slots), put(wave.embedded, embedded, slots)
     count = put(wave.count, count + self.inner, slots)
     return answer, Wave(*kept, count, prelude, core, coda)
@@ -219,24 +219,6 @@ def put(old: Array, new: Array, slots: Int[Array, "B Q"]) -> Array:
   """`old` [B, N, …] with `new` [B, Q, …] written in the slots; slots >= N are left out."""
   row = jnp.arange(slots.shape[0])[:, None]
   return old.at[row, slots].set(new.astype(old.dtype), mode="drop")
-
-
-def taken(rows: Rows, place: Int[Array, "B Q"]) -> Rows:
-  """The rows' positions `place`, all of them answered."""
-
-  def take(leaf):
-    leaf = jnp.broadcast_to(leaf, (place.shape[0], *leaf.shape[1:]))
-    return jnp.take_along_axis(leaf, place.reshape(*place.shape, *(1,) * (leaf.ndim - 2)), axis=1)
-
-  inputs, layout = jax.tree.map(take, (rows.inputs, rows.layout))
-  weights = None if rows.weights is None else take(rows.weights)
-  return Rows(inputs, take(rows.t), layout, weights, 1, Span(0, 0), Span(0, place.shape[1]))
-
-
-def with_vectors(rows: Rows, vectors: Float[Array, "B Q E"]) -> Rows:
-  """The rows with their inputs replaced by these vectors."""
-  inputs = Inputs(vectors=vectors, position=rows.inputs.position)
-  return dataclasses.replace(rows, inputs=inputs)
 
 
 class Front(NamedTuple):

@@ -6,9 +6,9 @@ model and scorer have the same size, so a pass of either is one call. "random" s
 trained, or know another chain: they agree by chance alone, and then the rule commits about one
 token per call from left to right.
 
-After the default number of updates the scorer adds without a mistake and the masked model has not
-learned to add. The sums therefore show a right scorer beside wrong proposals, which does not help,
-as no token is the scorer's. On the chain both models are trained.
+With the default options of `python -m experiments.guided` the scorer adds without a mistake and the
+masked model has not learned to add. The sums therefore show a right scorer beside wrong proposals,
+which does not help, as no token is the scorer's. On the chain both models are trained.
 """
 
 from __future__ import annotations

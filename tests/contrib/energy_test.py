@@ -97,10 +97,10 @@ def distance(ids, law):
 def test_two_candidates_have_the_law_that_theory_gives_them(seen):
   """Their law can be written down; it is neither that of the language nor that of one candidate."""
   p, q = laws(seen)
-  found, chance = distance(drawn(Energy, candidates=2, low=0.9)[seen], of_two(p, q))
+  found, chance = distance(drawn(Energy, candidates=2, low=1.0)[seen], of_two(p, q))
   assert found < 1.3 * chance
   for other in (p, q):
-    assert distance(drawn(Energy, candidates=2, low=0.9)[seen], other)[0] > 2 * chance
+    assert distance(drawn(Energy, candidates=2, low=1.0)[seen], other)[0] > 2 * chance
   found, chance = distance(drawn(Energy, candidates=1)[seen], q)
   assert found < 1.3 * chance
 
@@ -153,7 +153,14 @@ def test_steps_out_of_the_window_take_the_first_candidate():
   _, q = laws(0)
   found, chance = distance(outside[0], q)
   assert found < 1.3 * chance
-  assert (drawn(Energy, candidates=2, low=0.9) != outside).any()  # whose law is tested above
+  assert (drawn(Energy, candidates=2, low=1.0) != outside).any()  # whose law is tested above
+
+
+def test_the_temperature_of_the_energy_flattens_the_weights():
+  """exp(-E / temperature)."""
+  sampler = Energy(scorer=paired()[2], energy_temperature=2.0)
+  log_p, log_q = np.log([[0.5], [0.25]]), np.log([[0.125], [0.25]])
+  np.testing.assert_allclose(np.exp(sampler.log_weight(log_p, log_q)), [[2.0], [1.0]], rtol=1e-6)
 
 
 def test_what_does_not_fit_is_refused():

@@ -32,6 +32,7 @@ def test_every_line_can_be_made():
 
 def test_a_table_is_written(tmp_path, monkeypatch):
   monkeypatch.setattr(decoders, "KNOBS", {"ancestral": [{"steps": 3}]})
+  monkeypatch.setattr(decoders.jax, "clear_caches", lambda: None)  # other tests need them
   settings = decoders.Settings(layers=1, width=32, steps=2, rows=8)
   text = decoders.run("branchy", settings, tmp_path)
   kept = json.loads((tmp_path / "branchy.json").read_text())
