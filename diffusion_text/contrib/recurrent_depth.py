@@ -185,12 +185,16 @@ class RecurrentDepth(TransformerOptions):
     """A draw of s_0: standard normal, as wide as a state after its norm."""
     return jax.random.normal(key, like.shape, like.dtype)
 
-  def _train(self, params, rows, state, embedded, key) -> Float[Array, "B L D"]:
-    """The state after a random number of iterations, of which the last `back` have gradients."""
-    # One iteration at least: the mean of 1 + Poisson is r if that of the rate is r - 1.
+  def drawn_count(self, key: Key) -> Int[Array, ""]:
+    """int32: a draw of the number of iterations in training, at least 1 and r on average."""
+    # The mean of 1 + Poisson is r if the mean of the rate is r - 1.
     normal = SPREAD * jax.random.normal(stream(key, "rate")) - SPREAD**2 / 2
     rate = (self.recurrences - 1) * jnp.exp(normal)
-    count = 1 + jax.random.poisson(stream(key, "count"), rate)
+    return 1 + jax.random.poisson(stream(key, "count"), rate)
+
+  def _train(self, params, rows, state, embedded, key) -> Float[Array, "B L D"]:
+    """The state after a random number of iterations, of which the last `back` have gradients."""
+    count = self.drawn_count(key)
     state = self.first_state(stream(key, "state"), state)
     dropped = stream(key, "dropout") if self.dropout else None
     free = jnp.maximum(count - self.back, 0)
