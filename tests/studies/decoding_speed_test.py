@@ -21,5 +21,7 @@ def test_the_tables(tmp_path):
   assert cached["full, window cache"]["token_layers"] == (32 + 8) / 64
   assert cached["blocks, exact cache"]["token_layers"] == (2 + 1) * 8 / 64
   assert [line["context"] for line in saved["A token of the exact cache"]] == [16, 32]
-  assert saved["A token of the exact cache"][0]["growth"] == 1.0
+  first, second = saved["A token of the exact cache"]
+  assert first["growth"] == first["predicted"] == 1
+  assert second["predicted"] == (24 * 16**2 + 4 * 16 * 32) / (24 * 16**2 + 4 * 16 * 16)
   assert "loop, random order / bare passes with logits" in text
