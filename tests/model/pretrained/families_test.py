@@ -31,10 +31,10 @@ def checkpoint(folder, name, tensors=None, **changes):
 
 
 def logits_of(network, params, causal):
-  """Ours; a family with learned positions that begins at -1 has its first token there."""
+  """Our logits. Rows of next tokens begin at position -1, the first row of a learned table."""
   network = network.like(attention=("xla",), scan_layers=False)
   layout = Layout(block=PLACE) if causal else Layout()
-  shift = network.position_offset if causal else 0
+  shift = 1 if causal and network.positions == "learned" else 0
   rows = rows_of(Inputs(IDS, position=PLACE - shift), layout=layout)
   return np.asarray(jax.jit(lambda params: network.apply(params, rows).logits)(params))
 
