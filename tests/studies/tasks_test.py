@@ -1,11 +1,11 @@
-"""Languages and tasks of small studies are what their docstrings say."""
+"""Languages, tasks and measures of small studies are what their docstrings say."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from diffusion_text.studies import chains, recurrent_depth
+from diffusion_text.studies import chains, measures, recurrent_depth
 
 ROWS = 4000
 
@@ -38,3 +38,25 @@ def test_iterates_follow_the_permutation_of_their_row():
     assert sorted(image) == sorted(image.values()) == list(range(size))
     chain = row[2 * size :]
     assert all(image[one] == other for one, other in itertools.pairwise(chain))
+
+
+def test_measures():
+  mean, error = measures.mean_and_error(np.array([1.0, 2.0, 3.0, 6.0]))
+  assert mean == 3 and error == pytest.approx((14 / 3 / 4) ** 0.5)
+  ids = np.array([[0, 0], [2, 3]])
+  assert measures.pooled_entropy(ids) == pytest.approx(1.5 * np.log(2))
+  text = measures.markdown(("a", "b", "c"), [("x", "1", "y")], left=(0, 2))
+  assert text == "| a | b | c |\n| --- | ---: | --- |\n| x | 1 | y |"
+
+
+def test_quality_of_rows_that_can_be_counted():
+  """Two rows of a chain of two tokens that never repeat; the second row repeats once."""
+  chain = chains.Chain("swap", np.array([0.5, 0.5]), np.array([[0.0, 1.0], [1.0, 0.0]]), 3)
+  found = chains.quality(chain, np.array([[0, 1, 0], [1, 1, 0]]))
+  assert (found.invalid, found.invalid_error) == (0.5, 0.5)
+  assert found.distance == pytest.approx(0.25)  # pairs 01, 10, 11, 10 against a half of each
+  assert found.entropy == pytest.approx(np.log(2))
+  common, rare = 1 - chains.SMOOTHING / 2, chains.SMOOTHING / 2
+  costs = -np.log([0.5 * common**2, 0.5 * common * rare])
+  assert found.nll == pytest.approx(costs.mean())
+  assert found.nll_error == pytest.approx((costs[1] - costs[0]) / 2)
