@@ -198,6 +198,21 @@ def test_weights_of_block_diffusion_are_read_block_by_block(checkpoint, tmp_path
   assert config["model_type"] == "bd3lm" and config["block_size"] == 4
 
 
+def test_shifted_answers_and_noise_without_a_mask(checkpoint, tmp_path):
+  """Answers stay one place to the left; a table without row V is written as it was read."""
+  folder, tensors, said = checkpoint("qwen2")
+  said |= {"model_type": "Dream", "mask_token_id": 2}
+  (folder / "config.json").write_text(json.dumps(said))
+  config = small(tmp_path)
+  config.process = {"name": "uniform"}
+  report = convert(str(folder), str(tmp_path / "run"), config, keep_system=False)
+  assert "'answer_shift': 1" in report, report
+  export(str(tmp_path / "run"), str(tmp_path / "out"))
+  table = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+  others = np.arange(len(table)) != 2
+  np.testing.assert_array_equal(table[others], tensors["model.embed_tokens.weight"][others])
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp_path):
   folder, _, config = checkpoint("llama")
   config["vocab_size"] = 281
