@@ -411,5 +411,6 @@ def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
   assert (home / "quick" / "report.html").stat().st_size > 10_000
   again = call(home, "quickstart", *flags, as_shipped=True)
   assert (
-    "is finished" in again and out.split("held-out text: bound")[1] == again.split("held-out text: bound")[1]
+    "is finished" in again
+    and out.split("held-out text: bound")[1] == again.split("held-out text: bound")[1]
   )
