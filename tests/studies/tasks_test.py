@@ -53,6 +53,7 @@ def test_quality_of_rows_that_can_be_counted():
   """Two rows of a chain of two tokens that never repeat; the second row repeats once."""
   chain = chains.Chain("swap", np.array([0.5, 0.5]), np.array([[0.0, 1.0], [1.0, 0.0]]), 3)
   found = chains.quality(chain, np.array([[0, 1, 0], [1, 1, 0]]))
+  np.testing.assert_allclose(chain.bigrams(), [[0.0, 0.5], [0.5, 0.0]])
   assert (found.invalid, found.invalid_error) == (0.5, 0.5)
   assert found.distance == pytest.approx(0.25)  # pairs 01, 10, 11, 10 against a half of each
   assert found.entropy == pytest.approx(np.log(2))
