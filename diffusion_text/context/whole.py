@@ -3,6 +3,7 @@ left, or first one and then the other."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
@@ -103,7 +104,8 @@ class Full(OneCopy):
   )
 
   def check(self, model: Model, data: Any) -> None:
-    """Refuses shifted answers where a row holds several documents."""
+    """Refuses shifted answers where a row holds several documents, unless these begin with observed
+    tokens, as conversations do: these need no answer."""
     del model
     if self.answer_shift and data.packing == "documents":
       raise ValueError(
@@ -144,16 +146,20 @@ class Causal(OneCopy):
 
 
 @member
-class Annealed(OneCopy):
+class Annealed(Full):
   """From an autoregressive context to a bidirectional one in the course of training: a coin per row
-  says causal or full.
+  says causal or full (DiffuGPT, DiffuLLaMA, arXiv 2410.17891).
 
   The share of full rows rises evenly from 0 to 1 over the first `steps` steps; texts are sampled
-  with full rows. In DiffuLLaMA (arXiv 2410.17891) the coin is tossed for each pair of positions,
-  which no layout of three integers can hold.
+  with full rows. In the paper a coin is tossed for each pair of positions, one for all rows and
+  heads, which no layout of three integers can hold. With answers shifted, a row before the first
+  step shows each answer what an autoregressive network has read for it, with noise in the place
+  of lost tokens.
   """
 
-  steps: int = option(..., "optimizer steps until all rows are bidirectional; 10000 is usual", ge=1)
+  steps: int = option(
+    10_000, "optimizer steps until all rows are bidirectional; 10000 is published", ge=1
+  )
 
   def training_rows(
     self,
@@ -166,9 +172,12 @@ class Annealed(OneCopy):
     progress: Progress,
   ) -> Rows:
     """Rows of one block where the coin says so, causal rows elsewhere."""
-    del clean, noise
-    rows = batch.ids.shape[0]
+    del clean
+    rows = self.sampling_rows(noisy, noise, times.network_time, batch)
+    place = places(batch)
+    place = before(-1, place) if self.answer_shift else place
     share = jnp.asarray(progress.step, jnp.float32) / self.steps
-    full = draw_uniform(position_keys(key, rows, 1, progress)) < share
-    block = jnp.where(full, 0, places(batch))
-    return plain_rows(noisy, times.network_time, batch, block=block)
+    coins = draw_uniform(position_keys(key, batch.ids.shape[0], 1, progress))
+    block = jnp.where(coins < share, 0, place)
+    layout = dataclasses.replace(rows.layout, block=block)
+    return dataclasses.replace(rows, layout=layout)

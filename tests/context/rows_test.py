@@ -35,6 +35,7 @@ ROWS = {
   "blocks of 2": (Blocks(size=2), {}),
   "next_token": (NextToken(), {"answer_shift": 1}),
   "annealed": (Annealed(steps=10), {"only": CHEAP}),
+  "annealed, shifted": (Annealed(steps=10, answer_shift=1), {"answer_shift": 1, "only": CHEAP}),
 }
 
 
@@ -107,6 +108,10 @@ RULES = {
     document(row, i, j) and (j < i if kind == CLEAN else kind == NOISE and j == begins(row, i))
   ),
   "annealed": lambda row, i, kind, j: kind == NOISY and document(row, i, j) and j <= i,
+  # Where token i - 1 stands, or the noise before the row.
+  "annealed, shifted": lambda row, i, kind, j: (
+    document(row, max(i - 1, 0), j) and (j < i if kind == NOISY else kind == NOISE and j == 0)
+  ),
 }
 
 
@@ -133,6 +138,15 @@ class ReadsItself(NextToken):
     return dataclasses.replace(rows, inputs=noisy)
 
 
+class CountsFromTheFirstToken(Annealed):
+  """Causal rows in which the noise before the row is as late as its first token."""
+
+  def training_rows(self, key, noisy, clean, noise, times, batch, progress):
+    rows = super().training_rows(key, noisy, clean, noise, times, batch, progress)
+    block = jnp.maximum(rows.layout.block, 0)
+    return dataclasses.replace(rows, layout=dataclasses.replace(rows.layout, block=block))
+
+
 class RunsIntoTheNextDocument(NextToken):
   """The first token of a document reads the last one of the document before."""
 
@@ -148,6 +162,8 @@ class RunsIntoTheNextDocument(NextToken):
   (SeesItsOwnCleanBlock(size=2), "blocks of 2"),
   (Blocks(size=4), "blocks of 2"),
   (Causal(), "full"),
+  (Annealed(steps=10, answer_shift=0), "annealed, shifted"),
+  (CountsFromTheFirstToken(steps=10, answer_shift=1), "annealed, shifted"),
   (ReadsItself(), "next_token"),
   (RunsIntoTheNextDocument(), "next_token"),
 ])  # fmt: skip
@@ -322,6 +338,17 @@ def test_annealing_goes_from_causal_to_full_by_a_coin_per_row():
   assert shares[0] == 0 and shares[3] == shares[4] == 1
   assert abs(shares[1] - 0.25) < 0.2 and abs(shares[2] - 0.75) < 0.2
   assert sampled(Annealed(steps=100), 1.0).layout.block is None
+
+
+def test_annealed_rows_end_as_full_rows():
+  """Field by field, but for a block that is 0 everywhere."""
+  for shift in (0, 1):
+    last, full = trained(Annealed(steps=5, answer_shift=shift), step=5), Full(answer_shift=shift)
+    assert not np.asarray(last.layout.block).any()
+    last = dataclasses.replace(last, layout=dataclasses.replace(last.layout, block=None))
+    want = trained(full)
+    assert (last.tokens, last.answers, last.copies) == (want.tokens, want.answers, want.copies)
+    jax.tree.map(np.testing.assert_array_equal, last, want)
 
 
 def test_microbatches_toss_the_coins_of_the_whole_batch():
