@@ -18,17 +18,20 @@ CONTRIB: dict[str, dict[str, str]] = {
     "gaussian_curriculum": "diffusion_text.contrib.gaussian_curriculum:GaussianCurriculum",
     "joint_layer": "diffusion_text.contrib.joint_layer:JointLayer",
     "mask_agnostic": "diffusion_text.contrib.mask_agnostic:MaskAgnostic",
+    "masked_mean": "diffusion_text.contrib.masked_mean:MaskedMean",
     "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimesLosses",
     "reinforced_conditioning": (
       "diffusion_text.contrib.reinforced_conditioning:ReinforcedConditioning"
     ),
     "settled_tokens": "diffusion_text.contrib.settled_tokens:SettledTokens",
+    "unrolled": "diffusion_text.contrib.unrolled:Unrolled",
   },
   "model": {"recurrent_depth": "diffusion_text.contrib.recurrent_depth:RecurrentDepth"},
   "reader": {"wavefront": "diffusion_text.contrib.wavefront:WavefrontReader"},
   "sampler": {
     "joint": "diffusion_text.contrib.joint_sampler:Joint",
     "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimes",
+    "redraw": "diffusion_text.contrib.unrolled:Redraw",
     "speculative": "diffusion_text.contrib.speculative:Speculative",
     "wavefront": "diffusion_text.contrib.wavefront:Wavefront",
   },

@@ -18,6 +18,7 @@ from diffusion_text.contrib.joint_layer import JointLayer
 from diffusion_text.contrib.joint_sampler import Joint
 from diffusion_text.contrib.predicted_times import GROUP, PredictedTimes, predictor
 from diffusion_text.contrib.speculative import Speculative
+from diffusion_text.contrib.unrolled import Redraw
 from diffusion_text.core.options import member
 from diffusion_text.core.prng import row_keys
 from diffusion_text.data.prompts import infill_rows
@@ -96,6 +97,7 @@ SAMPLED = {
   "guessed_times": (VECTORS, GuessedTimes(steps=4)),
   "joint": (MASKED, Joint(steps=2)),
   "predicted_times": (VECTORS, PredictedTimes(steps=4)),
+  "redraw": (Uniform(vocab_size=V, prediction="posterior"), Redraw(steps=3, share=0.5)),
   "speculative": (MASKED, Speculative(drafts=3), None, AnyOrder()),
 }
 
