@@ -39,6 +39,17 @@ def at_ids(values: Float[Array, "*n V"], ids: Int[Array, "*n"]) -> Float[Array, 
   return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 
 
+def likeliest(values: Float[Array, "*n V"]) -> Int[Array, "*n"]:
+  """int32 [*n]: the id of the largest value, the first of several.
+
+  It is `jnp.argmax` as two plain reductions. XLA's argmax on CPU computes one value at a time, and
+  all that its values are made of (logarithms, random bits) with it: 3 to 9 times the processor time
+  at V = 512 … 8192.
+  """
+  ids, largest = jnp.arange(values.shape[-1]), jnp.max(values, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(values == largest, ids, values.shape[-1] - 1), axis=-1)
+
+
 def smoothed_cross_entropy(
   logits: Float[Array, "*n V"], ids: Int[Array, "*n"], smoothing: float
 ) -> Float[Array, "*n"]:

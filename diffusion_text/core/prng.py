@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from diffusion_text.core.numerics import likeliest
 from diffusion_text.types import Key, Keys, Progress
 
 # Under this implementation a draw that is mapped over many keys is that of each key alone. Under
@@ -144,10 +145,10 @@ def draw_categorical(keys: Keys, logits: Float[Array, "... V"]) -> Int[Array, ".
   (measured on published samples in arXiv 2409.02908).
   """
 
-  def draw(key, row):
-    return jax.random.categorical(key, row, mode="high")
+  def noisy(key, row):
+    return jax.random.gumbel(key, row.shape, row.dtype, mode="high") + row
 
-  return _map_keys(draw, keys, logits).astype(jnp.int32)
+  return likeliest(_map_keys(noisy, keys, logits)).astype(jnp.int32)
 
 
 def _map_keys(draw, keys: Keys, *rows: Array):

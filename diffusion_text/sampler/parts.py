@@ -91,8 +91,13 @@ def best(
   score: Float[Array, "B u"], among: Bool[Array, "B u"], count: Int[Array, " B"]
 ) -> Bool[Array, "B u"]:
   """True at the `count` tokens of each row that score highest among those that are; ties go to the
-  left.
+  left. A score that is no number counts as the lowest, so that a row is done in any case.
   """
-  order = jnp.argsort(jnp.where(among, -score, jnp.inf), axis=1, stable=True)
-  rank = jnp.argsort(order, axis=1)
-  return among & (rank < count[:, None])
+  score = jnp.where(among & ~jnp.isnan(score), score, -jnp.inf)
+  size = score.shape[1]
+  rising = jnp.sort(score, axis=1)
+  last = size - jnp.clip(count, 1, size)[:, None]  # the place of the least that is chosen
+  least = jnp.take_along_axis(rising, last, axis=1)
+  above, level = among & (score > least), among & (score == least)
+  rest = count[:, None] - jnp.sum(above, axis=1, keepdims=True)
+  return above | (level & (jnp.cumsum(level, axis=1) <= rest))

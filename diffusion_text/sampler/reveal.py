@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.numerics import at_ids, select
+from diffusion_text.core.numerics import at_ids, likeliest, select
 from diffusion_text.core.options import member, option, part
 from diffusion_text.core.prng import draw_categorical, fold, streams
 from diffusion_text.sampler.answers import on_tokens
@@ -350,7 +350,7 @@ class Reveal:
 
     def one(of_process, output, of_law, of_draw, seen, memories):
       log_p = law(of_process, output, *of_law)
-      ids = draw(log_p, *of_draw) if self.draws_all else jnp.argmax(log_p, axis=-1)
+      ids = draw(log_p, *of_draw) if self.draws_all else likeliest(log_p)
       each = [seen._replace(log_p=log_p, memory=memory) for memory in memories]
       said = tuple(score(own) for score, own in zip(scores, each, strict=True))
       remembered = tuple(score.remember(own) for score, own in zip(scores, each, strict=True))
@@ -395,7 +395,7 @@ class Reveal:
   ) -> Int[Array, " n"]:
     """A draw of each token, int32 [n]."""
     if self.temperature == 0:  # a draw among one token would cost a random number for each of V
-      return jnp.argmax(log_p, axis=-1)
+      return likeliest(log_p)
     temperature = self.temperature
     if heat is not None:
       log_p, temperature = log_p / heat[:, None], 1.0

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_text.core.numerics import LEAST, at_ids, entropy
+from diffusion_text.core.numerics import LEAST, at_ids, entropy, likeliest
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_uniform
 from diffusion_text.sampler.history import Averaged, Divergence
@@ -93,7 +93,7 @@ class Likeliest(Score):
 
   def __call__(self, candidates: Candidates) -> Float[Array, "*n"]:
     """The id, as a float."""
-    return jnp.argmax(candidates.log_p, axis=-1).astype(jnp.float32)
+    return likeliest(candidates.log_p).astype(jnp.float32)
 
 
 @member
@@ -168,7 +168,7 @@ class Calibrated(Score):
   def __call__(self, candidates: Candidates) -> Float[Array, "*n"]:
     """The score."""
     log_p = candidates.log_p
-    best = jnp.argmax(log_p, axis=-1)
+    best = likeliest(log_p)
     size = log_p.shape[-1]
     counts = np.ones(size) if self.counts is None else _counts(self.counts)
     # A token that never occurs counts once.

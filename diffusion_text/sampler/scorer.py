@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_text.core.numerics import at_ids
+from diffusion_text.core.numerics import at_ids, likeliest
 from diffusion_text.reader.other import Other
 from diffusion_text.reader.rows import put_window, window
 from diffusion_text.sampler.answers import on_tokens
@@ -81,7 +81,7 @@ def score_tokens(
   def one(of_process, output, noise, ids):
     # A scorer has not seen the token that it predicts, so that token counts as noise at t = 1.
     law = model.process.leave_one_out(of_process, noise, jnp.ones(ids.shape), output)
-    best = jnp.argmax(law, axis=-1).astype(jnp.int32)
+    best = likeliest(law)
     return Scored(at_ids(law, ids), best)
 
   where = jnp.ones(ids.shape, bool)

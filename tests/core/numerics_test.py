@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_text.core.numerics import cross_entropy, steep_cross_entropy
-from diffusion_text.core.prng import position_keys
+from diffusion_text.core.numerics import cross_entropy, likeliest, steep_cross_entropy
+from diffusion_text.core.prng import draw_categorical, position_keys
 from diffusion_text.process.embedding import Embedding
 
 IDS = np.arange(64, dtype=np.int32) % 8
@@ -40,3 +40,18 @@ def test_no_token_costs_less_than_nothing():
   cost = jax.jit(lambda keys: process.reconstruction(params, keys, ids))
   found = np.asarray(cost(position_keys(jax.random.key(0), 8, 8)))
   assert (found >= 0).all() and found.max() < 1e-6
+
+
+def test_the_likeliest_is_the_first_of_the_largest():
+  values = np.random.default_rng(0).integers(0, 4, (64, 8)).astype(np.float32)
+  values[0] = -np.inf
+  values[1, 3:] = -np.inf
+  np.testing.assert_array_equal(jax.jit(likeliest)(values), values.argmax(1))
+
+
+def test_draws_are_those_of_jax_random_categorical():
+  keys = jax.random.split(jax.random.key(0), 64)
+  logits = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+  logits[:, 5] = -np.inf
+  one = jax.vmap(lambda key, row: jax.random.categorical(key, row, mode="high"))
+  np.testing.assert_array_equal(draw_categorical(keys, logits), jax.jit(one)(keys, logits))

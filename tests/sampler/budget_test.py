@@ -5,6 +5,7 @@ network.
 import functools
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from diffusion_text.sampler.budget import (
   Threshold,
 )
 from diffusion_text.sampler.history import Divergence
+from diffusion_text.sampler.parts import best
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import Entropy, LeftToRight, MaxProb
 from tests.sampler.chains import BRANCHY, PHRASE, bigram_distance, draw, invalid, nats
@@ -75,6 +77,19 @@ def by_run(order, p, waiting, least, apart=True):
 
 def by_count(order, p, waiting, tokens):
   return set(ranked(order, waiting)[:tokens])
+
+
+def test_the_best_are_so_many_with_ties_to_the_left():
+  """Scores of many ties, and scores that are no number or -inf, which come last."""
+  rng = np.random.default_rng(0)
+  score = rng.integers(0, 3, (64, 12)).astype(np.float32)
+  score[rng.random(score.shape) < 0.2] = -np.inf
+  score[rng.random(score.shape) < 0.1] = np.nan
+  waiting, count = rng.random(score.shape) < 0.6, rng.integers(0, 14, 64)
+  got = jax.jit(best)(score, waiting, count)
+  for row in range(64):
+    order = ranked(np.nan_to_num(score[row], nan=-np.inf, neginf=-np.inf), waiting[row])
+    assert set(np.flatnonzero(got[row])) == set(order[: count[row]])
 
 
 LOOPS = {
