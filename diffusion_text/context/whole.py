@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_text.context.rows import before, cut, joined, places, weights_or_ones
-from diffusion_text.core.options import member, option
+from diffusion_text.core.options import internal, member, option
 from diffusion_text.core.prng import draw_uniform, position_keys
 from diffusion_text.types import (
   Batch,
@@ -150,16 +150,26 @@ class Annealed(Full):
   """From an autoregressive context to a bidirectional one in the course of training: a coin per row
   says causal or full (DiffuGPT, DiffuLLaMA, arXiv 2410.17891).
 
-  The share of full rows rises evenly from 0 to 1 over the first `steps` steps; texts are sampled
+  The share of full rows rises evenly from 0 to 1 over the first `steps` updates; texts are sampled
   with full rows. In the paper a coin is tossed for each pair of positions, one for all rows and
   heads, which no layout of three integers can hold. With answers shifted, a row before the first
   step shows each answer what an autoregressive network has read for it, with noise in the place
   of lost tokens.
   """
 
-  steps: int = option(
-    10_000, "optimizer steps until all rows are bidirectional; 10000 is published", ge=1
+  steps: int | None = option(
+    None,
+    "optimizer steps until all rows are bidirectional; 10000 is published. None: half of the run's",
+    ge=1,
   )
+  train_steps: int | None = internal(None)  # updates of the run
+
+  def __post_init__(self):
+    if self.steps is None and self.train_steps is None:
+      raise ValueError(
+        "context.steps is not set, and so is a share of the steps of a run, which a config tells"
+        " and nobody else; use Annealed(steps=…)"
+      )
 
   def training_rows(
     self,
@@ -176,7 +186,7 @@ class Annealed(Full):
     rows = self.sampling_rows(noisy, noise, times.network_time, batch)
     place = places(batch)
     place = before(-1, place) if self.answer_shift else place
-    share = jnp.asarray(progress.step, jnp.float32) / self.steps
+    share = jnp.asarray(progress.step, jnp.float32) / (self.steps or self.train_steps / 2)
     coins = draw_uniform(position_keys(key, batch.ids.shape[0], 1, progress))
     block = jnp.where(coins < share, 0, place)
     layout = dataclasses.replace(rows.layout, block=block)

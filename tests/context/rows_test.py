@@ -338,6 +338,7 @@ def test_annealing_goes_from_causal_to_full_by_a_coin_per_row():
   assert shares[0] == 0 and shares[3] == shares[4] == 1
   assert abs(shares[1] - 0.25) < 0.2 and abs(shares[2] - 0.75) < 0.2
   assert sampled(Annealed(steps=100), 1.0).layout.block is None
+  np.testing.assert_array_equal(full_rows(50, context=Annealed(train_steps=200)), full_rows(50))
 
 
 def test_annealed_rows_end_as_full_rows():
@@ -410,3 +411,5 @@ def test_what_fits_is_not_refused():
     Blocks(size=0)
   with pytest.raises(ValueError, match="answer_shift"):
     Full(answer_shift=2)
+  with pytest.raises(ValueError, match=r"use Annealed\(steps=…\)"):
+    Annealed()
