@@ -15,28 +15,41 @@ _FIX = "set data.source and data.target to the two that have it"
 def read(
   path: Path, source: str | None, target: str | None, bad_rows: BadRows = "refuse"
 ) -> Iterator[tuple[str, str]]:
-  """(source, target) of every row. Line breaks within either are read as spaces.
+  """(source, target) of every row, as of `rows`.
+
+  Args:
+    path, source, target: As of `rows`.
+    bad_rows: What to do with a row that cannot be read, see `text_files.checked`.
+
+  Raises:
+    ValueError: For an unknown kind of file, and for a row without source or target, with its place.
+  """
+  return text_files.checked(f"{path}:", rows(path, source, target), bad_rows)
+
+
+def rows(path: Path, source: str | None, target: str | None) -> Iterator[Row]:
+  """The rows of a file, their values (source, target). Line breaks within either are read as
+  spaces.
 
   Args:
     path: A file with one of SUFFIXES.
     source: In files with tabs, which have no header, the column's number, from 0 (None: 0). In
       other files the field's name (None: "source").
     target: The same for the target (None: 1, or "target").
-    bad_rows: What to do with a row that cannot be read, see `text_files.checked`.
 
   Raises:
-    ValueError: For an unknown kind of file, and for a row without source or target, with its place.
+    ValueError: For an unknown kind of file, and a column that is no number.
   """
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
     raise ValueError(f"{path} is no file of pairs; use {', '.join(SUFFIXES)}")
   if suffix in (".tsv", ".txt"):
-    rows = _tabbed(path, _column("source", source, 0), _column("target", target, 1))
+    found = _tabbed(path, _column("source", source, 0), _column("target", target, 1))
   else:
     named = text_files.csv_rows(path) if suffix == ".csv" else text_files.json_rows(path)
-    rows = text_files.with_fields(named, (source or "source", target or "target"), _FIX)
-  for first, second in text_files.checked(f"{path}:", rows, bad_rows):
-    yield _one_line(first), _one_line(second)
+    found = text_files.with_fields(named, (source or "source", target or "target"), _FIX)
+  for row in found:
+    yield row if row.problem else row._replace(value=tuple(map(_one_line, row.value)))
 
 
 def _one_line(text: str) -> str:

@@ -19,6 +19,7 @@ _SOURCE = (
   "max_characters",
   "bad_rows",
   "detokenizer",
+  "task",
 )
 _WITH_PATH = ("text8", "folder", "pairs")
 
@@ -63,6 +64,7 @@ def overrides(
   moved = path is None or own in _WITH_PATH
   corpus = given.setdefault("corpus", own if moved else "folder")
   unset = {} if corpus == own else dict.fromkeys(_SOURCE)
-  if (corpus == "pairs") != (data.get("packing") == "pairs"):
-    given.setdefault("packing", "pairs" if corpus == "pairs" else "stream")
+  in_pairs = corpus in ("pairs", "task")
+  if in_pairs != (data.get("packing") == "pairs"):
+    given.setdefault("packing", "pairs" if in_pairs else "stream")
   return [(f"data.{key}", value) for key, value in (unset | given).items()]
