@@ -484,6 +484,9 @@ class Network(Protocol):
   def decays(self, path: tuple[str, ...]) -> bool:
     """True if the parameter at `path` (names from the root) has weight decay."""
 
+  def trains(self, path: tuple[str, ...]) -> bool:
+    """True if the parameter of the network at `path` (names from the root) moves in training."""
+
   def init(self, key: Key) -> Params:
     """The parameters, a nested dict of float32 arrays."""
 

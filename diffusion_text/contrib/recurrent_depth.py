@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import stream
+from diffusion_text.model.linear_maps import trains
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.partition import decays
 from diffusion_text.model.transformer import Transformer
@@ -111,6 +112,10 @@ class RecurrentDepth(TransformerOptions):
   def decays(self, path: tuple[str, ...]) -> bool:
     """True for matrices; norms, biases and embedding tables do not decay."""
     return decays(path)
+
+  def trains(self, path: tuple[str, ...]) -> bool:
+    """True for parameters that move: all of them, unless there are integers or a low rank."""
+    return trains(self, path)
 
   def init(self, key: Key) -> Params:
     """The parameters of the parts. Every prediction is uniform."""

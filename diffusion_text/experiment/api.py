@@ -24,7 +24,7 @@ from diffusion_text.data.text_files import BadRows
 from diffusion_text.data.token_arrays import TokenArrays, token_arrays
 from diffusion_text.data.words import WORDLESS, Words, words_of
 from diffusion_text.evaluate import likelihood
-from diffusion_text.experiment.build import init, loss
+from diffusion_text.experiment.build import init, loss, moves
 from diffusion_text.experiment.settings import EvaluateSettings
 from diffusion_text.experiment.validation import scoring_model
 from diffusion_text.objective import engine
@@ -40,7 +40,7 @@ def fit(
   learning_rate: float = 1e-3,
   seed: int = 0,
   ema_decay: float = 0.99,
-  trainable: Callable[[tuple[str, ...]], bool] = lambda path: True,
+  trainable: Callable[[tuple[str, ...]], bool] | None = None,
   report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
 ) -> Params:
   """The parameters (their average) of a model after `facts.steps` updates on one device, as one
@@ -53,7 +53,7 @@ def fit(
     learning_rate: the peak of a cosine schedule of AdamW.
     seed: of parameters and noise.
     ema_decay: of the average of parameters.
-    trainable: path -> bool, which parameters move.
+    trainable: path -> bool, which parameters move; None: those that the network moves.
     report: called with (step, metrics) after every update.
 
   Raises:
@@ -67,6 +67,7 @@ def fit(
     clips=lambda path: path[0] != "timing",
   )
   key = train.named_key(seed, "init", 0)
+  trainable = functools.partial(moves, model) if trainable is None else trainable
   state = train.create_state(
     lambda: split(init(model, key, facts, objective), trainable), optimizer
   )

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from diffusion_text import train
 from diffusion_text.core.options import LARGEST
 from diffusion_text.core.prng import stream
-from diffusion_text.core.trees import merge, split
+from diffusion_text.core.trees import Path, merge, split
 from diffusion_text.data.packing import without_padding
 from diffusion_text.data.words import WORDLESS
 from diffusion_text.experiment import registry
@@ -99,6 +99,11 @@ def loss(
   return result.plus(engine.fit_times(model, params, times, costs))
 
 
+def moves(model: Model, path: Path) -> bool:
+  """True unless the network holds its parameter at this path fixed."""
+  return path[0] != "network" or model.network.trains(path)
+
+
 def init(
   model: Model,
   key: Key,
@@ -155,7 +160,11 @@ class Experiment:
 
   def init(self, key: Key) -> tuple[Params, Params]:
     """(params, frozen) at the start, float32."""
-    return split(init(self.model, key, self.facts, self.objective), self.train.trainable)
+    return split(init(self.model, key, self.facts, self.objective), self.trainable)
+
+  def trainable(self, path: Path) -> bool:
+    """True if the parameter at this path moves: neither settings nor network freeze it."""
+    return self.train.trainable(path) and moves(self.model, path)
 
   def loss_fn(self, tokens_per_character: float) -> LossFn:
     """The training loss. It reports `bound` in nats/token and `bits_per_character` of the training

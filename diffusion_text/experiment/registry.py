@@ -249,8 +249,13 @@ def _value(info: Any, value: Any, where: str) -> Any:
 
 
 def _part(table: Any, value: Any, where: str) -> Any:
-  """A member of a combinator; one without options of its own may be given by its name alone."""
-  return _member(table, {"name": value} if isinstance(value, str) else value, where, {})
+  """A member of a combinator; one without options of its own may be given by its name alone, and
+  the only one of its table by its options alone."""
+  table = table() if callable(table) else table
+  section = {"name": value} if isinstance(value, str) else value
+  if len(table) == 1 and isinstance(section, Mapping):
+    section = {"name": next(iter(table)), **section}
+  return _member(table, section, where, {})
 
 
 def _tuples(value: Any) -> Any:

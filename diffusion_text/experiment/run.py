@@ -170,16 +170,19 @@ def tokens_per_character(experiment: Experiment, corpus: TokenArrays) -> float:
 
 
 def abstract_params(experiment: Experiment, dtype: str = "float32") -> tuple[Params, Params]:
-  """(params, frozen) of an experiment as shapes with shardings; the network's in `dtype`."""
+  """(params, frozen) of an experiment as shapes with shardings; the network's in `dtype`, except
+  integers."""
   state = experiment.abstract_state()
 
   def network_in(tree: Params) -> Params:
     if "network" not in tree:
       return tree
-    network = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), tree["network"]
-    )
-    return {**tree, "network": network}
+
+    def held(x):
+      own = dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+      return jax.ShapeDtypeStruct(x.shape, own, sharding=x.sharding)
+
+    return {**tree, "network": jax.tree.map(held, tree["network"])}
 
   return network_in(state.params), network_in(state.frozen)
 

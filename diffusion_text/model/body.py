@@ -33,6 +33,7 @@ from diffusion_text.model.layers import (
   norm_of,
   rotary_angles,
 )
+from diffusion_text.model.linear_maps import rewrite
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.parallel import placed
 from diffusion_text.model.self_conditioning import SelfConditioning
@@ -91,6 +92,7 @@ class Body(nnx.Module):
     self.token_type = Table(config.token_types, width, rngs=rngs) if config.token_types else None
     self.embedding_norm = norm_of(config) if config.embedding_norm else None
     self.head_transform = HeadTransform(config, rngs=rngs) if config.head_transform else None
+    rewrite(self, config, rngs)
 
   def __call__(
     self,

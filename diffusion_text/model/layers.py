@@ -19,7 +19,10 @@ from diffusion_text.types import Inputs, Key
 
 
 class Linear(nnx.Module):
-  """A linear map: kernel [D_in, D_out] of deviation `std` (0: zeros), and a bias if asked for."""
+  """A linear map: kernel [D_in, D_out] of deviation `std` (0: zeros), and a bias if asked for.
+
+  `linear_maps.rewrite` may keep the kernel as integers, add a change of low rank, or watch inputs.
+  """
 
   def __init__(
     self, width_in: int, width_out: int, *, std: float, rngs: nnx.Rngs, bias: bool = False
@@ -28,10 +31,19 @@ class Linear(nnx.Module):
     kernel = std * jax.random.truncated_normal(rngs.params(), -3, 3, shape, jnp.float32)
     self.kernel = nnx.Param(kernel)
     self.bias = nnx.Param(jnp.zeros((width_out,), jnp.float32)) if bias else None
+    self.quantized = self.low_rank = self.observed = None
 
   def __call__(self, x: Float[Array, "*n width_in"]) -> Float[Array, "*n width_out"]:
     """x · kernel (+ bias), in the dtype of x."""
-    flat = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    if self.observed is not None:
+      rows = self.observed(rows)
+    if self.quantized is None:
+      flat = rows @ self.kernel[...].astype(x.dtype)
+    else:
+      flat = self.quantized(rows)
+    if self.low_rank is not None:
+      flat = flat + self.low_rank(rows)
     if self.bias is not None:
       flat = flat + self.bias[...].astype(x.dtype)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])

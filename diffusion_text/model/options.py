@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from diffusion_text.core.options import internal, member, option
+from diffusion_text.core.options import internal, member, option, part
+from diffusion_text.model.low_rank import LOW_RANK, LowRank
+from diffusion_text.model.quantized.stored import QUANTIZED, Quantized
 from diffusion_text.types import InputSizes
 
 Attention = Literal["pallas_tpu", "pallas_gpu", "xla", "reference"]
@@ -132,9 +134,16 @@ class TransformerOptions:
   router_z_weight: float = option(
     0.0, "weight of the router's z-loss; 0.001 is usual (LLaDA-MoE)", ge=0
   )
+  low_rank: LowRank | None = part(
+    LOW_RANK, None, "a change of low rank of chosen matrices, trained alone (model/low_rank.py)"
+  )
+  quantized: Quantized | None = part(
+    QUANTIZED, None, "chosen matrices as integers, which do not move (model/quantized/)"
+  )
   input_sizes: InputSizes = internal()
   output_size: int = internal()
   estimate_size: int = internal(0)
+  observed: bool = internal(False)  # the inputs of the matrices are watched, for calibration
 
   def __post_init__(self):
     if self.table_size < 1 or self.output_size < 1:

@@ -51,13 +51,28 @@ TABLE: Sequence[tuple[tuple[str, ...], tuple[str | None, ...]]] = (
   (("shared", "down", "kernel"), ("layers", "mlp", "embed")),  # [F, D]
   (("modulation", "kernel"), ("layers", None, "embed")),  # [C, 6·D]
   (("time_input", "kernel"), ("layers", None, "embed")),  # [C, D]
+  (("final_modulation", "kernel"), (None, "embed")),  # [C, 2·D], not per layer
   (("prefix", "kernel"), (None, "embed")),  # [C, D], not per layer
   (("head_transform", "dense", "kernel"), ("embed", None)),  # [D, D], not per layer
 )
 # fmt: on
 
+# Axes of what may stand beside or in place of a kernel (low_rank.py, quantized/), by those of the
+# kernel: its outer axes, its inputs and its outputs. Their own axis, of ranks or groups, is whole.
+# fmt: off
+BESIDE = {
+  ("low_rank", "a"): ("in", None),  # [D_in, r]
+  ("low_rank", "b"): (None, "out"),  # [r, D_out]
+  ("quantized", "codes"): ("in", "out"),  # [D_in · bits / 8, D_out]
+  ("quantized", "scale"): (None, "out"),  # [groups, D_out]
+  ("quantized", "zero"): (None, "out"),  # [groups, D_out]
+  ("quantized", "inputs"): ("in",),  # [D_in]
+}
+# fmt: on
+
 # Matrices of a mixture of experts, which are arrays of their own and no `kernel`.
 EXPERTS = (("mlp", "router"), ("mlp", "up"), ("mlp", "gate"), ("mlp", "down"))
+LOW_RANK = (("low_rank", "a"), ("low_rank", "b"))
 
 
 def decays(path: Sequence[str]) -> bool:
@@ -65,18 +80,28 @@ def decays(path: Sequence[str]) -> bool:
 
   By name, not by rank: layers are stacked, so the scale of a norm is a matrix [layers, D] too.
   """
-  return path[-1] == "kernel" or tuple(path[-2:]) in EXPERTS
+  return path[-1] == "kernel" or tuple(path[-2:]) in (*EXPERTS, *LOW_RANK)
 
 
 def partition_spec(
   path: Sequence[str], shape: Sequence[int], mesh_shape: Mapping[str, int]
 ) -> PartitionSpec:
   """Where the weight at `path` (names from the root) lies on a mesh with these axis sizes."""
+  beside = BESIDE.get(tuple(path[-2:]))
+  kernel = path if beside is None else (*path[:-2], "kernel")
   for ending, axes in TABLE:
-    if tuple(path[-len(ending) :]) == ending and len(axes) == len(shape):
-      entries = (_entry(split(axis, size, mesh_shape)) for axis, size in zip(axes, shape))
-      return PartitionSpec(*entries)
+    if tuple(kernel[-len(ending) :]) == ending:
+      axes = axes if beside is None else _beside(axes, beside)
+      if len(axes) == len(shape):
+        entries = (_entry(split(axis, size, mesh_shape)) for axis, size in zip(axes, shape))
+        return PartitionSpec(*entries)
   return PartitionSpec()
+
+
+def _beside(axes: Sequence[str | None], own: Sequence[str | None]) -> tuple[str | None, ...]:
+  """The logical axes of an array beside a kernel that has the logical axes `axes`."""
+  by_name = {"in": axes[-2], "out": axes[-1], None: None}
+  return (*axes[:-2], *(by_name[name] for name in own))
 
 
 def split(axis: str | None, size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from diffusion_text.core.options import member
 from diffusion_text.model.body import Body, scans_layers
 from diffusion_text.model.cache import SlotCache, empty
+from diffusion_text.model.linear_maps import trains
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.partition import decays
 from diffusion_text.types import Key, Model, Params, Prediction, Rows, Span
@@ -160,6 +161,10 @@ class Transformer(TransformerOptions):
   def decays(self, path: tuple[str, ...]) -> bool:
     """True for matrices; norms, biases and embedding tables do not decay."""
     return decays(path)
+
+  def trains(self, path: tuple[str, ...]) -> bool:
+    """True for parameters that move: all of them, unless there are integers or a low rank."""
+    return trains(self, path)
 
   def _body(self, params: Mapping[str, Any]) -> Body:
     return nnx.merge(_graph(self), nnx.State(params))

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.registry import nearest
+from diffusion_text.model.linear_maps import plain
 from diffusion_text.model.pretrained import FAMILIES, architecture_of, write
 from diffusion_text.model.pretrained.files import checked_config
 from diffusion_text.studies.convert import RECORD
@@ -40,10 +41,10 @@ def export(workdir: str, output: str, family: str | None = None) -> str:
       f"{workdir} answers with vectors of {process.output_size} numbers, and layouts of other"
       " libraries hold answers with tokens; export a process over tokens"
     )
-  architecture = architecture_of(experiment.model.network)
+  architecture = architecture_of(plain(experiment.model.network, {})[0])
   checked_config(FAMILIES[name], architecture)
   trained = runs.load(workdir)
-  params = dict(trained.params["network"])
+  params = plain(experiment.model.network, trained.params["network"])[1]
   table = np.asarray(params["embedding"])
   lost = table.shape[0] > architecture.vocab_size
   if not lost:  # a process without a mask: there is no row V to leave out
