@@ -89,6 +89,12 @@ class JsonTokenizer(_Table):
     return dict.fromkeys(ROLES) | dict(self.roles)
 
   @functools.cached_property
+  def markers(self) -> dict[str, int]:
+    """Text -> id of the special tokens, such as those of chat templates."""
+    added = self._parsed.get("added_tokens", [])
+    return {each["content"]: each["id"] for each in added if each["special"]}
+
+  @functools.cached_property
   def separator(self) -> int | None:
     """The id of the token that ends texts, or else of a newline; None without either."""
     end = dict(self.roles).get("end")

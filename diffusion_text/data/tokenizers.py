@@ -46,6 +46,11 @@ class _Table:
     """The id of each of ROLES; None where no token has it."""
     return dict.fromkeys(ROLES) | {"end": self.separator}
 
+  @property
+  def markers(self) -> dict[str, int]:
+    """Text -> id of the tokens that no text is encoded as, such as those of chat templates."""
+    return {}
+
   def _table(self) -> list[bytes]:
     raise NotImplementedError
 
