@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from diffusion_text import train
 from diffusion_text.core.trees import split
+from diffusion_text.data.chat_template import keep_chat_template
 from diffusion_text.data.tokenizer_json import JsonTokenizer, load_tokenizer
 from diffusion_text.experiment import registry
 from diffusion_text.experiment.build import Experiment, build, config_json, init
@@ -95,6 +96,7 @@ def convert(
   _check_process(full, rows)
   experiment = build(full, tokenizer=words, devices=jax.devices()[:1])
   _save(experiment, loaded, place, words)
+  keep_chat_template(tokenizer or source, place)
   return _report(experiment, loaded, words, place)
 
 
