@@ -125,17 +125,20 @@ def metrics(workdir):
   return subprocess.run(command, check=False, capture_output=True, text=True).stdout
 
 
-def last_value(workdir, metric):
-  """(step, value) of the last row of a run's metrics.jsonl that has the metric; (None, None)."""
-  step = value = None
+def last_values(workdir, metric):
+  """(step, value, standard error) of the last row of a run's metrics.jsonl that has the metric.
+
+  None for what is not there.
+  """
+  last = (None, None, None)
   for line in metrics(workdir).splitlines():
     try:
       row = json.loads(line)
     except json.JSONDecodeError:  # the last line of a run that is being written
       continue
     if metric in row:
-      step, value = row["step"], row[metric]
-  return step, value
+      last = (row["step"], row[metric], row.get(f"{metric}_error"))
+  return last
 
 
 def over_seeds(rows, flags, seed):
@@ -144,7 +147,7 @@ def over_seeds(rows, flags, seed):
   The standard error is None for one run.
   """
   groups = {}
-  for values, _, value in rows:
+  for values, _, value, _ in rows:
     if value is not None:
       key = tuple(values[flag] for flag in flags if flag != seed)
       groups.setdefault(key, []).append(value)
@@ -169,7 +172,8 @@ def table(head, rows):
 
 
 def report(runs, records, metric, seed):
-  """(lines of text, rows for a file) with the last value of a metric of each run.
+  """(lines of text, rows for a file) with the last value of a metric of each run, and with the
+  metric's own standard error where the run wrote one.
 
   Args:
     runs: All points.
@@ -178,16 +182,16 @@ def report(runs, records, metric, seed):
     seed: The flag over whose values a second table takes means, if the grid has it.
   """
   flags = [flag for flag, _ in runs[0].values]
-  found = [(dict(point.values), *last_value(point.workdir, metric)) for point in runs]
+  found = [(dict(point.values), *last_values(point.workdir, metric)) for point in runs]
   codes = {None: "not ended", 0: "finished", HANDED_OVER: HANDED_OVER}
   ends = [codes.get(code := records.code(point), f"exit code {code}") for point in runs]
-  head = [*flags, "run", "step", metric]
+  head = [*flags, "run", "step", metric, "its standard error"]
   rows = [(*values.values(), end, *last) for (values, *last), end in zip(found, ends)]
   lines = table(head, rows)
   if seed in flags:
     others = [flag for flag in flags if flag != seed]
     means = over_seeds(found, flags, seed)
-    lines += ["", *table([*others, "runs", f"mean of {metric}", "standard error"], means)]
+    lines += ["", *table([*others, "runs", f"mean of {metric}", "error over seeds"], means)]
   return lines, [head, *rows]
 
 

@@ -28,7 +28,8 @@ codes = json.loads(flags.get("codes", "[0]"))
 if codes[min(number, len(codes) - 1)]:
   sys.exit(codes[number])
 value = float(flags["rate"]) + float(flags["config.seed"])
-rows = [{"step": 5, "bound": 9.0}, {"step": 10, "bound": value}, {"step": 10, "loss": 0.0}]
+rows = [{"step": 5, "bound": 9.0}, {"step": 10, "bound": value, "bound_error": 0.25}]
+rows += [{"step": 10, "loss": 0.0}]
 (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 """
 
@@ -83,15 +84,15 @@ def test_the_table_has_every_run_and_means_over_seeds(command, tmp_path):
   printed = launch(*sweep)
   table = printed[printed.index("| rate") :].splitlines()
   assert table[:3] == [
-    "| rate | config.seed | run | step | bound |",
-    "| --- | --- | --- | --- | --- |",
-    "| 0.5 | 0 | finished | 10 | 0.5000 |",
+    "| rate | config.seed | run | step | bound | its standard error |",
+    "| --- | --- | --- | --- | --- | --- |",
+    "| 0.5 | 0 | finished | 10 | 0.5000 | 0.2500 |",
   ]
   # Values 0.5 and 2.5, 1 and 3: the standard error of a mean of two is half of their distance.
   assert table[-2:] == ["| 0.5 | 2 | 1.5000 | 1.0000 |", "| 1 | 2 | 2.0000 | 1.0000 |"]
   assert (folder / "table.md").read_text().splitlines() == table
   rows = list(csv.reader((folder / "table.csv").open()))
-  assert rows[-1] == ["1", "2", "finished", "10", "3.0"]
+  assert rows[-1] == ["1", "2", "finished", "10", "3.0", "0.25"]
   assert "0 of them done" in printed
   assert "4 of them done" in launch(*sweep)  # nothing is run again
   assert set(starts(folder).values()) == {1}
@@ -106,7 +107,7 @@ def test_what_failed_is_tried_again_and_what_was_preempted_goes_on_at_once(comma
   assert starts(folder) == {preempted: 3, failed: 1}
   assert f"{failed}: exit code 1" in printed
   assert f"{preempted}: finished" in printed
-  assert "| 0 | [1, 0] | exit code 1 | – | – |" in printed
+  assert "| 0 | [1, 0] | exit code 1 | – | – | – |" in printed
   assert "1 of them done" in launch(*sweep)
   assert starts(folder) == {preempted: 3, failed: 2}
   # Another command under the same names is another sweep.
@@ -172,7 +173,7 @@ def test_runs_are_handed_to_a_cluster_once(tmp_path):
   launch(*sweep, "--", "python", "-m", "x", env=environment)
   assert (tmp_path / "queued").read_text() == queued
   printed = launch(*sweep, "--table", "--", "python", "-m", "x", env=environment)
-  assert "| 1 | handed over | 3 | 1.5000 |" in printed
+  assert "| 1 | handed over | 3 | 1.5000 | – |" in printed
   launch(*sweep, "--again", "--dry_run", "--", "python", "-m", "x", env=environment)
   assert (tmp_path / "queued").read_text() == queued
 
