@@ -36,6 +36,7 @@ from diffusion_text.experiment.settings import (
   check_sizes,
 )
 from diffusion_text.experiment.validation import check_members, scoring_model, without_text
+from diffusion_text.model import matrices
 from diffusion_text.model.flops import flops_per_token
 from diffusion_text.model.partition import partition_spec
 from diffusion_text.objective import engine
@@ -237,7 +238,8 @@ class Experiment:
   def create_state(self) -> train.TrainState:
     """The state at step 0."""
     key = train.named_key(self.config.seed, "init", 0)
-    return train.create_state(lambda: self.init(key), self.optimizer, ema=self.train.ema_decay > 0)
+    averages = self.train.ema_decay > 0 or self.optimizer.evaluated is not None
+    return train.create_state(lambda: self.init(key), self.optimizer, ema=averages)
 
   def abstract_state(self) -> train.TrainState:
     """Shapes, dtypes and shardings of the train state, with nothing allocated and no corpus
@@ -429,12 +431,21 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
   model = _model(parts, members, facts, token_shards(mesh), settings.self_conditioning or 0.0)
   scoring = scoring_model(model, evaluate)
   check_members(model, scoring, members, data, settings, facts)
+  if made["optimizer"].base_width is not None and parts["model"].get("tie_embeddings"):
+    raise ValueError(
+      f"config.optimizer.base_width={made['optimizer'].base_width} with"
+      " config.model.tie_embeddings=True: one table is read by tokens, at a rate that does not"
+      " depend on the width, and by the head, at one that does; use tie_embeddings=False, or leave"
+      " base_width unset"
+    )
   optimizer = made["optimizer"].make(
     settings.steps,
     decays=model.network.decays,
     # A learned timing is fitted to a loss of its own, in other units, which must not shrink the
     # steps of the network.
     clips=lambda path: path[0] != "timing",
+    matrices=matrices.matrix_axes,
+    widths=matrices.input_width,
   )
   return Experiment(
     config=ml_collections.FrozenConfigDict(config),

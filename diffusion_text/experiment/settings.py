@@ -276,38 +276,82 @@ class EvaluateSettings:
 
 @member
 class OptimizerSettings:
-  """`config.optimizer`: AdamW and its learning rate."""
+  """`config.optimizer`: the optimizer and its learning rate."""
 
-  learning_rate: float = option(1e-3, "the peak", gt=0, le=10)
-  schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+  name: str = option(
+    "adamw",
+    "adamw; lion; muon, for the matrices of the layers, with adamw for all else; schedule_free,"
+    " adamw at a constant rate that averages its parameters itself, whatever train.ema_decay is"
+    " (train/optimizer.py)",
+  )
+  learning_rate: float = option(
+    1e-3, "the peak; of muon: for all but the matrices of the layers", gt=0, le=10
+  )
+  schedule: Literal["constant", "cosine", "wsd"] | None = option(
+    None, "wsd: warm-up, stable, decay. Unset: cosine, or constant for schedule_free"
+  )
   warmup_steps: int | None = option(None, "unset: 5 % of the steps, at most 2500", ge=0)
-  decay_steps: int | None = option(None, "wsd: length of the final decay", ge=1)
+  decay_steps: int | None = option(
+    None, "wsd: length of the final decay; unset: decay_fraction of the steps", ge=1
+  )
+  decay_fraction: float = option(0.1, "wsd: the final decay / all steps", gt=0, le=1)
   final_fraction: float = option(0.1, "learning rate at the end / peak", ge=0, le=1)
   b1: float = option(0.9, "", ge=0, lt=1)
   b2: float = option(0.98, "", ge=0, lt=1)
   eps: float = option(1e-8, "", gt=0, le=1)
   weight_decay: float = option(0.03, "times the learning rate", ge=0, le=100)
   clip_norm: float | None = option(1.0, "of the global gradient; unset: never", gt=0)
+  matrix_learning_rate: float = option(
+    0.02, "muon: the peak for the matrices of the layers, on the same schedule", gt=0, le=10
+  )
+  momentum: float = option(0.95, "muon: of the matrices of the layers", ge=0, lt=1)
+  base_width: int | None = option(
+    None,
+    "the model.width for which the rates were chosen; in matrices of other widths adamw's rate is"
+    " divided, and its decay multiplied, by width / base_width (muP, arXiv 2203.03466). Unset: the"
+    " rates as they are",
+    ge=1,
+  )
 
-  def make(self, steps: int, *, decays: Callable, clips: Callable) -> train.Optimizer:
-    """The optimizer of a run of `steps` updates. decays, clips: path -> bool, see
+  def __post_init__(self):
+    train.optimizer.check_known("name", self.name, train.optimizer.OPTIMIZERS)
+
+  def make(
+    self,
+    steps: int,
+    *,
+    decays: Callable,
+    clips: Callable,
+    matrices: Callable | None = None,
+    widths: Callable | None = None,
+  ) -> train.Optimizer:
+    """The optimizer of a run of `steps` updates. decays, clips, matrices, widths: see
     `train.make_optimizer`.
     """
     warmup = min(steps // 20, 2500) if self.warmup_steps is None else self.warmup_steps
+    decay_steps = self.decay_steps
+    if self.schedule == "wsd" and decay_steps is None:
+      decay_steps = max(int(self.decay_fraction * steps), 1)
     return train.make_optimizer(
+      name=self.name,
       steps=steps,
       learning_rate=self.learning_rate,
       schedule=self.schedule,
       warmup_steps=warmup,
-      decay_steps=self.decay_steps,
+      decay_steps=decay_steps,
       final_fraction=self.final_fraction,
       b1=self.b1,
       b2=self.b2,
       eps=self.eps,
       weight_decay=self.weight_decay,
       clip_norm=self.clip_norm,
+      matrix_learning_rate=self.matrix_learning_rate,
+      momentum=self.momentum,
+      base_width=self.base_width,
       decays=decays,
       clips=clips,
+      matrices=matrices,
+      widths=widths,
     )
 
 

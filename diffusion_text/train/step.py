@@ -136,7 +136,8 @@ def make_train_step(
     optimizer: See `optimizer.make_optimizer`.
     seed: The seed of the run.
     accumulation: Number of microbatches per update; must divide the rows of the batch.
-    ema_decay: Decay of the average of the parameters. None if the state keeps no average.
+    ema_decay: Decay of the average of the parameters. None if the state keeps no average. An
+      optimizer that averages (`Optimizer.evaluated`) fills the average of the state in its own way.
     mesh: The mesh that the batch is sharded over. None on one device.
 
   Raises:
@@ -151,11 +152,11 @@ def make_train_step(
     )
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    if (state.ema is None) != (ema_decay is None):
+    averages = ema_decay is not None or optimizer.evaluated is not None
+    if (state.ema is None) == averages:
       held = "no" if state.ema is None else "an"
       raise ValueError(
-        f"ema_decay={ema_decay} but the state has {held} average; "
-        f"create it with ema={ema_decay is not None}"
+        f"ema_decay={ema_decay} but the state has {held} average; create it with ema={averages}"
       )
     key = named_key(seed, "loss", state.step)
     gradient, loss = summed_gradients(
@@ -164,7 +165,11 @@ def make_train_step(
     gradient = jax.tree.map(lambda g: g / _at_least_something(loss.count).astype(g.dtype), gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = None if state.ema is None else update_ema(state.ema, params, ema_decay, state.step)
+    ema = state.ema
+    if optimizer.evaluated is not None:
+      ema = optimizer.evaluated(opt_state, params)
+    elif ema is not None:
+      ema = update_ema(ema, params, ema_decay, state.step)
     own = {
       "grad_norm": optimizer.norm(gradient),
       "param_norm": optax.tree.norm(params),
