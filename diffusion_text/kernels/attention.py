@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jaxtyping import Array, Float
 
 from diffusion_text.kernels import pallas_gpu, pallas_tpu, reference, xla
+from diffusion_text.kernels.layout import Window
 from diffusion_text.types import Layout
 
 # Each takes (q, k, v, q_layout, k_layout, *, scale, soft_cap) and returns (out, lse), or raises
@@ -17,6 +18,8 @@ IMPLEMENTATIONS = {
   "xla": xla.attention,
   "reference": reference.reference,
 }
+# Of these, those that also take `window`. The Pallas kernels have no positions to go by.
+WITH_WINDOW = ("xla", "reference")
 DEFAULT = ("pallas_tpu", "pallas_gpu", "xla")
 
 
@@ -29,6 +32,7 @@ def attention(
   *,
   scale: float | None = None,
   soft_cap: float | None = None,
+  window: Window | None = None,
   implementation: str | Sequence[str] = DEFAULT,
   return_lse: bool = False,
 ) -> Array | tuple[Float[Array, "B L H K"], Float[Array, "B L H"]]:
@@ -36,6 +40,7 @@ def attention(
   dtype.
 
   L queries, S keys, H heads; head h reads key/value head h // (H // G). The softmax is float32.
+  `window` hides keys that are too far away.
   `scale` None is 1/√K; `soft_cap` c bounds the scores to c·tanh(s / c). `return_lse` adds the
   float32 [B, L, H] log-sum-exp of the scores, differentiable too. A query that sees no key gets
   zeros, and a log-sum-exp of -1e30.
@@ -45,12 +50,19 @@ def attention(
   every reason if none can; ValueError for shapes that do not fit.
   """
   _check(q, k, v, q_layout, k_layout)
+  _check_window(q, k, window)
+  options = {"scale": scale, "soft_cap": soft_cap}
   reasons = []
   for name in (implementation,) if isinstance(implementation, str) else implementation:
     if name not in IMPLEMENTATIONS:
       raise ValueError(f"implementation={name!r} is not one of {sorted(IMPLEMENTATIONS)}")
+    if window is not None:
+      if name not in WITH_WINDOW:
+        reasons.append(f"{name}: it has no window of positions")
+        continue
+      options["window"] = window
     try:
-      out, lse = IMPLEMENTATIONS[name](q, k, v, q_layout, k_layout, scale=scale, soft_cap=soft_cap)
+      out, lse = IMPLEMENTATIONS[name](q, k, v, q_layout, k_layout, **options)
     except NotImplementedError as reason:
       reasons.append(f"{name}: {reason}")
       continue
@@ -84,3 +96,14 @@ def _check(q, k, v, q_layout, k_layout):
         field.ndim != 2 or field.shape[0] not in (1, B) or field.shape[1] != L
       ):
         raise ValueError(f"{name} has a field of shape {field.shape}; it must be [1 or {B}, {L}]")
+
+
+def _check_window(q, k, window):
+  if window is None:
+    return
+  for name, position, (B, L) in (
+    ("query", window.query, q.shape[:2]),
+    ("key", window.key, k.shape[:2]),
+  ):
+    if position.ndim != 2 or position.shape[0] not in (1, B) or position.shape[1] != L:
+      raise ValueError(f"window.{name} has the shape {position.shape}; it must be [1 or {B}, {L}]")

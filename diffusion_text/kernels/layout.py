@@ -32,18 +32,43 @@ def rule(q_segment, q_block, q_noisy, k_segment, k_block, k_noisy):
   return (q_segment == k_segment) & (same | earlier)
 
 
-def visible(q_layout: Layout, k_layout: Layout) -> Bool[Array, "B Lq Lk"] | None:
+class Window(NamedTuple):
+  """How far queries see, beside what the layouts say: to keys whose position differs by less than
+  `size`, on both sides.
+
+  In a causal row that is a sliding window of `size` tokens, the query included. Positions, not
+  places, so that a noisy copy, a clean copy and the slots of a cache have one distance.
+
+  Attributes:
+    size: a number, or int32 [].
+    query: int32 [B or 1, Lq], the position of each query.
+    key: int32 [B or 1, Lk], the position of each key.
+  """
+
+  size: Array | int
+  query: Array
+  key: Array
+
+  @property
+  def mask(self) -> Bool[Array, "B Lq Lk"]:
+    """True where the window lets a query see a key."""
+    return jnp.abs(self.query[:, :, None] - self.key[:, None, :]) < self.size
+
+
+def visible(
+  q_layout: Layout, k_layout: Layout, window: Window | None = None
+) -> Bool[Array, "B Lq Lk"] | None:
   """The dense mask: bool, broadcastable to [B, Lq, Lk]; None if every query sees every key (and
   there is no work to do).
 
   A field that is None on one side only counts as 0 at each of its positions.
   """
   if is_bidirectional(q_layout, k_layout):
-    return None
+    return None if window is None else window.mask
   zero = jnp.zeros((1, 1), jnp.int32)
   q = [(zero if field is None else field)[:, :, None] for field in _fields(q_layout)]
   k = [(zero if field is None else field)[:, None, :] for field in _fields(k_layout)]
-  return rule(*q, *k)
+  return rule(*q, *k) if window is None else rule(*q, *k) & window.mask
 
 
 def is_bidirectional(q_layout: Layout, k_layout: Layout) -> bool:
@@ -235,7 +260,7 @@ def tile_kind(q: Summary, k: Summary) -> Array:
 
 class Tiles(NamedTuple):
   """Two layouts padded to whole tiles, their summaries, and `kinds` int32 [B or 1, query tiles, key
-  tiles].
+  tiles]; and the window, padded likewise, or None.
   """
 
   q: Layout
@@ -243,10 +268,17 @@ class Tiles(NamedTuple):
   q_summary: Summary
   k_summary: Summary
   kinds: Array
+  window: Window | None = None
 
 
 def cut(
-  q_layout: Layout, k_layout: Layout, q_length: int, k_length: int, q_tile: int, k_tile: int
+  q_layout: Layout,
+  k_layout: Layout,
+  q_length: int,
+  k_length: int,
+  q_tile: int,
+  k_tile: int,
+  window: Window | None = None,
 ) -> Tiles:
   """The `Tiles` of queries and keys. `kinds` is (L / tile)² integers where it is kept, nothing
   where it is only reduced.
@@ -258,7 +290,30 @@ def cut(
     jax.tree.map(lambda x: x[:, :, None], q_summary),
     jax.tree.map(lambda x: x[:, None, :], k_summary),
   )
-  return Tiles(q, k, q_summary, k_summary, kinds)
+  if window is None:
+    return Tiles(q, k, q_summary, k_summary, kinds)
+  window = Window(window.size, _whole(window.query, q_tile), _whole(window.key, k_tile))
+  kinds = _within(window, q_tile, k_tile, kinds)
+  return Tiles(q, k, q_summary, k_summary, kinds, window)
+
+
+def _whole(position: Int[Array, "B L"], tile: int) -> Int[Array, "B L2"]:
+  """Positions padded to whole tiles by the last of them, which leaves every tile's range as it is.
+  Padding is in a segment of its own."""
+  length = position.shape[1]
+  return jnp.pad(position, ((0, 0), (0, -length % tile)), mode="edge")
+
+
+def _within(
+  window: Window, q_tile: int, k_tile: int, kinds: Int[Array, "B nq nk"]
+) -> Int[Array, "B2 nq nk"]:
+  """`tile_kind` of each pair of tiles under the window too."""
+  q = window.query.reshape(window.query.shape[0], -1, 1, q_tile)
+  k = window.key.reshape(window.key.shape[0], 1, -1, k_tile)
+  after, before = q.max(-1) - k.min(-1), k.max(-1) - q.min(-1)  # the largest differences
+  nearest = jnp.maximum(q.min(-1) - k.max(-1), k.min(-1) - q.max(-1))
+  kinds = jnp.where(jnp.maximum(after, before) < window.size, kinds, jnp.minimum(kinds, PARTIAL))
+  return jnp.where(nearest < window.size, kinds, EMPTY)
 
 
 def materialise(

@@ -22,9 +22,10 @@ def reference(
   *,
   scale: float | None = None,
   soft_cap: float | None = None,
+  window: layouts.Window | None = None,
 ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H"]]:
   """(out [B, L, H, K] in q's dtype, lse [B, L, H] float32): softmax in float32 over the keys that
-  the rule lets q see.
+  the rule, and the window if there is one, let q see.
 
   Head h reads key/value head h // (H // G). `scale` multiplies the scores, 1/√K if None; `soft_cap`
   c then bounds them to c·tanh(s / c). lse is the log-sum-exp of the scores seen. A query that sees
@@ -37,7 +38,7 @@ def reference(
   score = jnp.einsum("blgrk,bsgk->bgrls", q, k.astype(jnp.float32), precision="highest")
   if soft_cap is not None:
     score = soft_cap * jnp.tanh(score / soft_cap)
-  mask = layouts.visible(q_layout, k_layout)
+  mask = layouts.visible(q_layout, k_layout, window)
   mask = jnp.ones((1, 1, 1, 1, 1), bool) if mask is None else mask[:, None, None]
   score = jnp.where(mask, score, MASKED)
   top = score.max(axis=-1, keepdims=True)

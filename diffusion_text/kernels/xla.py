@@ -39,6 +39,7 @@ def attention(
   *,
   scale: float | None = None,
   soft_cap: float | None = None,
+  window: layouts.Window | None = None,
   chunk: int | None = None,
 ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H"]]:
   """(out, lse) as `reference`, differentiable in both. `chunk` forces the chunked regime, which
@@ -46,11 +47,11 @@ def attention(
   """
   L, S, K = q.shape[1], k.shape[1], q.shape[3]
   scale = K**-0.5 if scale is None else scale
-  unmasked = layouts.is_bidirectional(q_layout, k_layout)
+  unmasked = window is None and layouts.is_bidirectional(q_layout, k_layout)
   short = max(L, S) <= (DENSE_LENGTH_UNMASKED if unmasked else DENSE_LENGTH)
   few = L < S and L <= CHUNK and L * S <= DENSE_SCORES
   if chunk is None and (short or few):
-    mask = layouts.visible(q_layout, k_layout)
+    mask = layouts.visible(q_layout, k_layout, window)
     out, lse = _dense(scale, soft_cap, q, k, v, mask)
     if mask is None:
       return out, lse
@@ -61,7 +62,7 @@ def attention(
     q_layout = k_layout = None
   else:
     q_layout, k_layout = layouts.materialise(q_layout, L), layouts.materialise(k_layout, S)
-  return _chunked((scale, soft_cap, q_tile, k_tile), q, k, v, (q_layout, k_layout))
+  return _chunked((scale, soft_cap, q_tile, k_tile), q, k, v, (q_layout, k_layout, window))
 
 
 def _even_tile(length, most):
@@ -179,31 +180,35 @@ def _untiles(x, tile, length):
 
 
 def _tile_ids(layouts_qk, lengths, q_tile, k_tile):
-  """(q ids [n, B or 1, tile] x 3, k ids likewise, kinds [nq, nk] of the whole batch), or Nones
-  where all is visible.
+  """(q ids, k ids, kinds [nq, nk] of the whole batch), or Nones where all is visible. Ids are the
+  layout, each field [n, B or 1, tile], and the positions likewise if there is a window.
   """
-  if layouts_qk[0] is None:
+  q_layout, k_layout, window = layouts_qk
+  if q_layout is None:
     return None, None, None
-  tiles = layouts.cut(*layouts_qk, *lengths, q_tile, k_tile)
+  tiles = layouts.cut(q_layout, k_layout, *lengths, q_tile, k_tile, window)
   low, high = tiles.kinds.min(axis=0), tiles.kinds.max(axis=0)
+  _, q_position, k_position = tiles.window or (None, None, None)
 
   def split(layout, tile):
     return jax.tree.map(lambda ids: ids.reshape(ids.shape[0], -1, tile).swapaxes(0, 1), layout)
 
   return (
-    split(tiles.q, q_tile),
-    split(tiles.k, k_tile),
+    split((tiles.q, q_position), q_tile),
+    split((tiles.k, k_position), k_tile),
     jnp.where(low == high, low, layouts.PARTIAL),
   )
 
 
-def _on_kind(kind, update, carry, q_ids, k_ids):
+def _on_kind(kind, update, carry, q_ids, k_ids, window):
   """`carry` for an empty tile, else `update(carry, mask or None)`."""
   if kind is None:
     return update(carry, None)
 
   def partial(carry):
-    return update(carry, layouts.visible(q_ids, k_ids))
+    (q_layout, q_position), (k_layout, k_position) = q_ids, k_ids
+    near = None if window is None else layouts.Window(window.size, q_position, k_position)
+    return update(carry, layouts.visible(q_layout, k_layout, near))
 
   return jax.lax.switch(
     kind, [lambda carry: carry, partial, lambda carry: update(carry, None)], carry
@@ -235,7 +240,7 @@ def _chunked_forward(options, q, k, v, layouts_qk):
         acc = acc * fade + _dot("bgls,bgsk->bglk", weight.astype(v.dtype), v)
         return acc, new_top, total * fade + weight.sum(axis=-1, keepdims=True)
 
-      return _on_kind(kind, update, carry, q_ids, k_ids), None
+      return _on_kind(kind, update, carry, q_ids, k_ids, layouts_qk[2]), None
 
     column = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
     start = jnp.zeros(q.shape, jnp.float32), column + MASKED, column
@@ -276,7 +281,7 @@ def _chunked_backward(options, saved, cotangents):
           dv + _dot("bgls,bglk->bgsk", weight.astype(dtype), g),
         )
 
-      dq, dk, dv = _on_kind(kind, update, (dq, *carry), q_ids, k_ids)
+      dq, dk, dv = _on_kind(kind, update, (dq, *carry), q_ids, k_ids, layouts_qk[2])
       return (dk, dv), dq
 
     zeros = jnp.zeros(k.shape, jnp.float32)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from diffusion_text.kernels.layout import Window
 from diffusion_text.model.cache import heads_of, put_heads
 from diffusion_text.model.experts import Experts, Routing
 from diffusion_text.model.layers import MLP, Linear, RMSNorm, dropout, norm_of, rotate
@@ -36,6 +37,9 @@ class Shared(NamedTuple):
     condition: [B, L, C], the time of each token as the layers read it ([B, 1, C] if a row has one
       time), or None.
     weights: float32 [B, L], what each token weighs in the losses of routers, or None.
+    window: how far tokens see in this layer, or None.
+    windowed: bool [], whether this layer has the window, where layers are one program; None: known
+      when that is compiled.
   """
 
   rotary: tuple[Array, Array] | None
@@ -44,6 +48,8 @@ class Shared(NamedTuple):
   slots: Int[Array, "B L"] | None
   condition: Float[Array, "B L1 C"] | None
   weights: Float[Array, "B L"] | None
+  window: Window | None = None
+  windowed: Bool[Array, ""] | None = None
 
 
 class Attention(nnx.Module):
@@ -91,8 +97,25 @@ class Attention(nnx.Module):
       )
       k = heads_of(stores.keys, number)
       v = heads_of(stores.values, number)
-    out = attention(q, k, v, shared.layout, shared.key_layout, self.config.attention)
+    out = self._mixed(q, k, v, shared)
     return self.out(out.reshape(*x.shape[:2], -1)), stores
+
+  def _mixed(
+    self,
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    shared: Shared,
+  ) -> Float[Array, "B L H K"]:
+    """What each token takes of those that it sees in this layer."""
+
+    def mixed(window):
+      layouts = (shared.layout, shared.key_layout)
+      return attention(q, k, v, *layouts, self.config.attention, window)
+
+    if shared.windowed is None:
+      return mixed(shared.window)
+    return jax.lax.cond(shared.windowed, lambda: mixed(shared.window), lambda: mixed(None))
 
 
 class Block(nnx.Module):

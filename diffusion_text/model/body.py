@@ -8,7 +8,7 @@ on that choice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.numerics import NEVER
 from diffusion_text.kernels.block_sizes import target
+from diffusion_text.kernels.layout import Window
 from diffusion_text.model import spans
 from diffusion_text.model.block import Block, Shared, Stores
 from diffusion_text.model.cache import SlotCache, write_layout
@@ -54,7 +55,7 @@ class Body(nnx.Module):
     width = config.width
     self.embedding = _table(config.table_size, width, rngs)
     timed = config.time_conditioning != "none"
-    self.time = TimeEmbedding(config.time_width, rngs=rngs) if timed else None
+    self.time = TimeEmbedding(config, rngs=rngs) if timed else None
 
     @nnx.split_rngs(splits=config.layers)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -63,6 +64,9 @@ class Body(nnx.Module):
 
     self.blocks = stacked(rngs)
     self.final_norm = norm_of(config) if config.norm_place == "before" else None
+    self.final_modulation = None
+    if config.time_in_head:
+      self.final_modulation = Linear(config.time_width, 2 * width, std=0.0, rngs=rngs, bias=True)
     # Zeros: an untrained prediction is exactly uniform, so the first loss is log V at any width.
     head = None
     if not config.tie_embeddings:
@@ -108,10 +112,10 @@ class Body(nnx.Module):
     rows = spans.spread(rows, parts)
     x = self._embed(rows, memory, parts)
     layout = key_layout = rows.layout
+    position = key_position = _positions(rows)
     if cache is not None:
-      layout, cache = write_layout(cache, rows.layout, slots)
-      key_layout = cache.layout
-    position = _positions(rows)
+      layout, cache = write_layout(cache, rows.layout, slots, position)
+      key_layout, key_position = cache.layout, cache.position
     weights = rows.weights
     condition = prefix = None
     if self.prefix is not None:
@@ -122,14 +126,14 @@ class Body(nnx.Module):
     elif self.time is not None:
       t = rows.t[:, :1] if rows.one_time else rows.t
       condition = self.time(t).astype(x.dtype)
-    rotary = None
-    if self.position is None:
-      base = self.config.rope_base * self.config.rope_scaling
-      rotary = rotary_angles(position, self.config.sizes.head_width, base)
-    shared = Shared(rotary, layout, key_layout, slots, condition, weights)
+    rotary = None if self.position is not None else rotary_angles(position, self.config)
+    size = self.config.window
+    window = Window(size, position, key_position) if size else None
+    shared = Shared(rotary, layout, key_layout, slots, condition, weights, window)
     stores = None if cache is None else Stores(cache.keys, cache.values)
     x, prediction, stores = self._stages(x, prefix, shared, key, hidden_layers, stores)
-    prediction = dataclasses.replace(prediction, features=self._features(x), head=self._head())
+    features = self._features(x, condition)
+    prediction = dataclasses.replace(prediction, features=features, head=self._head())
     if cache is not None:
       return prediction, dataclasses.replace(cache, keys=stores.keys, values=stores.values)
     return _answers(prediction, rows, parts), None
@@ -171,9 +175,14 @@ class Body(nnx.Module):
       x = x + self.token_type(jnp.zeros((1, 1), jnp.int32), x.dtype)
     return x if self.embedding_norm is None else self.embedding_norm(x)
 
-  def _features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+  def _features(
+    self, x: Float[Array, "B L D"], condition: Float[Array, "B L1 C"] | None
+  ) -> Float[Array, "B L D"]:
     """What the head reads of the stream after the last layer."""
     x = x if self.final_norm is None else self.final_norm(x)
+    if self.final_modulation is not None:
+      shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
+      x = x * (1 + scale) + shift
     return x if self.head_transform is None else self.head_transform(x)
 
   def _head(self) -> Head:
@@ -240,6 +249,28 @@ class Body(nnx.Module):
   ) -> tuple[Float[Array, "B L D"], Stores | None, Routing | None]:
     """The stream and the stores after `layers` (stacked parameters, and the numbers of the layers,
     from `first` on), and the losses of their routers, stacked."""
+    scan = scans_layers(self.config)
+    layer = self._layer(shared, key, keep=stores is not None)
+    if scan:
+      (x, stores), routing = jax.lax.scan(layer, (x, stores), layers)
+      return x, stores, routing
+    unlimited = self._layer(shared._replace(window=None), key, keep=stores is not None)
+    routings = []
+    for number, piece in enumerate(_split(layers, [1] * layers[1].shape[0]), start=first):
+      one = jax.tree.map(lambda leaf: leaf[0], piece)
+      own = None if stores is None else Stores(stores.keys[number], stores.values[number])
+      run = unlimited if number in self.config.full_layers else layer
+      (x, own), routing = run((x, own), one)
+      if stores is not None:
+        stores = Stores(
+          _replaced(stores.keys, number, own.keys), _replaced(stores.values, number, own.values)
+        )
+      routings.append(routing)
+    return x, stores, jax.tree.map(lambda *leaves: jnp.stack(leaves), *routings)
+
+  def _layer(self, shared: Shared, key: Key | None, *, keep: bool) -> Callable[..., Any]:
+    """(stream and stores, (parameters, number of the layer)) -> (the same after it, routing), for a
+    scan; if all is not to be kept for the backward pass, as `remat` says."""
     config = self.config
     definition = nnx.split(self.blocks)[0]
     scan = scans_layers(config)
@@ -249,26 +280,15 @@ class Body(nnx.Module):
       params, number = each
       layer_key = None if key is None else jax.random.fold_in(key, number)
       block = nnx.merge(definition, params)
+      own = shared
+      if scan and config.full_layers:
+        own = shared._replace(windowed=jnp.all(number != jnp.array(config.full_layers)))
       place = number if scan else None
-      x, stores, routing = block(placed(x), shared, place, layer_key, stores)
+      x, stores, routing = block(placed(x), own, place, layer_key, stores)
       return (x, stores), routing
 
-    if REMAT[config.remat] is not None and stores is None:
-      layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-    if scan:
-      (x, stores), routing = jax.lax.scan(layer, (x, stores), layers)
-      return x, stores, routing
-    routings = []
-    for number, piece in enumerate(_split(layers, [1] * layers[1].shape[0]), start=first):
-      one = jax.tree.map(lambda leaf: leaf[0], piece)
-      own = None if stores is None else Stores(stores.keys[number], stores.values[number])
-      (x, own), routing = layer((x, own), one)
-      if stores is not None:
-        stores = Stores(
-          _replaced(stores.keys, number, own.keys), _replaced(stores.values, number, own.values)
-        )
-      routings.append(routing)
-    return x, stores, jax.tree.map(lambda *leaves: jnp.stack(leaves), *routings)
+    policy = REMAT[config.remat]
+    return layer if keep or policy is None else jax.checkpoint(layer, policy=policy)
 
 
 def scans_layers(config: TransformerOptions) -> bool:

@@ -28,6 +28,7 @@ class SlotCache:
       [layers, B, G, S, K] where one compiled layer is scanned over all.
     segment, block, noisy: int32 [B, S], the layout of the slots. A slot that has not been written
       is in a segment of its own, which no query is in.
+    position: int32 [B, S], the positions of the slots, for layers with a window; None without.
   """
 
   # Any: JAX rebuilds a pytree with whatever stands for its arrays (shapes, shardings, None).
@@ -36,6 +37,7 @@ class SlotCache:
   segment: Any
   block: Any
   noisy: Any
+  position: Any = None
 
   @property
   def written(self) -> Bool[Array, "B S"]:
@@ -49,7 +51,15 @@ class SlotCache:
 
 
 def empty(
-  layers: int, rows: int, slots: int, kv_heads: int, head_width: int, dtype: str, *, stacked: bool
+  layers: int,
+  rows: int,
+  slots: int,
+  kv_heads: int,
+  head_width: int,
+  dtype: str,
+  *,
+  stacked: bool,
+  with_position: bool = False,
 ) -> SlotCache:
   """A cache in which nothing is written."""
   shape = (rows, kv_heads, slots, head_width)
@@ -60,20 +70,23 @@ def empty(
     return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
 
   none = jnp.zeros((rows, slots), jnp.int32)
-  return SlotCache(zeros(), zeros(), none + PAD_KEY, none, none)
+  position = none if with_position else None
+  return SlotCache(zeros(), zeros(), none + PAD_KEY, none, none, position)
 
 
 def write_layout(
-  cache: SlotCache, layout: Layout, slots: Int[Array, "B Q"]
+  cache: SlotCache, layout: Layout, slots: Int[Array, "B Q"], position: Int[Array, "B1 Q"]
 ) -> tuple[Layout, SlotCache]:
-  """(the layout of the Q tokens with every field set, [B, Q]; the cache with it in their slots)."""
+  """(the layout of the Q tokens with every field set, [B, Q]; the cache with it in their slots, and
+  with their positions if it has any)."""
 
   def whole(field):
     return jnp.broadcast_to(jnp.int32(0) if field is None else field, slots.shape)
 
   tokens = Layout(whole(layout.segment), whole(layout.block), whole(layout.noisy))
   put = (put_tokens(old, new, slots) for old, new in zip(_fields(cache), _fields(tokens)))
-  return tokens, SlotCache(cache.keys, cache.values, *put)
+  placed = None if cache.position is None else put_tokens(cache.position, whole(position), slots)
+  return tokens, SlotCache(cache.keys, cache.values, *put, placed)
 
 
 def put_tokens(old: Array, new: Array, slots: Int[Array, "B Q"]) -> Array:

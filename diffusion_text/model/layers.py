@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from diffusion_text.model.long_context import rotary_rates
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.types import Inputs, Key
 
@@ -209,30 +210,50 @@ class MLP(nnx.Module):
     return self.down(jax.nn.silu(self.gate(x)) * hidden)
 
 
+# What the linear schedule leaves of a token at t = 1 in the code of SEDD, MDLM, UDLM and Duo.
+LOGLINEAR_EPS = 1e-3
+
+
 class TimeEmbedding(nnx.Module):
-  """The time as `width` numbers: waves of 1000·t through a small MLP (DiT, arXiv 2212.09748)."""
+  """The time as `time_width` numbers: waves of `time_signal` through a small MLP (DiT, arXiv
+  2212.09748)."""
 
   FREQUENCIES: ClassVar[int] = 128
 
-  def __init__(self, width: int, *, rngs: nnx.Rngs):
+  def __init__(self, config: TransformerOptions, *, rngs: nnx.Rngs):
+    self.config = config
+    width = config.time_width
     self.inner = Linear(2 * self.FREQUENCIES, width, std=0.02, rngs=rngs, bias=True)
     self.outer = Linear(width, width, std=0.02, rngs=rngs, bias=True)
 
   def __call__(self, t: Float[Array, "*n"]) -> Float[Array, "*n C"]:
     """The embedding of each time, float32."""
     rates = jnp.exp(-jnp.log(10_000.0) * jnp.arange(self.FREQUENCIES) / self.FREQUENCIES)
-    angles = 1000.0 * t.astype(jnp.float32)[..., None] * rates
+    angles = self._signal(t.astype(jnp.float32))[..., None] * rates
     waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jax.nn.silu(self.outer(jax.nn.silu(self.inner(waves))))
 
+  def _signal(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The number that stands for the time, see `TransformerOptions.time_signal`."""
+    if self.config.time_signal == "time":
+      return t
+    if self.config.time_signal == "loglinear":
+      return -jnp.log1p(-(1 - LOGLINEAR_EPS) * t)
+    if self.config.time_signal == "geometric":
+      low, high = self.config.time_sigmas
+      return low * jnp.exp(t * jnp.log(high / low))
+    return 1000.0 * t
+
 
 def rotary_angles(
-  position: Int[Array, "B L"], head_width: int, base: float
+  position: Int[Array, "B L"], config: TransformerOptions
 ) -> tuple[Float[Array, "B L 1 K2"], Float[Array, "B L 1 K2"]]:
-  """Cosines and sines of the angles of each position and pair (RoPE, arXiv 2104.09864)."""
-  rates = base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-  angles = position.astype(jnp.float32)[..., None, None] * rates[None, None, None]
-  return jnp.cos(angles), jnp.sin(angles)
+  """Cosines and sines of the angles of each position and pair (RoPE, arXiv 2104.09864), times
+  `rope_gain`."""
+  angles = position.astype(jnp.float32)[..., None, None] * rotary_rates(config, position)
+  if config.rope_gain == 1:
+    return jnp.cos(angles), jnp.sin(angles)
+  return config.rope_gain * jnp.cos(angles), config.rope_gain * jnp.sin(angles)
 
 
 def rotate(

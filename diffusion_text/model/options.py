@@ -10,6 +10,7 @@ from diffusion_text.model.quantized.stored import QUANTIZED, Quantized
 from diffusion_text.types import InputSizes
 
 Attention = Literal["pallas_tpu", "pallas_gpu", "xla", "reference"]
+RopeKind = Literal["plain", "linear", "dynamic", "llama3", "yarn"]
 
 
 class Sizes(NamedTuple):
@@ -71,12 +72,42 @@ class TransformerOptions:
   token_types: int = option(
     0, "rows of a table of token types, of which the first is added to every token (BERT: 2)", ge=0
   )
-  rope_base: float = option(10_000.0, "base of the rotary positions", gt=0)
+  rope_base: float = option(10_000.0, "base of the rotary positions", gt=0, le=1e12)
   rope_scaling: float = option(
     1.0,
     "what rope_base is multiplied by, for rows longer than those of training"
     " (model/long_context.py); no parameter depends on it",
     ge=1,
+  )
+  rope_kind: RopeKind = option(
+    "plain",
+    "how rotary positions are slowed for longer rows, as in published checkpoints"
+    " (model/long_context.py). plain: they are not",
+  )
+  rope_factor: float = option(1.0, "rope_kind: how many times as long rows may be", ge=1)
+  rope_trained_length: int = option(
+    0, "rope_kind: positions of the rows that the model was trained on before", ge=0
+  )
+  rope_slow_turns: float = option(
+    1.0, "llama3, yarn: pairs with fewer turns in the trained length are slowed in full", gt=0
+  )
+  rope_fast_turns: float = option(
+    32.0, "llama3 (4 is published), yarn (32): pairs with more turns are not slowed", gt=0
+  )
+  rope_gain: float = option(
+    1.0, "what cosines and sines are multiplied by: the attention factor of yarn", gt=0
+  )
+  rope_whole_pairs: bool = option(
+    True, "yarn: the pairs that bound the slowing are rounded outwards to whole ones"
+  )
+  window: int = option(
+    0,
+    "positions that a token sees to each side, itself included, in layers with a window: a key is"
+    " seen if its position differs by less. 0: no layer has one",
+    ge=0,
+  )
+  full_layers: tuple[int, ...] = option(
+    (), "window: numbers of layers, from 0, without it; (): every layer has it"
   )
   qk_norm: bool = option(False, "RMSNorm on each query and key head (arXiv 2302.05442)")
   tie_embeddings: bool = option(False, "the head is the table that embeds the tokens")
@@ -97,6 +128,18 @@ class TransformerOptions:
     " row (both DiffusionBERT, arXiv 2211.15029 section 3.3)",
   )
   time_width: int = option(128, "width of the time embedding", ge=1)
+  time_signal: Literal["thousands", "time", "loglinear", "geometric"] = option(
+    "thousands",
+    "the number that the time embedding has waves of. thousands: 1000 t. time: t (GIDD). loglinear:"
+    " -log(1 - 0.999 t), the noise of the linear schedule (SEDD, MDLM, UDLM, Duo). geometric:"
+    " sigma_min^(1 - t) sigma_max^t (SEDD)",
+  )
+  time_sigmas: tuple[float, float] = option(
+    (1e-4, 20.0), "geometric: the noise at t = 0 and t = 1 (SEDD's released values)"
+  )
+  time_in_head: bool = option(
+    False, "adaln: the time shifts and scales the last norm too, as in DiT; without gate"
+  )
   dropout: float = option(0.0, "probability with which a branch's number is dropped", ge=0, lt=1)
   dtype: Literal["float32", "bfloat16"] = option(
     "float32", "of the network's matmuls; parameters, logits and losses are float32"
@@ -154,6 +197,7 @@ class TransformerOptions:
     self._check_heads()
     self._check_norms()
     self._check_positions()
+    self._check_time()
     self._check_unanswered()
     if self.first_stage_layers >= self.layers:
       raise ValueError(
@@ -225,6 +269,80 @@ class TransformerOptions:
       raise ValueError(
         f"unanswered={self.unanswered} with first_stage_layers={self.first_stage_layers}, whose"
         " head answers every id; use one stage"
+      )
+    self._check_rope()
+    self._check_window()
+
+  def _check_rope(self) -> None:
+    kind, length = self.rope_kind, self.rope_trained_length
+    if kind == "plain":
+      if self.rope_factor != 1 or length:
+        raise ValueError(
+          f"rope_factor={self.rope_factor} and rope_trained_length={length} are read with a"
+          " rope_kind other than 'plain'; set one, or leave them unset"
+        )
+      return
+    if self.positions == "learned":
+      raise ValueError(
+        f"rope_kind={kind!r} slows rotary positions, and positions='learned' are rows of a table;"
+        " use 'plain'"
+      )
+    if kind != "linear" and length < 1:
+      raise ValueError(
+        f"rope_kind={kind!r} goes by the length of earlier training, and"
+        f" rope_trained_length={length}; set it (original_max_position_embeddings)"
+      )
+    if kind in ("llama3", "yarn") and not self.rope_slow_turns < self.rope_fast_turns:
+      raise ValueError(
+        f"rope_slow_turns={self.rope_slow_turns} must be below"
+        f" rope_fast_turns={self.rope_fast_turns}; 1 and 4 (llama3) or 1 and 32 (yarn) are"
+        " published"
+      )
+    if kind == "yarn" and self.rope_base * self.rope_scaling <= 1:
+      raise ValueError(f"rope_kind='yarn' needs rope_base={self.rope_base} above 1; 10000 is usual")
+    if kind == "dynamic" and self.sizes.head_width < 4:
+      raise ValueError(
+        f"rope_kind='dynamic' needs heads of at least 4 numbers, not {self.sizes.head_width}"
+      )
+
+  def _check_window(self) -> None:
+    if not self.window and self.full_layers:
+      raise ValueError(
+        f"full_layers={self.full_layers} are those without a window, and window=0 gives none to"
+        " any layer; set window"
+      )
+    wrong = [number for number in self.full_layers if not 0 <= number < self.layers]
+    if wrong:
+      raise ValueError(
+        f"full_layers={self.full_layers} must be layers of 0 … {self.layers - 1}; there is no"
+        f" {wrong[0]}"
+      )
+    if self.window and len(set(self.full_layers)) == self.layers:
+      raise ValueError(
+        f"window={self.window} with full_layers={self.full_layers}, which are all layers; use"
+        " window=0"
+      )
+    if self.window and self.time_conditioning == "prefix":
+      raise ValueError(
+        f"window={self.window} hides the prefix of time_conditioning='prefix' from most tokens; use"
+        " 'adaln' or 'layerwise'"
+      )
+
+  def _check_time(self) -> None:
+    if self.time_in_head and self.time_conditioning != "adaln":
+      raise ValueError(
+        "time_in_head=True is a part of time_conditioning='adaln', and it is"
+        f" {self.time_conditioning!r}; set 'adaln'"
+      )
+    if self.time_conditioning == "none" and self.time_signal != "thousands":
+      raise ValueError(
+        f"time_signal={self.time_signal!r} is read by a network that reads the time; set"
+        " time_conditioning"
+      )
+    low, high = self.time_sigmas
+    if not 0 < low < high:
+      raise ValueError(
+        f"time_sigmas={self.time_sigmas} must rise from above 0; (0.0001, 20.0) is usual"
       )
 
   def _check_self_conditioning(self) -> None:

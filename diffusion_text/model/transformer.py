@@ -75,10 +75,18 @@ class Transformer(TransformerOptions):
         f"{slots} tokens of a row are more than model.max_positions={self.max_positions}; use"
         " shorter rows"
       )
+    if self.rope_kind == "dynamic" and slots > self.rope_trained_length:
+      raise ValueError(
+        f"rope_kind='dynamic' turns the keys of rows beyond"
+        f" model.rope_trained_length={self.rope_trained_length} by their length, and a cache of"
+        f" {slots} slots would keep them as they were turned before; use the reader whole_row, or"
+        " shorter rows"
+      )
     sizes = self.sizes
     count = rows.t.shape[0]
     shape = (self.layers, count, slots, sizes.kv_heads, sizes.head_width)
-    return empty(*shape, self.dtype, stacked=scans_layers(self))
+    kinds = {"stacked": scans_layers(self), "with_position": self.window > 0}
+    return empty(*shape, self.dtype, **kinds)
 
   def extend(
     self,

@@ -28,6 +28,7 @@ NETWORKS = {
   "plain": {},
   "grouped": {"kv_heads": 1, "qk_norm": True, "scan_layers": True},
   "two stages": {"time_conditioning": "adaln", "first_stage_layers": 1},
+  "windows": {"window": 4, "full_layers": (1,), "scan_layers": True},
   "memory": {"time_conditioning": "layerwise", "self_conditioning": "add", "estimate_size": 5},
 }
 
@@ -101,6 +102,9 @@ def test_blocks_equal_the_uncached_row(name):
     for cache, slot in ((seen, SLOT), (empty(network, params), clash)):
       broken = in_blocks(network, params, cache, slot)[0]
       assert np.abs(broken - expected).max() > 1e-2
+  if name == "windows":
+    for mutant in (network.like(window=5), network.like(full_layers=())):
+      assert np.abs(uncached_blocks(mutant, params) - expected).max() > 1e-2
   if name == "memory":
     plain = network.like(self_conditioning="none", estimate_size=0)
     fewer = {group: leaves for group, leaves in params.items() if group != "recall"}

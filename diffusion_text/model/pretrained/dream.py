@@ -10,12 +10,13 @@ import dataclasses
 from typing import Any
 
 from diffusion_text.model.pretrained import llama
-from diffusion_text.model.pretrained.family import Architecture, Config, Names, need
+from diffusion_text.model.pretrained.family import Architecture, Config, Names, need, refuse
 
 
 def architecture(config: Config, names: Names) -> Architecture:
   """See `Family`."""
   need(config, "mask_token_id")
+  refuse(config, use_sliding_window=(False, None))
   return llama.architecture(config, names)
 
 

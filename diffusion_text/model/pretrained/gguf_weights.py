@@ -27,6 +27,13 @@ KEYS = {
   "rms_norm_eps": "attention.layer_norm_rms_epsilon",
   "rope_theta": "rope.freq_base",
   "max_position_embeddings": "context_length",
+  "sliding_window": "attention.sliding_window",
+}
+# Of `rope_scaling` (recalled): key -> end of the metadata key.
+SCALING = {
+  "rope_type": "rope.scaling.type",
+  "factor": "rope.scaling.factor",
+  "original_max_position_embeddings": "rope.scaling.original_context_length",
 }
 NAMES = {
   "token_embd": "model.embed_tokens",
@@ -146,9 +153,15 @@ def _config(
   found = {key: _value(fields, f"{architecture}.{end}") for key, end in KEYS.items()}
   config = {key: value for key, value in found.items() if value is not None}
   config["rms_norm_eps"] = float(np.format_float_positional(np.float32(found["rms_norm_eps"])))
-  scaling = _value(fields, f"{architecture}.rope.scaling.type")
-  if scaling not in (None, "none"):
-    config["rope_scaling"] = {"type": scaling}
+  scaling = {key: _value(fields, f"{architecture}.{end}") for key, end in SCALING.items()}
+  if scaling["rope_type"] not in (None, "none"):
+    gain = _value(fields, f"{architecture}.rope.scaling.attn_factor")
+    if gain not in (None, 1):
+      raise ValueError(
+        f"the GGUF file has {architecture}.rope.scaling.attn_factor={gain}, and only files without"
+        " it, or with 1, are read; take the safetensors of this model"
+      )
+    config["rope_scaling"] = {key: value for key, value in scaling.items() if value is not None}
   embedding = "model.embed_tokens.weight"
   if embedding in shapes:
     config["vocab_size"] = shapes[embedding][0]

@@ -1,6 +1,7 @@
 """LLaMA and its relatives: RMSNorm, rotary positions, SwiGLU; Mistral, SmolLM2, Qwen2, Qwen3.
 
-Qwen2 has biases on queries, keys and values; Qwen3 norms on heads, whose width is free.
+Qwen2 has biases on queries, keys and values; Qwen3 norms on heads, whose width is free. Mistral,
+Qwen2 and Qwen3 may have sliding windows, all of them slowed positions (`longer_rows`).
 Names and keys as in the library transformers (recalled; held by a reference in tests).
 """
 
@@ -9,6 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from diffusion_text.model.pretrained.family import Architecture, Config, Family, Names, need, refuse
+from diffusion_text.model.pretrained.longer_rows import (
+  rope_config,
+  rope_options,
+  window_config,
+  window_options,
+)
 from diffusion_text.model.pretrained.mapping import Entry, Path, layer_entries
 
 LAYER: dict[str, Path] = {
@@ -44,13 +51,16 @@ def architecture(config: Config, names: Names) -> Architecture:
   """See `Family`."""
   del names
   kind = config["model_type"]
-  refuse(config, hidden_act=("silu",), rope_scaling=(None,), use_sliding_window=(False, None))
-  if "use_sliding_window" not in config:
+  refuse(config, hidden_act=("silu",))
+  if kind == "llama":  # the library reads no window there: such a file is of another network
+    refuse(config, use_sliding_window=(False, None))
+  if kind != "mistral" and "use_sliding_window" not in config:
     refuse(config, sliding_window=(None,))
+  layers = need(config, "num_hidden_layers")
   heads, width = need(config, "num_attention_heads"), need(config, "hidden_size")
   bias = "all" if config.get("attention_bias") else "none"
   options = {
-    "layers": need(config, "num_hidden_layers"),
+    "layers": layers,
     "width": width,
     "heads": heads,
     "kv_heads": config.get("num_key_value_heads") or heads,
@@ -62,10 +72,10 @@ def architecture(config: Config, names: Names) -> Architecture:
     "mlp_bias": bool(config.get("mlp_bias", False)),
     "attention_bias": "qkv" if kind in ("qwen2", "Dream") else bias,
     "qk_norm": kind == "qwen3",
-    "rope_base": _rope_base(config),
     "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     "head_bias": False,
   }
+  options |= rope_options(config) | window_options(config, layers)
   return Architecture(options, need(config, "vocab_size"), config.get("mask_token_id"))
 
 
@@ -93,6 +103,10 @@ def config(architecture: Architecture) -> dict[str, Any]:
   options = architecture.options
   kind, name = ("qwen2", "Qwen2") if options["attention_bias"] == "qkv" else ("llama", "Llama")
   kind, name = ("qwen3", "Qwen3") if options["qk_norm"] else (kind, name)
+  windows = window_config(options)
+  if kind == "llama" and options.get("window"):
+    # Layers without windows are what Mistral cannot say: `checked_config` then says so.
+    kind, name, windows = "mistral", "Mistral", {"sliding_window": options["window"]}
   written = {
     "architectures": [f"{name}ForCausalLM"],
     "model_type": kind,
@@ -104,22 +118,15 @@ def config(architecture: Architecture) -> dict[str, Any]:
     "intermediate_size": options["mlp_width"],
     "hidden_act": "silu",
     "rms_norm_eps": options["norm_eps"],
-    "rope_theta": options["rope_base"],
     "attention_bias": options["attention_bias"] == "all",
     "mlp_bias": options["mlp_bias"],
     "tie_word_embeddings": options["tie_embeddings"],
     "vocab_size": architecture.vocab_size,
     "torch_dtype": "float32",
   }
+  written |= rope_config(options) | (windows if kind != "llama" else {})
   mask = architecture.mask_id
   return written if mask is None else written | {"mask_token_id": mask}
-
-
-def _rope_base(config: Config) -> float:
-  """The base of the rotary positions; newer configs keep it in a section."""
-  section = config.get("rope_parameters") or {}
-  refuse(section, rope_type=("default",))
-  return float(config.get("rope_theta") or section.get("rope_theta") or 10_000.0)
 
 
 FAMILY = Family(

@@ -54,6 +54,10 @@ MUTANTS = {
   "qwen3": {"rope_base": 1000.0},
   "bert": {"activation": "gelu"},
   "mdlm": {"norm_eps": 1e-3},
+  "mistral, longer rows": {"window": 5, "rope_gain": 1.0},
+  "llama, longer rows": {"rope_fast_turns": 3.0},
+  "qwen2, longer rows": {"full_layers": ()},
+  "qwen3, longer rows": {"window": 4},
 }
 
 
@@ -200,8 +204,8 @@ BAD = {
   ),
   "scaling": (
     lambda t: t,
-    {"rope_scaling": {"type": "yarn"}},
-    r"rope_scaling=\{'type': 'yarn'\}, which the transformer here does not do",
+    {"rope_scaling": {"type": "longrope"}},
+    "rotary positions by rope_type='longrope', which the transformer here does not do; it reads",
   ),
   "window": (lambda t: t, {"sliding_window": 8}, "sliding_window=8, which the transformer"),
 }

@@ -42,13 +42,17 @@ def heads_of(x, count):
   return x.reshape(*x.shape[:2], count, -1).transpose(0, 2, 1, 3)
 
 
-def attend(q, k, v, causal):
-  """[B, H, L, K] and [B, G, L, K] twice -> [B, L, H · K]."""
+def attend(q, k, v, causal, window=None):
+  """[B, H, L, K] and [B, G, L, K] twice -> [B, L, H · K]; of keys nearer than the window."""
   repeat = q.shape[1] // k.shape[1]
   k, v = (np.repeat(x, repeat, axis=1) for x in (k, v))
   scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(q.shape[-1])
+  place = np.arange(scores.shape[-1])
+  back = place[:, None] - place[None, :]
   if causal:
-    scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+    scores = np.where(back >= 0, scores, -np.inf)
+  if window is not None:
+    scores = np.where(np.abs(back) < window, scores, -np.inf)
   mixed = (softmax(scores) @ v).transpose(0, 2, 1, 3)
   return mixed.reshape(*mixed.shape[:2], -1)
 
@@ -56,11 +60,70 @@ def attend(q, k, v, causal):
 def rope(x, base):
   """Pairs (k, k + K/2) turned by position · base^(-2k/K)."""
   half = x.shape[-1] // 2
-  rates = base ** (-2.0 * np.arange(half) / (2 * half))
-  angles = np.arange(x.shape[2])[:, None] * rates
-  cos, sin = (np.concatenate([f(angles)] * 2, axis=-1) for f in (np.cos, np.sin))
-  turned = np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
-  return x * cos + turned * sin
+  return turned(x, base ** (-2.0 * np.arange(half) / (2 * half)))
+
+
+def turned(x, rates, gain=1.0):
+  """Pairs (k, k + K/2) turned by position · rates[k], cosines and sines times `gain`."""
+  half = x.shape[-1] // 2
+  angles = np.arange(x.shape[2])[:, None] * np.asarray(rates)
+  cos, sin = np.cos(angles), np.sin(angles)
+  first, second = x[..., :half], x[..., half:]
+  both = (first * cos - second * sin, second * cos + first * sin)
+  return gain * np.concatenate(both, axis=-1)
+
+
+def slowed_rates(config, width, length):
+  """(rate of each pair, gain) by `rope_scaling` of a config, pair by pair: LLaMA 3 by wavelengths
+  (arXiv 2407.21783 and the released code), YaRN by the two places (arXiv 2309.00071, section 3)."""
+  base, scaling = config["rope_theta"], config.get("rope_scaling") or {}
+  kind, factor = scaling.get("rope_type"), scaling.get("factor")
+  old = scaling.get("original_max_position_embeddings")
+  if kind == "dynamic" and length > config["max_position_embeddings"]:
+    longer = length / config["max_position_embeddings"]
+    base *= (factor * longer - (factor - 1)) ** (width / (width - 2))
+  rates = [base ** (-2.0 * pair / width) for pair in range(width // 2)]
+  if kind == "linear":
+    return [rate / factor for rate in rates], 1.0
+  if kind == "llama3":
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    slowed = []
+    for rate in rates:
+      wavelength = 2 * math.pi / rate
+      if wavelength < old / high:
+        slowed.append(rate)
+      elif wavelength > old / low:
+        slowed.append(rate / factor)
+      else:
+        smooth = (old / wavelength - low) / (high - low)
+        slowed.append((1 - smooth) * rate / factor + smooth * rate)
+    return slowed, 1.0
+  if kind != "yarn":
+    return rates, 1.0
+
+  def place(turns):
+    return width * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+  low, high = place(scaling.get("beta_fast", 32)), place(scaling.get("beta_slow", 1))
+  if scaling.get("truncate", True):
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, width - 1)
+  ramps = [min(max((pair - low) / (high - low), 0), 1) for pair in range(width // 2)]
+  slowed = [rate / factor * ramp + rate * (1 - ramp) for rate, ramp in zip(rates, ramps)]
+  if "mscale" in scaling:
+    over, under = scaling["mscale"], scaling["mscale_all_dim"]
+    return slowed, (0.1 * over * math.log(factor) + 1) / (0.1 * under * math.log(factor) + 1)
+  return slowed, scaling.get("attention_factor", 0.1 * math.log(factor) + 1)
+
+
+def window_of(config, layer):
+  """The window of a layer, or None: of all in Mistral, of the last or chosen ones in Qwen."""
+  if not config.get("use_sliding_window", True):
+    return None
+  kinds = config.get("layer_types")
+  if kinds is not None:
+    return config["sliding_window"] if kinds[layer] == "sliding_attention" else None
+  return config.get("sliding_window") if layer >= config.get("max_window_layers", 0) else None
 
 
 def gpt2(w, config, ids):
@@ -79,9 +142,10 @@ def gpt2(w, config, ids):
 
 
 def llama(w, config, ids):
-  """LLaMA, Qwen2, Qwen3; Dream, which sees the whole row."""
+  """LLaMA, Mistral, Qwen2, Qwen3; Dream, which sees the whole row."""
   w = {name: value.astype(np.float64) for name, value in w.items()}
-  eps, base = config["rms_norm_eps"], config["rope_theta"]
+  eps, causal = config["rms_norm_eps"], config["model_type"] != "Dream"
+  rope = slowed_rates(config, config.get("head_dim", D // HEADS), ids.shape[1])
 
   def linear(x, name):
     return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
@@ -96,7 +160,7 @@ def llama(w, config, ids):
     if config["model_type"] == "qwen3":
       q = rms_norm(q, w[p + "self_attn.q_norm.weight"], eps)
       k = rms_norm(k, w[p + "self_attn.k_norm.weight"], eps)
-    mixed = attend(rope(q, base), rope(k, base), v, config["model_type"] != "Dream")
+    mixed = attend(turned(q, *rope), turned(k, *rope), v, causal, window_of(config, i))
     x = x + linear(mixed, p + "self_attn.o_proj")
     h = rms_norm(x, w[p + "post_attention_layernorm.weight"], eps)
     gated = silu(linear(h, p + "mlp.gate_proj")) * linear(h, p + "mlp.up_proj")
@@ -192,6 +256,7 @@ def random_tensors(shapes, seed=0):
 
 
 def llama_shapes(kind):
+  kind = "llama" if kind == "mistral" else kind
   k = 12 if kind == "qwen3" else D // HEADS
   inner, kv = HEADS * k, GROUPS * k
   shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
@@ -214,7 +279,8 @@ def llama_config(kind):
   config = {"model_type": kind, "hidden_size": D, "num_hidden_layers": LAYERS, "vocab_size": V}
   config |= {"num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "hidden_act": "silu"}
   config |= {"intermediate_size": F, "rms_norm_eps": 1e-5, "rope_theta": 500.0}
-  config |= {"tie_word_embeddings": kind == "llama", "bos_token_id": 1, "rope_scaling": None}
+  tied = kind in ("llama", "mistral")
+  config |= {"tie_word_embeddings": tied, "bos_token_id": 1, "rope_scaling": None}
   config |= {"head_dim": 12} if kind == "qwen3" else {}
   return config | ({"mask_token_id": 5} if kind == "Dream" else {})
 
@@ -307,6 +373,33 @@ def mdlm_config():
   return config | {"mask_token_id": V - 1}
 
 
+# kind: what its config says of longer rows. With heads of 8 or 12 numbers and base 500 some pairs
+# are slowed in full, some in part and some not at all.
+LONGER = {
+  "mistral": {
+    "sliding_window": 4,
+    "rope_scaling": {
+      **{"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+      **{"beta_fast": 4.0, "beta_slow": 1.0},
+    },
+  },
+  "llama": {
+    "rope_scaling": {
+      **{"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
+      **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    },
+  },
+  "qwen2": {
+    **{"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 3.0},
+  },
+  "qwen3": {
+    **{"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
+    "layer_types": ["sliding_attention", "full_attention"],
+    **{"max_position_embeddings": 8, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+  },
+}
+
 # name: (config, shapes, reference, whether a token sees its right).
 CASES = {
   "gpt2": (gpt2_config(), gpt2_shapes(), gpt2, True),
@@ -317,5 +410,9 @@ CASES = {
   **{
     kind: (llama_config(kind), llama_shapes(kind), llama, kind != "Dream")
     for kind in ("llama", "qwen2", "qwen3", "Dream")
+  },
+  **{
+    f"{kind}, longer rows": (llama_config(kind) | more, llama_shapes(kind), llama, True)
+    for kind, more in LONGER.items()
   },
 }
