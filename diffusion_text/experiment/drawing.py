@@ -55,6 +55,15 @@ class Costs:
     fills = sum(int(each.fills) for each in self._samples)
     return cost_report(first._replace(**joined, fills=fills), model, batch=batch, end_id=end_id)
 
+  def repeated(self) -> str | None:
+    """A line that says how many different texts there are, where rows are the same; else None."""
+    ids = np.concatenate([each.ids for each in self._samples])
+    different = len(np.unique(ids, axis=0))
+    if different == len(ids):
+      return None
+    texts = f"{different} different text{'s' * (different > 1)} in {len(ids)} rows"
+    return f"--- {texts}; at temperature 0 a prompt has one text, --temperature=1 draws"
+
   def lengths(self, end_id: int) -> LengthLaw:
     """How long the generated texts are, up to their first end."""
     ids = np.concatenate([each.ids for each in self._samples])
@@ -63,16 +72,18 @@ class Costs:
 
 
 def closing(costs: Costs, experiment: Experiment, *, lengths: bool) -> str:
-  """What decoding has cost, in a line; with `lengths` how long the texts are, and how long rows of
-  the validation split are, packed as in training.
+  """What decoding has cost, in a line; how many texts are different, where some are the same; with
+  `lengths` how long the texts are, and how long rows of the validation split are, packed as in
+  training.
 
   Raises:
     ValueError: with `lengths`, for a tokenizer without an end of text.
   """
   end_id = experiment.tokenizer.special["end"]
-  lines = [f"--- cost: {costs.report(experiment.model, end_id).line()}"]
+  lines = [f"--- cost: {costs.report(experiment.model, end_id).line()}", costs.repeated()]
+  lines = [line for line in lines if line is not None]
   if not lengths:
-    return lines[0]
+    return "\n".join(lines)
   if end_id is None:
     raise ValueError(
       f"--lengths counts tokens up to the end of text, and no token of {experiment.tokenizer.name}"

@@ -96,7 +96,7 @@ def describe(cls: type) -> list[tuple[str, str, str, str]]:
 
 def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> dict[str, Any]:
   """The section with another number of steps: of the member itself, or of the part that counts them
-  (a budget).
+  (a budget, or the budgets of `any_of`).
 
   Raises:
     ValueError: for a member that has no steps.
@@ -104,9 +104,9 @@ def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> dict[str, A
   section = dict(section)
   if "steps" in find(kind, section["name"]).__pydantic_fields__:
     return {**section, "steps": steps}
-  for key, value in section.items():
-    if isinstance(value, Mapping) and "steps" in value:
-      return {**section, key: {**value, "steps": steps}}
+  counted = _with_steps_inside(section, steps)
+  if counted is not None:
+    return counted
   options = ", ".join(row[0] for row in describe(find(kind, section["name"])))
   raise ValueError(
     f"config.{kind}.name={section['name']!r} has no steps to set, so leave them out; its options"
@@ -117,7 +117,30 @@ def with_steps(kind: str, section: Mapping[str, Any], steps: int) -> dict[str, A
 def counts_steps(kind: str, section: Mapping[str, Any]) -> bool:
   """True if a number of steps can be set for the member of a section, or for a part of it."""
   own = "steps" in find(kind, section["name"]).__pydantic_fields__
-  return own or any(isinstance(value, Mapping) and "steps" in value for value in section.values())
+  return own or _with_steps_inside(section, 1) is not None
+
+
+def _with_steps_inside(section: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
+  """The section with another number of steps in its first part that counts them, at any depth, or
+  in all of a list of parts that do (`any_of`); None if no part does.
+  """
+
+  def changed_part(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+      return None
+    return {**part, "steps": steps} if "steps" in part else _with_steps_inside(part, steps)
+
+  for key, value in section.items():
+    if isinstance(value, list | tuple):
+      parts = [changed_part(each) for each in value]
+      found = any(part is not None for part in parts)
+      kept = zip(parts, value, strict=True)
+      inner = type(value)(old if new is None else new for new, old in kept) if found else None
+    else:
+      inner = changed_part(value)
+    if inner is not None:
+      return {**section, key: inner}
+  return None
 
 
 def changed(

@@ -159,14 +159,14 @@ class ClassifierFree(Around):
     model, params, query, refresh = asked
     query = query._replace(needs=query.needs & ~agreed[:, None])
 
-    def ask(own):
-      said, own = self.reader.read(model, params, own, query, refresh=refresh)
+    def ask(_, kept):
+      said, own = self.reader.read(model, params, kept[2], query, refresh=refresh)
       return said.features, said.fresh, own
 
-    def skip(own):
-      return answer.features, answer.fresh, own
-
-    features, fresh, own = jax.lax.cond(jnp.any(query.needs), ask, skip, own)
+    # A loop of one turn or none. A branch (`lax.cond`) would copy the cache.
+    turns = jnp.any(query.needs).astype(jnp.int32)
+    kept = (answer.features, answer.fresh, own)
+    features, fresh, own = jax.lax.fori_loop(0, turns, ask, kept)
     features = select(agreed, answer.features, features)
     if fresh is not None:
       fresh = select(agreed, answer.fresh, fresh)

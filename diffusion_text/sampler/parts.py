@@ -101,3 +101,12 @@ def best(
   above, level = among & (score > least), among & (score == least)
   rest = count[:, None] - jnp.sum(above, axis=1, keepdims=True)
   return above | (level & (jnp.cumsum(level, axis=1) <= rest))
+
+
+def at_least_one(chosen: Bool[Array, "B u"], eligible: Bool[Array, "B u"]) -> Bool[Array, "B u"]:
+  """True at the chosen tokens among the eligible ones, and at the leftmost eligible token of a row
+  in which none is chosen: without it, the row would never be done.
+  """
+  chosen = chosen & eligible
+  first = eligible & (jnp.cumsum(eligible, axis=1) == 1)
+  return chosen | (first & ~jnp.any(chosen, axis=1, keepdims=True))

@@ -30,7 +30,7 @@ from diffusion_text.sampler.answers import on_tokens
 from diffusion_text.sampler.budget import BUDGETS, EvenShare
 from diffusion_text.sampler.ends import behind_end, may_end
 from diffusion_text.sampler.lost_tokens import need_schedule
-from diffusion_text.sampler.parts import Candidates, Part, Score
+from diffusion_text.sampler.parts import Candidates, Part, Score, at_least_one
 from diffusion_text.sampler.revise import REVISIONS
 from diffusion_text.sampler.score import SCORES, Entropy
 from diffusion_text.sampler.transform import LogitsTransform, without
@@ -250,7 +250,8 @@ class Reveal:
     score = self.score.across(of_score, self.score(seen))
     nothing = jnp.zeros(score.shape, jnp.int32)
     view = view._replace(memory=state.memory.budget)
-    return self.budget(view, Proposal(score, nothing, score, {}), state.waiting)
+    chosen = self.budget(view, Proposal(score, nothing, score, {}), state.waiting)
+    return at_least_one(chosen, state.waiting)
 
   def times(
     self, model: Model, params: Params, canvas: Canvas, state: Waiting
@@ -294,7 +295,7 @@ class Reveal:
     if self.end == "late":
       eligible &= may_end(proposal.ids, self.end_id, state.waiting, canvas.segment)
     of_budget = view._replace(memory=state.memory.budget)
-    committed = eligible & self.budget(of_budget, proposal, eligible)
+    committed = at_least_one(self.budget(of_budget, proposal, eligible), eligible)
     if not self.draws_all:
       ids, log_prob = self._drawn(view, t, committed)
       proposal = proposal._replace(ids=ids, log_prob=log_prob)

@@ -19,6 +19,9 @@ from diffusion_text.experiment.build import build
 from diffusion_text.experiment.run import Trained, generate, open_rows
 from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.budget import EvenShare
+from diffusion_text.sampler.reveal import Reveal
+from diffusion_text.sampler.score import MaxProb
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,18 @@ def test_a_key_of_the_place_in_the_batch_would_be_noticed(trained, monkeypatch):
   texts = open_rows(trained.experiment.tokenizer, 1, 12, ["a", "To be", ""])
   monkeypatch.setattr(drawing, "numbered_keys", lambda seed, rows: row_keys(seed, len(rows)))
   assert _rows(trained, texts, batch_size=2) != _rows(trained, texts, batch_size=5)
+
+
+def test_rows_of_one_text_are_told(trained):
+  """A greedy decoder writes one text for each prompt."""
+  texts = open_rows(trained.experiment.tokenizer, 1, 12, ["a", "To be"])
+  greedy = Reveal(score=MaxProb(), budget=EvenShare(steps=2), temperature=0.0)
+  for sampler, said in ((greedy, "--- 2 different texts in 6 rows; "), (None, None)):
+    costs = drawing.Costs()
+    _rows(trained, texts, sampler=sampler, costs=costs)
+    closing = drawing.closing(costs, trained.experiment, lengths=False).splitlines()
+    assert closing[0].startswith("--- cost: ")
+    assert [line[: len(said or "")] for line in closing[1:]] == ([said] if said else [])
 
 
 def test_padding_is_no_text(trained):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from diffusion_text.core.options import member
+from diffusion_text.core.prng import row_keys
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.classifier_free import ClassifierFree
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.reader.window_cache import WindowCache
 from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.host import host_sample
-from diffusion_text.sampler.loop import sample
+from diffusion_text.sampler.loop import Loop, sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import Random
 from diffusion_text.testing.exact_model import exact_model
@@ -110,6 +111,16 @@ def test_whatever_agrees_serves_alone_until_the_window_is_done():
   first = got.committed == 0
   np.testing.assert_array_equal(got.ids[first], full.ids[first])
   assert (got.ids != full.ids).any()
+
+
+def test_no_branch_surrounds_a_cache():
+  """A branch would copy the cache at every call, which a loop of one turn or none does not."""
+  _, model, params = model_of()
+  ids = np.zeros((2, L), np.int32)
+  batch = Batch(ids, np.broadcast_to(np.arange(L) < 1, ids.shape))
+  guided = Loop(model, ONE_PER_CALL, ClassifierFree(WindowCache(), 2.0, agree=0.1), block=2)
+  program = jax.jit(guided).lower(params, row_keys(0, 2), batch).as_text()
+  assert "stablehlo.while" in program and "stablehlo.case" not in program
 
 
 @member

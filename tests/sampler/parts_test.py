@@ -95,6 +95,24 @@ class Hears(Budget):
 
 
 @member
+class ChoosesNone(Budget):
+  """Commits nothing in rows of even number, and everything in others."""
+
+  reads_logits: ClassVar[bool] = False
+
+  def __call__(self, view, proposal, waiting):
+    return waiting & (jnp.arange(waiting.shape[0]) % 2 == 1)[:, None]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_budget_that_chooses_nothing_takes_the_leftmost_token(ahead):
+  """In place of a row that is never done; whether or not the choice is made before the call."""
+  found = text_of(Reveal(score=LeftToRight() if ahead else Counts(), budget=ChoosesNone()), rows=4)
+  np.testing.assert_array_equal(found.committed[::2], np.tile(np.arange(4), (2, 1)))
+  np.testing.assert_array_equal(found.committed[1::2], 0)
+
+
+@member
 class Notes(Revision):
   """Changes nothing; remembers what was recorded before its call."""
 
