@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class Budget(Part):
-  """Which waiting tokens are committed. In a row for which a budget chooses none, the leftmost token
-  that waits and was answered is committed, so that every row is done in the end.
+  """Which waiting tokens are committed. In a row for which a budget chooses none, the leftmost
+  token that waits and was answered is committed, so that every row is done in the end.
 
   Attributes:
     reads_logits: False if the choice follows from the scores alone.
