@@ -26,6 +26,7 @@ from diffusion_text.types import Params
 
 KERNEL = "kernel"
 LAYERS = "blocks"
+OBSERVED = observed.NAME
 
 
 def names_of(tree: Mapping[str, Any]) -> tuple[str, ...]:
