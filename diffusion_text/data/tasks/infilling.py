@@ -28,7 +28,7 @@ class Infilling:
     seed: Of the places.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("token_f1", "exact_match", "bleu")
+  metrics: ClassVar[tuple[str, ...]] = ("reward", "exact_match", "bleu")
 
   path: str | None = option(None, "text as of data.corpus=folder; unset: the bundled novels")
   hole: int = option(3, "words of the hole", ge=1, le=1000)

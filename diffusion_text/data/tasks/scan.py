@@ -37,7 +37,7 @@ class Scan(MadeOrRead):
     train_size: As of `Generated`.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "token_f1")
+  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "reward")
 
   train_size: int = option(10_000, "examples of the training split", ge=1)
 

@@ -40,7 +40,7 @@ class Pairs:
     max_characters: Pairs with a longer source or target are left out of every split.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("bleu", "chrf", "token_f1", "exact_match", "copied")
+  metrics: ClassVar[tuple[str, ...]] = ("bleu", "chrf", "reward", "exact_match", "copied")
   default_fields: ClassVar[tuple[str | None, str | None]] = (None, None)
 
   path: str = option(..., "a file or folder of pairs")
@@ -89,7 +89,7 @@ class Pairs:
 class Summaries(Pairs):
   """Documents and their summaries, scored by ROUGE, otherwise as `Pairs`."""
 
-  metrics: ClassVar[tuple[str, ...]] = ("rouge_l", "rouge_1", "rouge_2", "token_f1")
+  metrics: ClassVar[tuple[str, ...]] = ("rouge_l", "rouge_1", "rouge_2", "reward")
 
 
 @member

@@ -31,7 +31,7 @@ class Sudoku9(MadeOrRead):
     path: csv files with columns puzzle,solution, in place of the generator.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "cells")
+  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "positions")
   box: ClassVar[int] = 3
 
   clues: int = option(36, "clues of a puzzle", ge=17, le=80)
