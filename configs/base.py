@@ -18,6 +18,8 @@ from the system's config, and everything else from one base, so that systems are
 terms.
 """
 
+import difflib
+
 from ml_collections import ConfigDict
 
 # name: (layers, width, heads, kv_heads, mlp_width, activation, learning rate).
@@ -36,8 +38,10 @@ def config(size: str = "tiny") -> ConfigDict:
   """All defaults, for a network of this size. Raises ValueError for an unknown size."""
   size = size or "tiny"
   if size not in SIZES:
+    near = difflib.get_close_matches(size, SIZES, n=1)
+    hint = f"did you mean {near[0]!r}? Use" if near else "use"
     raise ValueError(
-      f"size {size!r} is unknown; use one of {', '.join(SIZES)}, as in"
+      f"size {size!r} is unknown; {hint} one of {', '.join(SIZES)}, as in"
       " --config=configs/mdlm.py:tiny"
     )
   layers, width, heads, kv_heads, mlp_width, activation, learning_rate = SIZES[size]

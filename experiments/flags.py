@@ -12,7 +12,7 @@ from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
 from diffusion_text.train.multihost import check_alone, is_first, leave, verdict
 from diffusion_text.train.storage import check_compilation_cache
-from experiments import parts
+from experiments import mistakes, parts
 from experiments.paths import path_flag, show_any_text
 
 # An OSError says which file or disk is at fault, which is not the program's.
@@ -32,7 +32,7 @@ def config_flag(default: str | None = None, name: str = "config"):
     )
   # A mistyped override of a default file is read at once.
   except (AttributeError, KeyError) as error:
-    fail(f"config override: {' '.join(str(error).split())}; sections are in configs/base.py")
+    fail(mistakes.override(error))
 
 
 def workdir_flag(required: bool = True):
@@ -43,11 +43,9 @@ def run(main, connect=None):
   """absl's app.run, with a user's mistake told in one line and exit code 2. connect: joins the
   other processes of the run; without it, several processes are refused.
   """
-  parsed = []
 
   @functools.wraps(main)
   def guarded(argv):
-    parsed.append(True)
     if len(argv) > 1:
       fail(f"{argv[1:]} are not flags; did you mean --{argv[1].lstrip('-')}? See --help.")
     # jax and orbax log at INFO through absl; ours goes through the package's own logger.
@@ -65,14 +63,15 @@ def run(main, connect=None):
         traceback.print_exc()
       fail(*verdict(error, user))
 
+  def parsed(argv):
+    try:
+      return mistakes.parse(argv, parts.PARTS)
+    except mistakes.Mistake as error:
+      fail(str(error))
+
   show_any_text()
   flags.DEFINE_bool("traceback", False, "show where an error came from")
-  try:
-    app.run(guarded)
-  except (AttributeError, KeyError) as error:  # an override of a key that the config lacks
-    if parsed:
-      raise
-    fail(f"config override: {' '.join(str(error).split())}; sections are in configs/base.py")
+  app.run(guarded, flags_parser=parsed)
 
 
 def fail(message: str, code: int = 2):
