@@ -96,7 +96,8 @@ class Full(OneCopy):
 
   answer_shift: 1 has token i answered at the position before it, as autoregressive weights have
   learned (DiffuLLaMA, arXiv 2410.17891; Dream, arXiv 2508.15487). A token of noise stands before
-  the row and answers for the first token.
+  the row and answers for the first token. Where a row holds several conversations this token is
+  seen by the first one alone; each begins with observed tokens, which need no answer.
   """
 
   answer_shift: Literal[0, 1] = option(

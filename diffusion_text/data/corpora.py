@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from diffusion_text.core.options import member, option
-from diffusion_text.data import pair_files, splits, text_files, tfds_corpus
+from diffusion_text.data import conversations, pair_files, splits, text_files, tfds_corpus
 from diffusion_text.data.splits import ALL, SPLITS
 from diffusion_text.data.text_files import BadRows, Row
 
@@ -331,7 +331,32 @@ class Pairs:
     return pair_files.read(path, self.source, self.target, self.bad_rows)
 
 
+@member
+class Conversations(Folder):
+  """Conversations for instruction tuning: `.jsonl` files, in splits as of `Folder`.
+
+  A document is the list of messages of a row, as JSON; `data.conversations` has its tokens.
+
+  Attributes:
+    field: The field with the messages, {"role": …, "content": …} each.
+  """
+
+  field: str = "messages"
+
+  def identity(self, memo: Path | None = None) -> str:
+    """The options, and a hash of the splits and contents of the files."""
+    return f"conversations:{super().identity(memo)}"
+
+  def _files(self) -> splits.Files:
+    return splits.find(self.path, (".jsonl",))
+
+  def _read(self, path: Path) -> Iterator[str]:
+    rows = (conversations.messages_of(row, self.field) for row in text_files.json_rows(path))
+    return text_files.checked(f"{path}:", rows, self.bad_rows)
+
+
 CORPORA = {"austen": Austen, "text8": Text8, "folder": Folder, "tfds": Tfds, "pairs": Pairs}
+CORPORA["conversations"] = Conversations
 
 
 def carved(split: str, key: str, held: tuple[str, ...]) -> bool:

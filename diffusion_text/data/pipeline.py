@@ -15,9 +15,11 @@ import numpy as np
 
 from diffusion_text import types
 from diffusion_text.data import packing
+from diffusion_text.data.conversations import conversation_rows
 from diffusion_text.data.token_arrays import TokenArrays
 
-PACKINGS = ("stream", "documents", "pairs")
+PACKINGS = ("stream", "documents", "pairs", "conversations")
+ANSWERING = ("pairs", "conversations")  # those whose rows have observed tokens, and are never cut
 _PREFETCH = 4  # batches that wait in memory
 _THREADS = 2  # threads that make batches
 
@@ -59,7 +61,7 @@ class TrainIterator:
     saved = json.loads(state)
     for name, value in self._choices.items():
       # Positions of earlier versions do not say what the content was, and had no short rows.
-      absent = {"content": value, "short_rows": 0.0}.get(name)
+      absent = {"content": value, "short_rows": 0.0, "answer_multiple": 1}.get(name)
       kept = saved["choices"].get(name, absent)
       if kept != value and name == "content":
         raise ValueError(
@@ -83,6 +85,7 @@ def train_iterator(
   packing_kind: str = "stream",
   random_offset: bool = False,
   short_rows: float = 0.0,
+  answer_multiple: int = 1,
   places: Sequence[int] | None = None,
 ) -> TrainIterator:
   """Endless batches of shuffled rows.
@@ -98,6 +101,7 @@ def train_iterator(
     packing_kind: One of PACKINGS (see `packing`).
     random_offset: True to begin each epoch's stream at another token ("stream" only).
     short_rows: Share of the rows that are cut to a random length (see `packing.Shortened`).
+    answer_multiple: See `conversations.conversation_rows`.
     places: The rows of the global batch to read, each from 0 to batch_size - 1. None: all.
 
   Raises:
@@ -113,9 +117,10 @@ def train_iterator(
   packing.check_length(length, arrays.tokens)
   if seed < 0:
     raise ValueError(f"seed={seed}; use seed >= 0")
-  if packing_kind == "pairs" and short_rows:
+  if packing_kind in ANSWERING and short_rows:
     raise ValueError(
-      f"short_rows={short_rows} with packing_kind='pairs' would cut targets off; use short_rows=0"
+      f"short_rows={short_rows} with packing_kind={packing_kind!r} would cut targets off; use"
+      " short_rows=0"
     )
   if packing_kind == "stream":
     packed: packing.Packed = packing.Stream(arrays.tokens, length, random_offset, seed)
@@ -125,7 +130,7 @@ def train_iterator(
       "use random_offset=False"
     )
   else:
-    packed = _by_document(arrays, length, packing_kind)
+    packed = _by_document(arrays, length, packing_kind, answer_multiple)
   if packed.count < batch_size:
     raise ValueError(
       f"batch_size={batch_size}, but the split has only {packed.count} rows of length={length}; "
@@ -142,10 +147,16 @@ def train_iterator(
     "random_offset": random_offset,
   }
   choices |= {"tokens": len(arrays.tokens), "rows": packed.count, "short_rows": short_rows}
+  choices |= {"answer_multiple": answer_multiple}
   return TrainIterator(_grain_iterator(packed, batch_size, seed, places), choices)
 
 
-def _by_document(arrays: TokenArrays, length: int, packing_kind: str) -> packing.Packed:
+def _by_document(
+  arrays: TokenArrays, length: int, packing_kind: str, multiple: int
+) -> packing.Packed:
+  if packing_kind == "conversations":
+    texts = arrays.tokens, arrays.answers, arrays.offsets
+    return conversation_rows(*texts, length, arrays.separator, multiple)
   if packing_kind == "pairs":
     return packing.pair_rows(arrays.tokens, arrays.offsets, length, arrays.separator)
   return packing.whole_documents(arrays.tokens, arrays.offsets, length)
@@ -204,6 +215,7 @@ def evaluation_batches(
   length: int,
   batch_size: int,
   packing_kind: str = "stream",
+  answer_multiple: int = 1,
 ) -> EvaluationBatches:
   """All rows of a split once, in order, as batches of numpy arrays [B, L].
 
@@ -218,6 +230,7 @@ def evaluation_batches(
     length: Tokens of a row.
     batch_size: Rows of a batch.
     packing_kind: One of PACKINGS (see `packing`).
+    answer_multiple: See `conversations.conversation_rows`.
 
   Raises:
     ValueError: Before any work, for sizes that do not fit together.
@@ -226,7 +239,7 @@ def evaluation_batches(
   if packing_kind == "stream":
     packed = packing.straight_stream(arrays.tokens, length)
   else:
-    packed = _by_document(arrays, length, packing_kind)
+    packed = _by_document(arrays, length, packing_kind, answer_multiple)
   return EvaluationBatches(packed, batch_size)
 
 

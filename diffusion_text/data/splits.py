@@ -80,7 +80,8 @@ def find(location: str, suffixes: Sequence[str]) -> Files:
     ValueError: For a file whose split is ambiguous, and a file in two splits.
   """
   root = Path(location).expanduser()
-  kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+  *others, last = suffixes
+  kinds = f"{', '.join(others)} or {last}" if others else last
   if root.is_file():
     split, reason = _split_of(root, (root.stem,))
     why = {root: reason or "it is the only file"}

@@ -11,8 +11,9 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class TokenArrays:
 
   Attributes:
     tokens: uint16 or uint32 [T], every document followed by the tokenizer's separator. A split of a
-      single document has no separator added.
+      single document has no separator added, and neither have conversations.
     offsets: int64 [documents + 1]. Document i with its separator is
       tokens[offsets[i]:offsets[i + 1]].
     characters: Number of characters of the original text, separators included.
@@ -37,6 +38,7 @@ class TokenArrays:
     separator: The separator of the tokenizer, None if it has none.
     content: A hash of the tokens and offsets. Equal text gives an equal hash, wherever it is kept.
     unknown_bytes: Bytes of the characters that became the unknown id.
+    answers: bool [T], the tokens that a model is to write; None where it is to write all.
   """
 
   tokens: np.ndarray
@@ -46,6 +48,7 @@ class TokenArrays:
   separator: int | None = None
   content: str = ""
   unknown_bytes: int = 0
+  answers: np.ndarray | None = None
 
   @property
   def bytes_of_unknown(self) -> float:
@@ -69,11 +72,25 @@ class TokenArrays:
     return counts
 
 
+class Encoder(Protocol):
+  """How documents become tokens, where this is not the tokenizer's work alone.
+
+  Attributes:
+    name: What the tokens depend on besides the text and the tokenizer.
+  """
+
+  name: str
+
+  def pieces(self, document: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids int32 [n], answers bool [n]) of the parts of a document, in order."""
+
+
 def token_arrays(
   corpus: corpora.Corpus,
   tokenizer: Any,
   split: str,
   cache_dir: str | os.PathLike[str] | None,
+  encoder: Encoder | None = None,
 ) -> TokenArrays:
   """The tokens of a split ("all": of all splits), encoded now or mapped from an earlier call's
   files. What was read, and why it is in the split, is logged once.
@@ -82,35 +99,49 @@ def token_arrays(
   temporary folder, which is then renamed, so several processes may start at the same time: one of
   them succeeds, and all read the same files.
 
+  Args:
+    corpus: The documents.
+    tokenizer: Of the ids.
+    split: One of the three, or "all".
+    cache_dir: Where the files are. None: the tokens stay in memory.
+    encoder: Makes the ids of documents, and says which are answers. None: the tokenizer, with a
+      separator after each document.
+
   Raises:
     ValueError: If the split is empty, or if it has several documents and the tokenizer has no
       separator.
   """
   corpora.check_split(split)
   if cache_dir is None:
-    result = _in_memory(corpus, tokenizer, split)
+    result = _in_memory(corpus, tokenizer, split, encoder)
   else:
-    result = _mapped(corpus, tokenizer, split, Path(cache_dir))
+    result = _mapped(corpus, tokenizer, split, Path(cache_dir), encoder)
   for line in _report(corpus, tokenizer, split, result):
     say_once(line)
   return result
 
 
-def _in_memory(corpus: corpora.Corpus, tokenizer: Any, split: str) -> TokenArrays:
-  tokens_file, offsets_file = io.BytesIO(), io.BytesIO()
-  meta = _encode(corpus, tokenizer, split, tokens_file, offsets_file)
-  tokens = np.frombuffer(tokens_file.getbuffer(), _dtype(tokenizer))
-  return _arrays(tokens, np.frombuffer(offsets_file.getbuffer(), np.int64), meta, tokenizer)
+def _in_memory(
+  corpus: corpora.Corpus, tokenizer: Any, split: str, encoder: Encoder | None
+) -> TokenArrays:
+  files = _Files(io.BytesIO(), io.BytesIO(), io.BytesIO())
+  meta = _encode(corpus, tokenizer, split, files, encoder)
+  tokens = np.frombuffer(files.tokens.getbuffer(), _dtype(tokenizer))
+  offsets = np.frombuffer(files.offsets.getbuffer(), np.int64)
+  answers = None if encoder is None else np.frombuffer(files.answers.getbuffer(), bool)
+  return _arrays(tokens, offsets, answers, meta, tokenizer)
 
 
-def _mapped(corpus: corpora.Corpus, tokenizer: Any, split: str, cache: Path) -> TokenArrays:
+def _mapped(
+  corpus: corpora.Corpus, tokenizer: Any, split: str, cache: Path, encoder: Encoder | None
+) -> TokenArrays:
   identity = corpus.identity(cache / "hashes")
-  name = hashlib.sha256(
-    json.dumps([_FORMAT, identity, tokenizer.fingerprint, split]).encode()
-  ).hexdigest()[:16]
+  known_by = [_FORMAT, identity, tokenizer.fingerprint, split]
+  known_by += [] if encoder is None else [encoder.name]
+  name = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:16]
   directory = cache / f"{split}-{name}"
   if not directory.exists():
-    _write(corpus, tokenizer, split, directory)
+    _write(corpus, tokenizer, split, directory, encoder)
   meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
   tokens = np.memmap(
     directory / "tokens.bin", mode="r", dtype=_dtype(tokenizer), shape=(meta["tokens"],)
@@ -118,11 +149,18 @@ def _mapped(corpus: corpora.Corpus, tokenizer: Any, split: str, cache: Path) -> 
   offsets = np.memmap(
     directory / "offsets.bin", mode="r", dtype=np.int64, shape=(meta["documents"] + 1,)
   )
-  return _arrays(tokens, offsets, meta, tokenizer)
+  answers = None
+  if encoder is not None:
+    answers = np.memmap(directory / "answers.bin", mode="r", dtype=bool, shape=(meta["tokens"],))
+  return _arrays(tokens, offsets, answers, meta, tokenizer)
 
 
 def _arrays(
-  tokens: np.ndarray, offsets: np.ndarray, meta: dict[str, Any], tokenizer: Any
+  tokens: np.ndarray,
+  offsets: np.ndarray,
+  answers: np.ndarray | None,
+  meta: dict[str, Any],
+  tokenizer: Any,
 ) -> TokenArrays:
   return TokenArrays(
     tokens=tokens,
@@ -132,6 +170,7 @@ def _arrays(
     separator=tokenizer.separator,
     content=meta["content"],
     unknown_bytes=meta["unknown_bytes"],
+    answers=answers,
   )
 
 
@@ -164,15 +203,24 @@ def _dtype(tokenizer: Any) -> type[np.unsignedinteger]:
   return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 
 
-def _write(corpus: corpora.Corpus, tokenizer: Any, split: str, directory: Path) -> None:
+class _Files(NamedTuple):
+  tokens: BinaryIO
+  offsets: BinaryIO
+  answers: BinaryIO  # stays empty without an encoder
+
+
+def _write(
+  corpus: corpora.Corpus, tokenizer: Any, split: str, directory: Path, encoder: Encoder | None
+) -> None:
   directory.parent.mkdir(parents=True, exist_ok=True)
   draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
   try:
     with (
-      (draft / "tokens.bin").open("wb") as tokens_file,
-      (draft / "offsets.bin").open("wb") as offsets_file,
+      (draft / "tokens.bin").open("wb") as tokens,
+      (draft / "offsets.bin").open("wb") as offsets,
+      io.BytesIO() if encoder is None else (draft / "answers.bin").open("wb") as answers,
     ):
-      meta = _encode(corpus, tokenizer, split, tokens_file, offsets_file)
+      meta = _encode(corpus, tokenizer, split, _Files(tokens, offsets, answers), encoder)
     (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     draft.chmod(0o755)  # mkdtemp makes it private, but caches are shared
     try:
@@ -206,16 +254,16 @@ class _Writer:
 
 
 def _encode(
-  corpus: corpora.Corpus, tokenizer: Any, split: str, tokens_file: BinaryIO, offsets_file: BinaryIO
+  corpus: corpora.Corpus, tokenizer: Any, split: str, files: _Files, encoder: Encoder | None
 ) -> dict[str, Any]:
-  """Writes tokens and offsets; returns the counts for meta.json."""
-  writer = _Writer(tokenizer, tokens_file)
-  offsets_hash = hashlib.sha256()
+  """Writes tokens, offsets and, with an encoder, answers; returns the counts for meta.json."""
+  writer = _Writer(tokenizer, files.tokens)
+  offsets_hash, answers_hash = hashlib.sha256(), hashlib.sha256()
   documents = text_bytes = 0
 
   def write_offset() -> None:
     data = np.int64(writer.tokens).tobytes()
-    offsets_file.write(data)
+    files.offsets.write(data)
     offsets_hash.update(data)
 
   def end_document() -> None:
@@ -226,30 +274,41 @@ def _encode(
       )
     writer.write(np.array([tokenizer.separator]))
 
+  def write_document(document: str) -> None:
+    if encoder is None:
+      for ids in tokenizers.encode_document(tokenizer, document):
+        writer.write(ids)
+      return
+    for ids, answers in encoder.pieces(document):
+      writer.write(ids)
+      files.answers.write(answers.tobytes())
+      answers_hash.update(answers.tobytes())
+
   for document in corpus.documents(split):
-    if documents == 1:
+    if documents == 1 and encoder is None:
       end_document()  # ends the first document: only now are several documents known to exist
     write_offset()
     documents += 1
     text_bytes += len(document.encode("utf-8"))
     try:
-      for ids in tokenizers.encode_document(tokenizer, document):
-        writer.write(ids)
+      write_document(document)
     except ValueError as error:
       raise ValueError(
         f"document {documents} of split={split!r}, which begins {document[:40]!r}: {error}"
       ) from error
-    if documents > 1:
+    if documents > 1 and encoder is None:
       end_document()
   write_offset()
   if not writer.tokens:
     raise ValueError(f"split={split!r} of {corpus} has no tokens; use a corpus with text")
-  separators = documents if documents > 1 else 0
+  separators = documents if documents > 1 and encoder is None else 0
+  hashes = writer.hash.digest() + offsets_hash.digest()
+  hashes += b"" if encoder is None else answers_hash.digest()
   return {
     "documents": documents,
     "tokens": writer.tokens,
     "characters": writer.characters,
     "unknown": writer.unknown,
     "unknown_bytes": text_bytes + separators - writer.known_bytes if writer.unknown else 0,
-    "content": hashlib.sha256(writer.hash.digest() + offsets_hash.digest()).hexdigest(),
+    "content": hashlib.sha256(hashes).hexdigest(),
   }

@@ -25,6 +25,7 @@ from diffusion_text.core.options import LARGEST
 from diffusion_text.core.prng import stream
 from diffusion_text.core.trees import Path, merge, split
 from diffusion_text.data.packing import without_padding
+from diffusion_text.data.pipeline import ANSWERING
 from diffusion_text.data.words import WORDLESS
 from diffusion_text.experiment import registry
 from diffusion_text.experiment.settings import (
@@ -190,11 +191,11 @@ class Experiment:
     return reported
 
   def text_weights(self, batch: Batch) -> Float[Array, "B L"]:
-    """The weight of each scored token of the text itself. The padding of pairs costs nats and is no
-    text.
+    """The weight of each scored token of the text itself. The ends with which pairs and answers are
+    filled up cost nats and are no text.
     """
     weights = engine.scored_weights(jax.tree.map(jnp.asarray, batch))
-    if self.data.packing != "pairs":
+    if self.data.packing not in ANSWERING:
       return weights
     return without_padding(weights, batch.ids, self.tokenizer.separator)
 

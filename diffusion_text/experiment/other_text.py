@@ -20,8 +20,11 @@ _SOURCE = (
   "bad_rows",
   "detokenizer",
   "task",
+  "template",
+  "answer_multiple",
 )
-_WITH_PATH = ("text8", "folder", "pairs")
+_WITH_PATH = ("text8", "folder", "pairs", "conversations")
+_PACKED = {"pairs": "pairs", "task": "pairs", "conversations": "conversations"}  # others: "stream"
 
 
 def of_workdir(workdir: str, *choices: Any) -> list[tuple[str, Any]]:
@@ -64,7 +67,7 @@ def overrides(
   moved = path is None or own in _WITH_PATH
   corpus = given.setdefault("corpus", own if moved else "folder")
   unset = {} if corpus == own else dict.fromkeys(_SOURCE)
-  in_pairs = corpus in ("pairs", "task")
-  if in_pairs != (data.get("packing") == "pairs"):
-    given.setdefault("packing", "pairs" if in_pairs else "stream")
+  own_packing, packing = data.get("packing"), _PACKED.get(corpus, "stream")
+  if own_packing != packing and {own_packing, packing} & set(_PACKED.values()):
+    given.setdefault("packing", packing)
   return [(f"data.{key}", value) for key, value in (unset | given).items()]

@@ -93,6 +93,7 @@ def _scored_batches(experiment: Experiment, split: str) -> EvaluationBatches:
     length=experiment.data.length,
     batch_size=experiment.evaluate.batch_size,
     packing_kind=experiment.data.packing,
+    answer_multiple=experiment.data.answer_multiple,
   )
 
 
@@ -152,6 +153,7 @@ def training_data(experiment: Experiment) -> tuple[TokenArrays, TrainIterator]:
     packing_kind=data.packing,
     random_offset=data.random_offset and data.packing == "stream",
     short_rows=data.short_rows,
+    answer_multiple=data.answer_multiple,
     places=train.row_places(experiment.mesh, experiment.train.batch_size),
   )
   return corpus, iterator

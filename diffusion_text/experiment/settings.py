@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from diffusion_text import train
 from diffusion_text.core.options import member, option, part
 from diffusion_text.core.trees import Path
+from diffusion_text.data.chat_template import template_of
+from diffusion_text.data.conversations import Chats
 from diffusion_text.data.corpora import CORPORA, Corpus
 from diffusion_text.data.detokenize import DETOKENIZERS, Detokenized
 from diffusion_text.data.tasks import TASKS, Task, TaskText, check_rows
@@ -29,21 +31,24 @@ from diffusion_text.train.sharding import row_shards
 class DataSettings:
   """`config.data`: which text, in which tokens, cut how."""
 
-  corpus: Literal["austen", "text8", "folder", "tfds", "pairs", "task"] = option(
+  corpus: Literal["austen", "text8", "folder", "tfds", "pairs", "task", "conversations"] = option(
     "austen", "austen is bundled; the others need a path, a dataset or a task"
   )
   task: Task | None = part(
     TASKS, None, "task: the name of one, or a section; experiments.tasks lists them"
   )
   path: str | None = option(
-    None, "text8: the file; folder, pairs: a directory or a file", min_length=1
+    None, "text8: the file; folder, pairs, conversations: a directory or a file", min_length=1
   )
   dataset: str | None = option(None, "tfds: the name, as in lm1b", min_length=1)
   data_dir: str | None = option(
     None, "tfds: where prepared data sets are; unset: TFDS's default", min_length=1
   )
   field: str | None = option(
-    None, "folder, tfds: the field that holds the text; unset: text", min_length=1
+    None,
+    "folder, tfds: the field that holds the text; unset: text. conversations: the one that holds"
+    " messages; unset: messages",
+    min_length=1,
   )
   source: str | None = option(
     None, "pairs: field or column number (from 0) of what is observed", min_length=1
@@ -68,10 +73,23 @@ class DataSettings:
     None, "a tokenizer saved by experiments.tokenize, used instead of learning one", min_length=1
   )
   length: int = option(256, "tokens per row", ge=2, le=2**24)
-  packing: Literal["stream", "documents", "pairs"] = option(
+  packing: Literal["stream", "documents", "pairs", "conversations"] = option(
     "stream",
     "stream: rows cut from one long text; documents: whole documents, each its own segment; pairs:"
-    " one pair per row, the source observed",
+    " one pair per row, the source observed; conversations: as many whole ones as fit, each its own"
+    " segment, all but the answers observed",
+  )
+  template: str | None = option(
+    None,
+    "conversations: a chat template, a file of Jinja or the name of a known one (chatml, llama3,"
+    " plain); unset: that beside the tokenizer, or plain without one",
+    min_length=1,
+  )
+  answer_multiple: int = option(
+    1,
+    "conversations: last answers are filled up with ends to a multiple of so many tokens, and these"
+    " ends are learned; 1: they are not, and the length of an answer has to be known",
+    ge=1,
   )
   random_offset: bool = option(True, "stream: cut the rows at another place each epoch")
   short_rows: float = option(
@@ -86,19 +104,30 @@ class DataSettings:
         f"data.corpus={self.corpus!r} with data.packing={self.packing!r}: 'pairs' is the packing of"
         " the corpora 'pairs' and 'task' and of no other; set both, or none"
       )
+    talks = self.corpus == "conversations"
+    if talks != (self.packing == "conversations"):
+      raise ValueError(
+        f"data.corpus={self.corpus!r} with data.packing={self.packing!r}: 'conversations' is a"
+        " corpus and the packing of its rows; set both, or none"
+      )
+    if not talks and (self.template is not None or self.answer_multiple != 1):
+      raise ValueError(
+        f"data.template={self.template!r} and data.answer_multiple={self.answer_multiple} are of"
+        f" conversations, not of data.corpus={self.corpus!r}; leave them unset"
+      )
     if (self.corpus == "task") != (self.task is not None):
       raise ValueError(
         f"data.corpus={self.corpus!r} with data.task={self.task!r}: a task needs"
         " --config.data.corpus=task --config.data.packing=pairs --config.data.task=NAME, all three"
       )
-    if in_pairs and self.short_rows:
+    if (in_pairs or talks) and self.short_rows:
       raise ValueError(
         f"data.short_rows={self.short_rows} with data.corpus={self.corpus!r} would cut targets off;"
         " use 0"
       )
-    if in_pairs and self.detokenizer is not None:
+    if (in_pairs or talks) and self.detokenizer is not None:
       raise ValueError(
-        f"data.detokenizer={self.detokenizer!r} is for text, not for pairs; leave it unset"
+        f"data.detokenizer={self.detokenizer!r} is for text, not for {self.packing}; leave it unset"
       )
 
   def make_corpus(self) -> Corpus:
@@ -143,7 +172,8 @@ class DataSettings:
         cache that cannot be written or is full.
     """
     try:
-      arrays = token_arrays(self.make_corpus(), tokenizer, split, self.cache)
+      encoder = self._encoder(tokenizer)
+      arrays = token_arrays(self.make_corpus(), tokenizer, split, self.cache, encoder)
       if self.task is not None:
         check_rows(self.task, split, arrays.document_sizes, self.length)
       return arrays
@@ -157,6 +187,14 @@ class DataSettings:
         f"data.cache_dir={self.cache_dir!r} cannot be written: {error}; make room there, or set"
         " --config.data.cache_dir to another directory"
       ) from error
+
+  def _encoder(self, tokenizer: Any) -> Chats | None:
+    """How conversations become tokens; None for text. Raises ValueError for an unknown template."""
+    if self.corpus != "conversations":
+      return None
+    beside = None if self.tokenizer_path is None else pathlib.Path(self.tokenizer_path).parent
+    bare = beside is None and self.template is None
+    return Chats(template_of(beside or ".", tokenizer, "plain" if bare else self.template))
 
   def token_counts(self, tokenizer: Any) -> np.ndarray:
     """int64 [V]: how often each token occurs in the training split."""

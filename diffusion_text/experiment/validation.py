@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text.core.prng import make_key
+from diffusion_text.data.pipeline import ANSWERING
 from diffusion_text.data.words import Words
 from diffusion_text.experiment import registry
 from diffusion_text.experiment.settings import DataSettings, EvaluateSettings, TrainSettings
@@ -80,10 +81,10 @@ def check_members(
       f"train.prompt_dropout={settings.prompt_dropout} with {model.context}: observed tokens would"
       " still be read in the clean copy beside the noisy blocks; use context.name=full"
     )
-  if settings.prompt_dropout and data.packing != "pairs":
+  if settings.prompt_dropout and data.packing not in ANSWERING:
     raise ValueError(
       f"train.prompt_dropout={settings.prompt_dropout} hides observed tokens, and rows of"
-      f" data.packing={data.packing!r} have none; leave it unset, or use pairs"
+      f" data.packing={data.packing!r} have none; leave it unset, or use pairs or conversations"
     )
   network.check(model, data)
   model.context.check(model, data)
