@@ -36,7 +36,7 @@ def names_of(tree: Mapping[str, Any]) -> tuple[str, ...]:
   def walk(place: Any, path: tuple[str, ...]) -> None:
     if not isinstance(place, Mapping):
       return
-    if LAYERS in path and {KERNEL, stored.NAME} & place.keys():
+    if LAYERS in path and {KERNEL, stored.NAME, OBSERVED} & place.keys():
       found.append("/".join(path))
       return
     for name, inner in place.items():

@@ -147,7 +147,7 @@ def quantized(params: Params, how: How, watcher: Watcher) -> Params:
     for name in names:
       group = linear_maps.get(network, name)
       kernel = group["kernel"][layer]
-      here = None if seen is None else {key: each[layer] for key, each in seen[name].items()}
+      here = None if seen is None else {key: np.asarray(x[layer]) for key, x in seen[name].items()}
       taken = {"damping": how.damping, "random": coins}
       arrays = methods.quantize_matrix(kernel, here, options, how.method, **taken)
       found[name].append(arrays)

@@ -1,0 +1,49 @@
+r"""Writes a workdir with integers in place of a trained network's matrices, and prints its bound
+beside that of the float network, on the same draws, and beside a control with random rounding.
+
+  python -m experiments.quantize --workdir=runs/mdlm --output=runs/mdlm4 --bits=4 --method=gptq
+  python -m experiments.evaluate --workdir=runs/mdlm4
+
+--table: instead, all methods and bits, and calibration at one time against all, as tables.
+
+  python -m experiments.quantize --workdir=runs/mdlm --output=runs/tables --table
+"""
+
+from absl import flags
+
+from experiments.flags import run, workdir_flag
+from experiments.paths import path_flag
+
+WORKDIR = workdir_flag()
+OUTPUT = path_flag("output", "workdir to write, or folder of the tables", required=True)
+METHODS = ["nearest", "gptq", "awq", "smoothquant"]
+METHOD = flags.DEFINE_enum("method", "gptq", METHODS, "how numbers are rounded")
+BITS = flags.DEFINE_enum("bits", "4", ["8", "4", "3"], "of each number")
+GROUP = flags.DEFINE_integer("group", 64, "inputs that share a scale; 0: all", lower_bound=0)
+DAMPING = flags.DEFINE_float("damping", 0.01, "of gptq", lower_bound=0)
+ROWS = flags.DEFINE_integer("rows", 32, "rows of training text to calibrate on", lower_bound=1)
+LEVEL = flags.DEFINE_float(
+  "level", None, "their time; default those of training", lower_bound=0, upper_bound=1
+)
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test", "all"], "text scored")
+MAX_ROWS = flags.DEFINE_integer("max_rows", 128, "rows that are scored", lower_bound=1)
+NUM_DRAWS = flags.DEFINE_integer("num_draws", 2, "draws of each row", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", 16, "texts that are drawn", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "of calibration, coins and samples", lower_bound=0)
+TABLE = flags.DEFINE_bool("table", False, "all methods and bits instead of one")
+
+
+def main(_):
+  from diffusion_text.studies import quantize
+
+  plain = (ROWS, LEVEL, SPLIT, MAX_ROWS, NUM_DRAWS, SAMPLES, SEED)
+  chosen = quantize.Settings(**{flag.name: flag.value for flag in plain})
+  if TABLE.value:
+    print(quantize.table(WORKDIR.value, OUTPUT.value, chosen))
+    return
+  how = quantize.How(METHOD.value, int(BITS.value), GROUP.value, DAMPING.value, SEED.value)
+  print(quantize.quantize(WORKDIR.value, OUTPUT.value, how, chosen))
+
+
+if __name__ == "__main__":
+  run(main)
