@@ -8,11 +8,12 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from diffusion_text.experiment import mistakes
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
 from diffusion_text.train.multihost import check_alone, is_first, leave, verdict
 from diffusion_text.train.storage import check_compilation_cache
-from experiments import mistakes, parts
+from experiments import parts
 from experiments.paths import path_flag, show_any_text
 
 # An OSError says which file or disk is at fault, which is not the program's.

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import mistakes
+from diffusion_text.experiment import mistakes
 from tests.conftest import ROOT
 
 
@@ -50,7 +50,7 @@ def mistake(words):
   [
     (["--config=configs/mdlmm.py:tiny"], "no file configs/mdlmm.py; did you mean .*mdlm.py:tiny"),
     (["--config", "mdlm"], "--config=mdlm: there is no file mdlm; did you mean .*/mdlm.py$"),
-    (["--config=zzz"], "use one of .*mdlm.*, as in --config=configs/mdlm.py:tiny"),
+    (["--config=zzz"], "use one of .*mdlm.*, as in --config=configs/[a-z0-9_]*.py$"),
     (["--config=configs/mdlmm.py", "--config.train.steps=3"], "did you mean"),
     (["--config=configs/base.py"], "the file has no function get_config"),
     (["--config=configs/mdlm.py:huge"], "^--config=configs/mdlm.py:huge: size 'huge' is unknown"),

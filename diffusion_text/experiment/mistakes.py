@@ -91,7 +91,7 @@ def check_file(name: str, value: str | None) -> None:
   hint = (
     f"did you mean --{name}={known[near[0]]}{size and f':{size}'}"
     if near
-    else f"use one of {', '.join(known)}, as in --{name}={CONFIGS}/mdlm.py:tiny"
+    else f"use one of {', '.join(known)}, as in --{name}={next(iter(known.values()))}"
   )
   raise Mistake(f"--{name}={value}: there is no file {path}; {hint}")
 

@@ -1,0 +1,85 @@
+"""The index of commands, and what bash completes."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from diffusion_text.experiment import catalogue, completion
+from tests.conftest import ROOT
+
+HERE = ROOT / "experiments"
+
+
+def test_every_command_is_listed_with_what_it_does():
+  commands = catalogue.commands(HERE)
+  assert {"train", "sample", "evaluate", "complete"} <= commands.keys()
+  assert not {"flags", "parts", "paths", "catalogue", "mistakes"} & commands.keys()
+  assert all(commands.values())
+  assert commands["sample"] == "Samples from a trained model"
+
+
+DEFINED = """
+from absl import flags
+import experiments.sample
+for module, defined in flags.FLAGS.flags_by_module_dict().items():
+  if module.startswith("experiments"):
+    print(*(flag.name for flag in defined))
+"""
+
+
+def test_flags_are_those_that_the_command_defines():
+  """Read from the text of the files, and as absl has them after an import."""
+  command = [sys.executable, "-c", DEFINED]
+  defined = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+  read = [flag.strip("-=") for flag in catalogue.flags(HERE, "sample")]
+  assert sorted(defined.split()) == read
+  assert "--dry_run" in catalogue.flags(HERE, "train")
+  assert "--config=" in catalogue.flags(HERE, "train")
+  assert "--base=" in catalogue.flags(HERE, "compare")  # a config under another name
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory):
+  """What bash offers for a line."""
+  if shutil.which("bash") is None:
+    pytest.skip("there is no bash here")
+  path = tmp_path_factory.mktemp("bash") / "script"
+  commands = {name: catalogue.flags(HERE, name) for name in catalogue.commands(HERE)}
+  path.write_text(completion.script(commands, ["configs/mdlm.py:tiny", "configs/md4.py:tiny"]))
+
+  def run(line):
+    program = f'source {path}; COMP_LINE="$1"; COMP_POINT=${{#1}}; _diffusion_text'
+    program += '; printf "%s\\n" "${COMPREPLY[@]}"'
+    command = ["bash", "-c", program, "bash", line]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "line, offered",
+  [
+    ("python -m experiments.tra", ["experiments.train", "experiments.translate"]),
+    ("python -m experiments.train --dry", ["--dry_run"]),
+    ("python -m experiments.train --dry_run --wor", ["--workdir="]),
+    ("python -m experiments.train --config=configs/md4", ["configs/md4.py:tiny"]),
+    ("python -m experiments.train --config=configs/md4.py:t", ["tiny"]),
+    ("python -m experiments.train --config.train.batch", ["--config.train.batch_size="]),
+    ("python -m experiments.train --config.process.name=mask", ["masked"]),
+    ("python -m experiments.sample --decoder=wi", ["wino"]),
+    ("python -m experiments.train --decod", []),  # a flag of another command
+    ("python -m pytest tes", []),  # completed as files are
+    ("ls experiments.tra", []),
+  ],
+)
+def test_bash_completes_what_is_typed(completed, line, offered):
+  assert completed(line) == offered
+
+
+def test_keys_are_all_that_a_config_may_set():
+  keys = completion.config_keys()
+  assert {"seed", "train.steps", "process.name", "sampler.score", "optimizer.eps"} <= set(keys)
+  assert "process.vocab_size" not in keys  # build gives it
+  assert len(keys) == len(set(keys))
