@@ -16,12 +16,12 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[flo
   Raises:
     ValueError: For no texts, numbers that differ, and without sacrebleu.
   """
-  return _corpus(_sacrebleu().BLEU(), texts, references)
+  return _corpus(sacrebleu_metrics().BLEU(), texts, references)
 
 
 def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
   """(corpus chrF2 from 0 to 100, sacrebleu's signature), as `bleu`."""
-  return _corpus(_sacrebleu().CHRF(), texts, references)
+  return _corpus(sacrebleu_metrics().CHRF(), texts, references)
 
 
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -97,7 +97,8 @@ def _check(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     )
 
 
-def _sacrebleu() -> Any:
+def sacrebleu_metrics() -> Any:
+  """The module `sacrebleu.metrics`. Raises ValueError, with the extra, if it is not there."""
   try:
     import sacrebleu.metrics  # an extra, and slow to import
   except ModuleNotFoundError as error:

@@ -35,11 +35,11 @@ class Score(NamedTuple):
 
   Attributes:
     value: The metric.
-    error: Its standard error over prompts; NaN where a corpus has one value.
+    error: Its standard error over prompts; None where a corpus has one value.
   """
 
   value: float
-  error: float
+  error: float | None
 
 
 def mean_score(values: Sequence[float]) -> Score:
@@ -80,9 +80,9 @@ METRICS: dict[str, Callable[[Answers], Score]] = {
   "rouge_1": _each(lambda text, references: overlap.rouge_n(text, references, 1)),
   "rouge_2": _each(lambda text, references: overlap.rouge_n(text, references, 2)),
   "rouge_l": _each(overlap.rouge_l),
-  "bleu": lambda a: Score(overlap.bleu(a.texts, a.references)[0], math.nan),
-  "chrf": lambda a: Score(overlap.chrf(a.texts, a.references)[0], math.nan),
+  "bleu": lambda a: Score(overlap.bleu(a.texts, a.references)[0], None),
+  "chrf": lambda a: Score(overlap.chrf(a.texts, a.references)[0], None),
   "copied": lambda a: mean_score([text == prompt for text, prompt in zip(a.texts, a.prompts)]),
-  "distinct": lambda a: Score(distinct_share(a.texts), math.nan),
-  "entropy": lambda a: Score(answer_entropy(a.texts), math.nan),
+  "distinct": lambda a: Score(distinct_share(a.texts), None),
+  "entropy": lambda a: Score(answer_entropy(a.texts), None),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import lzma
 import math
 from collections.abc import Sequence
@@ -58,12 +59,30 @@ class NGramModel:
     total, kinds = totals[n - 1][context]
     return (self.counts[n - 1][context][char] + kinds * lower) / (total + kinds)
 
+  def continued(self, text: str, stop: str, limit: int) -> str:
+    """What follows `text` up to `stop`, the likeliest character each time; at most `limit`."""
+    totals, characters = self._totals, sorted(self.counts[0][""])
+    written = ""
+    while len(written) < limit:
+      history = (text + written)[max(0, len(text) + len(written) - self.order + 1) :]
+      n = len(history) + 1
+      best = max(characters, key=lambda char: self._probability(history, char, n, totals))
+      if best == stop:
+        break
+      written += best
+    return written
+
+  @functools.cached_property
+  def _totals(self) -> list[dict[str, tuple[int, int]]]:
+    """(occurrences, distinct continuations) of every history."""
+    return [{h: (sum(c.values()), len(c)) for h, c in table.items()} for table in self.counts]
+
   def bits_per_char(self, text: str) -> float:
     """The cost of `text` in bits per character.
 
     Each character is predicted from the `order - 1` characters before it.
     """
-    totals = [{h: (sum(c.values()), len(c)) for h, c in table.items()} for table in self.counts]
+    totals = self._totals
     seen: dict[str, float] = {}
     bits = 0.0
     for end in range(len(text)):

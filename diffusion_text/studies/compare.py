@@ -43,7 +43,7 @@ from diffusion_text.experiment.settings import DataSettings
 from diffusion_text.studies.benchmark import hardware
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.comparison import caption, notes, plot, quality, table
-from diffusion_text.studies.jobs import core_groups
+from diffusion_text.studies.jobs import core_groups, run_all
 from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch
 
@@ -207,6 +207,24 @@ class Comparison:
         train.check_workdir(str(self.workdir / name), config_json(merged), ("train",), write=False)
     everything = json.dumps({**self.choices, "base": json.loads(config_json(self.base))})
     train.check_workdir(str(self.workdir), everything, write=write)
+
+  def run_one(self, name: str) -> None:
+    """Measures one system in this process, see `run_one`."""
+    run_one(self, name)
+
+  def run_all(self, command: Sequence[str], jobs: int, shown: str) -> tuple[str, Mapping[str, str]]:
+    """(the table as markdown, what failed and why) of all systems, each in a process of its own.
+
+    command: of such a process, to which --only is added; jobs: processes at a time; shown: the
+    command of the whole, for the table.
+    """
+    core_groups(jobs)  # refused now, if there are too few
+    self.claim(write=False)
+    corpus = corpus_quality(self)
+    self.claim()
+    names = list(self.files)
+    failed = run_all(names, self.workdir, lambda name: [*command, f"--only={name}"], jobs)
+    return report(self, failed, corpus, shown), failed
 
   def data(self) -> DataSettings:
     """The data that all systems share."""

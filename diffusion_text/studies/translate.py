@@ -55,9 +55,9 @@ class Written(NamedTuple):
 
 def held_out_task(experiment: Experiment, split: str, num: int | None = None) -> Task:
   """The first `num` sources of a split that leave room for a target in a row (None: all)."""
-  if experiment.data.corpus != "pairs":
+  if experiment.data.packing != "pairs":
     raise ValueError(
-      f"data.corpus={experiment.data.corpus!r} has no sources; train with data.corpus='pairs' to"
+      f"data.corpus={experiment.data.corpus!r} has no sources; train on pairs or a task to"
       f" translate"
     )
   targets: dict[str, list[str]] = {}

@@ -11,31 +11,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+from diffusion_text.evaluate.overlap import bleu, exact_match, sacrebleu_metrics
+
+__all__ = ["SCORERS", "bleu", "consensus", "exact_match"]
+
 SCORERS = ("bleu", "chrf")
-
-
-def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-  """(corpus BLEU from 0 to 100, sacrebleu's signature) of one text for each source; a source may
-  have any number of references.
-
-  Raises ValueError for no texts, or numbers that differ.
-  """
-  _check(texts, references)
-  metric = _sacrebleu().BLEU()
-  streams = [
-    [each[number] if number < len(each) else None for each in references]
-    for number in range(max(map(len, references)))
-  ]
-  score = metric.corpus_score(list(texts), streams).score
-  return score, str(metric.get_signature())
-
-
-def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-  """The share of texts that are one of their references, letter by letter. Raises ValueError as
-  `bleu`.
-  """
-  _check(texts, references)
-  return sum(text in each for text, each in zip(texts, references)) / len(texts)
 
 
 def consensus(samples: Sequence[str], scorer: str = "bleu") -> int:
@@ -61,24 +41,6 @@ def consensus(samples: Sequence[str], scorer: str = "bleu") -> int:
 
 
 def _sentence_scorer(name: str) -> Callable[[str, str], float]:
-  metrics = _sacrebleu()
+  metrics = sacrebleu_metrics()
   metric = metrics.BLEU(effective_order=True) if name == "bleu" else metrics.CHRF()
   return lambda text, other: metric.sentence_score(text, [other]).score
-
-
-def _check(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-  if not texts or len(texts) != len(references) or not all(references):
-    raise ValueError(
-      f"{len(texts)} texts for {len(references)} lists of references; give one text and at least"
-      f" one reference for each source"
-    )
-
-
-def _sacrebleu():
-  try:
-    import sacrebleu.metrics  # an extra, and slow to import
-  except ModuleNotFoundError as error:
-    raise ValueError(
-      "BLEU needs sacrebleu, which is not installed; pip install 'diffusion_text[metrics]'"
-    ) from error
-  return sacrebleu.metrics

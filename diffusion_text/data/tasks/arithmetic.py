@@ -27,7 +27,7 @@ class Addition(Generated):
     terms: How many numbers.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "exact_match")
+  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "positions")
 
   digits: int = option(3, "of each number", ge=1, le=30)
   terms: int = option(2, "numbers that are added", ge=2, le=10)

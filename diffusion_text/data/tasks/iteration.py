@@ -26,7 +26,7 @@ class Composition(Generated):
     thoughts: Write all values.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "exact_match")
+  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "positions")
 
   symbols: int = option(6, "values of the function", ge=2, le=26)
   times: int = option(4, "how often the function is applied", ge=1, le=100)
@@ -72,7 +72,7 @@ class Parity(Generated):
     thoughts: Write the parity up to each bit.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "exact_match")
+  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "positions")
 
   bits: int = option(20, "bits of a prompt", ge=2, le=1000)
   thoughts: bool = option(True, "write the parity up to each bit; otherwise of all alone")

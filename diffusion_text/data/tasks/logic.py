@@ -97,7 +97,7 @@ class BooleanFormula(Generated):
     operations: The number of operations, and of bits of an answer.
   """
 
-  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "exact_match")
+  metrics: ClassVar[tuple[str, ...]] = ("right", "valid", "positions")
 
   operations: int = option(6, "operations of a formula", ge=1, le=100)
 
