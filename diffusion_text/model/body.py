@@ -64,9 +64,9 @@ class Body(nnx.Module):
 
     self.blocks = stacked(rngs)
     self.final_norm = norm_of(config) if config.norm_place == "before" else None
-    self.final_modulation = None
+    final_modulation = None
     if config.time_in_head:
-      self.final_modulation = Linear(config.time_width, 2 * width, std=0.0, rngs=rngs, bias=True)
+      final_modulation = Linear(config.time_width, 2 * width, std=0.0, rngs=rngs, bias=True)
     # Zeros: an untrained prediction is exactly uniform, so the first loss is log V at any width.
     head = None
     if not config.tie_embeddings:
@@ -87,6 +87,7 @@ class Body(nnx.Module):
       vectors = _table(config.input_sizes.vectors, width, rngs)
     # The names of these attributes are the paths of parameters in checkpoints.
     self.head = head
+    self.final_modulation = final_modulation
     self.anchor = first_stage
     self.recall = own_answer
     self.prefix = prefix

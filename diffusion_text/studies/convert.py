@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from diffusion_text.experiment import registry
 from diffusion_text.experiment.build import Experiment, build, config_json, init
 from diffusion_text.experiment.checks import checkpoints
 from diffusion_text.experiment.run import check_workdir, training_data
-from diffusion_text.model.pretrained import Pretrained, read
+from diffusion_text.model.pretrained import Architecture, Pretrained, read
 from diffusion_text.model.pretrained.family import need
 from diffusion_text.model.pretrained.files import family_of
 from diffusion_text.model.pretrained.weights import open_weights
@@ -35,6 +34,7 @@ from diffusion_text.types import Params
 RECORD = "pretrained.json"  # of a workdir: where its weights are from
 TOKENIZER = "tokenizer"
 CONFIG = "config.py"
+KEPT = ("block_size", "p_uniform")  # of config.json, beside ids of tokens, for an export
 LENGTH = 256
 LEARNING_RATE = 5e-5  # usual for further training (recalled)
 _CONFIG_FILE = '''"""The config of this workdir, for experiments.train --config=…"""
@@ -83,10 +83,13 @@ def convert(
     raise ValueError(f"--workdir={place} holds a run already; convert into a new one")
   weights = open_weights(source)
   family = family_of(weights.config)
-  rows = family.architecture(weights.config, weights.shapes).vocab_size
+  architecture = family.architecture(weights.config, weights.shapes)
+  rows = architecture.vocab_size
   words = load_tokenizer(tokenizer or source, size=rows, roles=roles)
   token = words.special
-  mask = None if family.reads == "next_token" else _mask(weights.config, token)
+  process = {} if family.process is None else family.process(weights.config)
+  unmasked = family.reads == "next_token" or process.get("name") == "uniform"
+  mask = None if unmasked else _mask(architecture, token)
   before = (mask, token["begin"], token["end"])
   noise_id = next((each for each in before if each is not None), None)
   loaded = read(source, mask_id=mask, noise_id=noise_id)
@@ -100,9 +103,9 @@ def convert(
   return _report(experiment, loaded, words, place)
 
 
-def _mask(config: Mapping[str, Any], token: Mapping[str, int | None]) -> int | None:
-  """The id of the mask: that of the config, or else of the tokenizer; None without either."""
-  return config.get("mask_token_id", token["mask"])
+def _mask(architecture: Architecture, token: Mapping[str, int | None]) -> int | None:
+  """The id of the mask: that of the weights, or else of the tokenizer; None without either."""
+  return token["mask"] if architecture.mask_id is None else architecture.mask_id
 
 
 def _config(config: ConfigDict, loaded: Pretrained, place: pathlib.Path, keep: bool) -> ConfigDict:
@@ -120,6 +123,8 @@ def _config(config: ConfigDict, loaded: Pretrained, place: pathlib.Path, keep: b
   full.optimizer.learning_rate = LEARNING_RATE
   full.train.update({"ema_decay": 0.0, "batch_size": 8})
   full.evaluate = ConfigDict({"batch_size": 8})
+  if loaded.family.process is not None:
+    full.process = ConfigDict(loaded.family.process(loaded.weights.config))
   if loaded.family.reads == "next_token":
     full.timing = ConfigDict({"name": "at_noise"})
     full.context = ConfigDict({"name": "next_token"})
@@ -172,7 +177,7 @@ def _save(
     (place / TOKENIZER).write_bytes(tokenizer.to_bytes())
     (place / CONFIG).write_text(_CONFIG_FILE)
     said = loaded.weights.config
-    kept = {key: said[key] for key in said if key.endswith("_id") or key == "block_size"}
+    kept = {key: said[key] for key in said if key.endswith("_id") or key in KEPT}
     record = {"family": loaded.family.name, "from": loaded.weights.place, "config": kept}
     (place / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n")
     assets = {"tokenizer": tokenizer.to_bytes(), "config": config.encode()}

@@ -24,6 +24,7 @@ BLOCKS = {
 
 @functools.cache
 def network_of(choice, **change):
+  change = ({"time_in_head": True} if choice == "adaln" else {}) | change
   return small_transformer(time_conditioning=choice, **change)
 
 

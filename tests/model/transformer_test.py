@@ -23,7 +23,7 @@ VARIANTS = {
   "swiglu": {"activation": "swiglu"},
   "layernorm": {"norm": "layernorm"},
   "tied": {"tie_embeddings": True},
-  "adaln": {"time_conditioning": "adaln"},
+  "adaln": {"time_conditioning": "adaln", "time_in_head": True, "time_signal": "loglinear"},
   "layerwise": {"time_conditioning": "layerwise"},
   "two stages": {"first_stage_layers": 1},
   "experts": {"experts": 4, "experts_per_token": 2, "expert_width": 32, "shared_width": 16},
@@ -304,6 +304,12 @@ def test_learned_positions_are_rows_of_a_table():
     ({"norm_place": "after", "first_stage_layers": 1}, "with first_stage_layers=1, whose"),
     ({"positions": "learned"}, "max_positions=0 must be above position_offset=0"),
     ({"max_positions": 5}, "max_positions=5 and position_offset=0 are read with"),
+    ({"time_in_head": True}, "is a part of time_conditioning='adaln', and it is 'none'"),
+    ({"time_signal": "time"}, "time_signal='time' is read by a network that reads the time"),
+    (
+      {"time_conditioning": "adaln", "time_sigmas": (1.0, 0.5)},
+      r"time_sigmas=\(1.0, 0.5\) must rise from above 0",
+    ),
     ({"unanswered": (11,)}, r"unanswered=\(11,\) must be ids of 0 … 10"),
     ({"unanswered": tuple(range(11))}, "leaves no id to answer with"),
     ({"unanswered": (1,), "first_stage_layers": 1}, "whose head answers every id"),
@@ -321,7 +327,7 @@ def test_bad_options_are_refused(change, match):
 @pytest.mark.parametrize(
   "change",
   [
-    {"width": 64, "heads": 2, "time_conditioning": "adaln"},
+    {"width": 64, "heads": 2, "time_conditioning": "adaln", "time_in_head": True},
     {"width": 4096, "heads": 32, "kv_heads": 8, "mlp_width": 14336, "activation": "swiglu"},
     {"time_conditioning": "layerwise", "input_sizes": InputSizes(1024, 64)},
     {"time_conditioning": "prefix"},

@@ -28,7 +28,11 @@ TEXT = "It was the best of times, it was the worst of times. " * 12
 
 @pytest.fixture(scope="module")
 def words():
-  """A byte-level BPE with tokens for all roles."""
+  return byte_level()
+
+
+def byte_level():
+  """The tokenizer.json of a byte-level BPE with tokens for all roles."""
   made = library.Tokenizer(library.models.BPE())
   made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
   made.decoder = library.decoders.ByteLevel()

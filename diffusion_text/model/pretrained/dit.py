@@ -8,8 +8,7 @@ arrays, and the network here reads no time: with x̂ the normed stream,
   x̂·w·(1 + scale) + shift   a norm of scale w·(1 + scale) and bias shift
   gate · (h W + b)          a map W·gate and bias b·gate
 
-Networks that do read the noise (SEDD, UDLM, Duo) shift and scale their last norm by it too, which
-the transformer here does not do; they are refused. Names and keys as in the released code (read for
+Networks that do read the noise are in `timed_dit`. Names and keys as in the released code (read for
 the network, recalled for config.json); the last row of the table is the mask.
 """
 
@@ -50,11 +49,11 @@ def architecture(config: Config, names: Names) -> Architecture:
   del names
   if config.get("time_conditioning", False):
     raise ValueError(
-      "config.json sets time_conditioning=True: the norm before the head is told the noise,"
-      " which the transformer here does not do; read are networks without time"
+      f"config.json of model_type={config.get('model_type')!r} sets time_conditioning=True; with"
+      " time mdlm, udlm, duo, sedd and gidd are read: is it one of these?"
     )
   refuse(config, causal=(False,), adaln=(True,), tie_word_embeddings=(False, True))
-  heads, width = need(config, "n_heads"), need(config, "hidden_dim")
+  heads, width = need(config, "n_heads"), size(config)
   options = {
     "layers": need(config, "n_blocks"),
     "width": width,
@@ -72,10 +71,14 @@ def architecture(config: Config, names: Names) -> Architecture:
   return Architecture(options, rows, config.get("mask_token_id", rows - 1))
 
 
-def entries(architecture: Architecture, names: Names) -> list[Entry]:
-  """See `Family`."""
-  layers, base = architecture.options["layers"], _base(names)
-  joined = [
+def size(config: Config) -> int:
+  """The width of the network, by either of the two names that it has."""
+  return need(config, "hidden_size" if "hidden_size" in config else "hidden_dim")
+
+
+def joined_entries(layers: int, base: str) -> list[Entry]:
+  """The entries of queries, keys and values, which are one tensor per layer."""
+  return [
     Entry(
       f"{base}blocks.{layer}.attn_qkv.weight",
       ("blocks", "attention", of, "kernel"),
@@ -86,10 +89,15 @@ def entries(architecture: Architecture, names: Names) -> list[Entry]:
     for layer in range(layers)
     for k, of in enumerate(("query", "key", "value"))
   ]
+
+
+def entries(architecture: Architecture, names: Names) -> list[Entry]:
+  """See `Family`."""
+  layers, base = architecture.options["layers"], base_of(names)
   return [
     Entry(f"{base}vocab_embed.embedding", ("embedding",)),
     *layer_entries(layers, base + "blocks.{}.", LAYER),
-    *joined,
+    *joined_entries(layers, base),
     Entry(f"{base}output_layer.norm_final.weight", ("final_norm", "scale")),
     Entry(f"{base}output_layer.linear.weight", ("head", "kernel"), transposed=True),
     Entry(f"{base}output_layer.linear.bias", ("head", "bias")),
@@ -114,7 +122,7 @@ def config(architecture: Architecture) -> dict[str, Any]:
 
 def shapes(config: Config, architecture: Architecture, names: Names) -> dict[str, tuple[int, ...]]:
   """See `Folding`."""
-  options, base = architecture.options, _base(names)
+  options, base = architecture.options, base_of(names)
   width, cond = options["width"], need(config, "cond_dim")
   found = {"sigma_map.mlp.0": (cond, WAVES), "sigma_map.mlp.2": (cond, cond)}
   found |= {
@@ -127,7 +135,7 @@ def shapes(config: Config, architecture: Architecture, names: Names) -> dict[str
 
 def fold(params: Params, read: Callable[[str], np.ndarray], names: Names) -> None:
   """See `Folding`."""
-  base = _base(names)
+  base = base_of(names)
 
   def linear(x: np.ndarray, name: str) -> np.ndarray:
     return read(f"{base}{name}.weight").astype(np.float64) @ x + read(f"{base}{name}.bias")
@@ -152,7 +160,7 @@ def fold(params: Params, read: Callable[[str], np.ndarray], names: Names) -> Non
 
 def unfold(params: Params) -> Iterator[tuple[str, np.ndarray]]:
   """See `Folding`: shifts are the biases of our norms, scales 0 and gates 1, whatever the noise."""
-  base, blocks = _base({}), params["blocks"]
+  base, blocks = base_of({}), params["blocks"]
   sizes = {"sigma_map.mlp.0": WAVES, "sigma_map.mlp.2": 1}
   for name, size in sizes.items():
     yield f"{base}{name}.weight", np.zeros((1, size), np.float32)
@@ -172,7 +180,8 @@ def _constant(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]
   yield f"{name}.bias", values.astype(np.float32)
 
 
-def _base(names: Names) -> str:
+def base_of(names: Names) -> str:
+  """The prefix of all names: that of a part of a larger module, or none."""
   return "" if "vocab_embed.embedding" in names else "backbone."
 
 

@@ -73,6 +73,9 @@ class Family:
       options that the family cannot write.
     buffers: Patterns of names of tensors that are no weights.
     folding: For tensors that are multiplied into arrays of others.
+    matches: Tells whether a config is of this family. None: by its model_type.
+    process: config -> the section of the process that the weights were trained for. None: masked
+      diffusion, or next tokens.
   """
 
   name: str
@@ -83,6 +86,8 @@ class Family:
   config: Callable[[Architecture], dict[str, Any]]
   buffers: tuple[str, ...] = ()
   folding: Folding | None = None
+  matches: Callable[[Config], bool] | None = None
+  process: Callable[[Config], dict[str, Any]] | None = None
 
 
 def need(config: Config, key: str) -> Any:

@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pydantic
 
-from diffusion_text.model.pretrained import bert, dit, dream, gpt2, llada, llama, mapping
+from diffusion_text.model.pretrained import (
+  bert,
+  dit,
+  dream,
+  gpt2,
+  llada,
+  llama,
+  mapping,
+  timed_dit,
+)
 from diffusion_text.model.pretrained.family import Architecture, Config, Family, differences
 from diffusion_text.model.pretrained.weights import INDEX, SINGLE, Weights, open_weights
 from diffusion_text.model.transformer import Transformer
@@ -26,8 +35,13 @@ FAMILIES: dict[str, Family] = {
     llada.FAMILY,
     dream.FAMILY,
     bert.FAMILY,
+    timed_dit.MDLM,  # before the same without time
     dit.WHOLE_ROW,
     dit.BLOCKS,
+    timed_dit.SEDD,
+    timed_dit.UDLM,
+    timed_dit.DUO,
+    timed_dit.GIDD,
   )
 }
 SHARD = 2 << 30  # bytes of a file; checkpoints above it are written in several
@@ -64,9 +78,10 @@ def family_of(config: Config) -> Family:
   """The family of a config. Raises ValueError for one that is unknown."""
   kind = config.get("model_type")
   for family in FAMILIES.values():
-    if kind in family.model_types:
+    if kind in family.model_types if family.matches is None else family.matches(config):
       return family
-  known = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
+  known = [kind for family in FAMILIES.values() for kind in family.model_types]
+  known = ", ".join(dict.fromkeys(known))
   raise ValueError(
     f"config.json has model_type={kind!r}, which is not read; those that are: {known}"
   )

@@ -35,6 +35,7 @@ class Entry:
     layer: The number of the layer, for an array that is stacked over layers.
     transposed: True if theirs is [D_out, D_in].
     part: (k, n): part k of n equal ones along the axis of outputs. None: the whole tensor.
+    plus: What is added to theirs to make ours.
   """
 
   name: str
@@ -42,6 +43,7 @@ class Entry:
   layer: int | None = None
   transposed: bool = False
   part: tuple[int, int] | None = None
+  plus: float = 0.0
 
 
 def layer_entries(
@@ -135,6 +137,8 @@ def fill(network: Transformer, entries: Sequence[Entry], weights: Weights, noise
     for rows, values in weights.chunks(entry.name):
       if entry.part is not None:
         rows, values = _part(entry, rows, values, weights.shapes[entry.name])
+      if entry.plus:  # in float64, so that taking it off again gives the same numbers
+        values = np.float32(values.astype(np.float64) + entry.plus)
       if entry.transposed:
         target[:, rows] = values.T
       else:
@@ -195,6 +199,8 @@ def _theirs(params: Params, entry: Entry, mask_id: int | None) -> np.ndarray:
     if mask_id is not None:
       values = values.copy()
       values[mask_id] = last
+  if entry.plus:
+    values = np.float32(values.astype(np.float64) - entry.plus)
   return values.T if entry.transposed else values
 
 

@@ -155,10 +155,10 @@ def test_buffers_and_prefixes_of_older_files(tmp_path):
   )
 
 
-def test_networks_that_read_the_noise_are_refused(tmp_path):
-  """Where it matters: a network without time reads the same shifts in either layout."""
-  checkpoint(tmp_path / "a", "mdlm", time_conditioning=True)
-  with pytest.raises(ValueError, match="time_conditioning=True: the norm before the head is told"):
+def test_blocks_are_those_of_the_same_network_without_time(tmp_path):
+  """BD3-LM reads in blocks; with time it is refused, and tensors of another width are named."""
+  checkpoint(tmp_path / "a", "mdlm", model_type="bd3lm", block_size=4, time_conditioning=True)
+  with pytest.raises(ValueError, match="model_type='bd3lm' sets time_conditioning=True; with"):
     read(tmp_path / "a")
   checkpoint(tmp_path / "b", "mdlm", model_type="bd3lm", block_size=4)
   found = read(tmp_path / "b")

@@ -216,8 +216,8 @@ def bert(w, config, ids):
   return x @ table.T + w["cls.predictions.bias"]
 
 
-def mdlm(w, config, ids):
-  """The published network without time: what shifts, scales and gates is that of noise 0."""
+def dit(w, ids, sigma):
+  """The field's own network, whose norms and branches are shifted, scaled and gated by a number."""
   w = {name.removeprefix("backbone."): value.astype(np.float64) for name, value in w.items()}
 
   def linear(x, name):
@@ -226,7 +226,7 @@ def mdlm(w, config, ids):
   def normed(x, name, shift, scale):
     return layer_norm(x, w[name + ".weight"], 0.0, 1e-5) * (1 + scale) + shift
 
-  angles = 0.0 * 10_000.0 ** (-np.arange(128) / 128)
+  angles = sigma * 10_000.0 ** (-np.arange(128) / 128)
   noise = silu(linear(np.concatenate([np.cos(angles), np.sin(angles)]), "sigma_map.mlp.0"))
   c = silu(linear(noise, "sigma_map.mlp.2"))
   x = w["vocab_embed.embedding"][ids]
@@ -241,6 +241,21 @@ def mdlm(w, config, ids):
     x = x + told[5] * linear(h, p + "mlp.2")
   told = np.split(linear(c, "output_layer.adaLN_modulation"), 2)
   return linear(normed(x, "output_layer.norm_final", *told), "output_layer.linear")
+
+
+def mdlm(w, config, ids):
+  """The published network without time: what shifts, scales and gates is that of noise 0."""
+  return dit(w, ids, 0.0)
+
+
+def sedd_output(logits, ids, sigma, scale_by_sigma):
+  """What SEDD's released network returns, log-scores: the logits of its last layer, with a mask
+  less log(e^σ - 1) and log(rows - 1), and then 0 at the token that is read."""
+  if scale_by_sigma:
+    logits = logits - math.log(math.expm1(sigma)) - math.log(logits.shape[-1] - 1)
+  output = logits.copy()
+  np.put_along_axis(output, ids[..., None], 0.0, axis=-1)
+  return output
 
 
 def random_tensors(shapes, seed=0):
