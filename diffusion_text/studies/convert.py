@@ -34,7 +34,7 @@ from diffusion_text.types import Params
 RECORD = "pretrained.json"  # of a workdir: where its weights are from
 TOKENIZER = "tokenizer"
 CONFIG = "config.py"
-KEPT = ("block_size", "p_uniform")  # of config.json, beside ids of tokens, for an export
+RECORDED = ("block_size", "p_uniform")  # of config.json, beside ids of tokens, for an export
 LENGTH = 256
 LEARNING_RATE = 5e-5  # usual for further training (recalled)
 _CONFIG_FILE = '''"""The config of this workdir, for experiments.train --config=…"""
@@ -177,7 +177,7 @@ def _save(
     (place / TOKENIZER).write_bytes(tokenizer.to_bytes())
     (place / CONFIG).write_text(_CONFIG_FILE)
     said = loaded.weights.config
-    kept = {key: said[key] for key in said if key.endswith("_id") or key in KEPT}
+    kept = {key: said[key] for key in said if key.endswith("_id") or key in RECORDED}
     record = {"family": loaded.family.name, "from": loaded.weights.place, "config": kept}
     (place / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n")
     assets = {"tokenizer": tokenizer.to_bytes(), "config": config.encode()}
