@@ -2,6 +2,11 @@
 tokenizer.json.
 
   python -m experiments.export --workdir=runs/smollm2 --output=exported [--family=llama]
+
+A change of low rank (model.low_rank) is added to its matrices, and integers (model.quantized)
+become floats. --family=workdir: as a workdir of ours with such plain matrices, at step 0.
+
+  python -m experiments.export --workdir=runs/lora --output=runs/merged --family=workdir
 """
 
 from absl import flags
@@ -12,7 +17,7 @@ from experiments.paths import path_flag
 WORKDIR = workdir_flag()
 OUTPUT = path_flag("output", "folder to write", required=True)
 FAMILY = flags.DEFINE_string(
-  "family", None, "gpt2, llama, llada, dream, bert; default as converted"
+  "family", None, "gpt2, llama, llada, dream, bert, workdir; default as converted"
 )
 
 

@@ -1,19 +1,26 @@
 """The weights of a workdir as a checkpoint that other libraries read: safetensors, config.json and
-tokenizer.json."""
+tokenizer.json. Or as a workdir again. A low rank is added to its matrices, and integers become
+floats: what is written is a plain network."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_text.experiment import run as runs
+from diffusion_text.experiment.build import build
 from diffusion_text.experiment.registry import nearest
 from diffusion_text.model.linear_maps import plain
 from diffusion_text.model.pretrained import FAMILIES, architecture_of, write
 from diffusion_text.model.pretrained.files import checked_config
 from diffusion_text.studies.convert import RECORD
+from diffusion_text.studies.workdirs import check_new, save
+
+OWN = "workdir"  # in place of a family: a workdir of ours
 
 
 def export(workdir: str, output: str, family: str | None = None) -> str:
@@ -22,18 +29,23 @@ def export(workdir: str, output: str, family: str | None = None) -> str:
   Args:
     workdir: of the run.
     output: a folder that holds no checkpoint.
-    family: the layout of the files; None: that of the weights of which the workdir was made.
+    family: the layout of the files, or "workdir"; None: that of the weights of which the workdir
+      was made.
 
   Raises:
     ValueError: for a workdir without a checkpoint, a family that is unknown or cannot write the
       network, and a folder that holds a checkpoint.
   """
+  if family == OWN:
+    return _plain_workdir(workdir, output)
   path = pathlib.Path(workdir).expanduser() / RECORD
   record = json.loads(path.read_text()) if path.exists() else {}
   name = family or record.get("family")
   if name not in FAMILIES:
     known = ", ".join(FAMILIES)
-    raise ValueError(f"--family={name} is not known{nearest(name, FAMILIES)}; use one of {known}")
+    raise ValueError(
+      f"--family={name} is not known{nearest(name, FAMILIES)}; use one of {known}, {OWN}"
+    )
   experiment = runs.load_experiment(workdir)
   process = experiment.model.process
   if process.output_size != experiment.tokenizer.vocab_size:
@@ -58,6 +70,21 @@ def export(workdir: str, output: str, family: str | None = None) -> str:
   if lost and architecture.mask_id is None:
     lines.append("  row V of the table (what stands for a lost token) has no place there: left out")
   return "\n".join(lines)
+
+
+def _plain_workdir(workdir: str, output: str) -> str:
+  """Writes step 0 of a run whose network is plain, for any command that reads a workdir."""
+  place = check_new(output)
+  trained = runs.load(workdir)
+  experiment = trained.experiment
+  config = ConfigDict(experiment.config.to_dict())
+  config.model.low_rank = config.model.quantized = None
+  merged = plain(experiment.model.network, trained.params["network"])[1]
+  made = build(config, tokenizer=experiment.tokenizer, devices=jax.devices()[:1])
+  record = pathlib.Path(workdir).expanduser() / RECORD
+  files = {RECORD: record.read_bytes()} if record.exists() else {}
+  save(made, {**trained.params, "network": merged}, place, files)
+  return f"step {trained.step} of {workdir} as a workdir with plain matrices: {place}"
 
 
 def _tokenizer_files(tokenizer) -> dict[str, str]:

@@ -199,14 +199,14 @@ class Bench:
     if not how.options.symmetric:
       plain = linear_maps.plain(found.experiment.model.network, network)[1]
       scored = Trained(self.experiment, {**found.params, "network": plain}, self.step)
-    return line(name, at, self._sizes(network), scores(scored, self.settings), self.reference)
+    return line(name, at, self.sizes(network), scores(scored, self.settings), self.reference)
 
   def float_line(self) -> Line:
     """The line of the float network."""
-    size = self._sizes(self.params["network"])
+    size = self.sizes(self.params["network"])
     return line("float32", "—", size, self.reference, self.reference)
 
-  def _sizes(self, network: Params) -> tuple[int, int]:
+  def sizes(self, network: Params) -> tuple[int, int]:
     """(bytes, numbers) of the matrices of the layers; all of them are integers, or none."""
     floats = self.params["network"]
     names = linear_maps.names_of(floats)

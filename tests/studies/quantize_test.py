@@ -17,6 +17,7 @@ from diffusion_text.model.quantized import methods
 from diffusion_text.model.quantized.stored import kernel_of
 from diffusion_text.studies import quantize as study
 from diffusion_text.studies.calibrate import How, outliers, quantized
+from diffusion_text.studies.export import export
 from diffusion_text.studies.workdirs import save
 
 SETTINGS = study.Settings(rows=8, max_rows=8, num_draws=1, samples=2, split="validation")
@@ -76,6 +77,9 @@ def test_the_workdir_of_integers_is_scored_and_sampled_as_printed(folder, bench,
   ids = np.asarray(runs.generate(trained, rows, num=2, seed=0)[1].ids)
   assert np.mean(ids == bench.reference.ids) == pytest.approx(integers["same"], abs=0.05)
   assert (output / "pretrained.json").read_bytes() == b"{}"
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match="holds integers already"):
+    study.Bench(str(output), SETTINGS)
   with pytest.raises(ValueError, match="holds a run already"):
     study.quantize(str(folder / "run"), str(output), How("nearest", 4, 32), SETTINGS)
   half = runs.load(str(output), dtype="bfloat16").params["network"]
@@ -83,9 +87,12 @@ def test_the_workdir_of_integers_is_scored_and_sampled_as_printed(folder, bench,
   assert group["codes"].dtype == jnp.uint8 and group["scale"].dtype == jnp.bfloat16
 
 
-def test_integers_are_not_quantised_again(folder):
-  with pytest.raises(ValueError, match="holds integers already"):
-    study.Bench(str(folder / "integers"), SETTINGS)
+def test_a_low_rank_becomes_a_workdir_of_plain_matrices(folder, bench):
+  said = export(str(folder / "run"), str(folder / "plain"), "workdir")
+  assert "as a workdir with plain matrices" in said
+  merged = runs.load(str(folder / "plain"))
+  assert merged.experiment.model == bench.experiment.model
+  jax.tree.map(np.testing.assert_array_equal, merged.params, bench.params)
 
 
 def test_a_layer_is_calibrated_behind_the_integers_before_it(bench):
@@ -134,6 +141,9 @@ def test_inputs_are_watched_at_one_level_or_at_all(bench):
 def test_activations_of_eight_bits_are_scored_with_their_own_program(bench):
   how = How("smoothquant", 8, 64)
   made = bench.quantized(how, None)
-  found = bench.line(how, None, dataclasses.replace(made))
-  assert found.name == "smoothquant, 8 bits, one scale per output, activations of 8 bits"
+  short = dataclasses.replace(SETTINGS, samples=0)
+  got = study.scores(made, short)
+  size = bench.sizes(made.params["network"])
+  found = study.line("", "", size, got, bench.reference)
+  assert found.same is None and "—" in found.cells()
   assert 0 < abs(found.more) < 0.02 and 8.5 < found.bits < 9.5, found
