@@ -4,15 +4,19 @@ import pathlib
 
 from setuptools import find_namespace_packages, setup
 
-PRETRAINED = ["gguf", "safetensors", "tokenizers"]  # files of weights and of tokenizers
+# Files of weights, of tokenizers and of chat templates.
+PRETRAINED = ["gguf", "jinja2", "safetensors", "tokenizers"]
+LM_EVAL = ["lm_eval>=0.4.13"]  # without an extra of its own it needs no torch
 EXTRAS = {
   "tpu": ["jax[tpu]", "gcsfs"],
   "cuda": ["jax[cuda13]"],
   "pretrained": PRETRAINED,
+  "lm_eval": LM_EVAL,
   "metrics": ["sacrebleu", "rouge-score"],
   "test": [
     *("beartype", "pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"),
     *PRETRAINED,
+    *LM_EVAL,
   ],
 }
 

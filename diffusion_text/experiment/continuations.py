@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from diffusion_text import train
 from diffusion_text.data.packing import PADDING_SEGMENT
 from diffusion_text.experiment.run import Trained
 from diffusion_text.objective import engine
-from diffusion_text.types import Array, Batch, Key, Model, Params, Progress
+from diffusion_text.types import Array, Batch, Key, Keys, Model, Params, Progress
 
 BUCKET = 32  # rows are padded to a multiple of it: one program is compiled for each
 
@@ -241,49 +241,60 @@ class Scorer:
     base = train.named_key(self.seed, "evaluate", 0)
     names = jnp.asarray([each.noise for each in requests], jnp.int32)
     keys = jax.vmap(functools.partial(jax.random.fold_in, base))(names)
-    params, parts = self.trained.params, self.num_draws // self.draws_at_once
-    nats = [np.asarray(self._nats(params, keys, rows, part), np.float64) for part in range(parts)]
-    hits = np.asarray(self._hits(params, keys, rows)) if greedy else None
-    return np.concatenate(nats, axis=1), hits
-
-  @functools.cached_property
-  def _nats(self) -> Any:
-    """Jitted (params, keys [R], rows, part) -> nats [R, draws_at_once]."""
-    experiment, draws = self.trained.experiment, self.draws_at_once
-    model = self._model(self.batch_size // draws)
-
-    def one(params: Params, key: Key, row: Rows, part: Array):
-      batch = _batch_of(row, draws)
-      progress = Progress(part=part, parts=self.num_draws // draws)
-      level = experiment.evaluate.decode_at
-      return jnp.sum(engine.nats(model, params, key, batch, progress, decode_at=level), axis=1)
-
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
-
-  @functools.cached_property
-  def _hits(self) -> Any:
-    """Jitted (params, keys [R], rows) -> bool [R]: every scored token is the likeliest one."""
-    model = self._model(self.batch_size)
-
-    def best(consts, row: engine.TokenRow):
-      head, own = consts
-      logits = engine.posterior_logits(model.process, own, row, head(row.features))
-      return jnp.argmax(logits, axis=-1) == row.ids
-
-    def one(params: Params, key: Key, row: Rows):
-      batch, progress = _batch_of(row, 1), Progress()
-      times = engine.draw_times(model, params, key, batch, progress)
-      noised = engine.read(model, params, key, batch, times, progress, dropout=False)
-      where, rows = engine.token_rows(model, params, batch, noised)
-      consts = noised.prediction.head, params["process"]
-      return jnp.all(engine.map_tokens(model, best, consts, where, rows) | ~where)
-
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
+    params, draws = self.trained.params, self.draws_at_once
+    level = self.trained.experiment.evaluate.decode_at
+    model, parts = self._model(self.batch_size // draws), self.num_draws // draws
+    nats = [
+      np.asarray(_nats(model, draws, parts, level, params, keys, rows, part), np.float64)
+      for part in range(parts)
+    ]
+    hits = _hits(self._model(self.batch_size), params, keys, rows) if greedy else None
+    return np.concatenate(nats, axis=1), None if hits is None else np.asarray(hits)
 
   def _model(self, requests: int) -> Model:
     """The model that is scored, with as many logits at a time over all requests as of one batch."""
     model = self.trained.experiment.scoring
     return model._replace(chunk=max(model.chunk // max(requests, 1), 1), shards=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _nats(
+  model: Model,
+  draws: int,
+  parts: int,
+  level: float | None,
+  params: Params,
+  keys: Keys,
+  rows: Rows,
+  part: Array,
+) -> Float[Array, "R {draws}"]:
+  """Nats [R, draws] of part `part` of the draws of each request, which are parts · draws in all."""
+
+  def one(key: Key, row: Rows):
+    batch, progress = _batch_of(row, draws), Progress(part=part, parts=parts)
+    return jnp.sum(engine.nats(model, params, key, batch, progress, decode_at=level), axis=1)
+
+  return jax.vmap(one)(keys, rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hits(model: Model, params: Params, keys: Keys, rows: Rows) -> Bool[Array, " R"]:
+  """bool [R]: every scored token of a request is the likeliest one, as the network reads it."""
+
+  def best(consts, row: engine.TokenRow):
+    head, own = consts
+    logits = engine.posterior_logits(model.process, own, row, head(row.features))
+    return jnp.argmax(logits, axis=-1) == row.ids
+
+  def one(key: Key, row: Rows):
+    batch, progress = _batch_of(row, 1), Progress()
+    times = engine.draw_times(model, params, key, batch, progress)
+    noised = engine.read(model, params, key, batch, times, progress, dropout=False)
+    where, tokens = engine.token_rows(model, params, batch, noised)
+    consts = noised.prediction.head, params["process"]
+    return jnp.all(engine.map_tokens(model, best, consts, where, tokens) | ~where)
+
+  return jax.vmap(one)(keys, rows)
 
 
 def _batch_of(row: Rows, draws: int) -> Batch:

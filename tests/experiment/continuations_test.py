@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import autoregressive, base
+from configs import base
 from diffusion_text.context import NextToken
 from diffusion_text.data.tokenizers import Bytes, Characters
 from diffusion_text.experiment import continuations, until
@@ -27,9 +27,9 @@ LANGUAGE = Enumerable.dirichlet(0, 0.5, 3, 4)
 PAIRS = [([0], [1, 2]), ([], [2, 0, 1, 1]), ([2, 1], [0]), ([1], [0, 0, 2])]
 
 
-def micro(module=base, **data):
+def micro(**data):
   """An untrained model of bytes with one layer."""
-  config = (module.config if module is base else module.get_config)("micro")
+  config = base.config("micro")
   config.model.update({"layers": 1, "width": 16, "heads": 1, "kv_heads": 1, "mlp_width": 16})
   config.data.update({"length": 16, "tokenizer": "bytes", **data})
   config.train.batch_size, config.evaluate.batch_size = 8, 1
@@ -145,14 +145,13 @@ def test_noise_of_the_place_in_the_list_would_be_noticed(masked):
   assert not np.allclose([each.log_prob for each in scorer.score(back)][::-1], whole)
 
 
-@pytest.mark.parametrize("module", [base, autoregressive])
-def test_the_numbers_are_those_of_evaluate(module, tmp_path):
+def test_the_numbers_are_those_of_evaluate(tmp_path):
   """The same rows under the same keys, to rounding; four draws spread over time by both."""
   text = "".join(chr(97 + number * number % 23) for number in range(16 * 5 + 7))
   for split in ("train", "test"):
     (tmp_path / f"{split}.txt").write_text(text)
   where = {"corpus": "folder", "path": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-  trained = micro(module, **where)
+  trained = micro(**where)
   result = runs.score(trained.experiment, trained.params, split="test", num_draws=4)
   rows = windows(np.asarray(Bytes().encode(text), np.int32), 16, "rows")
   rows = [row._replace(noise=number) for number, row in enumerate(rows)]

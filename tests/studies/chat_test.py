@@ -42,7 +42,7 @@ def made(trained, answer=6, longest=64, **how):
   return Chat(trained, template, decoding, answer=answer, longest=longest, seed=3)
 
 
-def at_once(talked, trained, turn, decoding, messages, answer=6, length=32):
+def at_once(talked, trained, turn, decoding, messages, answer=6, length=64):
   """The answer to the conversation by the compiled loop."""
   prompt = talked._template.ids(messages)
   batch = open_batch([Open(prompt, answer, turn)], length)
@@ -53,18 +53,14 @@ def at_once(talked, trained, turn, decoding, messages, answer=6, length=32):
   return trained.experiment.tokenizer.decode(up_to_end(canvas, 1)).strip()
 
 
-@pytest.mark.parametrize("kind", ["next_token", "masked"])
-def test_answers_are_those_of_the_compiled_loop(kind, request):
+def test_answers_are_those_of_the_compiled_loop(next_token):
   """Two turns; what is shown piece by piece is the answer."""
-  trained = request.getfixturevalue(kind)
-  how = {"steps": 3} if kind == "masked" else {}
-  talked, decoding = made(trained, **how), decoding_of(trained.experiment, **how)
-  for turn, message in enumerate(["It was", "the best"], start=1):
+  talked, decoding = made(next_token), decoding_of(next_token.experiment)
+  for turn, message in enumerate(["a", "b"], start=1):
     shown = "".join(talked.say(message))
     before = talked.messages[:-1]
     assert before[-1] == {"role": "user", "content": message} and len(before) == 2 * turn - 1
-    length = 32 if len(talked._template.ids(before)) + 6 <= 32 else 64
-    wanted = at_once(talked, trained, turn, decoding, before, length=length)
+    wanted = at_once(talked, next_token, turn, decoding, before)
     assert talked.messages[-1] == {"role": "assistant", "content": wanted} and wanted
     assert shown == wanted and talked.calls >= 1
 
@@ -81,11 +77,14 @@ def test_a_conversation_without_its_past_would_be_noticed(next_token):
 
 
 def test_canvases_are_shown_call_by_call(masked):
+  """Of a masked model; the last one is that of the compiled loop."""
   talked = made(masked, steps=3)
   *lines, answer = talked.say("It was", "canvas")
+  decoding = decoding_of(masked.experiment, steps=3)
+  wanted = at_once(talked, masked, 1, decoding, talked.messages[:-1], length=32)
   dots = [line.count(chat.OPEN) for line in lines]
   assert dots[0] == 6 and dots[-1] == 0 and dots == sorted(dots, reverse=True)
-  assert answer == talked.messages[-1]["content"]
+  assert answer == talked.messages[-1]["content"] == wanted
 
 
 def test_an_end_ends_an_answer_token_by_token(next_token, monkeypatch):

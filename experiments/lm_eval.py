@@ -1,0 +1,27 @@
+"""The command lm_eval, with workdirs as models; its flags are its own.
+
+  python -m experiments.lm_eval --model diffusion_text --model_args workdir=runs/mdlm \\
+      --batch_size 16 --tasks lambada_openai [--include_path=my_tasks]
+
+docs/lm_eval.md lists the options of --model_args. It needs pip install diffusion_text[lm_eval].
+"""
+
+from experiments.flags import USER_ERRORS, fail
+from experiments.paths import show_any_text
+
+
+def main():
+  from diffusion_text.studies.lm_eval_adapter import register
+
+  show_any_text()
+  try:
+    register()
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+  except USER_ERRORS as error:
+    fail(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+  main()
