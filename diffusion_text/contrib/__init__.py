@@ -27,8 +27,12 @@ CONTRIB: dict[str, dict[str, str]] = {
     "unrolled": "diffusion_text.contrib.unrolled:Unrolled",
   },
   "model": {"recurrent_depth": "diffusion_text.contrib.recurrent_depth:RecurrentDepth"},
-  "reader": {"wavefront": "diffusion_text.contrib.wavefront:WavefrontReader"},
+  "reader": {
+    "unread": "diffusion_text.contrib.context_bigrams:Unread",
+    "wavefront": "diffusion_text.contrib.wavefront:WavefrontReader",
+  },
   "sampler": {
+    "context_bigrams": "diffusion_text.contrib.context_bigrams:ContextBigrams",
     "joint": "diffusion_text.contrib.joint_sampler:Joint",
     "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimes",
     "redraw": "diffusion_text.contrib.unrolled:Redraw",

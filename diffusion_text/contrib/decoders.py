@@ -287,6 +287,12 @@ DECODERS: dict[str, Decoder] = {
     "left_to_right",
     {"name": "speculative", "drafts": 5},
   ),
+  "bigram_drafts": Decoder(
+    "the same with drafts from bigrams of the row: one call checks them (ASSD)",
+    "speculative",
+    {"name": "context_bigrams", "drafts": 5},
+    {"name": "unread"},
+  ),
   # A second model.
   "guided": Decoder(
     "the greedy run of tokens that an autoregressive scorer would write too (Guided Diffusion)",

@@ -14,7 +14,7 @@ two are left: calls <= tokens, plus one if the last step has one token.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,7 @@ class Drafts(NamedTuple):
     keys: of this step.
     features: [B, k, D], by which they were drawn.
     ids: int32.
+    head: from features to logits.
   """
 
   index: Int[Array, "B k"]
@@ -85,6 +86,7 @@ class Drafts(NamedTuple):
   keys: Keys
   features: Array
   ids: Int[Array, "B k"]
+  head: Any
 
 
 @member
@@ -156,9 +158,9 @@ class Speculative:
         "sampler.name='speculative' drafts the next tokens together, and the reader has answered"
         " for some tokens only; use reader.name='whole_row'"
       )
-    drafts = self.drafted(model, params, canvas, state, prediction, needs)
+    drafts = self.drafted(model, params, canvas, state, prediction, query, needs)
     checked = self.checked(model, params, drafts, query)
-    accepted, other = self.verdict(model, params, drafts, prediction.head, checked)
+    accepted, other = self.verdict(model, params, drafts, drafts.head, checked)
     kept = jnp.cumprod(accepted & drafts.there, axis=1).astype(bool)
     before = jnp.pad(kept, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     made = before & drafts.there
@@ -173,21 +175,31 @@ class Speculative:
     canvas: Canvas,
     state: Decoded,
     prediction: Prediction,
+    query: Query,
     needs: Bool[Array, "B u"],
   ) -> Drafts:
     """The next k tokens, each drawn from the prediction."""
-    rows, size = needs.shape
-    place = jnp.where(needs, jnp.arange(size), size + jnp.arange(size))
-    index = jnp.argsort(place, axis=1)[:, : min(self.drafts, size)]
-    row = jnp.arange(rows)[:, None]
-    keys = fold(streams(canvas.keys[row, index], "step"), state.step[:, None])
-    features, there = prediction.features[row, index], needs[row, index]
+    del query
+    index, there, keys = self.places(canvas, state, needs)
+    features = prediction.features[jnp.arange(needs.shape[0])[:, None], index]
 
     def draw(of_process, output, keys):
       return draw_categorical(streams(keys, "draft"), self.law(model, of_process, keys, output))
 
     short = Prediction(features, prediction.head)
-    return Drafts(index, there, keys, features, on_tokens(model, params, short, there, draw, keys))
+    ids = on_tokens(model, params, short, there, draw, keys)
+    return Drafts(index, there, keys, features, ids, prediction.head)
+
+  def places(
+    self, canvas: Canvas, state: Decoded, needs: Bool[Array, "B u"]
+  ) -> tuple[Int[Array, "B k"], Bool[Array, "B k"], Keys]:
+    """(the places of the next k tokens in the window, whether there are so many, their keys)."""
+    rows, size = needs.shape
+    place = jnp.where(needs, jnp.arange(size), size + jnp.arange(size))
+    index = jnp.argsort(place, axis=1)[:, : min(self.drafts, size)]
+    row = jnp.arange(rows)[:, None]
+    keys = fold(streams(canvas.keys[row, index], "step"), state.step[:, None])
+    return index, needs[row, index], keys
 
   def checked(self, model: Model, params: Params, drafts: Drafts, query: Query) -> Prediction:
     """The prediction [B, k] of the checking call: each token given the known ones and the drafts
@@ -216,7 +228,7 @@ class Speculative:
     def one(consts, row):
       head_p, head_q, of_process = consts
       features_p, features_q, keys, ids = row
-      log_p = self.law(model, of_process, keys, head_p(features_p))
+      log_p = self.draft_law(model, of_process, keys, head_p(features_p))
       log_q = self.law(model, of_process, keys, head_q(features_q))
       coin = draw_uniform(streams(keys, "accept"))
       accepted = jnp.log(coin) < at_ids(log_q, ids) - at_ids(log_p, ids)
@@ -227,6 +239,12 @@ class Speculative:
     where, flat = drafts.there.reshape(-1), flatten_tokens(rows)
     out = map_rows(one, consts, where, flat, chunk=model.chunk)
     return unflatten_tokens(out, drafts.there.shape)
+
+  def draft_law(
+    self, model: Model, of_process: Params, keys: Keys, output: Float[Array, "n V"]
+  ) -> Float[Array, "n V"]:
+    """float32 [n, V]: log p of drafts by an output of their head."""
+    return self.law(model, of_process, keys, output)
 
   def law(
     self, model: Model, of_process: Params, keys: Keys, output: Float[Array, "n V"]

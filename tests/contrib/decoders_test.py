@@ -33,7 +33,7 @@ from diffusion_text.types import Batch, DataFacts, Model
 V, L, BLOCK = 11, 24, 8
 # Decoders of noise that is not a mask; all others are tried on masks.
 UNIFORM = {"renoise_cap", "renoise_loop", "edits", "canvas"}
-ORDERED = {"speculative"}
+ORDERED = {"speculative", "bigram_drafts"}
 # Options for rows of 24 tokens, in place of those for some hundreds.
 SHORT = {
   "dkv_cache": {"reader": ("queries=12",)},
@@ -147,7 +147,7 @@ def made_by(name, kind, own=7, mates=0):
   how = {"batch": batch, "reader": chosen.reader, "block": chosen.block}
   result = sample(experiment.model, params, chosen.sampler, keys, **how)
   result = jax.tree.map(np.asarray, result)
-  per_step = 1 + chosen.sampler.extra_calls
+  per_step = min(chosen.reader.calls, 1) + chosen.sampler.extra_calls
   return Made(result.ids, result.row_calls, result.token_layers, per_step)
 
 

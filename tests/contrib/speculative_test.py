@@ -12,6 +12,7 @@ import pytest
 from diffusion_text.context import Full
 from diffusion_text.context.rows import joined, places
 from diffusion_text.contrib.any_order import AnyOrder
+from diffusion_text.contrib.context_bigrams import ContextBigrams, Known, Unread
 from diffusion_text.contrib.speculative import Speculative, residual
 from diffusion_text.core.options import member
 from diffusion_text.objective import engine
@@ -97,9 +98,10 @@ def any_network(context=None):
   return Model(network, MASKED, AtNoise(), context or AnyOrder(), chunk=8192), params
 
 
-def draw(model, params, sampler, rows=ROWS, **batch):
-  batch = batch or {"rows": rows, "length": 4}
-  return jax.device_get(sample(model, params, sampler, jax.random.key(3), **batch))
+def draw(model, params, sampler, rows=ROWS, reader=None, batch=None):
+  shape = {"rows": rows, "length": 4} if batch is None else {"batch": batch}
+  key = jax.random.key(3)
+  return jax.device_get(sample(model, params, sampler, key, reader=reader, **shape))
 
 
 def distance(ids, law):
@@ -133,6 +135,57 @@ def test_any_network_that_is_asked_in_order_keeps_its_law(drafts):
   else:
     assert (steps <= 2).all()  # two tokens at least
     assert (steps == 1).any() == (drafts > 4)  # all four at once, if they are drafted
+
+
+@member
+class SaysAnotherLaw(ContextBigrams):
+  """Drafts are judged as if all tokens had been equally likely."""
+
+  def draft_law(self, model, of_process, keys, output):
+    """Flat."""
+    return jnp.full(output.shape, -np.log(output.shape[-1]))
+
+
+def test_drafts_of_bigrams_keep_the_law_at_one_call_per_step():
+  """Whether or not the reader's answer, which nobody uses, is made and charged."""
+  model, params = any_network()
+  law = law_in_order(model, params)
+  result = draw(model, params, ContextBigrams(drafts=3), reader=Unread())
+  assert distance(result.ids, law) < 1.3
+  assert result.row_calls.max() == 4 and result.row_calls.min() == 2  # three tokens and one
+  read = draw(model, params, ContextBigrams(drafts=3))
+  np.testing.assert_array_equal(read.ids, result.ids)
+  np.testing.assert_array_equal(read.row_calls, 2 * result.row_calls)
+  other = draw(model, params, SaysAnotherLaw(drafts=3), reader=Unread())
+  assert distance(other.ids, law) > 2
+
+
+def test_the_law_of_bigrams_counts_known_pairs():
+  """Before places 2 (a draft, 1), 5 (known, 1) and 0 (nothing): pairs 10, 12; a document ends."""
+  ids = np.array([[1, 0, 1, 2, 0, 1, 0, 0]])
+  where = np.array([[1, 1, 1, 1, 1, 1, 0, 0]], bool)
+  known = where & (np.arange(8) != 0)  # the first token is a draft
+  pairs = known[:, :-1] & known[:, 1:] & (np.arange(7) != 4)[None]  # 0 | 1 are two documents
+  shares = np.array([[0.5, 0.25, 0.25]])
+  of = Known(*(jnp.asarray(each) for each in (ids, where, pairs, shares)))
+  sampler = ContextBigrams(smoothing=0.5)
+
+  def law(place):
+    return np.asarray(sampler.bigram_law(of, jnp.array([place])))[0]
+
+  one_of_12 = (np.array([0, 0, 1]) + 0.5 * shares[0]) / 1.5  # 1 is followed by 2
+  for place, want in ((1, one_of_12), (6, one_of_12), (0, shares[0]), (7, shares[0])):
+    np.testing.assert_allclose(law(place), want, rtol=1e-6)
+  two = (np.array([0, 1, 0]) + 0.5 * shares[0]) / 1.5  # 0 is followed by 1
+  np.testing.assert_allclose(law(2), two, rtol=1e-6)
+
+
+def test_greedy_bigrams_are_the_greedy_text():
+  model, params = any_network()
+  greedy = Reveal(score=LeftToRight(), budget=EvenShare(steps=4), temperature=0.0)
+  want = draw(model, params, greedy, rows=2).ids
+  got = draw(model, params, ContextBigrams(drafts=2, temperature=0.0), rows=2)
+  np.testing.assert_array_equal(got.ids, want)
 
 
 @pytest.mark.parametrize("mutant", [AlwaysAccepts, DrawsFromTheCheck])
