@@ -212,7 +212,5 @@ def report(rows: Sequence[Judged], text: Judged) -> str:
     reached = "not reached at these temperatures"
     if found is not None:
       reached = f"{found[0]:.3f} ± {found[1]:.3f} nats/token"
-    lines.append(
-      f"- {system} at the entropy of held-out text ({text.point.entropy:.3f}): {reached}"
-    )
+    lines.append(f"- {system} {where}: {reached}")
   return "\n".join([table, "", *lines])
