@@ -17,7 +17,10 @@ N = 16
 RANDOM = np.random.default_rng(0)
 IDS = RANDOM.integers(0, 12, (2, 2 * N)).astype(np.int32)
 MEMORY = RANDOM.normal(size=(2, N, 32)).astype(np.float32)
-NETWORK = small_transformer(self_conditioning="add", estimate_size=3, first_stage_layers=1)
+NETWORK = small_transformer(
+  **{"self_conditioning": "add", "estimate_size": 3, "first_stage_layers": 1},
+  **{"window": 6, "full_layers": (1,)},
+)
 MOVES = ("all-to-all", "collective-permute")
 
 

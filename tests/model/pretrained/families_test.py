@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from diffusion_text.model.pretrained import FAMILIES, read, write
 from diffusion_text.testing.small_transformer import rows_of
 from diffusion_text.types import Inputs, Layout
-from tests.model.pretrained.reference import CASES, V, random_tensors
+from tests.model.pretrained.reference import CASES, V, random_tensors, slowed_rates
 
 IDS = np.random.default_rng(7).integers(0, V, (2, 11)).astype(np.int32)
 PLACE = np.arange(11, dtype=np.int32)[None]
@@ -207,7 +207,50 @@ BAD = {
     {"rope_scaling": {"type": "longrope"}},
     "rotary positions by rope_type='longrope', which the transformer here does not do; it reads",
   ),
+  "scaling by layer": (
+    lambda t: t,
+    {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+    "gives full_attention=.* to rope_type='default', which has the keys factor; remove it",
+  ),
+  "no factor": (
+    lambda t: t,
+    {"rope_scaling": {"rope_type": "linear"}},
+    "lacks 'factor' of rope_type='linear'; is the file complete",
+  ),
+  "no bound": (
+    lambda t: t,
+    {
+      "max_position_embeddings": 8,
+      "rope_scaling": {"rope_type": "llama3", "factor": 8, "high_freq_factor": 4},
+    },
+    "lacks 'low_freq_factor' of rope_type='llama3'",
+  ),
+  "no length": (
+    lambda t: t,
+    {"rope_scaling": {"rope_type": "yarn", "factor": 8}},
+    "lacks 'max_position_embeddings'; is it the config",
+  ),
+  "a factor that is too small": (
+    lambda t: t,
+    {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+    "what config.json says makes no network: .*greater than or equal to 1",
+  ),
+  "a part of each head": (
+    lambda t: t,
+    {"partial_rotary_factor": 0.5},
+    "sets partial_rotary_factor=0.5, which the transformer here does not do",
+  ),
   "window": (lambda t: t, {"sliding_window": 8}, "sliding_window=8, which the transformer"),
+  "layers": (
+    lambda t: t,
+    {"model_type": "mistral", "sliding_window": 8, "layer_types": ["sliding_attention"]},
+    r"layer_types=\['sliding_attention'\] for 2 layers; give one of",
+  ),
+  "a kind of layer": (
+    lambda t: t,
+    {"model_type": "mistral", "sliding_window": 8, "layer_types": ["linear_attention"] * 2},
+    "give one of 'sliding_attention' and 'full_attention' for each layer",
+  ),
 }
 
 
@@ -219,6 +262,41 @@ def test_checkpoints_that_do_not_fit_are_refused(case, tmp_path):
   with pytest.raises(ValueError, match=match) as raised:
     read(tmp_path)
   assert "\n" not in str(raised.value)
+
+
+def options_of(folder, kind, **changes):
+  """Our options of a checkpoint of a kind with these keys in its config."""
+  checkpoint(folder, kind, **changes)
+  return read(folder).architecture.options
+
+
+def test_slowed_positions_by_other_keys(tmp_path):
+  """Newer files hold rope_parameters; YaRN may lack its factor, or have two scales instead of a
+  gain; a window for no layer is none, and Dream has none."""
+  newer = {"rope_type": "linear", "factor": 3.0, "rope_theta": 700.0}
+  options = options_of(tmp_path / "a", "llama", rope_parameters=newer, rope_theta=None)
+  assert options["rope_base"] == 700.0 and options["rope_factor"] == 3.0
+  yarn = {"rope_type": "yarn", "original_max_position_embeddings": 8, "mscale": 2.0}
+  yarn |= {"mscale_all_dim": 1.0, "truncate": False}
+  more = {"rope_scaling": yarn, "max_position_embeddings": 32}
+  options = options_of(tmp_path / "b", "llama", **more)
+  _, gain = slowed_rates({"rope_theta": 500.0, "rope_scaling": yarn | {"factor": 4.0}}, 8, 11)
+  assert options["rope_factor"] == 4.0 and not options["rope_whole_pairs"]
+  assert options["rope_gain"] == pytest.approx(gain) and gain > 1.1
+  qwen = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+  assert "window" not in options_of(tmp_path / "c", "qwen2", **qwen)
+  with pytest.raises(ValueError, match="use_sliding_window=True, which the transformer here"):
+    options_of(tmp_path / "d", "Dream", **qwen)
+
+
+def test_what_mistral_cannot_say_is_refused(tmp_path):
+  """Windows in some layers, which its config.json has no word for that other code reads."""
+  config = {"layer_types": ["full_attention", "sliding_attention"]}
+  checkpoint(tmp_path / "a", "mistral, longer rows", **config)
+  found = read(tmp_path / "a")
+  assert found.architecture.options["full_layers"] == (0,)
+  with pytest.raises(ValueError, match=r"'llama' cannot write .* full_layers=\(0,\)"):
+    write(tmp_path / "b", found.family, found.architecture, found.params)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

@@ -30,8 +30,8 @@ def permuted(values, heads):
   return values.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(values.shape)
 
 
-def written(path, kind, tensors, quantised=()):
-  """A GGUF file of a random checkpoint."""
+def written(path, kind, tensors, quantised=(), more=lambda writer: None):
+  """A GGUF file of a random checkpoint; `more` adds metadata."""
   config, _, _, _ = CASES[kind]
   writer = gguf.GGUFWriter(path, kind)
   writer.add_embedding_length(D)
@@ -42,6 +42,7 @@ def written(path, kind, tensors, quantised=()):
   writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
   writer.add_rope_freq_base(config["rope_theta"])
   writer.add_bos_token_id(1)
+  more(writer)
   for name, values in tensors.items():
     if kind == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
       values = permuted(values, HEADS if "q_proj" in name else GROUPS)
@@ -100,3 +101,31 @@ def test_files_that_are_not_whole_or_of_another_network_are_refused(tmp_path):
     with pytest.raises(ValueError, match=match) as raised:
       read(tmp_path / f"{name}.gguf")
     assert "\n" not in str(raised.value)
+
+
+def test_slowed_positions_and_windows_in_the_metadata(tmp_path):
+  """The type, factor and length are read; what would change the network unsaid is refused."""
+  tensors = random_tensors(CASES["llama"][1])
+
+  def with_metadata(name, **numbers):
+    def more(writer):
+      writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+      writer.add_rope_scaling_factor(4.0)
+      writer.add_rope_scaling_orig_ctx_len(64)
+      for key, value in numbers.items():
+        getattr(writer, f"add_{key}")(value)
+
+    written(tmp_path / name, "llama", tensors, more=more)
+    return tmp_path / name
+
+  options = read(with_metadata("a.gguf")).architecture.options
+  assert (options["rope_kind"], options["rope_factor"]) == ("yarn", 4.0)
+  assert options["rope_trained_length"] == 64 and options["rope_gain"] == pytest.approx(
+    1.1386, 1e-4
+  )
+  with pytest.raises(
+    ValueError, match=r"llama.rope.scaling.attn_factor=0.5, and only files without"
+  ):
+    read(with_metadata("b.gguf", rope_scaling_attn_factors=0.5))
+  with pytest.raises(ValueError, match="sliding_window=16, which the transformer here does not do"):
+    read(with_metadata("c.gguf", sliding_window=16))
