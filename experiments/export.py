@@ -17,7 +17,7 @@ from experiments.paths import path_flag
 WORKDIR = workdir_flag()
 OUTPUT = path_flag("output", "folder to write", required=True)
 FAMILY = flags.DEFINE_string(
-  "family", None, "gpt2, llama, llada, dream, bert, workdir; default as converted"
+  "family", None, "a family of docs/pretrained.md, or workdir; default as converted"
 )
 
 
