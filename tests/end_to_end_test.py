@@ -271,6 +271,20 @@ def test_a_decoder_by_name_and_its_film(home, trained):
   assert "</html>" not in page.read_text() and "slider" in page.read_text()
 
 
+def test_a_report_shows_the_bound_and_the_same_samples(home, trained):
+  page = home / "report.html"
+  flags = (f"--workdir={trained}", f"--output={page}", "--num=1", "--max_rows=8")
+  said = call(home, "report", *flags, "--decoder=fast_dllm")
+  text = page.read_text()
+  assert f"report: {page}" in said and "(8 rows, " in text
+  own, other = (json.loads(held) for held in re.findall(r"class=data>(.*?)</script>", text))
+  for (film,), decoder in ((own, ()), (other, ("--decoder=fast_dllm",))):
+    drawn = call(home, "sample", f"--workdir={trained}", "--num=1", *decoder)
+    assert "".join(film[-1][1]) == samples(drawn)[0]
+  bad = call(home, "report", *flags, "--decoder=fast_dlm", code=2)
+  assert "did you mean 'fast_dllm'" in bad
+
+
 def test_a_row_may_stop_at_its_end(home, trained):
   """The text before the end is the same, and no end stands behind it."""
   flags = (f"--workdir={trained}", "--num=4", "--steps=6", "--length=16", "--seed=1")

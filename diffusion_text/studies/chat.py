@@ -21,7 +21,7 @@ from diffusion_text.data.chat_template import ChatTemplate
 from diffusion_text.data.tokenizers import REPLACEMENT, pieces
 from diffusion_text.experiment.continuations import padded_length
 from diffusion_text.experiment.decoding import Decoding
-from diffusion_text.experiment.film import OPEN
+from diffusion_text.experiment.player import OPEN
 from diffusion_text.experiment.run import Trained
 from diffusion_text.experiment.until import Open, open_batch, up_to_end, up_to_stop
 from diffusion_text.sampler.host import stream

@@ -25,25 +25,24 @@ class Film:
   calls: int
 
 
-def loss_curve(rows: Sequence[Mapping[str, float]]) -> str:
-  """Inline SVG of training and validation bits per character over steps; rows as
-  `train.read_metrics` gives them.
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+  """Inline SVG of bits per character over steps, of training batches and of held-out text.
+
+  runs: rows as `train.read_metrics` gives them, by the name of the run; a run has one colour.
   """
   from matplotlib.figure import Figure  # here, because it is slow to import
 
   figure = Figure(figsize=(8, 3.2), layout="constrained")
   axes = figure.add_subplot()
-  for name, label, style in (
-    ("bits_per_character", "training batches", dict(linewidth=0.8, alpha=0.5)),
-    (
-      "validation_bits_per_character",
-      "validation bound (averaged weights)",
-      dict(marker="o", linewidth=2),
-    ),
-  ):
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    if points:
-      axes.plot(*zip(*points), label=label, **style)
+  for number, (name, rows) in enumerate(runs.items()):
+    of_run = f"{name}: " if len(runs) > 1 else ""
+    for metric, label, style in (
+      ("bits_per_character", "training batches", dict(linewidth=0.8, alpha=0.5)),
+      ("validation_bits_per_character", "validation bound", dict(marker="o", linewidth=2)),
+    ):
+      points = [(row["step"], row[metric]) for row in rows if metric in row]
+      if points:
+        axes.plot(*zip(*points), label=of_run + label, color=f"C{number}", **style)
   axes.set(xlabel="step", ylabel="bits per character")
   axes.grid(alpha=0.3)
   if axes.has_data():
@@ -89,7 +88,7 @@ def write_report(
     .replace("@facts@", header)
     .replace("@samples@", blocks)
   )
-  page = page.replace("@curve@", loss_curve(rows)).replace(
+  page = page.replace("@curve@", loss_curves({title: rows})).replace(
     "@table@", baseline_table(likelihood, baselines)
   )
   page = page.replace("@bound@", html.escape(str(likelihood))).replace("@film@", film_json)

@@ -11,7 +11,8 @@ from diffusion_text.data.tokenizers import Bytes, pieces
 from diffusion_text.experiment import drawing
 from diffusion_text.experiment.build import build
 from diffusion_text.experiment.decoding import decoding_of
-from diffusion_text.experiment.film import OPEN, check_film, play, shown
+from diffusion_text.experiment.film import check_film, play, shown
+from diffusion_text.experiment.player import OPEN
 from diffusion_text.experiment.run import Trained, open_rows
 
 
@@ -57,7 +58,7 @@ def test_every_call_is_shown_and_the_last_is_the_sample(trained, tmp_path, capsy
   play(trained, texts, decoding, num=1, seed=3, page=str(page), say=True)
   said = capsys.readouterr().out
   assert said.count("row ") == len(frames) and "--- cost: " in said
-  held = page.read_text().split("id=data>")[1].split("</script>")[0]
+  held = page.read_text().split("class=data>")[1].split("</script>")[0]
   rows = json.loads(held)
   for number, row in enumerate(rows):
     own = [frame for frame in frames if frame.row == number]
