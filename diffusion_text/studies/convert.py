@@ -3,7 +3,8 @@ command that reads a trained workdir.
 
 Network and tokenizer are those of the weights. Process, context, reader and sampler are those of a
 config, or those that the weights were trained for: next tokens in causal rows, or lost tokens of
-whole rows or blocks, answered at their own position or at the one before.
+whole rows or blocks, answered at their own position or at the one before. Or only the embeddings of
+tokens are taken, as the table of a process of vectors (`given_table`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_text import train
-from diffusion_text.core.trees import split
+from diffusion_text.core.trees import merge, split
 from diffusion_text.data.chat_template import keep_chat_template
 from diffusion_text.data.tokenizer_json import JsonTokenizer, load_tokenizer
 from diffusion_text.experiment import registry
@@ -29,6 +31,7 @@ from diffusion_text.model.pretrained import Architecture, Pretrained, read
 from diffusion_text.model.pretrained.family import need
 from diffusion_text.model.pretrained.files import family_of
 from diffusion_text.model.pretrained.weights import open_weights
+from diffusion_text.studies.given_table import How, given_rows, table_config, with_table
 from diffusion_text.types import Params
 
 RECORD = "pretrained.json"  # of a workdir: where its weights are from
@@ -37,6 +40,10 @@ CONFIG = "config.py"
 RECORDED = ("block_size", "p_uniform")  # of config.json, beside ids of tokens, for an export
 LENGTH = 256
 LEARNING_RATE = 5e-5  # usual for further training (recalled)
+# Options of the network that a config adds to the weights; their parameters begin as in any run.
+KEPT = ("dropout", "dtype", "remat", "scan_layers", "attention", "self_conditioning", "absent")
+KEPT += ("low_rank",)
+TIMED = ("time_conditioning", "time_width")
 _CONFIG_FILE = '''"""The config of this workdir, for experiments.train --config=…"""
 
 import json
@@ -60,6 +67,7 @@ def convert(
   frozen: bool = False,
   tokenizer: str | None = None,
   roles: Mapping[str, str] | None = None,
+  table: How | None = None,
 ) -> str:
   """A report of what was loaded, in one line per part. Writes the workdir.
 
@@ -73,6 +81,8 @@ def convert(
       moments of an optimizer and without an average.
     tokenizer: a folder or file of it; None: `source`.
     roles: role ("begin", "end", "mask", "pad") -> text of its token, over what the files say.
+    table: what the table of the process of `config` is made of; the network is then that of
+      `config`. None: the network is made of the weights.
 
   Raises:
     ValueError: for weights or a tokenizer that cannot be read or do not fit, before anything is
@@ -93,14 +103,29 @@ def convert(
   before = (mask, token["begin"], token["end"])
   noise_id = next((each for each in before if each is not None), None)
   loaded = read(source, mask_id=mask, noise_id=noise_id)
-  full = _config(config, loaded, place, keep_system)
+  saved = str((place / TOKENIZER).absolute())
+  full = (
+    _config(config, loaded, saved, keep_system)
+    if table is None
+    else table_config(config, loaded, saved, table)
+  )
   if frozen:
     full.train.update({"frozen": ("network",), "ema_decay": 0.0})
-  _check_process(full, rows)
+  if table is None:
+    _check_process(full, rows)
   experiment = build(full, tokenizer=words, devices=jax.devices()[:1])
-  _save(experiment, loaded, place, words)
+  params = _params(experiment, loaded) if table is None else _tabled(experiment, loaded, table)
+  _save(experiment, loaded, params, place, words)
   keep_chat_template(tokenizer or source, place)
-  return _report(experiment, loaded, words, place)
+  lines = _report(experiment, loaded, words, place)
+  if table is not None:
+    lines[1:2] = [f"table        {_said_of(experiment, table)}; the network is not read"]
+  elif _closes(config.model.to_dict()) and keep_system:
+    lines.append(
+      "time         model.time_conditioning='adaln' of the config is left out: its gates"
+    )
+    lines[-1] += " begin at 0, and the layers of these weights would do nothing"
+  return "\n".join(lines)
 
 
 def _mask(architecture: Architecture, token: Mapping[str, int | None]) -> int | None:
@@ -108,14 +133,16 @@ def _mask(architecture: Architecture, token: Mapping[str, int | None]) -> int | 
   return token["mask"] if architecture.mask_id is None else architecture.mask_id
 
 
-def _config(config: ConfigDict, loaded: Pretrained, place: pathlib.Path, keep: bool) -> ConfigDict:
+def _config(config: ConfigDict, loaded: Pretrained, tokenizer: str, keep: bool) -> ConfigDict:
   """The config with network and tokenizer; unless `keep`, with the system of the weights."""
   full = ConfigDict(config.to_dict())
   network = loaded.network
   options = dict(loaded.architecture.options) | {"unanswered": network.unanswered}
-  chunk = {"chunk": config.model.get("chunk", 256)}
-  full.model = ConfigDict({"name": "transformer", **options, **chunk})
-  full.data.tokenizer_path = str((place / TOKENIZER).absolute())
+  own = {"chunk": 256} | config.model.to_dict()
+  names = (*KEPT, *(() if _closes(own) else TIMED), "chunk") if keep else ("chunk",)
+  kept = {key: own[key] for key in names if key in own}
+  full.model = ConfigDict({"name": "transformer", **options, **kept})
+  full.data.tokenizer_path = tokenizer
   if keep:
     return full
   if network.positions == "learned":
@@ -139,6 +166,11 @@ def _config(config: ConfigDict, loaded: Pretrained, place: pathlib.Path, keep: b
   return full
 
 
+def _closes(model: Mapping[str, Any]) -> bool:
+  """True for a time input whose gates begin at 0, by which pretrained layers would do nothing."""
+  return model.get("time_conditioning") == "adaln"
+
+
 def _check_process(config: ConfigDict, vocabulary: int) -> None:
   """Raises ValueError for a process that reads other ids than tokens, and perhaps one more."""
   section = config.process.to_dict()
@@ -154,23 +186,36 @@ def _params(experiment: Experiment, loaded: Pretrained) -> Params:
   """All parameters of the experiment, those of the network being the weights."""
   network = dict(loaded.params)
   network["embedding"] = network["embedding"][: experiment.model.process.input_sizes.ids]
+  loaded_paths = {path for path, _ in jax.tree_util.tree_leaves_with_path({"network": network})}
 
   def others(key):
     made = init(experiment.model, key, experiment.facts, experiment.objective)
-    return {name: group for name, group in made.items() if name != "network"}
+    return split(made, lambda path: tuple(map(jax.tree_util.DictKey, path)) not in loaded_paths)[0]
 
   groups = jax.jit(others)(train.named_key(experiment.config.seed, "init", 0))
-  return {"network": jax.tree.map(jnp.asarray, network)} | groups
+  return merge({"network": jax.tree.map(jnp.asarray, network)}, groups)
+
+
+def _tabled(experiment: Experiment, loaded: Pretrained, how: How) -> Params:
+  """All parameters of the experiment as it begins, with the table."""
+  made = experiment.model.process
+  rows = given_rows(loaded, made.width, how)
+  key = train.named_key(experiment.config.seed, "init", 0)
+  shapes = jax.jit(lambda key: merge(*experiment.init(key)))
+  return with_table(shapes(key), rows)
 
 
 def _save(
-  experiment: Experiment, loaded: Pretrained, place: pathlib.Path, tokenizer: JsonTokenizer
+  experiment: Experiment,
+  loaded: Pretrained,
+  params: Params,
+  place: pathlib.Path,
+  tokenizer: JsonTokenizer,
 ) -> None:
   """Writes the workdir."""
   config = config_json(experiment.config)
-  params = _params(experiment, loaded)
   _, iterator = training_data(experiment)
-  trainable, ema = experiment.train.trainable, experiment.train.ema_decay > 0
+  trainable, ema = experiment.trainable, experiment.train.ema_decay > 0
   state = train.create_state(lambda: split(params, trainable), experiment.optimizer, ema=ema)
   place.mkdir(parents=True, exist_ok=True)
   with train.WorkdirLock(str(place)):
@@ -187,10 +232,22 @@ def _save(
     check_workdir(str(place), config, ())
 
 
+def _said_of(experiment: Experiment, table: How) -> str:
+  """What the table of the process is made of."""
+  process = experiment.model.process
+  made = {
+    "exact": "the rows of these weights",
+    "principal": "the rows of these weights on their first principal components",
+    "random": "random rows for the tokens of these weights",
+  }
+  moves = "trained further" if process.learned else "not trained"
+  return f"{made[table]}, {process.width} numbers each, {moves}"
+
+
 def _report(
   experiment: Experiment, loaded: Pretrained, tokenizer: JsonTokenizer, place: pathlib.Path
-) -> str:
-  network, vocabulary = experiment.model.network, loaded.architecture.vocab_size
+) -> list[str]:
+  network, vocabulary = loaded.network, loaded.architecture.vocab_size
   count = sum(int(np.prod(shape)) for shape in loaded.weights.shapes.values())
   sizes = network.sizes
   roles = {role: token for role, token in tokenizer.special.items() if token is not None}
@@ -214,4 +271,4 @@ def _report(
   ]
   if loaded.family.reads == "whole" and not network.head_transform and network.tie_embeddings:
     lines.append("head         none in the files: the table of tokens, not trained to be one")
-  return "\n".join(lines)
+  return lines
