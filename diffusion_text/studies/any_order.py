@@ -3,7 +3,8 @@ novels, rows of which a random half or a twentieth is observed, and k drafts per
 
 The model itself scores the texts: -log p(hidden tokens | observed ones), which is exact. One token
 per call and speculative sampling have the same law, so their scores agree up to chance (the column
-z); as many drafts per call without a check are the control. "drafts trained" is the share of
+z); as many drafts per call without a check are the control. Drafts of bigrams of the row cost no
+call of their own. "drafts trained" is the share of
 training rows in which the remaining tokens see the observed ones alone.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diffusion_text.contrib.any_order import AnyOrder, Given
+from diffusion_text.contrib.context_bigrams import ContextBigrams, Unread
 from diffusion_text.contrib.speculative import Speculative
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import make_key, row_keys
@@ -29,13 +31,14 @@ from diffusion_text.experiment.api import TextData, fit
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.objective import Bound, engine
 from diffusion_text.process.masked import Masked
+from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import LeftToRight
 from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
 from diffusion_text.timing import AtNoise
-from diffusion_text.types import Batch, Model, Params, Progress, Sampler
+from diffusion_text.types import Batch, Model, Params, Progress, Reader, Sampler
 
 HEADER = ("drafts trained", "hidden", "decoder", "calls per token", "tokens per step")
 HEADER = (*HEADER, "NLL, nats per token", "z", "token entropy, nats")
@@ -99,15 +102,26 @@ def problem(ids: Int[np.ndarray, "B L"], hidden: float, seed: int) -> Batch:
 cost_of = functools.partial(jax.jit, static_argnums=0)(engine.nats)
 
 
-def drawn(model: Model, params: Params, sampler: Sampler, batch: Batch, seed: int) -> Drawn:
+def drawn(
+  model: Model,
+  params: Params,
+  sampler: Sampler,
+  batch: Batch,
+  seed: int,
+  reader: Reader | None = None,
+) -> Drawn:
   """The texts of a decoder, scored."""
+  reader = WholeRow() if reader is None else reader
   keys = row_keys(seed, len(batch.ids))
-  result = jax.device_get(sample(model, params, sampler, keys, batch=batch))
+  result = jax.device_get(sample(model, params, sampler, keys, batch=batch, reader=reader))
   scored = dataclasses.replace(batch, ids=result.ids)
   nats = cost_of(model, params, make_key(0), scored, Progress())
   calls = np.asarray(result.row_calls, np.float64)
   return Drawn(
-    np.asarray(result.ids), calls, calls / (1 + sampler.extra_calls), np.asarray(nats).sum(1)
+    np.asarray(result.ids),
+    calls,
+    calls / (reader.calls + sampler.extra_calls),
+    np.asarray(nats).sum(1),
   )
 
 
@@ -153,6 +167,8 @@ def decoders(
   for k in settings.drafts:
     sampler = Speculative(drafts=k)
     add(f"speculative, k = {k}", drawn(model, params, sampler, batch, seed + 2))
+    of_row = ContextBigrams(drafts=k)
+    add(f"bigram drafts, k = {k}", drawn(model, params, of_row, batch, seed + 2, Unread()))
     unchecked = Reveal(score=LeftToRight(), budget=EvenShare(steps=-(-count // k)))
     add(f"{k} unchecked drafts", drawn(model, params, unchecked, batch, seed + 2))
   cost = cost_of(model, params, make_key(0), batch, Progress())

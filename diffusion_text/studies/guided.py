@@ -1,26 +1,26 @@
-"""Calls and quality with a budget of agreement with an autoregressive scorer: on sums of two
-numbers, which can be checked, at temperature 0, and on a Markov chain at temperature 1.
+"""Calls and quality of decoders where the answer can be checked (sums of two numbers, Sudoku of
+4 × 4 cells), at temperature 0, and on a Markov chain, at temperature 1: orders of one model, and a
+budget of agreement with an autoregressive scorer.
 
-A row of the task is a, b and a + b, least significant digits first; a and b are observed. Masked
-model and scorer have the same size, so a pass of either is one call. "random" scorers were never
-trained, or know another chain: they agree by chance alone, and then the rule commits about one
-token per call from left to right.
+Masked model and scorer have the same size, so a pass of either is one call. "random" scorers were
+never trained, or know another chain: they agree by chance alone, and then the rule commits about
+one token per call from left to right. `ccd` with one call is the order of entropy (its control);
+with two it averages over calls (CCD, arXiv 2512.02044), and "adaptive" commits what two calls agree
+on.
 
-With the default options of `python -m experiments.guided` the scorer adds without a mistake and the
-masked model has not learned to add. The sums therefore show a right scorer beside wrong proposals,
-which does not help, as no token is the scorer's. On the chain both models are trained.
+With 10 digits the scorer adds without a mistake and the masked model does not learn to add: right
+scorers do not help wrong proposals, as no token is the scorer's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from diffusion_text.context import Full, NextToken
 from diffusion_text.core.options import member, option
@@ -32,19 +32,22 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.reader.other import Other
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.agreement import Agreement
-from diffusion_text.sampler.budget import EvenShare, Threshold
+from diffusion_text.sampler.budget import Consistent, EntropyBound, EvenShare, Threshold
+from diffusion_text.sampler.history import Averaged
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
-from diffusion_text.sampler.score import LeftToRight, MaxProb
+from diffusion_text.sampler.score import Entropy, LeftToRight, MaxProb
 from diffusion_text.studies import energy
 from diffusion_text.studies.chains import QUALITY, network_of, phrase, quality
 from diffusion_text.studies.energy import Pair
 from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
+from diffusion_text.studies.puzzle_rows import Puzzle, sudoku_puzzle, sum_puzzle
 from diffusion_text.timing import AtNoise, Shared
-from diffusion_text.types import Batch, DataFacts, Model, Sampler
+from diffusion_text.types import DataFacts, Model, Sampler
 
-SUMS = ("decoder", "calls", "scorer's", "tokens per call", "sums right", "digits right")
-SUMS = (*SUMS, "digit entropy, nats")
+PARTS = ("puzzle", "chain")
+PUZZLE = ("decoder", "calls", "scorer's", "tokens per call", "answers right", "tokens right")
+PUZZLE = (*PUZZLE, "token entropy, nats")
 CHAIN = ("decoder", "calls", "scorer's", "tokens per call", *QUALITY)
 
 
@@ -52,10 +55,11 @@ CHAIN = ("decoder", "calls", "scorer's", "tokens per call", *QUALITY)
 class Settings:
   """How the study is run."""
 
-  digits: int = option(10, "of each number", ge=1, le=1000)
+  puzzle: Literal["sums", "sudoku"] = option("sums", "the task whose answers are checked")
+  digits: int = option(3, "of each number of a sum", ge=1, le=1000)
   layers: int = option(2, "of both networks", ge=1)
   width: int = option(64, "of both networks", ge=2)
-  steps: int = option(1200, "updates of each network, of 128 sums or 64 rows of the chain", ge=1)
+  steps: int = option(1500, "updates of each network, of 128 problems or 64 chains", ge=1)
   shares: tuple[float, ...] = option((0.0, 0.5, 0.8, 1.0), "R of the diffusion model's logits")
   rows: int = option(512, "texts of each line", ge=2)
   seed: int = option(0, "of everything", ge=0)
@@ -73,40 +77,23 @@ class Cost(NamedTuple):
     return f"{self.calls:.2f}", f"{self.scorer:.2f}", f"{self.tokens:.2f}"
 
 
-def sums(rng: np.random.Generator, rows: int, digits: int) -> Int[np.ndarray, "B N"]:
-  """int32 [B, 3 · digits + 1]: rows of a, b and a + b, least significant digits first."""
-  a, b = rng.integers(0, 10, (2, rows, digits))
-  total, carry = np.zeros((rows, digits + 1), int), np.zeros(rows, int)
-  for place in range(digits):
-    here = a[:, place] + b[:, place] + carry
-    total[:, place], carry = here % 10, here // 10
-  total[:, digits] = carry
-  return np.concatenate([a, b, total], axis=1).astype(np.int32)
+def puzzle_of(settings: Settings) -> Puzzle:
+  """The task."""
+  return sudoku_puzzle() if settings.puzzle == "sudoku" else sum_puzzle(settings.digits)
 
 
-def problem(ids: Int[np.ndarray, "B N"], digits: int) -> Batch:
-  """The rows with both numbers observed."""
-  return Batch(ids, np.broadcast_to(np.arange(ids.shape[1]) < 2 * digits, ids.shape))
-
-
-def trained_pair(settings: Settings) -> Pair:
-  """Both models of sums, and two scorers: the trained model, and one of random parameters."""
-  digits, seed = settings.digits, settings.seed
-  process = Masked(vocab_size=10)
+def trained_pair(puzzle: Puzzle, settings: Settings) -> Pair:
+  """Both models of a task, and two scorers: the trained model, and one of random parameters."""
+  seed = settings.seed
+  process = Masked(vocab_size=puzzle.vocab_size)
   network = network_of(process, settings.layers, settings.width)
-  facts = DataFacts(3 * digits + 1, 10, steps=settings.steps)
-
-  def batches(seed: int) -> Iterator[Batch]:
-    rng = np.random.default_rng(seed)
-    while True:
-      yield problem(sums(rng, 128, digits), digits)
-
+  facts = DataFacts(puzzle.length, puzzle.vocab_size, steps=settings.steps)
   model = Model(network, process, Shared(), Full())
   ar = Model(network, process, AtNoise(), NextToken())
-  how = {"facts": facts, "learning_rate": 2e-3, "seed": seed}
-  params = fit(model, Bound(), batches(seed), **how)
+  how = {"facts": facts, "learning_rate": 3e-3, "seed": seed}
+  params = fit(model, Bound(), puzzle.batches(128, seed), **how)
   groups = {
-    "trained": fit(ar, Bound(), batches(seed + 1), **how),
+    "trained": fit(ar, Bound(), puzzle.batches(128, seed + 1), **how),
     # Not what `init` makes of its last layer, which may be zero: a head of a network of noise.
     "random": jax.tree.map(
       lambda leaf: leaf + 0.3 * np.random.default_rng(seed).normal(size=leaf.shape),
@@ -149,23 +136,43 @@ def decoders(pair: Pair, tokens: int, temperature: float, shares: Sequence[float
   return found
 
 
-def study_sums(settings: Settings) -> list[tuple[str, ...]]:
+def orders(tokens: int) -> dict[str, Reveal]:
+  """name -> sampler at temperature 0, for decoders that differ in what they choose first, at a half
+  and a quarter of the calls; and those that choose the number of tokens themselves.
+  """
+  found = {}
+  scores = {"max_prob": MaxProb(), "entropy": Entropy()}
+  scores |= {f"ccd, d = {each}": Averaged(calls=each) for each in (1, 2, 3)}
+  for part in (2, 4):
+    for name, score in scores.items():
+      budget = EvenShare(steps=max(tokens // part, 1))
+      found[f"{name}, {part} a call"] = Reveal(score=score, budget=budget, temperature=0.0)
+  rules = {f"threshold {least:g}": (MaxProb(), Threshold(least=least)) for least in (0.7, 0.9)}
+  rules |= {f"entropy bound {g:g}": (Entropy(), EntropyBound(gamma=g)) for g in (0.01, 0.1)}
+  rules["ccd, adaptive"] = Entropy(), Consistent(warm_up=1)
+  for name, (score, budget) in rules.items():
+    found[name] = Reveal(score=score, budget=budget, temperature=0.0)
+  return found
+
+
+def study_puzzle(settings: Settings) -> list[tuple[str, ...]]:
   """The lines of the task."""
-  digits, seed = settings.digits, settings.seed
-  pair = trained_pair(settings)
-  truth = sums(np.random.default_rng(seed + 2), settings.rows, digits)
-  batch = problem(truth, digits)
+  puzzle, seed = puzzle_of(settings), settings.seed
+  pair = trained_pair(puzzle, settings)
+  truth = puzzle.test(np.random.default_rng(seed + 2), settings.rows)
+  batch = puzzle.batch(truth)
   lines = []
 
   def add(name, ids, cost):
-    answer = ids[:, 2 * digits :]
-    right = answer == truth[:, 2 * digits :]
+    answer = ids[:, puzzle.prompt :]
+    right = answer == truth[:, puzzle.prompt :]
     whole, error = mean_and_error(right.all(1))
     found = f"{whole:.3f} ± {error:.3f}", f"{right.mean():.4f}", f"{pooled_entropy(answer):.3f}"
     lines.append((name, *cost.cells(), *found))
 
   add("data", truth, Cost(0.0, 0.0, 0.0))
-  for name, sampler in decoders(pair, digits + 1, 0.0, ()).items():
+  samplers = {**decoders(pair, puzzle.answer, 0.0, ()), **orders(puzzle.answer)}
+  for name, sampler in samplers.items():
     add(name, *drawn(pair, sampler, seed + 3, batch=batch))
   alone = pair._replace(model=pair.scorers["trained"].model, params=pair.params["trained"])
   greedy = Reveal(score=LeftToRight(), budget=EvenShare(steps=1), temperature=0.0)
@@ -191,16 +198,23 @@ def study_chain(settings: Settings) -> list[tuple[str, ...]]:
   return lines
 
 
-def run(settings: Settings, workdir: pathlib.Path) -> str:
-  """Both tables, which are also written to the workdir."""
-  of_sums, of_chain = study_sums(settings), study_chain(settings)
-  kept = {"settings": dataclasses.asdict(settings), "sums": of_sums, "chain": of_chain}
-  parts = [
-    f"Sums of {settings.digits} digits, temperature 0:",
-    markdown(SUMS, of_sums),
-    "Chain 'phrase', temperature 1:",
-    markdown(CHAIN, of_chain),
-  ]
-  text = "\n\n".join(parts)
+def run(settings: Settings, workdir: pathlib.Path, parts: Sequence[str] = PARTS) -> str:
+  """The tables of the parts, which are also written to the workdir.
+
+  Raises:
+    ValueError: for a part that is unknown.
+  """
+  wrong = [part for part in parts if part not in PARTS]
+  if wrong or not parts:
+    raise ValueError(f"parts={parts} must be of {', '.join(PARTS)}")
+  kept: dict[str, object] = {"settings": dataclasses.asdict(settings)}
+  texts = []
+  if "puzzle" in parts:
+    kept["puzzle"] = study_puzzle(settings)
+    texts += [f"{puzzle_of(settings).name}, temperature 0:", markdown(PUZZLE, kept["puzzle"])]
+  if "chain" in parts:
+    kept["chain"] = study_chain(settings)
+    texts += ["Chain 'phrase', temperature 1:", markdown(CHAIN, kept["chain"])]
+  text = "\n\n".join(texts)
   write(workdir, "guided", text, **kept)
   return text

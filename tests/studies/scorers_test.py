@@ -14,7 +14,7 @@ from diffusion_text.process.masked import Masked
 from diffusion_text.reader.other import Other
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.sampler.scorer import token_log_probs
-from diffusion_text.studies import any_order, energy, guided
+from diffusion_text.studies import any_order, energy, puzzle_rows
 from diffusion_text.studies.chains import CHAINS, SMOOTHING
 from diffusion_text.timing import AtNoise
 from diffusion_text.types import Batch, Model, Query
@@ -22,12 +22,27 @@ from diffusion_text.types import Batch, Model, Query
 
 def test_sums_are_sums():
   """Least significant digits first, the carry of the last one behind them."""
-  ids = guided.sums(np.random.default_rng(0), 64, 6)
+  puzzle = puzzle_rows.sum_puzzle(6)
+  ids = puzzle.test(np.random.default_rng(0), 64)
   number = 10 ** np.arange(7, dtype=np.int64)
   a, b, total = ids[:, :6] @ number[:6], ids[:, 6:12] @ number[:6], ids[:, 12:] @ number
   np.testing.assert_array_equal(a + b, total)
-  batch = guided.problem(ids, 6)
+  batch = puzzle.batch(ids)
   np.testing.assert_array_equal(batch.observed.sum(0), np.repeat([64, 0], [12, 7]))
+
+
+def test_sudokus_are_solved_and_no_solution_is_in_both_splits():
+  """The answer keeps the clues, and every row, column and box has all four digits."""
+  puzzle = puzzle_rows.sudoku_puzzle(train_size=40, test_size=20)
+  train, test = (make(np.random.default_rng(0), 20) for make in (puzzle.train, puzzle.test))
+  for ids in (train, test):
+    clues, grid = ids[:, :16], ids[:, 16:].reshape(-1, 4, 4)
+    assert ((clues == 0) | (clues == ids[:, 16:])).all()
+    assert ((clues > 0).sum(1) >= puzzle_rows.SUDOKU_CLUES).all()
+    boxes = grid.reshape(-1, 2, 2, 2, 2).swapaxes(2, 3).reshape(-1, 4, 4)
+    for units in (grid, grid.swapaxes(1, 2), boxes):
+      np.testing.assert_array_equal(np.sort(units), np.tile([1, 2, 3, 4], (20, 4, 1)))
+  assert not {tuple(row) for row in train[:, 16:]} & {tuple(row) for row in test[:, 16:]}
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -1,0 +1,40 @@
+"""The table of caches: its lines can be made, and its numbers are counted as they are named."""
+
+import json
+
+import numpy as np
+
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.reader.window_cache import WindowCache
+from diffusion_text.studies import caches
+from diffusion_text.types import Batch
+
+
+def test_every_line_has_a_name_of_its_own_and_whole_rows_come_first():
+  for block, length in ((32, 128), (12, 48), (8, 32)):
+    found = list(caches.readers(block, length))
+    assert found[0][2] == WholeRow()
+    assert len({line[:2] for line in found}) == len({line[2] for line in found}) == len(found)
+
+
+def test_neighbours_are_counted():
+  found = caches.bigrams_of(np.array([[0, 1, 1], [0, 1, 0]]), 2)
+  np.testing.assert_allclose(found, [[0, 0.5], [0.25, 0.25]])
+
+
+def test_a_table_is_written(tmp_path, monkeypatch):
+  """Agreement is with whole rows, of generated tokens alone; a cache of one window reads less."""
+  lines = [("whole rows", "–", WholeRow()), ("window", "once a window", WindowCache())]
+  monkeypatch.setattr(caches, "readers", lambda block, length: iter(lines))
+  monkeypatch.setattr(caches.jax, "clear_caches", lambda: None)  # other tests need them
+  settings = caches.Settings(layers=1, width=32, steps=2, rows=4)
+  text = caches.run("branchy", settings, tmp_path)
+  assert (tmp_path / "branchy.md").read_text() == text + "\n" and text.count("\n") == 4
+  whole, window = json.loads((tmp_path / "branchy.json").read_text())["lines"]
+  assert whole[2:5] == ["1.000", "1.000", "1.000 ± 0.000"]
+  assert window[2] == f"{(32 + 3 * 8) / (4 * 32):.3f}"  # four calls a window, one of the whole row
+  problem = caches.Problem(None, None, Batch(None, np.array([[True, False, False]] * 2)), 0, 0, 0)
+  ids = np.array([[1, 1, 0], [0, 0, 0]])
+  drawn = caches.Line("a", "b", ids, caches.CostReport(*range(11)))
+  drawn_whole = drawn._replace(ids=np.array([[0, 1, 0], [0, 0, 1]]))
+  assert caches.agreement(problem, drawn, drawn_whole) == (0.75, 0.25)
