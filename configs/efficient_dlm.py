@@ -6,7 +6,7 @@ exp(-beta L') = 0.1 (NVIDIA's NeMo has 1/16 by default). Published, an exact num
 block is masked, drawn without replacement with weights exp(beta (1 - t) i), at the weight 1/t,
 which is no bound; here each token is masked with these odds for itself, at a weight that keeps the
 bound. Published: 1.5B to 8B models adapted from autoregressive ones, by accuracy, with blocks of 16
-to 64 tokens; ours begin from scratch unless train.initialize_from names weights. They sample by
+to 64 tokens; ours begin from scratch, or from weights (docs/adaptation.md). They sample by
 confidence, here by the grid.
 Ours: 2.163 ± 0.033 bits/char after 200 updates of the table at equal tokens in
 docs/results.md, where a character 5-gram has 1.822.

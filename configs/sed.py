@@ -4,7 +4,8 @@ Published: C4, 135 M and 420 M parameters, pretrained embeddings projected to fe
 frozen, x0 regression and a read-out cross-entropy, self-conditioning in half of the rows, 1000
 steps; said to be on par with autoregressive models, no likelihood. Concatenating the last estimate
 to the input is the same as adding it through a linear map, which is zero at first. Here the frozen
-table is random, not pretrained, its 64 numbers per token are our choice, and the read-out is the
+table is random unless `experiments.convert --table=principal` takes it from a pretrained model
+(docs/adaptation.md), its 64 numbers per token are our choice, and the read-out is the
 network's prediction itself. The window of the path is that of the usual cosine chain of 1000
 steps. Infilling is any choice of observed tokens. For guidance, on data with
 observed tokens, set train.prompt_dropout and use the reader "classifier_free" with a scale.

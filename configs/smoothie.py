@@ -2,7 +2,8 @@
 
 Published: sequence-to-sequence on QQP, XSum, Quasar-T, Newsela, 200 steps, frozen BERT embeddings
 of 768 numbers. Here the embeddings are random, of 64 numbers, and frozen; they have no meaning that
-noise could smooth over, so the idea needs a pretrained table. The loss is cross-entropy, which is
+noise could smooth over, so the idea needs a pretrained table: `experiments.convert --table=exact`
+or `principal` (docs/adaptation.md). The loss is cross-entropy, which is
 one of the published ones. A step adds fresh noise to the expected distances, and the last one takes
 the likeliest token. Half of the rows are self-conditioned. The state is [B, L, V].
 Ours: 2.963 ± 0.004 bits/char after 500 updates of the comparison at equal tokens in

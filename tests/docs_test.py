@@ -75,7 +75,8 @@ def test_links_lead_somewhere():
 
 def commands():
   """(main, flags) of every command in the code blocks of README and of docs with commands."""
-  for text in (README, COMMANDS, (ROOT / "docs" / "pretrained.md").read_text()):
+  others = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("pretrained", "adaptation")]
+  for text in (README, COMMANDS, *others):
     for line in "\n".join(blocks(text, "")).splitlines():
       words = shlex.split(line.split("#")[0].replace("[-", "-").replace("]", " "))
       if "-m" in words:
