@@ -10,6 +10,7 @@ from diffusion_text.model import linear_maps
 from diffusion_text.model.quantized import gptq as compensated
 from diffusion_text.model.quantized import grid as grids
 from diffusion_text.model.quantized import methods
+from diffusion_text.model.quantized.observed import together
 from diffusion_text.model.quantized.packing import pack, unpack
 from diffusion_text.model.quantized.rescaling import (
   awq,
@@ -203,6 +204,7 @@ def test_rescaled_networks_are_the_float_network_but_for_rounding(float_network,
 
   changed, arrays = quantized_network(network, params, rescaled, options)
   np.testing.assert_allclose(features(changed, arrays), want, atol=1e-5)
+  np.testing.assert_allclose(features(*linear_maps.plain(changed, arrays)), want, atol=1e-5)
   without = network.like(quantized=Quantized(bits=8, group=1))
   assert np.abs(features(without, _without_inputs(arrays)) - want).max() > 0.1
 
@@ -229,6 +231,8 @@ def test_a_network_of_integers_is_that_of_their_values(float_network, bits):
   np.testing.assert_allclose(got, features(bare, plain), atol=1e-5)
   error = np.abs(got - want).mean()
   assert {3: 0.03, 4: 0.01, 8: 1e-4}[bits] < error < {3: 1.0, 4: 0.3, 8: 0.02}[bits], error
+  for path, moves in (("blocks", "mlp", "up", "quantized", "scale"), False), (("head",), True):
+    assert changed.trains(("network", *path)) == moves
   query = linear_maps.get(arrays, "blocks/attention/query")["quantized"]
   numbers = 2 * 32 * 32
   assert methods.bytes_of(query) == numbers * bits // 8 + numbers // 16 * 5  # scale 4, zero 1
@@ -283,6 +287,12 @@ def test_inputs_are_seen_and_left_alone(float_network, scan):
     np.testing.assert_allclose(here["peak"], np.abs(norm).max(axis=0), rtol=1e-4)
     assert here["count"] == 16
   assert seen["blocks/mlp/down"]["moment"].shape == (2, 64, 64)
+
+
+def test_statistics_of_two_batches_are_those_of_both():
+  one, two = ({"peak": np.float32([a, 1]), "mean": np.float32([a, 1])} for a in (2, 3))
+  both = together({"m": one}, {"m": two})["m"]
+  assert both["peak"].tolist() == [3, 1] and both["mean"].tolist() == [5, 2]
 
 
 def _merged(zeros, params):
