@@ -7,9 +7,9 @@ e = (w_i - rounded w_i) / U_ii. Each step is the best one for the rows that are 
 
 Choices, those of the published code: inputs in their own order (the variant "act-order" takes the
 largest diagonal of H first and is not here); H gets 0.01 times the mean of its diagonal added to
-its diagonal; inputs that are always zero have row 0. One choice differs: the grid of a group is that of
-its rows as they are when the first of them is reached, where published code takes them as they were
-at the last multiple of 128.
+its diagonal; inputs that are always zero have row 0. One choice differs: the grid of a group is
+that of its rows as they are when the first of them is reached, where published code takes them as
+they were at the last multiple of 128.
 """
 
 from __future__ import annotations
