@@ -80,8 +80,9 @@ class Task(Protocol):
   metrics: ClassVar[tuple[str, ...]]
 
   def examples(self, split: str) -> tuple[Example, ...]:
-    """The examples of "train", "validation" or "test", or "all", in a fixed order. No prompt is in
-    two splits.
+    """The examples of "train", "validation" or "test", or "all", in a fixed order.
+
+    No prompt is in two splits, unless two files that name their splits both hold it.
 
     Raises:
       ValueError, FileNotFoundError: For files that cannot be read, with file, line and fix.

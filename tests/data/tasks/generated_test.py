@@ -18,6 +18,7 @@ from diffusion_text.data.tasks import TASKS, Example, Task
 from diffusion_text.data.tasks.contract import FORM_REWARD, TaskText, check_rows
 from diffusion_text.data.tasks.generated import split_of
 from diffusion_text.data.tasks.sudoku import count_solutions, solutions
+from tests.conftest import ROOT
 
 SMALL = {"train_size": 40, "held_out_size": 12}
 OPTIONS = {
@@ -218,3 +219,24 @@ def test_an_answer_longer_than_the_row_names_its_place():
   check_rows(chosen, "test", sizes, max(sizes))
   with pytest.raises(ValueError, match=rf"^test example \d+: .* data.length >= {max(sizes)}"):
     check_rows(chosen, "test", sizes, max(sizes) - 1)
+
+
+def test_the_examples_of_the_page_are_right():
+  page = (ROOT / "docs" / "tasks.md").read_text()
+  for name, options, prompt, answer in (
+    ("addition", {}, "21+93", "15"),
+    ("multiplication", {}, "21*93", "8640"),
+    ("multiplication", {"thoughts": True}, "21*93", "801+0630####8640"),
+    ("countdown3", {}, "92,22,39,75", "92+22=114,114-39=75"),
+    ("satisfiability", {"variables": 4}, "+a-b+d,-a-c+d", "1001"),
+    ("boolean", {"operations": 4}, "((1&0)|!(0^1))", "0100"),
+    ("composition", {"symbols": 4, "times": 3}, "cadb:b", "acd"),
+    ("parity", {"bits": 5}, "10110", "11011"),
+    ("needles", {}, "fk=813 qz=450 ?qz", "450"),
+  ):
+    chosen = TASKS[name](**options)
+    assert chosen.verify(Example(prompt, (answer,)), answer).right, name
+    assert chosen.verify(Example(prompt, (answer,)), chosen.solve(prompt)).right, name
+    shown = prompt.replace("|", "\\|").replace(" ?", " … ?")
+    assert f"`{shown}`" in page and f"`{answer}`" in page, name
+  assert all(f"`{name}`" in page or name[:-1] in page for name in TASKS)
