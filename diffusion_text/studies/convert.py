@@ -41,8 +41,10 @@ RECORDED = ("block_size", "p_uniform")  # of config.json, beside ids of tokens, 
 LENGTH = 256
 LEARNING_RATE = 5e-5  # usual for further training (recalled)
 # Options of the network that a config adds to the weights; their parameters begin as in any run.
-KEPT = ("dropout", "dtype", "remat", "scan_layers", "attention", "self_conditioning", "absent")
-KEPT += ("low_rank",)
+KEPT = (
+  *("dropout", "dtype", "remat", "scan_layers", "attention"),
+  *("self_conditioning", "absent", "low_rank"),
+)
 TIMED = ("time_conditioning", "time_width")
 _CONFIG_FILE = '''"""The config of this workdir, for experiments.train --config=…"""
 
