@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion_text.context.rows import (
   before,
@@ -39,9 +39,16 @@ class Blocks:
   hold each token once: blocks that are finished are the clean context, and all others are noisy.
   Blocks are counted from the start of the row, as their times are, also where documents begin
   within one.
+
+  With `clean` = "causal" a finished token sees those before it alone, as in an autoregressive
+  model, and a block sees all clean tokens before its first one (DiffusionGemma). The clean copy
+  then may answer for the token that follows each.
   """
 
   size: int = option(..., "tokens of a block; 4, 8 and 16 are usual", ge=1)
+  clean: Literal["blocks", "causal"] = option(
+    "blocks", "what finished tokens see: their block and those before, or only tokens before them"
+  )
 
   reads_noisy: ClassVar[bool] = True
 
@@ -68,11 +75,14 @@ class Blocks:
         f"{length - rest + self.size}"
       )
 
-  def _layout(self, batch: Batch) -> Layout:
-    length = batch.ids.shape[1]
+  def _numbers(self, length: int) -> tuple[Int[Array, "1 N"], Int[Array, "1 N"]]:
+    """The block of each token while it is noisy, and once it is clean. Of causal ones these are
+    places: of the block's first token, and of the token."""
     self._check_length(length)
     block = layouts.block_causal(length, self.size).block
-    return Layout(segment=batch.segment, block=block)
+    if self.clean == "blocks":
+      return block, block
+    return block * self.size, layouts.causal(length).block
 
   def training_rows(
     self,
@@ -95,10 +105,12 @@ class Blocks:
     if weights is not None:
       weights = jnp.concatenate([weights, weights], axis=1)
     noisy_half = Span(0, length)
+    layout = layouts.doubled(Layout(segment=batch.segment), length)
+    block = jnp.concatenate(self._numbers(length), axis=1)
     return Rows(
       inputs=joined(noisy, clean, position=position),
       t=jnp.concatenate([times.network_time, clean_t], axis=1),
-      layout=layouts.doubled(self._layout(batch), length),
+      layout=Layout(segment=layout.segment, block=block, noisy=layout.noisy),
       weights=weights,
       copies=2,
       tokens=noisy_half,
@@ -116,16 +128,19 @@ class Blocks:
     """
     del noise
     whole = Span(0, t.shape[1])
-    layout = self._layout(batch)
+    noisy_block, clean_block = self._numbers(t.shape[1])
     unfinished = t > 0
     if batch.observed is not None:
       unfinished = unfinished & ~batch.observed
     open_block = jnp.any(unfinished.reshape(t.shape[0], -1, self.size), axis=2)
     noisy_flag = jnp.repeat(open_block, self.size, axis=1).astype(jnp.int32)
+    block = noisy_block
+    if self.clean == "causal":
+      block = jnp.where(noisy_flag == 1, noisy_block, clean_block)
     return Rows(
       inputs=joined(noisy, position=None if batch.segment is None else places(batch)),
       t=t,
-      layout=Layout(segment=layout.segment, block=layout.block, noisy=noisy_flag),
+      layout=Layout(segment=batch.segment, block=block, noisy=noisy_flag),
       weights=batch.weights,
       copies=1,
       tokens=whole,

@@ -25,6 +25,7 @@ CONTRIB: dict[str, dict[str, str]] = {
     ),
     "settled_tokens": "diffusion_text.contrib.settled_tokens:SettledTokens",
     "unrolled": "diffusion_text.contrib.unrolled:Unrolled",
+    "with_next_token": "diffusion_text.contrib.next_token_beside:WithNextToken",
   },
   "model": {"recurrent_depth": "diffusion_text.contrib.recurrent_depth:RecurrentDepth"},
   "reader": {

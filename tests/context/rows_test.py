@@ -33,6 +33,7 @@ ROWS = {
   "causal": (Causal(), {"exact_law": False, "only": (*CHEAP, "bound")}),
   "blocks of 1": (Blocks(size=1), {"only": CHEAP}),
   "blocks of 2": (Blocks(size=2), {}),
+  "blocks of 2, causal": (Blocks(size=2, clean="causal"), {"only": (*CHEAP, "bound")}),
   "next_token": (NextToken(), {"answer_shift": 1}),
   "annealed": (Annealed(steps=10), {"only": CHEAP}),
   "annealed, shifted": (Annealed(steps=10, answer_shift=1), {"answer_shift": 1, "only": CHEAP}),
@@ -104,6 +105,10 @@ RULES = {
     document(row, i, j)
     and (j // 2 == i // 2 if kind == NOISY else kind == CLEAN and j // 2 < i // 2)
   ),
+  "blocks of 2, causal": lambda row, i, kind, j: (
+    document(row, i, j)
+    and (j // 2 == i // 2 if kind == NOISY else kind == CLEAN and j // 2 < i // 2)
+  ),
   "next_token": lambda row, i, kind, j: (
     document(row, i, j) and (j < i if kind == CLEAN else kind == NOISE and j == begins(row, i))
   ),
@@ -130,6 +135,19 @@ def check_visibility(context, rule):
 @pytest.mark.parametrize("name", RULES)
 def test_who_sees_whom(name):
   check_visibility(ROWS[name][0], RULES[name])
+
+
+def test_clean_tokens_of_causal_blocks_see_their_left():
+  """In training rows and in finished blocks while sampling; otherwise they see their block too."""
+  batch = batch_of(segment=SEGMENT)
+  left = (SEGMENT[:, :, None] == SEGMENT[:, None]) & (PLACE[:, None] >= PLACE)
+  for clean, want in (("causal", left), ("blocks", left | (PLACE[:, None] // 4 == PLACE // 4))):
+    context = Blocks(size=4, clean=clean)
+    want = want & (SEGMENT[:, :, None] == SEGMENT[:, None])
+    for rows, start in ((trained(context, batch), N), (sampled(context, 0.0, batch), 0)):
+      mask = np.asarray(visible(rows.layout, rows.layout))[:, start:]
+      np.testing.assert_array_equal(mask[..., start:], want)
+      assert not mask[..., :start].any()
 
 
 class ReadsItself(NextToken):
@@ -161,6 +179,7 @@ class RunsIntoTheNextDocument(NextToken):
   (SegmentForgotten(size=2), "blocks of 2"),
   (SeesItsOwnCleanBlock(size=2), "blocks of 2"),
   (Blocks(size=4), "blocks of 2"),
+  (SeesItsOwnCleanBlock(size=2, clean="causal"), "blocks of 2, causal"),
   (Causal(), "full"),
   (Annealed(steps=10, answer_shift=0), "annealed, shifted"),
   (CountsFromTheFirstToken(steps=10, answer_shift=1), "annealed, shifted"),
