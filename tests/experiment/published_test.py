@@ -27,6 +27,18 @@ CHOICES = [  # config, key, value
   ("diffusion_forcing", "timing.width", 64),
   ("mask_agnostic", "objective.weighting", "inverse_time"),
   ("mask_agnostic", "objective.form", None),  # published
+  ("diffullama", "timing.low", 1e-3),
+  ("diffullama", "context.answer_shift", 1),
+  ("diffullama", "objective.name", "masked_mean"),
+  ("diffullama", "objective.weighting", "inverse_time"),
+  ("ar2diff", "process.prediction", "posterior"),
+  ("ar2diff", "objective.second", None),  # as much as the first reading
+  ("ar2diff", "sampler.steps", 10),
+  ("ar2diff", "sampler.temperature", 0.2),
+  ("instruction", "objective.weighting", "linear"),
+  ("instruction", "sampler.steps", 10),
+  ("instruction", "sampler.rate", "cosine"),
+  ("instruction", "sampler.temperature", 0.0),
   ("as_arm", "context.order", None),  # left to right, as published
   ("as_arm", "context.drafts", None),
   ("as_arm", "sampler.drafts", 5),
