@@ -13,6 +13,7 @@ EXTRAS = {
   "pretrained": PRETRAINED,
   "lm_eval": LM_EVAL,
   "metrics": ["sacrebleu", "rouge-score"],
+  "wandb": ["wandb>=0.17"],
   "test": [
     *("beartype", "pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"),
     *PRETRAINED,

@@ -17,6 +17,7 @@ EXTRAS = {  # extra: (a module that it brings, what it is for)
   "cuda": ("jax_cuda13_plugin", "train on an NVIDIA GPU"),
   "pretrained": ("safetensors", "pretrained weights"),
   "metrics": ("sacrebleu", "BLEU and ROUGE"),
+  "wandb": ("wandb", "metrics at Weights & Biases (--config.train.wandb=PROJECT)"),
   "test": ("pytest", "launch/test"),
 }
 

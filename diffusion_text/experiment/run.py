@@ -67,6 +67,7 @@ MAY_DIFFER = (
   "train.keep",
   "train.initialize_from",
   "train.profile_steps",
+  "train.wandb",
   "evaluate",
   "sampler",
   "reader",
@@ -197,12 +198,14 @@ def prepare(
   lock: the one that the run will take; None: one that nobody takes.
 
   Raises:
-    ValueError: for a sampler or a loss that does not fit, a run that needs more memory than there
-      is, a workdir of another config or tokenizer or in use, sizes that do not fit the corpus, and
-      checkpoints of another model or data; if that happens to one of several processes, on all.
+    ValueError: for a sampler or a loss that does not fit, metrics for a package that is not
+      installed, a run that needs more memory than there is, a workdir of another config or
+      tokenizer or in use, sizes that do not fit the corpus, and checkpoints of another model or
+      data; if that happens to one of several processes, on all.
   """
 
   def check() -> tuple[TokenArrays, TrainIterator]:
+    train.check_wandb(experiment.train.wandb)
     check_place(workdir, lock)
     check_memory(experiment)
     check_sampler(experiment)
@@ -295,7 +298,12 @@ def train_workdir(
       train.Checkpointer(
         checkpoints(workdir), max_to_keep=settings.keep, keep_best="validation_bound", assets=assets
       ) as saver,
-      train.MetricsWriter(workdir, resume_step=restored.resume_step) as writer,
+      train.MetricsWriter(
+        workdir,
+        resume_step=restored.resume_step,
+        wandb=settings.wandb,
+        config=config.to_dict(),
+      ) as writer,
       train.reporter(settings.steps, terminal=terminal) as report,
     ):
       return train.train(

@@ -260,6 +260,11 @@ class TrainSettings:
     " step 0; any data, sizes and rates, the same tokenizer",
     min_length=1,
   )
+  wandb: str | None = option(
+    None,
+    "a project at Weights & Biases that metrics are sent to as well; unset: none",
+    min_length=1,
+  )
   profile_steps: tuple[int, int] = option((0, 0), "[first, last) step to trace with jax.profiler")
 
   def __post_init__(self):

@@ -34,7 +34,13 @@ from diffusion_text.train.initialize import (
 )
 from diffusion_text.train.lock import WorkdirHeld, WorkdirLock
 from diffusion_text.train.loop import Hook, LoopSettings, Result, TrainingDiverged, train
-from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
+from diffusion_text.train.metrics import (
+  MetricsWriter,
+  check_wandb,
+  mfu,
+  peak_flops,
+  read_metrics,
+)
 from diffusion_text.train.optimizer import Optimizer, is_kernel, make_optimizer, make_schedule
 from diffusion_text.train.progress import reporter
 from diffusion_text.train.sharding import (
@@ -72,6 +78,7 @@ __all__ = [
   "WorkdirHeld",
   "WorkdirLock",
   "check_shared",
+  "check_wandb",
   "check_workdir",
   "compared",
   "create_state",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -39,14 +41,45 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   return rows
 
 
+def check_wandb(project: str | None) -> None:
+  """Raises ValueError if rows are to be sent to Weights & Biases and its package is not here."""
+  if project is not None and importlib.util.find_spec("wandb") is None:
+    raise ValueError(
+      f"train.wandb={project!r} needs the package wandb: pip install -e '.[wandb]', or leave it"
+      " unset; metrics.jsonl and TensorBoard files are written in any case"
+    )
+
+
+def start_wandb(project: str, directory: str | os.PathLike, config: Mapping[str, Any]) -> Any:
+  """A run of Weights & Biases; one workdir is one run there, however often it is continued."""
+  import wandb  # here, because few have it
+
+  place = str(directory)
+  return wandb.init(
+    project=project,
+    id=hashlib.sha256(place.encode()).hexdigest()[:16],
+    name=pathlib.PurePath(place).name,
+    dir=tempfile.gettempdir() if is_remote(place) else place,
+    config=dict(config),
+    resume="allow",
+  )
+
+
 class MetricsWriter:
-  """Appends rows to `directory/metrics.jsonl` and to TensorBoard files in the same directory.
+  """Appends rows to `directory/metrics.jsonl` and to TensorBoard files in the same directory, and
+  sends them to Weights & Biases if asked to.
 
   Does nothing on processes other than 0.
   """
 
   def __init__(
-    self, directory: str | os.PathLike, *, resume_step: int | None = None, tensorboard: bool = True
+    self,
+    directory: str | os.PathLike,
+    *,
+    resume_step: int | None = None,
+    tensorboard: bool = True,
+    wandb: str | None = None,
+    config: Mapping[str, Any] | None = None,
   ):
     """Opens the files.
 
@@ -57,10 +90,19 @@ class MetricsWriter:
         from the file, because they will be written again. None for a new run: an older file is kept
         as `metrics.jsonl.old`.
       tensorboard: True to write event files too.
+      wandb: The project at Weights & Biases that the rows are sent to; None: they are not sent.
+      config: What Weights & Biases shows beside them.
+
+    Raises:
+      ValueError: For a project without the package wandb.
     """
-    self._file = self._board = self._remote = None
+    self._file = self._board = self._remote = self._wandb = None
     if jax.process_index() != 0:
       return
+    check_wandb(wandb)
+    if wandb is not None:
+      as_path(directory).mkdir(parents=True, exist_ok=True)
+      self._wandb = start_wandb(wandb, as_path(directory), config or {})
     if is_remote(directory):
       self._remote = as_path(directory)
       self._uploaded = time.monotonic()
@@ -97,6 +139,8 @@ class MetricsWriter:
     if self._board is not None:
       for name, value in row.items():
         self._board.add_scalar(name, float(value), int(step))
+    if self._wandb is not None:
+      self._wandb.log({name: float(value) for name, value in row.items()}, step=int(step))
     if self._remote is not None and time.monotonic() - self._uploaded >= UPLOAD_EVERY:
       self._upload()
 
@@ -112,7 +156,9 @@ class MetricsWriter:
         sink.close()
     if self._remote is not None:
       self._upload()
-    self._file = self._board = self._remote = None
+    if self._wandb is not None:
+      self._wandb.finish()
+    self._file = self._board = self._remote = self._wandb = None
 
   def __enter__(self) -> MetricsWriter:
     return self

@@ -1,11 +1,19 @@
 """Rows on disk, restarts, and the use of the hardware."""
 
+import importlib
 import json
+import sys
 
 import pytest
 from etils.epath import register_path_cls
 
-from diffusion_text.train.metrics import MetricsWriter, mfu, peak_flops, read_metrics
+from diffusion_text.train.metrics import (
+  MetricsWriter,
+  check_wandb,
+  mfu,
+  peak_flops,
+  read_metrics,
+)
 from diffusion_text.train.storage import as_path, is_remote
 from diffusion_text.train.workdir import check_shared, check_workdir
 
@@ -57,6 +65,58 @@ def test_tensorboard_files_hold_the_values(tmp_path):
     writer(1, {"curve": 0.5})
   (file,) = tmp_path.glob("events.out.tfevents.*")
   assert b"curve" in file.read_bytes()
+
+
+# In place of the package: it writes down how it is called.
+WANDB = """
+import json, pathlib
+calls = []
+class Run:
+  def log(self, row, step): calls.append(["log", step, row])
+  def finish(self): calls.append(["finish"])
+def init(**options):
+  calls.append(["init", options])
+  return Run()
+"""
+
+
+@pytest.fixture
+def wandb_calls(tmp_path, monkeypatch):
+  """What the package was asked, as a list that grows."""
+  folder = tmp_path / "packages"
+  folder.mkdir()
+  (folder / "wandb.py").write_text(WANDB)
+  monkeypatch.syspath_prepend(folder)
+  monkeypatch.delitem(sys.modules, "wandb", raising=False)
+  calls = importlib.import_module("wandb").calls
+  yield calls
+  sys.modules.pop("wandb")
+
+
+def test_rows_go_to_weights_and_biases_too(tmp_path, wandb_calls):
+  run = tmp_path / "runs" / "mdlm"
+  _write(run, [1, 2], wandb="texts", config={"seed": 3})
+  _write(run, [2, 3], resume_step=1, wandb="texts", config={"seed": 3})
+  _write(tmp_path / "other", [1], wandb="texts")
+  starts = [options for name, *rest in wandb_calls if name == "init" for options in rest]
+  assert [start["name"] for start in starts] == ["mdlm", "mdlm", "other"]
+  assert starts[0]["project"] == "texts" and starts[0]["config"] == {"seed": 3}
+  # A workdir that is continued is the same run there, another workdir another.
+  assert starts[0]["id"] == starts[1]["id"] != starts[2]["id"]
+  logged = [call[1:] for call in wandb_calls if call[0] == "log"]
+  assert logged == [[step, {"loss": step / 2}] for step in (1, 2, 2, 3, 1)]
+  assert wandb_calls[-1] == ["finish"]
+  assert [row["step"] for row in read_metrics(run)] == [1, 2, 3]
+
+
+def test_a_project_without_the_package_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  check_wandb(None)
+  with pytest.raises(ValueError, match=r"train\.wandb='texts' needs the package wandb: pip"):
+    check_wandb("texts")
+  with pytest.raises(ValueError, match="needs the package"):
+    MetricsWriter(tmp_path / "run", wandb="texts")
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_directory_on_a_network_gets_copies(tmp_path, monkeypatch):
