@@ -269,6 +269,12 @@ DECODERS: dict[str, Decoder] = {
     _LLADA,
     {"name": "similar_cache"},
   ),
+  "dllm_by_layer": Decoder(
+    "the same with a choice of tokens in every layer (dLLM-Cache)",
+    "dllm_cache",
+    _LLADA,
+    {"name": "layer_cache"},
+  ),
   # Guidance by a prompt.
   "adaptive_guidance": Decoder(
     "confidence; guided by the prompt (scale 2) until both answers agree to 0.01",

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.options import member
 from diffusion_text.model.body import Body, scans_layers
+from diffusion_text.model.by_layer import Choice, Kept, check_by_layer, read_by_layer
 from diffusion_text.model.cache import SlotCache, empty
 from diffusion_text.model.linear_maps import trains
 from diffusion_text.model.options import TransformerOptions
@@ -130,6 +131,32 @@ class Transformer(TransformerOptions):
     """
     self._check_memory(memory)
     return self._body(params).first_values(rows, memory)
+
+  def check_by_layer(self) -> None:
+    """Raises ValueError where `read_by_layer` cannot serve."""
+    check_by_layer(self)
+
+  def read_by_layer(
+    self,
+    params: Params,
+    rows: Rows,
+    kept: tuple[Kept, ...] | None,
+    choice: Mapping[str, Any],
+    *,
+    memory: Float[Array, "B N D"] | None = None,
+  ) -> tuple[Prediction, tuple[Kept, ...]]:
+    """(the answers of all tokens of `rows`, which are answered in place; what is kept of each layer
+    for the next call).
+
+    Args:
+      params: what `init` returned, trained or not.
+      rows: whole rows.
+      kept: of the call before; None: every token is computed in every layer, as by `apply`.
+      choice: the fields of `by_layer.Choice`: how many tokens each layer computes.
+      memory: as in `apply`.
+    """
+    self._check_memory(memory)
+    return read_by_layer(self._body(params), rows, kept, Choice(**choice), memory)
 
   def remember(self, params: Params, estimate: Float[Array, "n E"]) -> Float[Array, "n D"]:
     """What the network keeps of an estimate of the clean token, in the dtype of its matmuls."""

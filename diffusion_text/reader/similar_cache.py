@@ -67,9 +67,9 @@ class SimilarCache(Reading):
 
   Of tokens whose values are equal, needed ones come first, then those that were read longest ago.
   As in the paper, a call may commit any token by its last answer, however old. Unlike the paper,
-  the tokens are chosen once, by the first layer, instead of in each layer; and prompt and text are
-  refreshed together. The first-layer values of all tokens are computed at each call and are not
-  counted in the cost.
+  the tokens are chosen once, by the first layer, instead of in each layer (`layer_cache`); and
+  prompt and text are refreshed together. The first-layer values of all tokens are computed at each
+  call and are not counted in the cost.
 
   At least one token is read, however small the share.
   """

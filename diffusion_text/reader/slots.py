@@ -32,7 +32,7 @@ def empty_cache(model: Model, params: Params, query: Query) -> Cache:
   Raises:
     ValueError: if a token is answered elsewhere than at its own position.
   """
-  rows = _answered_in_place(rows_of(model, params, query), query)
+  rows = answered_in_place(rows_of(model, params, query), query)
   return model.network.cache(params["network"], rows, query.t.shape[1])
 
 
@@ -62,7 +62,7 @@ def extended(
   told = whole_memory(model, params, query)
   if told is not None:
     told = jnp.take_along_axis(told, index[..., None], axis=1)
-  rows = taken(_answered_in_place(rows_of(model, params, query), query), index)
+  rows = taken(answered_in_place(rows_of(model, params, query), query), index)
   slots = index
   if live is not None:
     slots = jnp.where(live, index, query.t.shape[1])
@@ -120,7 +120,7 @@ def _placed(inputs: Inputs, index: Int[Array, "B Q"]) -> Inputs:
   return dataclasses.replace(inputs, position=index.astype(jnp.int32))
 
 
-def _answered_in_place(rows: Rows, query: Query) -> Rows:
+def answered_in_place(rows: Rows, query: Query) -> Rows:
   """The rows, unchanged. Raises ValueError if a token is answered at another position than its own,
   as a slot holds one token.
   """

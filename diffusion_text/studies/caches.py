@@ -31,6 +31,7 @@ from diffusion_text.experiment.api import TextData, fit
 from diffusion_text.objective import Bound
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.delayed_cache import DelayedCache
+from diffusion_text.reader.layer_cache import LayerCache
 from diffusion_text.reader.similar_cache import SimilarCache
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.reader.window_cache import SuffixCache, WindowCache
@@ -148,7 +149,9 @@ def readers(block: int, length: int) -> Iterator[tuple[str, str, Reader]]:
         yield name, said, DelayedCache(queries=queries, every=each, delay=delay)
   for share in (0.125, 0.25, 0.5):
     for each in often[-2:]:
-      yield "similar", f"share {share:g}, every {each}", SimilarCache(share=share, every=each)
+      said = f"share {share:g}, every {each}"
+      yield "similar", said, SimilarCache(share=share, every=each)
+      yield "similar, each layer", said, LayerCache(share=share, every=each)
   yield "similar, one token (control)", "every 3", SimilarCache(share=1 / length, every=3)
 
 

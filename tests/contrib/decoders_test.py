@@ -59,7 +59,7 @@ CALLS = {
   "free_cache": 3 * 6,
   "rcr": 6,
   "joint": 6,
-  "dllm_cache": 6,
+  **dict.fromkeys(("dllm_cache", "dllm_by_layer"), 6),
   "edlm": 6 * 4,
 }
 
@@ -205,7 +205,7 @@ def test_a_decoder_is_not_its_neighbour(name):
   assert not same or (made.layers != other.layers).any()
 
 
-@pytest.mark.parametrize("name", ["fast_dllm_dual", "free_cache", "dkv_cache", "dllm_cache"])
+@pytest.mark.parametrize("name", ["fast_dllm_dual", "free_cache", "dkv_cache", "dllm_by_layer"])
 def test_padding_changes_nothing(name):
   """A row whose batch is wider by 5 tokens has the same text in the same calls."""
   experiment, params = experiment_of("masked")
@@ -231,7 +231,8 @@ def test_padding_changes_nothing(name):
 
 def test_caches_read_less():
   """Each reads fewer positions than the decoder that it speeds up."""
-  for name in ("fast_dllm_prefix", "fast_dllm_dual", "free_cache", "dkv_cache", "dllm_cache"):
+  names = ("fast_dllm_prefix", "fast_dllm_dual", "free_cache", "dkv_cache", "dllm_by_layer")
+  for name in names:
     made = made_by(name, "masked")
     whole = made.calls * 2 * L
     assert (made.layers[:3] < whole[:3]).all(), name

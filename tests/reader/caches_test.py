@@ -5,6 +5,7 @@ every token again before it is looked at gives the tokens of whole rows, whateve
 that forgets a token does not.
 """
 
+import dataclasses
 import functools
 from typing import ClassVar
 
@@ -16,9 +17,11 @@ import pytest
 from diffusion_text.context import Causal, Full
 from diffusion_text.core.options import member
 from diffusion_text.core.prng import row_keys
+from diffusion_text.model import by_layer
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.classifier_free import ClassifierFree
 from diffusion_text.reader.delayed_cache import Delayed, DelayedCache
+from diffusion_text.reader.layer_cache import LayerCache
 from diffusion_text.reader.reading import NOTHING
 from diffusion_text.reader.similar_cache import SimilarCache
 from diffusion_text.reader.slots import extended, window_tokens
@@ -193,6 +196,8 @@ def agreement(reader, block):
     (DelayedCache(queries=LENGTH, every=99), BLOCK),
     (SimilarCache(share=0.1, every=1), BLOCK),
     (SimilarCache(share=1.0, every=99), BLOCK),
+    (LayerCache(share=0.1, every=1), BLOCK),
+    (LayerCache(share=1.0, every=99), BLOCK),
   ],
   ids=str,
 )
@@ -219,6 +224,36 @@ def test_agreement_rises_with_the_refreshes(make, queries):
   assert once - 0.01 <= often < 1 and once < 0.97
   np.testing.assert_allclose(more, (2 * LENGTH + 2 * queries) / (4 * LENGTH), rtol=1e-6)
   np.testing.assert_allclose(less, (LENGTH + 3 * queries) / (4 * LENGTH), rtol=1e-6)
+
+
+def test_a_layer_computes_the_tokens_that_have_turned_most():
+  """The left ones first where they are equal; padding never, and of a short row fewer count."""
+  turns = np.array([[0.1, 0.0, 0.4, 0.4, 3.0], [0.2, 0.0, 0.0, 0.9, 3.0]])
+  now = np.stack([np.cos(turns), np.sin(turns)], axis=-1)[:, :, None]
+  before = 2 * np.broadcast_to(np.array([1.0, 0.0]), now.shape)
+  text = np.array([[True] * 5, [True] * 3 + [False] * 2])
+  choice = by_layer.Choice(3, jnp.array([3, 2]), jnp.asarray(text))
+  index, counts = by_layer._least_alike(jnp.asarray(now), jnp.asarray(before), choice)
+  np.testing.assert_array_equal(index, [[4, 2, 3], [0, 1, 2]])
+  np.testing.assert_array_equal(counts, [[True] * 3, [True, True, False]])
+
+
+def test_a_choice_in_every_layer_is_another_cache_at_the_same_cost():
+  """Than the choice of the first layer, which is the better one in this network."""
+  by_each, read = agreement(LayerCache(share=0.5, every=99), BLOCK)
+  by_first, same = agreement(SimilarCache(share=0.5, every=99), BLOCK)
+  print(f"tokens: each layer {by_each:.3f}, first layer {by_first:.3f} of whole rows")
+  assert read == same and by_each != by_first and by_each > 0.5
+
+
+def test_networks_that_are_no_layers_of_tokens_are_refused():
+  model, _ = transformer()
+  for options in ({"window": 4}, {"norm_place": "after"}):
+    network = dataclasses.replace(model.network, **options)
+    with pytest.raises(ValueError, match=r"use reader\.name='similar_cache'"):
+      LayerCache().check(model._replace(network=network))
+  with pytest.raises(ValueError, match=r"reader\.name='layer_cache' chooses tokens in each"):
+    LayerCache().check(model_of()[0])
 
 
 def test_positions_are_as_the_formulas_say():
@@ -253,6 +288,7 @@ def test_positions_are_as_the_formulas_say():
     SuffixCache(prefix="kept"): 2 * LENGTH + sum(calls * (LENGTH - start) for start in starts),
     DelayedCache(queries=5, every=99): sum(LENGTH + again * 5 for _ in starts),
     SimilarCache(share=0.2, every=99): sum(LENGTH + again * 3 for _ in starts),
+    LayerCache(share=0.2, every=99): sum(LENGTH + again * 3 for _ in starts),
     ClassifierFree(WindowCache(), 2.0): 2 * sum(LENGTH + again * size for _ in starts),
   }
   for reader, positions in expected.items():
@@ -285,7 +321,12 @@ def among_idle_mates(reader):
 
 @pytest.mark.parametrize(
   "reader",
-  [SuffixCache(prefix="kept"), DelayedCache(queries=6, every=2), SimilarCache(share=0.5, every=2)],
+  [
+    SuffixCache(prefix="kept"),
+    DelayedCache(queries=6, every=2),
+    SimilarCache(share=0.5, every=2),
+    LayerCache(share=0.5, every=2),
+  ],
   ids=lambda each: type(each).__name__,
 )
 def test_what_is_kept_does_not_depend_on_other_rows(reader):

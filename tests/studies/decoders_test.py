@@ -25,7 +25,7 @@ def test_every_line_can_be_made():
   # Of uniform noise, of a second model or layer, greedy, or a cache that changes no choice.
   assert left_out == {
     *("renoise_cap", "renoise_loop", "edits", "canvas", "edlm", "look_ahead", "llada"),
-    *("free_cache", "dkv_cache", "dkv_cache_greedy", "dllm_cache"),
+    *("free_cache", "dkv_cache", "dkv_cache_greedy", "dllm_cache", "dllm_by_layer"),
     *("adaptive_guidance", "joint", "speculative", "bigram_drafts", "guided"),
   }
 

@@ -1,0 +1,205 @@
+"""A reading that chooses in every layer which tokens are computed again (dLLM-Cache, arXiv
+2506.06295; recalled through notes on its code).
+
+Of each token and layer four things are kept: its key, its value, and what attention and MLP gave.
+A call sends the streams of all tokens through all layers. In each layer the values of all tokens
+are computed, one linear map, and compared by cosine with those that are kept. The tokens whose
+values are least alike get a new key and value, then attention over the keys and values of all, then
+the MLP. For all other tokens what is kept serves again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from diffusion_text.model.layers import rotary_angles, rotate
+from diffusion_text.model.parallel import attention
+from diffusion_text.types import Layout, Prediction, Rows
+
+if TYPE_CHECKING:
+  from diffusion_text.model.block import Block
+  from diffusion_text.model.body import Body
+  from diffusion_text.model.options import TransformerOptions
+
+_SAME = 1e-4  # cosine distances below this are rounding
+
+
+class Kept(NamedTuple):
+  """What is kept of N tokens in one layer.
+
+  Attributes:
+    keys, values: [B, N, G, K], keys after their rotation.
+    mixed, made: [B, N, D], what attention and MLP gave, before they are gated by time.
+  """
+
+  keys: Array
+  values: Array
+  mixed: Array
+  made: Array
+
+
+class Choice(NamedTuple):
+  """How many tokens are computed in each layer.
+
+  Attributes:
+    most: a number, for all rows.
+    own: int32 [B], so many of these count in a row, the rest is dropped.
+    text: bool [B, N], True at text, False at padding, which is never computed again.
+  """
+
+  most: int
+  own: Int[Array, " B"]
+  text: Bool[Array, "B N"]
+
+
+class _Common(NamedTuple):
+  """What all layers read beside the stream."""
+
+  rotary: tuple[Array, Array] | None
+  layout: Layout
+  condition: Array | None
+
+
+def check_by_layer(config: TransformerOptions) -> None:
+  """Raises ValueError for a network whose layers cannot be read so."""
+  wrong = {
+    "norm_place": config.norm_place != "before",
+    "window": config.window > 0,
+    "experts": config.experts > 0,
+    "first_stage_layers": config.first_stage_layers > 0,
+    "time_conditioning": config.time_conditioning == "prefix",
+  }
+  for name, found in wrong.items():
+    if found:
+      raise ValueError(
+        f"model.{name}={getattr(config, name)!r} cannot be read with a choice of tokens in each"
+        " layer; use reader.name='similar_cache', which chooses by the first layer"
+      )
+
+
+def read_by_layer(
+  body: Body,
+  rows: Rows,
+  kept: tuple[Kept, ...] | None,
+  choice: Choice | None,
+  memory: Float[Array, "B N D"] | None,
+) -> tuple[Prediction, tuple[Kept, ...]]:
+  """(the answers of all N tokens, what is kept of each layer).
+
+  Layers are compiled one by one, whether or not the network scans them.
+
+  Args:
+    body: the layers.
+    rows: all N tokens of each row, answered in place.
+    kept: of the call before; None: every token is computed in every layer.
+    choice: how many tokens are computed, with `kept`.
+    memory: as in `Transformer.apply`.
+  """
+  x = body._embed(rows, memory, 1)
+  condition = None if body.time is None else body.time(rows.t).astype(x.dtype)
+  position = rows.inputs.position
+  if position is None:
+    position = jnp.arange(x.shape[1])[None]
+  position = jnp.broadcast_to(position, x.shape[:2])
+  rotary = rotary_angles(position, body.config) if body.position is None else None
+  if rotary is not None:
+    rotary = tuple(jnp.broadcast_to(each, (*x.shape[:2], *each.shape[2:])) for each in rotary)
+  common = _Common(rotary, _whole(rows.layout, x.shape[:2]), condition)
+  definition, layers = nnx.split(body.blocks)
+  after = []
+  for number in range(body.config.layers):
+    block = nnx.merge(definition, jax.tree.map(lambda leaf, n=number: leaf[n], layers))
+    x, own = _layer(block, x, None if kept is None else kept[number], choice, common)
+    after.append(own)
+  return Prediction(body._features(x, condition), body._head()), tuple(after)
+
+
+def _layer(
+  block: Block, x: Float[Array, "B N D"], kept: Kept | None, choice: Choice | None, common: _Common
+) -> tuple[Float[Array, "B N D"], Kept]:
+  """(the next stream of all tokens, what is kept)."""
+  if block.time_input is not None:
+    x = x + block.time_input(common.condition)
+  gate_a = gate_m = scale_a = scale_m = 1.0
+  shift_a = shift_m = 0.0
+  if block.modulation is not None:
+    modulation = block.modulation(common.condition)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+    scale_a, scale_m = 1 + scale_a, 1 + scale_m
+  h = block.attention_norm(x) * scale_a + shift_a
+  heads = (*x.shape[:2], -1, block.config.sizes.head_width)
+  values = block.attention.value(h).reshape(heads)
+  size = x.shape[1]
+  if kept is None:
+    index = jnp.broadcast_to(jnp.arange(size), x.shape[:2])
+    slots = index
+    kept = Kept(jnp.zeros_like(values), values, jnp.zeros_like(x), jnp.zeros_like(x))
+  else:
+    index, counts = _least_alike(values, kept.values, choice)
+    slots = jnp.where(counts, index, size)
+  h = _at(h, index)
+  keys = _put(kept.keys, _keys(block, h, common, index), slots)
+  values = _put(kept.values, _at(values, index), slots)
+  mixed = _put(kept.mixed, _attended(block, h, keys, values, common, index), slots)
+  x = x + gate_a * mixed
+  h = block.mlp_norm(x) * scale_m + shift_m
+  made = _put(kept.made, block.mlp(_at(h, index)), slots)
+  return x + gate_m * made, Kept(keys, values, mixed, made)
+
+
+def _least_alike(
+  now: Float[Array, "B N G K"], before: Float[Array, "B N G K"], choice: Choice
+) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"]]:
+  """(the places of the tokens whose values have turned most, the left ones first where they are
+  equal; True where they count in their row).
+  """
+  a, b = (each.astype(jnp.float32).reshape(*each.shape[:2], -1) for each in (now, before))
+  sizes = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
+  unlike = 1 - jnp.sum(a * b, axis=-1) / jnp.sqrt(jnp.maximum(sizes, 1e-20))
+  unlike = jnp.where(unlike < _SAME, 0.0, unlike)
+  index = jax.lax.top_k(jnp.where(choice.text, unlike, -1.0), choice.most)[1]
+  return index, jnp.arange(choice.most)[None] < choice.own[:, None]
+
+
+def _keys(block: Block, h, common: _Common, index) -> Float[Array, "B Q G K"]:
+  """The keys of tokens at `index`, whose normed streams are h."""
+  own = block.attention
+  k = own.key(h).reshape(*h.shape[:2], -1, block.config.sizes.head_width)
+  return _turned(k if own.key_norm is None else own.key_norm(k), common, index)
+
+
+def _attended(block: Block, h, keys, values, common: _Common, index) -> Float[Array, "B Q D"]:
+  """What attention gives tokens at `index` over all keys and values."""
+  own = block.attention
+  q = own.query(h).reshape(*h.shape[:2], -1, block.config.sizes.head_width)
+  q = _turned(q if own.query_norm is None else own.query_norm(q), common, index)
+  layout = jax.tree.map(lambda leaf: _at(leaf, index), common.layout)
+  out = attention(q, keys, values, layout, common.layout, block.config.attention)
+  return own.out(out.reshape(*h.shape[:2], -1))
+
+
+def _turned(x: Float[Array, "B Q H K"], common: _Common, index) -> Float[Array, "B Q H K"]:
+  if common.rotary is None:
+    return x
+  return rotate(x, *(_at(each, index) for each in common.rotary))
+
+
+def _whole(layout: Layout, shape: tuple[int, int]) -> Layout:
+  """The layout with one entry per row in every field that it has."""
+  return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), layout)
+
+
+def _at(leaf: Any, index: Int[Array, "B Q"]) -> Any:
+  """[B, Q, …], the entries [B, N, …] at these places."""
+  return jnp.take_along_axis(leaf, index.reshape(*index.shape, *(1,) * (leaf.ndim - 2)), axis=1)
+
+
+def _put(old: Array, new: Array, slots: Int[Array, "B Q"]) -> Array:
+  """[B, N, …] with new entries in these places; none where a place is N."""
+  rows = jnp.arange(slots.shape[0])[:, None]
+  return old.at[rows, slots].set(new.astype(old.dtype), mode="drop")
