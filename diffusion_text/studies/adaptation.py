@@ -26,7 +26,7 @@ from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import row_keys, token_keys
 from diffusion_text.experiment import registry
 from diffusion_text.experiment import run as runs
-from diffusion_text.experiment.build import build, config_json
+from diffusion_text.experiment.build import Experiment, build, config_json
 from diffusion_text.experiment.checks import checkpoints
 from diffusion_text.objective import engine
 from diffusion_text.studies.convert import convert
@@ -103,7 +103,7 @@ MEANING = {
 
 
 class Line(NamedTuple):
-  """What came of a start: numbers of HEADER."""
+  """What came of a start: numbers of HEADER, and the entropy of as many rows of held-out text."""
 
   start: str
   updates: int
@@ -114,6 +114,7 @@ class Line(NamedTuple):
   bits_error: float
   entropy: float | None
   moved: float | None
+  text_entropy: float | None
 
 
 def run(
@@ -140,7 +141,7 @@ def run(
   for name in starts:
     lines.append(_line(name, source, config, settings, workdir / name))
     gc.collect()  # of large networks no two states should be held
-    log.info("%s", report(lines).splitlines()[-1])
+    log.info("%s", report(lines[-1:]))
   text, kept = report(lines), [line._asdict() for line in lines]
   write(workdir, "adaptation", text, lines=kept, settings=dataclasses.asdict(settings))
   return text
@@ -160,6 +161,8 @@ def report(lines: list[Line]) -> str:
     )
     for line in lines
   ]
+  if lines[0].text_entropy is not None:
+    rows.append(("held-out text", "", "", "", "", f"{lines[0].text_entropy:.2f}", ""))
   return markdown(HEADER, rows)
 
 
@@ -191,6 +194,7 @@ def _line(
     bits_error=likelihood.bits_per_char_error,
     entropy=_entropy(trained, settings.samples),
     moved=None if first is None else moved(first, trained.params["network"]),
+    text_entropy=_text_entropy(trained.experiment, settings.samples),
   )
 
 
@@ -261,6 +265,14 @@ def _entropy(trained: runs.Trained, samples: int) -> float | None:
   rows = runs.open_rows(trained.experiment.tokenizer, samples, trained.experiment.data.length)
   _, drawn = runs.generate(trained, rows, num=samples, seed=0)
   return pooled_entropy(np.asarray(drawn.ids))
+
+
+def _text_entropy(experiment: Experiment, rows: int) -> float | None:
+  """The entropy of the tokens of so many rows of held-out text, in nats; None for none."""
+  if not rows:
+    return None
+  held = [np.asarray(batch.ids) for batch, _ in runs.held_out(experiment, "test", rows)]
+  return pooled_entropy(np.concatenate(held)[:rows])
 
 
 def moved(first: Params, last: Params) -> float:
