@@ -137,13 +137,13 @@ def decoders(pair: Pair, tokens: int, temperature: float, shares: Sequence[float
 
 
 def orders(tokens: int) -> dict[str, Reveal]:
-  """name -> sampler at temperature 0, for decoders that differ in what they choose first, at a half
-  and a quarter of the calls; and those that choose the number of tokens themselves.
+  """name -> sampler at temperature 0: of different orders, at a half of the calls and, of long
+  answers, at a quarter; and those that choose the number of tokens themselves.
   """
   found = {}
   scores = {"max_prob": MaxProb(), "entropy": Entropy()}
   scores |= {f"ccd, d = {each}": Averaged(calls=each) for each in (1, 2, 3)}
-  for part in (2, 4):
+  for part in (2, 4) if tokens >= 8 else (2,):
     for name, score in scores.items():
       budget = EvenShare(steps=max(tokens // part, 1))
       found[f"{name}, {part} a call"] = Reveal(score=score, budget=budget, temperature=0.0)
