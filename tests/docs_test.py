@@ -67,6 +67,17 @@ def test_the_page_of_systems_is_up_to_date():
   assert (ROOT / "docs" / "systems.md").read_text() == page(ROOT / "configs")
 
 
+def test_every_test_that_a_page_names_exists():
+  named = [
+    (path.name, *found)
+    for path in (ROOT / "docs").glob("*.md")
+    for found in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", path.read_text())
+  ]
+  assert len(named) > 50
+  for document, path, name in named:
+    assert not name or f"def {name}(" in (ROOT / path).read_text(), (document, path, name)
+
+
 def test_links_lead_somewhere():
   for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
     for link in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):

@@ -2,8 +2,6 @@
 
 import functools
 import itertools
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +27,6 @@ from diffusion_text.testing.small_transformer import noisy_parameters, small_tra
 from diffusion_text.timing import AtNoise, Shared
 from diffusion_text.types import Batch, DataFacts, IdentityHead, Model, Prediction, Progress
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "length_and_end.md").read_text()
 V, LONG = 4, 32
 MASKED = Masked(vocab_size=V)
 TOKENIZER = Characters("\nabc", has_unknown=False)
@@ -38,13 +34,6 @@ END = TOKENIZER.special["end"]
 # Documents of 2, 5 and 1 characters, each with its end.
 TEXT = TOKENIZER.encode("ab\nccccc\na\n")
 OFFSETS = np.array([0, 3, 9, 11])
-
-
-def test_every_test_that_the_page_names_exists():
-  named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGE)
-  assert len(named) > 10
-  for path, name in named:
-    assert not name or f"def {name}(" in (ROOT / path).read_text(), (path, name)
 
 
 # Training.
