@@ -46,6 +46,10 @@ KEPT = (
   *("self_conditioning", "absent", "low_rank"),
 )
 TIMED = ("time_conditioning", "time_width")
+CLOSED = (
+  "time         not read: model.time_conditioning='adaln' of the config is left out, as its gates"
+  " begin at 0 and would close the layers of these weights"
+)
 _CONFIG_FILE = '''"""The config of this workdir, for experiments.train --config=…"""
 
 import json
@@ -90,6 +94,11 @@ def convert(
     ValueError: for weights or a tokenizer that cannot be read or do not fit, before anything is
       computed, and for a workdir that holds a run.
   """
+  if frozen and table is not None:
+    raise ValueError(
+      f"--frozen keeps the weights of a network as they are, and --table={table} takes none; leave"
+      " one of them out"
+    )
   place = pathlib.Path(workdir).expanduser()
   if (place / "config.json").exists():
     raise ValueError(f"--workdir={place} holds a run already; convert into a new one")
@@ -106,27 +115,24 @@ def convert(
   noise_id = next((each for each in before if each is not None), None)
   loaded = read(source, mask_id=mask, noise_id=noise_id)
   saved = str((place / TOKENIZER).absolute())
-  full = (
-    _config(config, loaded, saved, keep_system)
-    if table is None
-    else table_config(config, loaded, saved, table)
-  )
+  if table is None:
+    full = _config(config, loaded, saved, keep_system)
+    _check_process(full, rows)
+  else:
+    full = table_config(config, loaded, saved, table)
   if frozen:
     full.train.update({"frozen": ("network",), "ema_decay": 0.0})
-  if table is None:
-    _check_process(full, rows)
   experiment = build(full, tokenizer=words, devices=jax.devices()[:1])
   params = _params(experiment, loaded) if table is None else _tabled(experiment, loaded, table)
   _save(experiment, loaded, params, place, words)
   keep_chat_template(tokenizer or source, place)
   lines = _report(experiment, loaded, words, place)
   if table is not None:
-    lines[1:2] = [f"table        {_said_of(experiment, table)}; the network is not read"]
-  elif _closes(config.model.to_dict()) and keep_system:
-    lines.append(
-      "time         model.time_conditioning='adaln' of the config is left out: its gates"
-    )
-    lines[-1] += " begin at 0, and the layers of these weights would do nothing"
+    read_alone = ("weights", "tokenizer", "system", "workdir")
+    lines = [line for line in lines if line.startswith(read_alone)]
+    lines.insert(1, f"table        {_said_of(experiment, table)}; nothing else is read")
+  elif keep_system and _closes(config.model.to_dict()):
+    lines.append(CLOSED)
   return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("safetensors", reason="needs the package safetensors (extra:
 pytest.importorskip("tokenizers", reason="needs the package tokenizers (extra: pretrained)")
 
 import tokenizers as library
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from diffusion_text import train
@@ -159,7 +160,7 @@ def config_in(workdir):
 STARTED = [  # config, family of the weights, what its report says
   ("ar2diff", "llama", "process uniform"),
   ("efficient_dlm", "llama", "timing tilted, context {'name': 'blocks'"),
-  ("diffusionbert", "bert", "model.time_conditioning='adaln' of the config is left out"),
+  ("diffusionbert", "bert", "not read: model.time_conditioning='adaln' of the config is left out"),
 ]
 
 
@@ -249,6 +250,9 @@ def test_tables_of_other_widths_are_projected_drawn_or_refused(places, tmp_path)
     places, tmp_path, "bert", "smoothie", "principal", lambda c: c.process.update({"width": 8})
   )
   assert "on their first principal components, 8 numbers each, not trained" in report, report
+  assert "row V" not in report and "MLP" not in report
+  with pytest.raises(ValueError, match="--frozen keeps the weights of a network"):
+    convert(str(places["bert"]), "no", ConfigDict(), keep_system=True, frozen=True, table="exact")
   rows = read(places["bert"]).params["embedding"][:V]
   table = np.asarray(runs.load(workdir).params["process"]["embedding"])
   np.testing.assert_array_equal(table, principal(rows, 8))
