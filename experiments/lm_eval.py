@@ -6,6 +6,8 @@
 docs/lm_eval.md lists the options of --model_args. It needs pip install diffusion_text[lm_eval].
 """
 
+import os
+
 from experiments.flags import USER_ERRORS, fail
 from experiments.paths import show_any_text
 
@@ -14,6 +16,8 @@ def main():
   from diffusion_text.studies.lm_eval_adapter import register
 
   show_any_text()
+  # lm_eval would fork this process, whose threads hold locks, for the errors of its metrics.
+  os.environ.setdefault("DISABLE_MULTIPROC", "1")
   try:
     register()
     from lm_eval.__main__ import cli_evaluate

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_text.context import NextToken
+from diffusion_text.context import Blocks, Full, NextToken
 from diffusion_text.data.tokenizers import Bytes, Characters
 from diffusion_text.experiment import continuations, until
 from diffusion_text.experiment import run as runs
@@ -77,9 +77,11 @@ def requests():
 WANTED = [enumerated(*pair) for pair in PAIRS]
 
 
-def test_the_bound_of_a_pair_is_its_conditional_probability(masked):
+@pytest.mark.parametrize("context", [Full(), Blocks(2)], ids=str)
+def test_the_bound_of_a_pair_is_its_conditional_probability(shell, context):
   """An exact network: the mean over draws is log p itself, with the error that is reported."""
-  found = Scorer(masked, 512, 512, 4).score(requests())
+  trained = exact(shell, timing=ExactCount(), context=context)
+  found = Scorer(trained, 512, 512, 4).score(requests())
   errors = np.array([each.standard_error for each in found])
   distance = np.array([each.log_prob for each in found]) - WANTED
   assert (np.abs(distance) < 4 * errors + 1e-5).all() and 0.1 < errors.max() < 0.2

@@ -16,8 +16,6 @@ from diffusion_text.experiment.decoding import decoding_of
 from diffusion_text.experiment.until import Open, open_batch, up_to_end
 from diffusion_text.studies import chat
 from diffusion_text.studies.chat import Chat, talk
-from tests.commands import Forked
-from tests.conftest import environment
 from tests.studies import instruction_models
 
 
@@ -109,13 +107,13 @@ def test_an_end_ends_an_answer_token_by_token(next_token, monkeypatch):
 
 
 def test_the_oldest_turns_are_left_out_and_said(next_token):
-  talked = made(next_token, answer=2, longest=36)
-  said = ["".join(talked.say("It was")) for _ in range(3)]
+  talked = made(next_token)
+  said = ["".join(talked.say("It was")) for _ in range(4)]
   assert "oldest" not in said[0] and any("the oldest 2 messages are left out" in s for s in said)
-  with pytest.raises(ValueError, match=r"--answer=2 more than --length=36; use a larger --length"):
-    list(talked.say("x" * 40))
-  with pytest.raises(ValueError, match=r"--answer=36 tokens leave none of --length=36"):
-    made(next_token, answer=36, longest=36)
+  with pytest.raises(ValueError, match=r"--answer=6 more than --length=64; use a larger --length"):
+    list(talked.say("x" * 64))
+  with pytest.raises(ValueError, match=r"--answer=64 tokens leave none of --length=64"):
+    made(next_token, answer=64)
 
 
 def test_lines_of_the_standard_input(next_token):
@@ -123,18 +121,3 @@ def test_lines_of_the_standard_input(next_token):
   talk(made(next_token, answer=2), io.StringIO("It was\n\nthe best\n"), heard.append, show="none")
   lines = "".join(heard).split("\n")
   assert lines[0] == "you: It was" and lines[1].startswith("model: ") and "you: the best" in lines
-
-
-def test_the_command(place, next_token, tmp_path):
-  """Two turns by flags; a mistake is one line and code 2."""
-  del next_token
-  run, commands = f"--workdir={place / 'run_llama'}", Forked(environment(tmp_path), tmp_path)
-  try:
-    flags = [run, "--message=It was", "--message=the best", "--answer=3", "--template=chatml"]
-    done = commands.run("chat", *flags)
-    assert done.returncode == 0 and done.stdout.count("model: ") == 2, done.stderr
-    done = commands.run("chat", run, "--message=a", "--template=chatlm")
-    line = "--template=chatlm is no file and no known template"
-    assert done.returncode == 2 and line in done.stderr.splitlines()[-1], done.stderr
-  finally:
-    commands.close()

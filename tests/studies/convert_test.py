@@ -175,7 +175,7 @@ def test_a_config_chooses_another_system(checkpoint, tmp_path):
 
 
 def test_the_commands(checkpoint, tmp_path):
-  """convert and export as typed; a mistake is one line and code 2."""
+  """convert, export and chat as typed; a mistake is one line and code 2."""
   folder, _, _ = checkpoint("llama")
   (tmp_path / "base.py").write_text(
     "import json\nfrom ml_collections import ConfigDict\n"
@@ -192,6 +192,12 @@ def test_the_commands(checkpoint, tmp_path):
     output = f"--output={tmp_path / 'out'}"
     done = commands.run("export", f"--workdir={tmp_path / 'run'}", output)
     assert done.returncode == 0 and "as llama" in done.stdout, done.stderr
+    talk = [flags[1], "--message=It", "--answer=2", "--length=48", "--steps=2"]
+    done = commands.run("chat", *talk, "--template=plain")
+    assert done.returncode == 0 and "you: It\nmodel: " in done.stdout, done.stderr
+    wrong = commands.run("chat", *talk)
+    line = wrong.stderr.splitlines()[-1]
+    assert wrong.returncode == 2 and "give --template=chatml|llama3|plain" in line, line
   finally:
     commands.close()
   assert (tmp_path / "out" / "tokenizer.json").read_text() == (

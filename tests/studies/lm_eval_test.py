@@ -11,6 +11,7 @@ pytest.importorskip("tokenizers", reason="needs the package tokenizers (extra: p
 
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.continuations import request
+from diffusion_text.experiment.until import opened
 from diffusion_text.studies import lm_eval_adapter
 from diffusion_text.studies.lm_eval_adapter import Adapter, model_args
 from tests.conftest import ROOT
@@ -131,10 +132,10 @@ def test_the_bound_of_a_pair_is_its_own(bound):
   assert all(0 < each.standard_error < 10 for each in bound.scores[1:3])
   alone = [bound.loglikelihood(asked(pair))[0] for pair in PAIRS[::-1]]
   np.testing.assert_allclose([a[0] for a in alone[::-1]], [w[0] for w in whole], rtol=1e-5)
-  canvas = {"max_gen_toks": 1, "until": []}
-  text = bound.generate_until(asked(("It was", canvas)))[0]
-  pairs = [("It was", text)] if len(bound.experiment.tokenizer.encode(text)) == 1 else []
-  assert all(hit for _, hit in bound.loglikelihood(asked(*pairs)))
+  context = bound.experiment.tokenizer.encode("It was")
+  decoding = bound._decoding(bound.experiment, 0.0)._replace(end_id=None)
+  (ids,) = bound._writer(decoding).write(opened([context], [3]))
+  assert bound._written([request(context, ids), request(context, ids[::-1] + 1)]) == [True, False]
   info = bound.get_model_info()
   assert info["num_draws"] == 8 and info["mean_standard_error_nats"] > 0
   assert info["log_probabilities"].startswith("lower bounds")
@@ -290,7 +291,7 @@ def test_lm_eval_from_end_to_end(exact, next_token, tmp_path, monkeypatch):
     bootstrap_iters=0,
   )
   found = results["results"]
-  whole = runs.load(workdir, [("data.length", 1024)])
+  whole = runs.load(workdir, [("data.length", 192), ("evaluate.batch_size", 1)])
   scored = runs.score(whole.experiment, whole.params, split="test", num_draws=1)
   assert found["texts"]["bits_per_byte,none"] == pytest.approx(scored.bits_per_byte, rel=1e-4)
   costs = [by_formula(exact, log_probs, t["context"], t["continuation"])[0] for t in texts]
@@ -314,6 +315,7 @@ def test_the_command_knows_the_model(monkeypatch, tmp_path):
   from experiments import lm_eval as wrapper
 
   said = []
+  monkeypatch.setenv("DISABLE_MULTIPROC", "1")
   monkeypatch.setattr(command, "cli_evaluate", lambda: get_model("diffusion_text")(workdir="none"))
   monkeypatch.setattr(wrapper, "fail", said.append)
   wrapper.main()
