@@ -25,7 +25,7 @@ from experiments import parts
 from experiments.flags import config_flag, run, workdir_flag
 
 CONFIGS = flags.DEFINE_list("configs", [], "names of files in configs/, or paths of config files")
-BASE = config_flag("configs/quickstart.py", name="base")  # what all share
+BASE = config_flag("configs/comparison.py", name="base")  # what all share
 WORKDIR = workdir_flag(required=False)
 BUDGET = flags.DEFINE_float("budget", None, "CPU-seconds of training each; default 600", 1.0)
 STEPS = flags.DEFINE_integer("steps", None, "training steps in place of a budget", lower_bound=1)

@@ -417,7 +417,10 @@ def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
     "this model (upper bound)",
     "character 5-gram",
     "xz -9",
-    "--- sample 4",
+    "--- sample 1 (plain ancestral: ",
+    "--- sample 4 (",
+    " network calls, token entropy ",
+    "that of held-out text is",
     "--- infilling",
     "report.html",
   ):

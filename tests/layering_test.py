@@ -168,6 +168,7 @@ def named_systems(text: str) -> list[str]:
   words = {
     "control",
     "add",
+    "comparison",
     "quickstart",
     "mask_agnostic",
     "autoregressive",

@@ -7,8 +7,10 @@ from __future__ import annotations
 import os
 import pathlib
 import platform
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +20,15 @@ from diffusion_text.data.tokenizers import pieces
 from diffusion_text.evaluate.text_metrics import NGramModel, token_entropy, xz_bits_per_char
 from diffusion_text.experiment import summary as plan
 from diffusion_text.experiment.build import Experiment
-from diffusion_text.experiment.run import Trained, generate, open_rows, score
+from diffusion_text.experiment.decoding import Decoding, decoding_of
+from diffusion_text.experiment.run import Trained, generate, held_out, open_rows, score
+from diffusion_text.sampler.loop import Sample
 from diffusion_text.studies.report import Film, write_report
 from diffusion_text.types import Batch
+
+# The decoder of the samples that are to be read, beside plain ancestral ones.
+DECODER = "one_by_one"
+TEMPERATURE = 0.7
 
 
 def steps_in(experiment: Experiment, seconds: float, trial: int = 24) -> int:
@@ -61,6 +69,63 @@ def baselines(experiment: Experiment, split: str) -> Mapping[str, float]:
   return table | {"xz -9 (of the text alone)": xz_bits_per_char(text[split])}
 
 
+class Drawn(NamedTuple):
+  """Samples of one decoder.
+
+  Attributes:
+    how: The decoder and its cost, in a line.
+    texts: One per row.
+    sample: The rows themselves.
+  """
+
+  how: str
+  texts: list[str]
+  sample: Sample
+
+
+def drawn(trained: Trained, how: str, decoder: Decoding, num: int = 2, seed: int = 1) -> Drawn:
+  """`num` rows of the length of training by a decoder, and what they cost. `how`: its name."""
+  experiment = trained.experiment
+  rows = open_rows(experiment.tokenizer, num, experiment.data.length)
+  texts, sample = generate(
+    trained, rows, num=num, seed=seed, sampler=decoder.sampler, reader=decoder.reader
+  )
+  entropy = token_entropy(list(sample.ids))
+  cost = f"{int(sample.calls)} network calls, token entropy {entropy:.2f} nats"
+  return Drawn(f"{how}: {cost}", texts, sample)
+
+
+REMARK = (
+  "The samples below are written by a network that has learned for minutes. Words are spelt right,"
+  " as tokens are pieces of words. Neighbours fit each other, few sentences hold to their end, and"
+  " no sample is about anything. The plain ones follow the law that the network has learned; the"
+  " others ask for one token a call and prefer the likely ones, which reads better and varies less."
+  " Token entropy tells how much: that of held-out text is {entropy:.2f} nats, and a text that"
+  " repeats itself has far less."
+)
+
+
+def remark(experiment: Experiment) -> str:
+  """What a newcomer should know before reading the samples."""
+  rows, _ = next(iter(held_out(experiment, "test", 1)))
+  return REMARK.format(entropy=token_entropy(list(np.asarray(rows.ids))))
+
+
+def captioned(trained: Trained, infill: str) -> tuple[dict[str, str], Drawn]:
+  """(caption -> sample, plain samples first; the plain samples)."""
+  experiment = trained.experiment
+  plain = drawn(trained, "plain ancestral", decoding_of(experiment))
+  choice = decoding_of(experiment, decoder=DECODER, temperature=TEMPERATURE)
+  read = drawn(trained, f"{DECODER}, temperature {TEMPERATURE}", choice)
+  samples = {}
+  for each in (plain, read):
+    for text in each.texts:
+      samples[f"sample {len(samples) + 1} ({each.how})"] = text
+  rows = open_rows(experiment.tokenizer, 1, None, infills=[infill])
+  filled, _ = generate(trained, rows, num=1, seed=1)
+  return samples | {f"infilling of “{infill}”": filled[0]}, plain
+
+
 def show(
   trained: Trained,
   path: pathlib.Path,
@@ -73,19 +138,10 @@ def show(
   experiment = trained.experiment
   likelihood = score(experiment, trained.params, split="test", num_draws=2)
   table = baselines(experiment, "test")
-  texts, result = generate(
-    trained, open_rows(experiment.tokenizer, 4, experiment.data.length), num=4, seed=1
-  )
-  filled, _ = generate(
-    trained, open_rows(experiment.tokenizer, 1, None, infills=[infill]), num=1, seed=1
-  )
-  samples = {f"sample {number + 1}": text for number, text in enumerate(texts)} | {
-    f"infilling of “{infill}”": filled[0]
-  }
-  film = Film(
-    pieces(experiment.tokenizer, result.ids[0]), result.committed[0].tolist(), int(result.calls)
-  )
-  parameters, entropy = plan.count_parameters(experiment), token_entropy(list(result.ids))
+  samples, plain = captioned(trained, infill)
+  ids, committed = plain.sample.ids[0], plain.sample.committed[0].tolist()
+  film = Film(pieces(experiment.tokenizer, ids), committed, int(plain.sample.calls))
+  parameters, said = plan.count_parameters(experiment), remark(trained.experiment)
   device = jax.devices()[0].device_kind
   cores = f"{os.cpu_count()} cores of {platform.machine()}"
   hardware = f"{cores}, {device}, jax {jax.__version__}"
@@ -93,7 +149,7 @@ def show(
     "config": f"{experiment.config.process.name} diffusion, {parameters:,} parameters",
     "training": f"{trained.step:,} steps in {seconds:.0f} s, seed {experiment.config.seed}",
     "hardware": hardware,
-    "samples": f"{int(result.calls)} network calls each, token entropy {entropy:.2f} nats",
+    "samples": said,
   }
   write_report(
     path,
@@ -112,6 +168,7 @@ def show(
     f"  {'this model (upper bound)':<{width}}  {likelihood.bits_per_char:.3f} bits/char",
   ]
   lines += [f"  {name:<{width}}  {value:.3f} bits/char" for name, value in table.items()]
+  lines += ["", textwrap.fill(said, 100)]
   for caption, text in samples.items():
     lines += ["", f"--- {caption}", text]
   return "\n".join([*lines, "", f"report: {path}"])

@@ -190,7 +190,7 @@ def test_members_of_a_user_train_and_sample_from_a_config():
     build(changed({"process.hieght": 1}, config), tokenizer=ANY)
 
 
-NOT_SYSTEMS = ("control", "quickstart")  # bases, into which systems are merged
+NOT_SYSTEMS = ("comparison", "control", "quickstart")  # bases, into which systems are merged
 
 
 @pytest.mark.parametrize("size", ["micro", "small"])
@@ -212,11 +212,11 @@ def test_a_config_owns_what_makes_it_a_system(size):
 
 
 def test_merged_systems_stay_what_they_are():
-  merged = merge(config_of("quickstart"), config_of("llada_moe"))
+  merged = merge(config_of("comparison"), config_of("llada_moe"))
   network = build(merged, tokenizer=ANY).model.network
   assert (network.experts, network.experts_per_token, network.balance_weight) == (16, 2, 0.01)
   assert network.width == 128, "the size is the base's"
-  merged = merge(config_of("quickstart"), config_of("plaid"))
+  merged = merge(config_of("comparison"), config_of("plaid"))
   model = build(merged, tokenizer=ANY).model
   assert model.self_conditioning == 0.25 and model.network.self_conditioning == "add"
 

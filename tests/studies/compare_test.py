@@ -48,7 +48,7 @@ def get_config(size="micro"):
 
 
 def base_config():
-  return runpy.run_path(str(CONFIGS / "quickstart.py"))["get_config"]()
+  return runpy.run_path(str(CONFIGS / "comparison.py"))["get_config"]()
 
 
 def flat(config):
@@ -99,7 +99,9 @@ def test_own_parts_are_the_systems_own_and_what_is_set_aside_is_said(tmp_path):
   assert comparison(tmp_path, ("mdlm",)).system("mdlm")[1] == {}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("control", "quickstart")])
+@pytest.mark.parametrize(
+  "name", [name for name in NAMES if name not in ("comparison", "control", "quickstart")]
+)
 def test_every_system_fits_the_size_of_the_base(name, tmp_path):
   """What a system owns may depend on the number of layers, of which the base has 2."""
   merged, _ = comparison(tmp_path, (name,)).system(name)
