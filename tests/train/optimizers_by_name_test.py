@@ -1,6 +1,7 @@
 """Every optimizer by name: its update by hand, on many devices, after a restart, and by width."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from diffusion_text import train as tr
+from diffusion_text.experiment.settings import OptimizerSettings
 from diffusion_text.model.matrices import input_width, matrix_axes, sides
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.train.optimizer import OPTIMIZERS, make_optimizer
@@ -85,6 +87,24 @@ def muon_updates():
   )
   zeros = jax.tree.map(jnp.zeros_like, gradient)
   return gradient, jax.jit(optimizer.update)(gradient, optimizer.init(zeros), zeros)[0]
+
+
+def test_names_and_parts_are_checked():
+  for options, says in (
+    ({"name": "lionn"}, "name='lionn' is unknown; did you mean 'lion'?; use one of adamw, lion,"),
+    ({"schedule": "cosin"}, "schedule='cosin' is unknown; did you mean 'cosine'?"),
+    ({"name": "muon"}, "name='muon' needs matrices="),
+    (
+      {"name": "schedule_free", "schedule": "cosine"},
+      "schedule='cosine' with name='schedule_free'",
+    ),
+    ({"name": "schedule_free", "b1": 0.0}, "b1=0.0 with name='schedule_free'"),
+    ({"base_width": 64}, "base_width=64 must be at least 1 and needs widths="),
+    ({"momentum": 1.0}, "momentum=1.0 must lie in"),
+    ({"matrix_learning_rate": 0.0}, "matrix_learning_rate=0.0 must be above 0"),
+  ):
+    with pytest.raises(ValueError, match=re.escape(says)):
+      make_optimizer(**({"learning_rate": 1e-3, "steps": 9} | options))
 
 
 @pytest.mark.parametrize("axes", ARRAYS)
@@ -275,6 +295,21 @@ def test_the_average_of_a_schedule_free_run_is_its_own():
   first, second, _ = _run("muon", False)[0]
   usual = at(first.ema) + (1 - 2 / 11) * (at(second.params) - at(first.ema))
   np.testing.assert_allclose(at(second.ema), usual, rtol=1e-4, atol=1e-6)
+
+
+# Options of a config.
+
+
+def test_the_decay_of_wsd_is_a_fraction_of_the_steps():
+  options = {"learning_rate": 1.0, "schedule": "wsd", "warmup_steps": 10, "final_fraction": 0.0}
+  settings = OptimizerSettings(**options, decay_fraction=0.4)
+  rate = settings.make(100, decays=lambda path: True, clips=lambda path: True).learning_rate
+  np.testing.assert_allclose(
+    [rate(n) for n in (5, 10, 60, 80, 100)], [0.5, 1, 1, 0.5, 0], atol=1e-6
+  )
+  fixed = OptimizerSettings(**options, decay_steps=20)
+  rate = fixed.make(100, decays=lambda path: True, clips=lambda path: True).learning_rate
+  np.testing.assert_allclose([rate(n) for n in (80, 90)], [1, 0.5], atol=1e-6)
 
 
 # Rates by width.
