@@ -198,8 +198,10 @@ class Scorer:
     return max(size for size in sizes if self.num_draws % size == 0)
 
   def check(self, each: Request) -> None:
-    """Raises ValueError for a request that is longer than a row."""
+    """Raises ValueError for a request that is longer than a row, or scores nothing."""
     context, continuation = len(each.context), len(each.continuation)
+    if not continuation:
+      raise ValueError(f"a continuation after {context} tokens is empty; give at least one token")
     if context + continuation > self.longest:
       raise ValueError(
         f"context of {context} and continuation of {continuation} tokens are more than"

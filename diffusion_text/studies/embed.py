@@ -63,6 +63,7 @@ class Settings:
   temperature: float = option(0.05, "of the contrastive loss; 0.02 to 0.05 are usual", gt=0)
   tune_rate: float = option(1e-3, "peak learning rate of the contrastive updates", gt=0)
   levels: tuple[float, ...] = option((0.0, 0.15, 0.4), "noise at which sentences are read")
+  sentences: int = option(40_000, "sentences that language models are trained on, at most", ge=1)
   candidates: int = option(1000, "pairs that are searched, never trained on", ge=2)
   seed: int = option(0, "of everything", ge=0)
 
@@ -373,7 +374,10 @@ def texts_of(path: str, settings: Settings) -> tuple[list[list[str]], list[list[
     [t for t in groups[number] if t not in hidden] for number in order[settings.candidates :]
   ]
   plain = dict.fromkeys(text for text, _ in pair_files.read(pathlib.Path(path), None, None))
-  return searched, [g for g in others if len(g) > 1], [t for t in plain if t not in hidden]
+  plain = [text for text in plain if text not in hidden]
+  order = np.random.default_rng(settings.seed + 1).permutation(len(plain))
+  kept = [plain[number] for number in order[: settings.sentences]]
+  return searched, [group for group in others if len(group) > 1], kept
 
 
 def run(

@@ -7,6 +7,7 @@ alone, not by entry points of packages, so its command runs as `python -m experi
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -135,14 +136,12 @@ class Adapter:
   ) -> list[float]:
     """log_prob of each text, in nats, over rows of at most `max_length` tokens."""
     del disable_tqdm
-    asked, owners = [], []
-    for number, each in enumerate(requests):
-      ids = self._ids(each.args[0])
-      found = continuations.windows(ids, self.longest, self.args.last_window)
-      asked += found
-      owners += [number] * len(found)
-    rows = self._scorer.score(asked)
-    self._take([_added([r for r, o in zip(rows, owners) if o == n]) for n in range(len(requests))])
+    texts = [
+      continuations.windows(self._ids(each.args[0]), self.longest, self.args.last_window)
+      for each in requests
+    ]
+    rows = iter(self._scorer.score([row for text in texts for row in text]))
+    self._take([_added(list(itertools.islice(rows, len(text)))) for text in texts])
     return [each.log_prob for each in self.scores]
 
   def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

@@ -238,6 +238,8 @@ def test_what_does_not_fit_is_said(masked, shell):
   long = Request(np.zeros(3, np.int32), np.zeros(2, np.int32), 0)
   with pytest.raises(ValueError, match=r"3 and continuation of 2 tokens are more than max_l"):
     Scorer(masked, 1, 8, 4).score([long])
+  with pytest.raises(ValueError, match=r"a continuation after 3 tokens is empty"):
+    Scorer(masked, 1, 8, 4).score([long._replace(continuation=long.context[:0])])
   with pytest.raises(ValueError, match=r"num_draws=0 must be at least 1"):
     Scorer(masked, 0, 8, 4)
   with pytest.raises(ValueError, match=r"15 tokens and max_gen_toks=2 are more than max_length=16"):
