@@ -275,6 +275,12 @@ DECODERS: dict[str, Decoder] = {
     _LLADA,
     {"name": "layer_cache"},
   ),
+  "d2_cache": Decoder(
+    "density; sure masks and the known tokens that are attended to most are read (d2Cache)",
+    "density",
+    _reveal("density", _EVEN),
+    {"name": "roll_out_cache", "queries": 64},
+  ),
   # Guidance by a prompt.
   "adaptive_guidance": Decoder(
     "confidence; guided by the prompt (scale 2) until both answers agree to 0.01",

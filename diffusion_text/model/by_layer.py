@@ -10,6 +10,7 @@ the MLP. For all other tokens what is kept serves again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ class Choice(NamedTuple):
   text: Bool[Array, "B N"]
 
 
-class _Common(NamedTuple):
+class Common(NamedTuple):
   """What all layers read beside the stream."""
 
   rotary: tuple[Array, Array] | None
@@ -100,6 +101,18 @@ def read_by_layer(
     choice: how many tokens are computed, with `kept`.
     memory: as in `Transformer.apply`.
   """
+  x, common = beginning(body, rows, memory)
+  after = []
+  for number, block in enumerate(blocks_of(body)):
+    x, own = _layer(block, x, None if kept is None else kept[number], choice, common)
+    after.append(own)
+  return Prediction(body._features(x, common.condition), body._head()), tuple(after)
+
+
+def beginning(
+  body: Body, rows: Rows, memory: Float[Array, "B N D"] | None
+) -> tuple[Float[Array, "B N D"], Common]:
+  """(the streams of all tokens before the first layer, what all layers read beside them)."""
   x = body._embed(rows, memory, 1)
   condition = None if body.time is None else body.time(rows.t).astype(x.dtype)
   position = rows.inputs.position
@@ -109,29 +122,46 @@ def read_by_layer(
   rotary = rotary_angles(position, body.config) if body.position is None else None
   if rotary is not None:
     rotary = tuple(jnp.broadcast_to(each, (*x.shape[:2], *each.shape[2:])) for each in rotary)
-  common = _Common(rotary, _whole(rows.layout, x.shape[:2]), condition)
+  layout = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, x.shape[:2]), rows.layout)
+  return x, Common(rotary, layout, condition)
+
+
+def blocks_of(body: Body) -> Iterator[Block]:
+  """The layers one by one, which are stored stacked."""
   definition, layers = nnx.split(body.blocks)
-  after = []
   for number in range(body.config.layers):
-    block = nnx.merge(definition, jax.tree.map(lambda leaf, n=number: leaf[n], layers))
-    x, own = _layer(block, x, None if kept is None else kept[number], choice, common)
-    after.append(own)
-  return Prediction(body._features(x, condition), body._head()), tuple(after)
+    yield nnx.merge(definition, jax.tree.map(lambda leaf, n=number: leaf[n], layers))
+
+
+class Branches(NamedTuple):
+  """How time changes what attention (a) and MLP (m) read and give: numbers, or [B, L, D]."""
+
+  shift_a: Any = 0.0
+  scale_a: Any = 1.0
+  gate_a: Any = 1.0
+  shift_m: Any = 0.0
+  scale_m: Any = 1.0
+  gate_m: Any = 1.0
+
+
+def branches_of(block: Block, condition: Float[Array, "B L C"] | None) -> Branches:
+  """Those of a layer."""
+  if block.modulation is None:
+    return Branches()
+  shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(
+    block.modulation(condition), 6, axis=-1
+  )
+  return Branches(shift_a, 1 + scale_a, gate_a, shift_m, 1 + scale_m, gate_m)
 
 
 def _layer(
-  block: Block, x: Float[Array, "B N D"], kept: Kept | None, choice: Choice | None, common: _Common
+  block: Block, x: Float[Array, "B N D"], kept: Kept | None, choice: Choice | None, common: Common
 ) -> tuple[Float[Array, "B N D"], Kept]:
   """(the next stream of all tokens, what is kept)."""
   if block.time_input is not None:
     x = x + block.time_input(common.condition)
-  gate_a = gate_m = scale_a = scale_m = 1.0
-  shift_a = shift_m = 0.0
-  if block.modulation is not None:
-    modulation = block.modulation(common.condition)
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
-    scale_a, scale_m = 1 + scale_a, 1 + scale_m
-  h = block.attention_norm(x) * scale_a + shift_a
+  own = branches_of(block, common.condition)
+  h = block.attention_norm(x) * own.scale_a + own.shift_a
   heads = (*x.shape[:2], -1, block.config.sizes.head_width)
   values = block.attention.value(h).reshape(heads)
   size = x.shape[1]
@@ -140,19 +170,19 @@ def _layer(
     slots = index
     kept = Kept(jnp.zeros_like(values), values, jnp.zeros_like(x), jnp.zeros_like(x))
   else:
-    index, counts = _least_alike(values, kept.values, choice)
+    index, counts = least_alike(values, kept.values, choice)
     slots = jnp.where(counts, index, size)
-  h = _at(h, index)
-  keys = _put(kept.keys, _keys(block, h, common, index), slots)
-  values = _put(kept.values, _at(values, index), slots)
-  mixed = _put(kept.mixed, _attended(block, h, keys, values, common, index), slots)
-  x = x + gate_a * mixed
-  h = block.mlp_norm(x) * scale_m + shift_m
-  made = _put(kept.made, block.mlp(_at(h, index)), slots)
-  return x + gate_m * made, Kept(keys, values, mixed, made)
+  h = at(h, index)
+  keys = put(kept.keys, keys_of(block, h, common, index), slots)
+  values = put(kept.values, at(values, index), slots)
+  mixed = put(kept.mixed, _attended(block, h, keys, values, common, index), slots)
+  x = x + own.gate_a * mixed
+  h = block.mlp_norm(x) * own.scale_m + own.shift_m
+  made = put(kept.made, block.mlp(at(h, index)), slots)
+  return x + own.gate_m * made, Kept(keys, values, mixed, made)
 
 
-def _least_alike(
+def least_alike(
   now: Float[Array, "B N G K"], before: Float[Array, "B N G K"], choice: Choice
 ) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"]]:
   """(the places of the tokens whose values have turned most, the left ones first where they are
@@ -166,40 +196,35 @@ def _least_alike(
   return index, jnp.arange(choice.most)[None] < choice.own[:, None]
 
 
-def _keys(block: Block, h, common: _Common, index) -> Float[Array, "B Q G K"]:
+def keys_of(block: Block, h, common: Common, index) -> Float[Array, "B Q G K"]:
   """The keys of tokens at `index`, whose normed streams are h."""
   own = block.attention
   k = own.key(h).reshape(*h.shape[:2], -1, block.config.sizes.head_width)
-  return _turned(k if own.key_norm is None else own.key_norm(k), common, index)
+  return turned(k if own.key_norm is None else own.key_norm(k), common, index)
 
 
-def _attended(block: Block, h, keys, values, common: _Common, index) -> Float[Array, "B Q D"]:
+def _attended(block: Block, h, keys, values, common: Common, index) -> Float[Array, "B Q D"]:
   """What attention gives tokens at `index` over all keys and values."""
   own = block.attention
   q = own.query(h).reshape(*h.shape[:2], -1, block.config.sizes.head_width)
-  q = _turned(q if own.query_norm is None else own.query_norm(q), common, index)
-  layout = jax.tree.map(lambda leaf: _at(leaf, index), common.layout)
+  q = turned(q if own.query_norm is None else own.query_norm(q), common, index)
+  layout = jax.tree.map(lambda leaf: at(leaf, index), common.layout)
   out = attention(q, keys, values, layout, common.layout, block.config.attention)
   return own.out(out.reshape(*h.shape[:2], -1))
 
 
-def _turned(x: Float[Array, "B Q H K"], common: _Common, index) -> Float[Array, "B Q H K"]:
+def turned(x: Float[Array, "B Q H K"], common: Common, index) -> Float[Array, "B Q H K"]:
   if common.rotary is None:
     return x
-  return rotate(x, *(_at(each, index) for each in common.rotary))
+  return rotate(x, *(at(each, index) for each in common.rotary))
 
 
-def _whole(layout: Layout, shape: tuple[int, int]) -> Layout:
-  """The layout with one entry per row in every field that it has."""
-  return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), layout)
-
-
-def _at(leaf: Any, index: Int[Array, "B Q"]) -> Any:
+def at(leaf: Any, index: Int[Array, "B Q"]) -> Any:
   """[B, Q, …], the entries [B, N, …] at these places."""
   return jnp.take_along_axis(leaf, index.reshape(*index.shape, *(1,) * (leaf.ndim - 2)), axis=1)
 
 
-def _put(old: Array, new: Array, slots: Int[Array, "B Q"]) -> Array:
+def put(old: Array, new: Array, slots: Int[Array, "B Q"]) -> Array:
   """[B, N, …] with new entries in these places; none where a place is N."""
   rows = jnp.arange(slots.shape[0])[:, None]
   return old.at[rows, slots].set(new.astype(old.dtype), mode="drop")

@@ -17,6 +17,7 @@ from diffusion_text.model.cache import SlotCache, empty
 from diffusion_text.model.linear_maps import trains
 from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.partition import decays
+from diffusion_text.model.roll_out import Slots, read_rolled_out
 from diffusion_text.types import Key, Model, Params, Prediction, Rows, Span
 
 
@@ -133,7 +134,7 @@ class Transformer(TransformerOptions):
     return self._body(params).first_values(rows, memory)
 
   def check_by_layer(self) -> None:
-    """Raises ValueError where `read_by_layer` cannot serve."""
+    """Raises ValueError where `read_by_layer` and `read_rolled_out` cannot serve."""
     check_by_layer(self)
 
   def read_by_layer(
@@ -157,6 +158,28 @@ class Transformer(TransformerOptions):
     """
     self._check_memory(memory)
     return read_by_layer(self._body(params), rows, kept, Choice(**choice), memory)
+
+  def read_rolled_out(
+    self,
+    params: Params,
+    rows: Rows,
+    kept: tuple[Slots, ...] | None,
+    index: Int[Array, "B Q"],
+    *,
+    memory: Float[Array, "B N D"] | None = None,
+  ) -> tuple[Prediction, tuple[Slots, ...], Float[Array, "B N"]]:
+    """(the answers of the tokens at `index`, keys and values of each layer for the next call, what
+    each token of the row is worth by attention roll-out). `check_by_layer` says where it serves.
+
+    Args:
+      params: what `init` returned, trained or not.
+      rows: whole rows.
+      kept: of the call before; None: all tokens are read.
+      index: places of tokens, none twice in a row.
+      memory: as in `apply`.
+    """
+    self._check_memory(memory)
+    return read_rolled_out(self._body(params), rows, kept, index, memory)
 
   def remember(self, params: Params, estimate: Float[Array, "n E"]) -> Float[Array, "n D"]:
     """What the network keeps of an estimate of the clean token, in the dtype of its matmuls."""

@@ -12,6 +12,7 @@ READERS = {
   "delayed_cache": "diffusion_text.reader.delayed_cache:DelayedCache",
   "similar_cache": "diffusion_text.reader.similar_cache:SimilarCache",
   "layer_cache": "diffusion_text.reader.layer_cache:LayerCache",
+  "roll_out_cache": "diffusion_text.reader.roll_out_cache:RollOutCache",
   "self_conditioned": "diffusion_text.reader.self_conditioned:SelfConditioned",
   "classifier_free": "diffusion_text.reader.classifier_free:ClassifierFree",
   "mixture": "diffusion_text.reader.mixture:Mixture",

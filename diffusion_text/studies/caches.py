@@ -32,6 +32,7 @@ from diffusion_text.objective import Bound
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.delayed_cache import DelayedCache
 from diffusion_text.reader.layer_cache import LayerCache
+from diffusion_text.reader.roll_out_cache import RollOutCache
 from diffusion_text.reader.similar_cache import SimilarCache
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.reader.window_cache import SuffixCache, WindowCache
@@ -152,6 +153,9 @@ def readers(block: int, length: int) -> Iterator[tuple[str, str, Reader]]:
       said = f"share {share:g}, every {each}"
       yield "similar", said, SimilarCache(share=share, every=each)
       yield "similar, each layer", said, LayerCache(share=share, every=each)
+  for each in often[-2:]:
+    reader = RollOutCache(queries=block + 4, masked=block // 2, every=each)
+    yield "roll-out", f"{block + 4} tokens, every {each}", reader
   yield "similar, one token (control)", "every 3", SimilarCache(share=1 / length, every=3)
 
 

@@ -38,6 +38,7 @@ ORDERED = {"speculative", "bigram_drafts"}
 SHORT = {
   "dkv_cache": {"reader": ("queries=12",)},
   "dkv_cache_greedy": {"reader": ("queries=8", "near=1")},
+  "d2_cache": {"reader": ("queries=12", "masked=6")},
   "edlm": {"sampler": ("candidates=3",)},
   "wino": {"sampler": ("revise.checks=2",)},
   "look_ahead": {"sampler": ("depth=2",)},
@@ -52,7 +53,7 @@ CALLS = {
   ),
   **dict.fromkeys(("renoise_cap", "renoise_loop", "maskgit", "confidence", "dream", "margin"), 6),
   **dict.fromkeys(("pc_sampler", "density", "ccd"), 6),
-  **dict.fromkeys(("dkv_cache", "dkv_cache_greedy"), None),
+  **dict.fromkeys(("dkv_cache", "dkv_cache_greedy", "d2_cache"), None),
   "one_by_one": 20,
   "left_to_right": 20,
   "llada": 3 * 6,
@@ -205,7 +206,7 @@ def test_a_decoder_is_not_its_neighbour(name):
   assert not same or (made.layers != other.layers).any()
 
 
-@pytest.mark.parametrize("name", ["fast_dllm_dual", "free_cache", "dkv_cache", "dllm_by_layer"])
+@pytest.mark.parametrize("name", ["fast_dllm_dual", "free_cache", "dllm_by_layer", "d2_cache"])
 def test_padding_changes_nothing(name):
   """A row whose batch is wider by 5 tokens has the same text in the same calls."""
   experiment, params = experiment_of("masked")

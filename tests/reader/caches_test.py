@@ -17,12 +17,13 @@ import pytest
 from diffusion_text.context import Causal, Full
 from diffusion_text.core.options import member
 from diffusion_text.core.prng import row_keys
-from diffusion_text.model import by_layer
+from diffusion_text.model import by_layer, roll_out
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.classifier_free import ClassifierFree
 from diffusion_text.reader.delayed_cache import Delayed, DelayedCache
 from diffusion_text.reader.layer_cache import LayerCache
 from diffusion_text.reader.reading import NOTHING
+from diffusion_text.reader.roll_out_cache import RolledOut, RollOutCache
 from diffusion_text.reader.similar_cache import SimilarCache
 from diffusion_text.reader.slots import extended, window_tokens
 from diffusion_text.reader.whole_row import WholeRow
@@ -198,14 +199,19 @@ def agreement(reader, block):
     (SimilarCache(share=1.0, every=99), BLOCK),
     (LayerCache(share=0.1, every=1), BLOCK),
     (LayerCache(share=1.0, every=99), BLOCK),
+    (RollOutCache(queries=LENGTH, every=99), BLOCK),
   ],
   ids=str,
 )
 def test_to_read_everything_at_each_call_is_no_cache(reader, block):
-  """Whether it is a refresh or not."""
+  """Whether it is a refresh or not. In a row of masks alone all places are alike, and rounding says
+  which is first.
+  """
   want, got = by_whole_rows(block), confident(reader, block)
-  np.testing.assert_array_equal(got.ids, want.ids)
-  np.testing.assert_array_equal(got.committed, want.committed)
+  prompted = batch_of().observed.any(1)
+  assert prompted.sum() > 24
+  np.testing.assert_array_equal(got.ids[prompted], want.ids[prompted])
+  np.testing.assert_array_equal(got.committed[prompted], want.committed[prompted])
   np.testing.assert_array_equal(got.row_calls, want.row_calls)
 
 
@@ -233,7 +239,7 @@ def test_a_layer_computes_the_tokens_that_have_turned_most():
   before = 2 * np.broadcast_to(np.array([1.0, 0.0]), now.shape)
   text = np.array([[True] * 5, [True] * 3 + [False] * 2])
   choice = by_layer.Choice(3, jnp.array([3, 2]), jnp.asarray(text))
-  index, counts = by_layer._least_alike(jnp.asarray(now), jnp.asarray(before), choice)
+  index, counts = by_layer.least_alike(jnp.asarray(now), jnp.asarray(before), choice)
   np.testing.assert_array_equal(index, [[4, 2, 3], [0, 1, 2]])
   np.testing.assert_array_equal(counts, [[True] * 3, [True, True, False]])
 
@@ -254,6 +260,46 @@ def test_networks_that_are_no_layers_of_tokens_are_refused():
       LayerCache().check(model._replace(network=network))
   with pytest.raises(ValueError, match=r"reader\.name='layer_cache' chooses tokens in each"):
     LayerCache().check(model_of()[0])
+  with pytest.raises(ValueError, match="reads what is attended to"):
+    RollOutCache(queries=4).check(model_of()[0])
+
+
+def test_a_roll_out_is_the_product_of_the_layers():
+  """Each half attention and half the token itself; tokens that are not read stay as they are."""
+  rng = np.random.default_rng(0)
+  first, second = rng.dirichlet(np.ones(4), (2, 1, 4))
+  index = np.array([[2, 0]])
+  got = roll_out.rolled(jnp.eye(4)[None], jnp.asarray(first), jnp.arange(4)[None])
+  want = 0.5 * (first[0] + np.eye(4))
+  np.testing.assert_allclose(got[0], want, rtol=1e-6)
+  got = roll_out.rolled(got, jnp.asarray(second[:, index[0]]), jnp.asarray(index))
+  own = np.eye(4)
+  own[index[0]] = 0.5 * (second[0, index[0]] + np.eye(4)[index[0]])
+  np.testing.assert_allclose(got[0], own @ want, rtol=1e-6)
+
+
+def test_what_a_rolled_out_cache_reads_first():
+  """What has changed, the surest masks near what is known, what is attended to most, and the rest
+  of the masks; padding last.
+  """
+  mask = V
+  state = np.array([[0, 1, 2, 0, mask, mask, mask, mask, mask, 0]], np.int32)
+  weights = np.float32(np.arange(10) < 9)[None]
+  worth = np.array([[0.1, 3.0, 0.2, 0.1, 9, 9, 9, 9, 9, 99]])
+  log_prob = np.where(state == mask, np.array([[0, 0, 0, 0, -2, -3, -2, -2, -0.1, 0]]), 0.0)
+  changed = np.arange(10)[None] == 2
+  needs = np.isin(np.arange(10), [4, 5, 6, 8])[None]
+  batch = Batch(state, weights=weights)
+  query = Query(state, np.float32(state == mask), 0, needs, batch, state)
+  memory = RolledOut(None, state, log_prob, worth)
+
+  def read(**options):
+    reader = RollOutCache(masked=2, share=0.5, width=1.0, **options)
+    return np.asarray(reader._chosen(state == mask, changed, memory, query))[0].tolist()
+
+  # Place 8 is far from what is known, and place 4 beside it.
+  assert read(queries=10) == [2, 4, 5, 1, 6, 8, 0, 3, 7, 9]
+  assert read(queries=3) == [2, 4, 5]
 
 
 def test_positions_are_as_the_formulas_say():
@@ -289,6 +335,7 @@ def test_positions_are_as_the_formulas_say():
     DelayedCache(queries=5, every=99): sum(LENGTH + again * 5 for _ in starts),
     SimilarCache(share=0.2, every=99): sum(LENGTH + again * 3 for _ in starts),
     LayerCache(share=0.2, every=99): sum(LENGTH + again * 3 for _ in starts),
+    RollOutCache(queries=5, every=99): sum(LENGTH + again * 5 for _ in starts),
     ClassifierFree(WindowCache(), 2.0): 2 * sum(LENGTH + again * size for _ in starts),
   }
   for reader, positions in expected.items():
@@ -326,6 +373,7 @@ def among_idle_mates(reader):
     DelayedCache(queries=6, every=2),
     SimilarCache(share=0.5, every=2),
     LayerCache(share=0.5, every=2),
+    RollOutCache(queries=8, every=2),
   ],
   ids=lambda each: type(each).__name__,
 )

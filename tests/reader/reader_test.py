@@ -372,6 +372,7 @@ def test_every_reader_of_the_table_can_be_made():
     "delayed_cache": {"queries": 4},
     "similar_cache": {},
     "layer_cache": {},
+    "roll_out_cache": {"queries": 4},
     "self_conditioned": {"reader": {"name": "cached"}},
     "classifier_free": {
       "reader": {"name": "self_conditioned", "reader": "whole_row"},

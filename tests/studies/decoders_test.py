@@ -26,6 +26,7 @@ def test_every_line_can_be_made():
   assert left_out == {
     *("renoise_cap", "renoise_loop", "edits", "canvas", "edlm", "look_ahead", "llada"),
     *("free_cache", "dkv_cache", "dkv_cache_greedy", "dllm_cache", "dllm_by_layer"),
+    "d2_cache",
     *("adaptive_guidance", "joint", "speculative", "bigram_drafts", "guided"),
   }
 
