@@ -15,6 +15,7 @@ import itertools
 import json
 import pathlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -227,5 +228,5 @@ def _jinja() -> Any:
     raise ValueError(message)
 
   made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-  made.globals["raise_exception"] = refuse
+  made.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
   return made

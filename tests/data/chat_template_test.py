@@ -62,8 +62,8 @@ def test_jinja_as_by_hand(words):
   refuses = ChatTemplate("{{ raise_exception('roles must alternate') }}", words)
   with pytest.raises(ValueError, match="refuses the conversation: roles must alternate"):
     refuses.text(TALK)
-  named = ChatTemplate("{{ bos_token }}|{{ eos_token }}", words)
-  assert named.text(TALK) == "<begin>|<|im_end|>"
+  named = ChatTemplate("{{ bos_token }}|{{ eos_token }}|{{ strftime_now('%%') }}", words)
+  assert named.text(TALK) == "<begin>|<|im_end|>|%"
 
 
 def test_markers_that_people_write_would_be_noticed(words, monkeypatch):
