@@ -13,7 +13,6 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from flax import nnx
 
 from diffusion_text.model import low_rank
@@ -125,16 +124,6 @@ def _plain(config: TransformerOptions, tree: Any) -> Any:
   return rest
 
 
-def added_only(tree: Any) -> Params:
-  """The arrays of low ranks in a tree, and nothing else."""
-  if not isinstance(tree, Mapping):
-    return {}
-  kept = {
-    name: inner if name == low_rank.NAME else added_only(inner) for name, inner in tree.items()
-  }
-  return {name: inner for name, inner in kept.items() if inner}
-
-
 def statistics(gradient: Params) -> dict[str, dict[str, Any]]:
   """name -> statistics (quantized/observed.py) of a gradient by an observed network."""
   return {
@@ -155,13 +144,3 @@ def put(tree: Params, name: str, group: Any) -> Params:
   """A tree with another group at a name; the tree itself stays as it is."""
   first, _, rest = name.partition("/")
   return {**tree, first: put(tree[first], rest, group) if rest else group}
-
-
-def sizes(tree: Params) -> tuple[int, int]:
-  """(bytes of the linear maps of the layers, bytes of everything else)."""
-
-  def total(part: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
-
-  inner = sum(total(get(tree, name)) for name in names_of(tree))
-  return inner, total(tree) - inner

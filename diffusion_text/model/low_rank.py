@@ -30,7 +30,7 @@ class LowRank:
   """A and B beside the chosen matrices. Everything else of the network is frozen."""
 
   rank: int = option(8, "r; 4 to 64 is usual", ge=1)
-  alpha: float = option(16.0, "the change is multiplied by alpha, and divided as `scaling` says")
+  alpha: float = option(16.0, "the change is multiplied by alpha; twice the rank is usual", gt=0)
   scaling: Literal["rank", "root_rank"] = option(
     "rank", "alpha is divided by the rank (LoRA) or by its square root (rsLoRA)"
   )
@@ -45,10 +45,6 @@ class LowRank:
     "other parameters of the network that are trained: prefixes of their paths, as in embedding,"
     " whose last row is the mask of a network that has not seen one",
   )
-
-  def __post_init__(self):
-    if not self.alpha > 0:
-      raise ValueError(f"alpha={self.alpha} must be above 0; twice the rank is usual")
 
   @property
   def scale(self) -> float:

@@ -26,6 +26,7 @@ from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import Experiment, build
 from diffusion_text.experiment.run import Trained
 from diffusion_text.model import linear_maps
+from diffusion_text.model.quantized.methods import bytes_of
 from diffusion_text.model.quantized.stored import NAME
 from diffusion_text.studies.calibrate import Calibration, How, Watcher, outliers, quantized, take
 from diffusion_text.studies.measures import markdown, write
@@ -213,7 +214,7 @@ class Bench:
     groups = [linear_maps.get(network, name) for name in names]
     stored = [group[NAME] if NAME in group else {"kernel": group["kernel"]} for group in groups]
     numbers = sum(linear_maps.get(floats, name)["kernel"].size for name in names)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored)), numbers
+    return sum(bytes_of(each) for each in stored), numbers
 
 
 def _level(level: float | None) -> str:
