@@ -8,12 +8,12 @@ self-conditioning in half of the rows. The decoder chooses anew at each call und
 of 0.1 and makes noise of the rest, cooling from 0.8 to 0.4 over 48 calls.
 
 Size 26b is the published shape for experiments.inspect, as far as one kind of layer has it: 30
-layers of width 2816, 16 heads of 256 with 8 for keys, 128 experts of 704, 8 a token, beside one
-MLP of 2112, a window of 1024 in five layers of six. Theirs has in the sixth 16 heads of 512 with 2
-for keys, which are the values too, and positions of their own; gelu where ours has silu, a cap on
-logits, more norms, and an MLP before the map of self-conditioning. Other sizes have canvases of 16
-and windows of four canvases, as published. The decoder of theirs is told no time, nor is this
-network. The weights of the router's losses are LLaDA-MoE's.
+layers of width 2816, 16 heads of 256 with 8 for keys, 128 experts of 704, 8 a token, beside one MLP
+of 2112, a window of 1024 in five layers of six. Theirs has in the sixth 16 heads of 512 with 2 for
+keys, which are the values too, and positions of their own; gelu where ours has silu, a cap on
+logits, more norms, and an MLP for the last prediction, whose weighted embeddings are read as they
+are here. Other sizes have canvases of 16 and windows of four canvases, as published. The decoder of
+theirs is told no time, nor is this network. The weights of the router's losses are LLaDA-MoE's.
 Ours: not yet in docs/results.md.
   python -m experiments.train --config=configs/diffusion_gemma.py:tiny --workdir=runs/gemma
 """
@@ -41,7 +41,7 @@ def get_config(size: str = "tiny"):
   c.context = {"name": "blocks", "size": canvas, "clean": "causal"}
   c.objective = {"name": "with_next_token"}
   c.reader.name = "cached"
-  base.self_conditioned(c, 0.5)
+  base.self_conditioned(c, 0.5, "mean")
   c.sampler = {"name": "reveal", "score": "entropy", "temperature": 0.8, "cooling": (0.4, 48)}
   c.sampler.budget = {"name": "entropy_bound", "gamma": 0.1}
   c.sampler.revise = "reselect"

@@ -72,7 +72,7 @@ class TransformerOptions:
   token_types: int = option(
     0, "rows of a table of token types, of which the first is added to every token (BERT: 2)", ge=0
   )
-  rope_base: float = option(10_000.0, "base of the rotary positions", gt=0, le=1e12)
+  rope_base: float = option(10_000.0, "base of the rotary positions", gt=0, le=5e8)
   rope_scaling: float = option(
     1.0,
     "what rope_base is multiplied by, for rows longer than those of training"
