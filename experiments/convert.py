@@ -1,5 +1,5 @@
-r"""Makes a workdir of pretrained weights: GPT-2, LLaMA, SmolLM2, Qwen2, Qwen3, LLaDA, Dream, BERT,
-RoBERTa; safetensors with config.json and tokenizer.json, or GGUF.
+r"""Makes a workdir of pretrained weights: GPT-2, LLaMA, Qwen, LLaDA, Dream, BERT, MDLM, SEDD, UDLM,
+Duo, GIDD (docs/pretrained.md); safetensors with config.json and tokenizer.json, or GGUF.
 
   python -m experiments.convert --from=SmolLM2-135M --workdir=runs/smollm2
   python -m experiments.evaluate --workdir=runs/smollm2 --max_rows=64

@@ -46,6 +46,8 @@ def architecture(config: Config, names: Names) -> Architecture:
     input_emb_norm=(False,),
     scale_logits=(False,),
     block_group_size=(1,),
+    rope_scaling=(None,),
+    rope_parameters=(None,),
   )
   heads, width = need(config, "n_heads"), need(config, "d_model")
   rows = config.get("embedding_size") or need(config, "vocab_size")
