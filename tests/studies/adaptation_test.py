@@ -230,8 +230,10 @@ def one_update(experiment, params):
 def test_a_frozen_table_stays_as_it_is_bit_by_bit(places, tmp_path):
   """SED in the rows of the weights, after an update that moves the network."""
 
-  def wide(config):
+  def wide(config):  # and plain, which is quick to compile
     config.process.width = reference.D
+    config.model.update({"self_conditioning": "none", "time_conditioning": "none"})
+    config.train.self_conditioning, config.reader = None, ConfigDict({"name": "whole_row"})
 
   report, workdir, _ = converted(places, tmp_path, "bert", "sed", table="exact", change=wide)
   assert "the rows of these weights, 32 numbers each, not trained" in report, report
