@@ -5,11 +5,11 @@ The loss is that of RDM (configs/rdm.py) on answers alone: everything else of a 
 observed. Conversations share rows and do not see each other; the chat template is the tokenizer's.
 Published: XLM-R of 86 M to 10.7 B as the start, learning rate 5e-5 for tasks and 1e-5 for 4,000
 steps of FLAN; at most 10 calls, all tokens guessed at each, the surest kept by a cosine count, and
-a small network that proposes 10 lengths, each decoded and ranked. Left out are the pair of coupled
-times per row, which lowers the variance of the gradient, and that network of lengths. The rule of
+a small network that proposes 10 lengths, each decoded and ranked, which is left out. The rule of
 lengths here: the last answer of a conversation is filled up with ends of text to a multiple of 32
 tokens, which are learned; what stands behind its first end is no text, so that any larger multiple
-will do as its room. Rules that know the length of the reference flatter.
+will do as its room. Rules that know the length of the reference flatter. Each row is read at two
+times whose masks are drawn together, as released.
 Ours: see docs/results.md.
   python -m experiments.convert --from=xlm-roberta-base --workdir=runs/instruction \
       --config=configs/instruction.py:small --config.optimizer.learning_rate=5e-5 \
@@ -24,7 +24,7 @@ from configs import base
 
 def get_config(size: str = "tiny"):
   c = base.config(size)
-  c.objective = {"name": "cross_entropy", "weighting": "linear", "linear_steps": 50}
+  c.objective = {"name": "coupled", "weighting": "linear", "linear_steps": 50}
   c.sampler = {"name": "routed", "steps": 10, "rate": "cosine", "temperature": 0.0}
   c.sampler.rewrites = True
   return c

@@ -15,6 +15,7 @@ CONTRIB: dict[str, dict[str, str]] = {
   },
   "objective": {
     "anchored": "diffusion_text.contrib.anchored:Anchored",
+    "coupled": "diffusion_text.contrib.coupled:Coupled",
     "gaussian_curriculum": "diffusion_text.contrib.gaussian_curriculum:GaussianCurriculum",
     "joint_layer": "diffusion_text.contrib.joint_layer:JointLayer",
     "mask_agnostic": "diffusion_text.contrib.mask_agnostic:MaskAgnostic",

@@ -35,6 +35,7 @@ CHOICES = [  # config, key, value
   ("ar2diff", "objective.second", None),  # as much as the first reading
   ("ar2diff", "sampler.steps", 10),
   ("ar2diff", "sampler.temperature", 0.2),
+  ("instruction", "objective.name", "coupled"),
   ("instruction", "objective.weighting", "linear"),
   ("instruction", "sampler.steps", 10),
   ("instruction", "sampler.rate", "cosine"),

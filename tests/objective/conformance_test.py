@@ -5,6 +5,7 @@ import pytest
 
 from diffusion_text.contrib import CONTRIB
 from diffusion_text.contrib.anchored import Anchored
+from diffusion_text.contrib.coupled import Coupled
 from diffusion_text.contrib.mask_agnostic import MaskAgnostic
 from diffusion_text.contrib.masked_mean import MaskedMean
 from diffusion_text.contrib.reinforced_conditioning import ReinforcedConditioning
@@ -42,6 +43,7 @@ ROWS = {  # objective, process, options of the exact model
   "score_function": (ScoreFunction(), TokenMasked(vocab_size=3), {}),
   "anchored": (Anchored(threshold=1), MASKED, {"staged": True}),
   "mask_agnostic": (MaskAgnostic(appended=2), MASKED, {}),
+  "coupled": (Coupled(weighting="linear", linear_steps=50), MASKED, {}),
   "masked_mean": (MaskedMean(weighting="inverse_time"), MASKED, {}),
   "unrolled": (Unrolled(draws=True), Uniform(vocab_size=3, prediction="posterior"), {}),
   "settled_tokens": (SettledTokens(block=2), HYBRID, {"timing": WAVE}),
