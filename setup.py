@@ -16,6 +16,7 @@ EXTRAS = {
   "wandb": ["wandb>=0.17"],
   "test": [
     *("beartype", "pytest", "pytest-xdist", "hypothesis", "ruff", "libtpu", "sacrebleu"),
+    *("ipykernel", "nbclient", "nbformat"),
     *PRETRAINED,
     *LM_EVAL,
   ],
@@ -44,7 +45,7 @@ setup(
     "matplotlib>=3.8",
     "ml-collections>=1.0",
     "numpy>=2.0",
-    "optax>=0.2.6",
+    "optax>=0.2.5",
     "orbax-checkpoint>=0.11",
     "pydantic>=2.10",
     "rich>=13",

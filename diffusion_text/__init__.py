@@ -55,6 +55,7 @@ _PUBLIC = {
   "nats": "objective.engine",
   "sample": "sampler.loop",
   "stream": "sampler.host",
+  "film": "experiment.film",
   "fit": "experiment.api",
   "text_data": "experiment.api",
   "TextData": "experiment.api",

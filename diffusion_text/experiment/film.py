@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -20,9 +21,11 @@ from diffusion_text.experiment.run import Trained
 from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.sampler.accounting import cost_report
 from diffusion_text.sampler.host import stream
-from diffusion_text.sampler.records import Frame
+from diffusion_text.sampler.records import Frame, Sample
 from diffusion_text.train.storage import as_path
-from diffusion_text.types import Batch
+from diffusion_text.types import Batch, Keys, Model, Params, Reader, Sampler
+
+FRAME_STYLE = "width: 100%; height: 26rem; border: none"
 
 
 def check_film(
@@ -72,8 +75,83 @@ def play(
       print(f"row {frame.row} call {frame.call:4d}  {frame.text}", flush=True)
   print(f"--- cost: {costs}")
   if page is not None:
-    write_film(page, "diffusion_text: a film", frames, costs)
+    write_film(page, Film(frames, costs))
     print(f"film: {page}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+  """Rows as they came to be, call by call; a notebook plays them.
+
+  Attributes:
+    frames: Of all rows.
+    costs: Calls, tokens per call and entropy, in a line.
+  """
+
+  frames: Sequence[Shown]
+  costs: str
+
+  def body(self) -> str:
+    """HTML that plays the rows, for a page made by `player.page`."""
+    return f"<p>{html.escape(self.costs)}</p>{player.player(self.frames)}"
+
+  def page(self, title: str = "diffusion_text: a film") -> str:
+    """A page of one file that plays the rows."""
+    return player.page(title, f"<h1>{html.escape(title)}</h1>{self.body()}")
+
+  def _repr_html_(self) -> str:
+    return f'<iframe srcdoc="{html.escape(self.page())}" style="{FRAME_STYLE}"></iframe>'
+
+
+def film(
+  model: Model,
+  params: Params,
+  sampler: Sampler,
+  key: Keys,
+  tokenizer: Any,
+  *,
+  batch: Batch | None = None,
+  rows: int | None = None,
+  length: int | None = None,
+  reader: Reader | None = None,
+  block: int | None = None,
+  end_id: int | None = None,
+) -> Film:
+  """The rows of `sample`, drawn call by call, as a film that a notebook plays.
+
+  Args:
+    tokenizer: Of the text, as `TextData.tokenizer`.
+    model, params, sampler, key, batch, rows, length, reader, block, end_id: As of `sample`.
+  """
+  how = {"reader": reader, "block": block, "end_id": end_id}
+  frames = stream(model, params, sampler, key, batch=batch, rows=rows, length=length, **how)
+  weights = None if batch is None else batch.weights
+  shown_rows, made = taken(_rows_of(tokenizer, weights, frames))
+  costs = cost_report(made, model, batch=batch, end_id=tokenizer.special["end"])
+  return Film(shown_rows, costs.line())
+
+
+def film_of(
+  trained: Trained,
+  texts: Batch,
+  decoding: Decoding,
+  *,
+  samples: Int[np.ndarray, " B"],
+  seed: int,
+) -> Film:
+  """The film of `shown`."""
+  frames, costs = taken(shown(trained, texts, decoding, samples=samples, seed=seed))
+  return Film(frames, costs)
+
+
+def taken(calls: Generator[Shown, None, Any]) -> tuple[list[Shown], Any]:
+  """(all that a generator yields, what it returns)."""
+  frames = []
+  while True:
+    try:
+      frames.append(next(calls))
+    except StopIteration as stop:
+      return frames, stop.value
 
 
 def shown(
@@ -92,35 +170,42 @@ def shown(
   """
   experiment = trained.experiment
   reader = reader_for(decoding.reader, texts)
-  keys = numbered_keys(seed, jnp.asarray(samples))
   frames = stream(
     experiment.model,
     trained.params,
     decoding.sampler,
-    keys,
+    numbered_keys(seed, jnp.asarray(samples)),
     batch=texts,
     reader=reader,
     block=decoding.block,
     end_id=decoding.end_id,
   )
+  sample = yield from _rows_of(experiment.tokenizer, texts.weights, frames)
+  end_id = experiment.tokenizer.special["end"]
+  return cost_report(sample, experiment.model, batch=texts, end_id=end_id).line()
+
+
+def _rows_of(
+  tokenizer: Any, weights: Any, frames: Generator[Frame, None, Sample]
+) -> Generator[Shown, None, Sample]:
+  """Each row of each frame that its last call has read; returns the sample."""
   before = None
   while True:
     try:
       frame = next(frames)
     except StopIteration as stop:
-      end_id = experiment.tokenizer.special["end"]
-      return cost_report(stop.value, experiment.model, batch=texts, end_id=end_id).line()
+      return stop.value
     frame = Frame(*map(np.asarray, frame))
     for row in range(len(frame.ids)):
       if before is None or frame.reads[row] > before.reads[row]:
-        yield _shown(experiment.tokenizer, texts, row, frame, before)
+        yield _shown(tokenizer, weights, row, frame, before)
     before = frame
 
 
-def _shown(tokenizer: Any, texts: Batch, row: int, now: Frame, before: Frame | None) -> Shown:
+def _shown(tokenizer: Any, weights: Any, row: int, now: Frame, before: Frame | None) -> Shown:
   """The row, without its padding."""
   ids, noisy = now.ids[row], now.open[row]
-  real = np.ones(ids.shape, bool) if texts.weights is None else np.asarray(texts.weights[row]) > 0
+  real = np.ones(ids.shape, bool) if weights is None else np.asarray(weights[row]) > 0
   # An id that is noise may be the mask, which no tokenizer knows.
   known = pieces(tokenizer, np.where(noisy, 0, ids)[real])
   each = [OPEN if hidden else piece for piece, hidden in zip(known, noisy[real], strict=True)]
@@ -131,7 +216,7 @@ def _shown(tokenizer: Any, texts: Batch, row: int, now: Frame, before: Frame | N
   return Shown(row, int(now.reads[row]), each, changed[real].tolist(), noisy[real].tolist())
 
 
-def write_film(path: str, title: str, frames: Sequence[Shown], costs: str) -> None:
+def write_film(path: str, film: Film) -> None:
   """Writes one self-contained page that plays the frames of each row.
 
   Raises:
@@ -140,10 +225,8 @@ def write_film(path: str, title: str, frames: Sequence[Shown], costs: str) -> No
   place = as_path(path)
   if place.exists():
     raise ValueError(f"--trace={path} is there already; delete it, or write another file")
-  heading = html.escape(title)
-  body = f"<h1>{heading}</h1><p>{html.escape(costs)}</p>{player.player(frames)}"
   try:
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(player.page(title, body), encoding="utf-8")
+    place.write_text(film.page(), encoding="utf-8")
   except OSError as error:
     raise ValueError(f"--trace={path} cannot be written: {error}") from error

@@ -15,28 +15,13 @@ from diffusion_text import train
 from diffusion_text.evaluate.likelihood import Likelihood
 from diffusion_text.experiment import player
 from diffusion_text.experiment.decoding import Decoding
-from diffusion_text.experiment.film import shown
+from diffusion_text.experiment.film import Film, film_of
 from diffusion_text.experiment.run import Trained, open_rows, score
 from diffusion_text.experiment.summary import count_parameters
 from diffusion_text.studies.report import loss_curves
 from diffusion_text.train.storage import as_path
 
 OURS = b"<meta name=generator content=diffusion_text>"  # near the beginning of every page of ours
-
-
-@dataclasses.dataclass(frozen=True)
-class Film:
-  """What a decoder wrote, call by call.
-
-  Attributes:
-    caption: The decoder.
-    frames: Of all rows.
-    costs: Calls, tokens per call and entropy, in a line.
-  """
-
-  caption: str
-  frames: Sequence[player.Shown]
-  costs: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +33,14 @@ class Run:
     facts: Name -> value.
     rows: Of metrics.jsonl.
     bound: Of a split; None: nothing was scored.
-    films: One for each decoder.
+    films: By the caption of the decoder.
   """
 
   name: str
   facts: Mapping[str, str]
   rows: Sequence[Mapping[str, float]]
   bound: Likelihood | None
-  films: Sequence[Film]
+  films: Mapping[str, Film]
 
 
 def facts(trained: Trained, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
@@ -75,19 +60,6 @@ def facts(trained: Trained, rows: Sequence[Mapping[str, float]]) -> dict[str, st
     "training": f"{trained.step:,} steps, {tokens:,} tokens, seed {config.seed}",
     "cost of training": cost,
   }
-
-
-def film(trained: Trained, caption: str, decoding: Decoding, *, num: int, seed: int) -> Film:
-  """`num` rows drawn from nothing, call by call."""
-  experiment = trained.experiment
-  texts = open_rows(experiment.tokenizer, num, experiment.data.length)
-  calls = shown(trained, texts, decoding, samples=np.arange(num), seed=seed)
-  frames = []
-  while True:
-    try:
-      frames.append(next(calls))
-    except StopIteration as stop:
-      return Film(caption, frames, stop.value)
 
 
 def names(workdirs: Sequence[str]) -> list[str]:
@@ -124,9 +96,11 @@ def read(
   bound = None
   if max_rows:
     bound = score(trained.experiment, trained.params, split=split, num_draws=1, max_rows=max_rows)
-  films = [
-    film(trained, caption, decoding, num=num, seed=seed) for caption, decoding in decodings.items()
-  ]
+  texts = open_rows(trained.experiment.tokenizer, num, trained.experiment.data.length)
+  films = {
+    caption: film_of(trained, texts, decoding, samples=np.arange(num), seed=seed)
+    for caption, decoding in decodings.items()
+  }
   return Run(name, facts(trained, rows), rows, bound, films)
 
 
@@ -150,9 +124,8 @@ def page(runs: Sequence[Run], split: str) -> str:
   parts = [f"<h1>{html.escape(', '.join(run.name for run in runs))}</h1>", table(runs, split)]
   parts += ["<h2>Learning</h2>", curves]
   for run in runs:
-    for each in run.films:
-      parts.append(f"<h2>{html.escape(run.name)}, {html.escape(each.caption)}</h2>")
-      parts.append(f"<p>{html.escape(each.costs)}</p>{player.player(each.frames)}")
+    for caption, film in run.films.items():
+      parts.append(f"<h2>{html.escape(run.name)}, {html.escape(caption)}</h2>{film.body()}")
   return player.page("diffusion_text: " + ", ".join(run.name for run in runs), "\n".join(parts))
 
 

@@ -1,11 +1,13 @@
 """Films: every call of every row, as lines and as a page."""
 
+import html
 import json
 
 import jax
 import numpy as np
 import pytest
 
+import diffusion_text as dt
 from configs import base
 from diffusion_text.data.tokenizers import Bytes, pieces
 from diffusion_text.experiment import drawing
@@ -64,6 +66,19 @@ def test_every_call_is_shown_and_the_last_is_the_sample(trained, tmp_path, capsy
     own = [frame for frame in frames if frame.row == number]
     assert [call for call, *_ in row] == [frame.call for frame in own]
     assert row[-1][1] == own[-1].pieces
+
+
+def test_a_notebook_plays_the_rows_of_sample(trained):
+  model, tokenizer = trained.experiment.model, trained.experiment.tokenizer
+  how = (model, trained.params, trained.experiment.sampler, jax.random.key(5))
+  made = dt.film(*how, tokenizer, rows=2, length=8)
+  ids = np.asarray(dt.sample(*how, rows=2, length=8).ids)
+  last = {frame.row: list(frame.pieces) for frame in made.frames}
+  assert last == {row: pieces(tokenizer, ids[row]) for row in range(2)}
+  assert "tokens a call" in made.costs
+  shown_there = made._repr_html_()
+  assert shown_there.startswith("<iframe srcdoc=") and shown_there.count("<iframe") == 1
+  assert html.unescape(shown_there.split('"')[1]) == made.page()
 
 
 def test_what_a_film_cannot_show_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from diffusion_text.experiment.film import Film
 from diffusion_text.experiment.player import OPEN, Shown
 from diffusion_text.studies import run_report
 
@@ -41,8 +42,8 @@ setTimeout(() => {
 
 def run(name="runs/<a>", rows=(), frames=FRAMES):
   """A run whose name would break a page that does not quote it."""
-  film = run_report.Film("entropy & bound", frames, "3.0 calls")
-  return run_report.Run(name, {"data": name}, rows, None, [film])
+  films = {"entropy & bound": Film(frames, "3.0 calls")}
+  return run_report.Run(name, {"data": name}, rows, None, films)
 
 
 def test_a_page_says_what_was_run_side_by_side(tmp_path):
