@@ -45,7 +45,7 @@ setup(
     "matplotlib>=3.8",
     "ml-collections>=1.0",
     "numpy>=2.0",
-    "optax>=0.2.5",
+    "optax>=0.2.6",
     "orbax-checkpoint>=0.11",
     "pydantic>=2.10",
     "rich>=13",
