@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
+from diffusion_text.core.mesh_axes import AXES
 from diffusion_text.kernels import attention as kernels
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels import xla
@@ -151,19 +153,24 @@ def test_a_network_sees_as_far_as_its_windows_reach():
   np.testing.assert_array_equal(reach(first, one, 0 * TEN), away <= 2)
 
 
-def test_scanned_and_kept_layers_are_the_same_numbers():
-  """Values and gradients of a network with windows in some layers; other layers are not these."""
+def test_scanned_kept_and_spread_layers_are_the_same_numbers():
+  """Values and gradients of a network with windows in some layers: scanned, made again in the
+  backward pass and split over rows and positions at once. Other layers are not these."""
   network = small_transformer(layers=3, window=3, full_layers=(1,))
   params = noisy_parameters(network)
+  ids = np.random.default_rng(5).integers(0, 12, (2, 16)).astype(np.int32)
 
   def run(network):
     def cost(params):
-      return jnp.mean(network.apply(params, rows_of(Inputs(IDS))).logits ** 2)
+      return jnp.mean(network.apply(params, rows_of(Inputs(ids))).logits ** 2)
 
     return jax.tree.leaves(jax.jit(jax.value_and_grad(cost))(params))
 
   want = run(network)
-  for one, other in zip(run(network.like(scan_layers=True, remat="full")), want):
+  mesh = jax.make_mesh((1, 2, 1, 4, 1), AXES, axis_types=(AxisType.Auto,) * 5)
+  with jax.set_mesh(mesh):
+    got = run(network.like(scan_layers=True, remat="full"))
+  for one, other in zip(got, want):
     np.testing.assert_allclose(one, other, atol=2e-5)
   moved = run(network.like(full_layers=(2,)))
   assert max(np.abs(a - b).max() for a, b in zip(moved, want)) > 1e-3
