@@ -14,6 +14,11 @@ keys, which are the values too, and positions of their own; gelu where ours has 
 logits, more norms, and an MLP for the last prediction, whose weighted embeddings are read as they
 are here. Other sizes have canvases of 16 and windows of four canvases, as published. The decoder of
 theirs is told no time, nor is this network. The weights of the router's losses are LLaDA-MoE's.
+
+Their logits are those of a token given all that is read, itself included. Ours leave it out, and
+the cross-entropy is of both together: read as theirs (process.prediction="posterior") the bound is
+loose, 12.1 ± 1.7 bits/char against 4.33 ± 0.07 after 150 updates of size micro (rows of 64, batch
+16, seed 0).
 Ours: not yet in docs/results.md.
   python -m experiments.train --config=configs/diffusion_gemma.py:tiny --workdir=runs/gemma
 """
@@ -37,7 +42,7 @@ def get_config(size: str = "tiny"):
   canvas = 256 if published else 16
   c.model.window = 4 * canvas
   c.model.full_layers = tuple(range(5, c.model.layers, 6))
-  c.process = {"name": "uniform", "prediction": "posterior"}
+  c.process.name = "uniform"
   c.context = {"name": "blocks", "size": canvas, "clean": "causal"}
   c.objective = {"name": "with_next_token"}
   c.reader.name = "cached"
