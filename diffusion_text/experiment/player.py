@@ -36,6 +36,22 @@ class Shown(NamedTuple):
     return "".join(self.pieces).replace("\n", "⏎")
 
 
+def as_committed(pieces: Sequence[str], committed: Sequence[int], calls: int) -> list[Shown]:
+  """The frames of one row in which every token is written once.
+
+  Args:
+    pieces: The text of each token, at the end.
+    committed: The call, from 0, at which each token was written; -1 if it was given.
+    calls: How many there were.
+  """
+  frames = []
+  for call in range(calls + 1):
+    noisy = [at >= call for at in committed]
+    texts = [OPEN if hidden else piece for piece, hidden in zip(pieces, noisy, strict=True)]
+    frames.append(Shown(0, call, texts, [at == call - 1 >= 0 for at in committed], noisy))
+  return frames
+
+
 def player(frames: Sequence[Shown]) -> str:
   """HTML that plays the frames, of all rows at once; in a page made by `page`."""
   rows: dict[int, list[Any]] = {}

@@ -21,9 +21,10 @@ from diffusion_text.evaluate.text_metrics import NGramModel, token_entropy, xz_b
 from diffusion_text.experiment import summary as plan
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.decoding import Decoding, decoding_of
+from diffusion_text.experiment.player import as_committed
 from diffusion_text.experiment.run import Trained, generate, held_out, open_rows, score
 from diffusion_text.sampler.loop import Sample
-from diffusion_text.studies.report import Film, write_report
+from diffusion_text.studies.report import write_report
 from diffusion_text.types import Batch
 
 # The decoder of the samples that are to be read, beside plain ancestral ones.
@@ -140,7 +141,7 @@ def show(
   table = baselines(experiment, "test")
   samples, plain = captioned(trained, infill)
   ids, committed = plain.sample.ids[0], plain.sample.committed[0].tolist()
-  film = Film(pieces(experiment.tokenizer, ids), committed, int(plain.sample.calls))
+  film = as_committed(pieces(experiment.tokenizer, ids), committed, int(plain.sample.calls))
   parameters, said = plan.count_parameters(experiment), remark(trained.experiment)
   device = jax.devices()[0].device_kind
   cores = f"{os.cpu_count()} cores of {platform.machine()}"

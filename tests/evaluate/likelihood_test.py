@@ -17,7 +17,8 @@ from diffusion_text.evaluate.text_metrics import (
   token_entropy,
   xz_bits_per_char,
 )
-from diffusion_text.studies.report import Film, write_report
+from diffusion_text.experiment.player import as_committed
+from diffusion_text.studies.report import write_report
 from diffusion_text.testing.oracle import Enumerable, MarkovChain, masked_evidence
 from diffusion_text.types import Batch
 
@@ -145,7 +146,7 @@ def test_sample_statistics():
 
 
 def test_report_is_one_file_that_needs_no_network(tmp_path):
-  film = Film(["To ", "be</script>", "\n"], [-1, 0, 1], 2)
+  film = as_committed(["To ", "be</script>", "\n"], [-1, 0, 1], 2)
   likelihood = Likelihood(2.0, 0.1, 100, 400, 5, 1, 400)
   rows = [{"step": 1, "bits_per_character": 3.0}, {"step": 2, "validation_bits_per_character": 2.5}]
   path = tmp_path / "deep" / "report.html"
@@ -164,12 +165,14 @@ def test_report_is_one_file_that_needs_no_network(tmp_path):
     r"(?s)<svg.*?</svg>", "", page
   )
   assert "&lt;b&gt;not bold" in page and "a &lt;title&gt;" in page and "0.721 ± 0.036" in page
-  data = re.search(r'(?s)<script type="application/json" id=data>(.*?)</script>', page).group(1)
-  assert json.loads(data) == {
-    "pieces": ["To ", "be</script>", "\n"],
-    "committed": [-1, 0, 1],
-    "calls": 2,
-  }
+  held = re.search(r"(?s)class=data>(.*?)</script>", page).group(1)
+  assert json.loads(held) == [
+    [
+      [0, ["To ", None, None], []],
+      [1, ["To ", "be</script>", None], [1]],
+      [2, ["To ", "be</script>", "\n"], [2]],
+    ]
+  ]
 
 
 @pytest.mark.parametrize("known", ["none", "some", "all"])
