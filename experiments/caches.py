@@ -13,6 +13,7 @@ from experiments.flags import run, workdir_flag
 
 WORKDIR = workdir_flag()
 ON = flags.DEFINE_string("on", "text", "text (the bundled novels), or a chain: phrase, branchy")
+READERS = flags.DEFINE_list("readers", [], "lines of the table; default all")
 LAYERS = flags.DEFINE_integer("layers", 4, "of the network", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", 128, "of the network", lower_bound=2)
 LENGTH = flags.DEFINE_integer("length", 128, "characters of a row of text", lower_bound=8)
@@ -28,7 +29,7 @@ def main(_):
 
   plain = (LAYERS, WIDTH, LENGTH, PROMPT, BLOCK, STEPS, ROWS, SEED)
   settings = caches.Settings(**{flag.name: flag.value for flag in plain})
-  print(caches.run(ON.value, settings, pathlib.Path(WORKDIR.value)))
+  print(caches.run(ON.value, settings, pathlib.Path(WORKDIR.value), READERS.value))
 
 
 if __name__ == "__main__":

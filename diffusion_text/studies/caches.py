@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -140,7 +140,7 @@ def readers(block: int, length: int) -> Iterator[tuple[str, str, Reader]]:
   yield "window", "once a window", WindowCache()
   yield from (("window", f"every {each}", WindowCache(every=each)) for each in often)
   yield "suffix", "once a window", SuffixCache()
-  yield "suffix, prefix kept", "once", SuffixCache(prefix="kept")
+  yield "suffix kept", "once", SuffixCache(prefix="kept")
   for queries in dict.fromkeys((block + 4, block * 3 // 2)):
     for each in (*often[-2:], NEVER_AGAIN):
       for delay in (1, 0, 2) if each == often[-1] else (1, 0):
@@ -152,11 +152,11 @@ def readers(block: int, length: int) -> Iterator[tuple[str, str, Reader]]:
     for each in often[-2:]:
       said = f"share {share:g}, every {each}"
       yield "similar", said, SimilarCache(share=share, every=each)
-      yield "similar, each layer", said, LayerCache(share=share, every=each)
+      yield "similar by layer", said, LayerCache(share=share, every=each)
   for each in often[-2:]:
     reader = RollOutCache(queries=block + 4, masked=block // 2, every=each)
     yield "roll-out", f"{block + 4} tokens, every {each}", reader
-  yield "similar, one token (control)", "every 3", SimilarCache(share=1 / length, every=3)
+  yield "one token (control)", "every 3", SimilarCache(share=1 / length, every=3)
 
 
 def _number(every: int) -> str:
@@ -202,17 +202,25 @@ def table(problem: Problem, lines: Sequence[Line]) -> str:
   return markdown(HEADER, rows, left=(0, 1))
 
 
-def run(name: str, settings: Settings, workdir: pathlib.Path) -> str:
+def run(name: str, settings: Settings, workdir: pathlib.Path, only: Collection[str] = ()) -> str:
   """The table of `name`, TEXT or a chain, which is also written to the workdir, line by line.
 
+  only: names of readers; all by default. Whole rows are always read.
+
   Raises:
-    ValueError: for a chain that is unknown.
+    ValueError: for a chain or a reader that is unknown.
   """
+  known = dict.fromkeys(name for name, *_ in readers(32, 128))
+  wrong = [each for each in only if each not in known]
+  if wrong:
+    raise ValueError(f"readers={wrong} are unknown; use some of {', '.join(known)}")
   made = text_problem(settings) if name == TEXT else chain_problem(name, settings)
   problem, ids = made
   lines: list[Line] = [Line("data", "–", ids, None)]
   text = ""
   for called, options, reader in readers(problem.block, ids.shape[1]):
+    if only and called not in only and len(lines) > 1:
+      continue
     lines.append(Line(called, options, *decoded(problem, reader, settings.seed + 1)))
     text = table(problem, lines)
     kept: dict[str, Any] = {"what": name, "settings": dataclasses.asdict(settings)}

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.reader.window_cache import WindowCache
@@ -28,6 +29,8 @@ def test_a_table_is_written(tmp_path, monkeypatch):
   monkeypatch.setattr(caches, "readers", lambda block, length: iter(lines))
   monkeypatch.setattr(caches.jax, "clear_caches", lambda: None)  # other tests need them
   settings = caches.Settings(layers=1, width=32, steps=2, rows=4)
+  with pytest.raises(ValueError, match="unknown; use some of whole rows, window"):
+    caches.run("branchy", settings, tmp_path, ["windows"])
   text = caches.run("branchy", settings, tmp_path)
   assert (tmp_path / "branchy.md").read_text() == text + "\n" and text.count("\n") == 4
   whole, window = json.loads((tmp_path / "branchy.json").read_text())["lines"]
