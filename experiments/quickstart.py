@@ -20,6 +20,7 @@ WORKDIR = path_flag(
   "workdir", "of the run: config, checkpoints, metrics, report", default="runs/quickstart"
 )
 SECONDS = flags.DEFINE_float("seconds", 270.0, "of training", lower_bound=1.0, upper_bound=1e7)
+NUM_DRAWS = flags.DEFINE_integer("num_draws", 8, "draws of time and noise per scored row", 1)
 INFILL = "It was [12] that she was very [8] of him, and could not help being [6] at last."
 
 
@@ -54,7 +55,12 @@ def main(_):
   rows = train.read_metrics(workdir / "metrics.jsonl")
   seconds = time.monotonic() - started
   text = showcase.show(
-    load(str(workdir)), workdir / "report.html", rows=rows, infill=INFILL, seconds=seconds
+    load(str(workdir)),
+    workdir / "report.html",
+    rows=rows,
+    infill=INFILL,
+    seconds=seconds,
+    num_draws=NUM_DRAWS.value,
   )
   results.write_text(json.dumps({"text": text}))
   print(text)

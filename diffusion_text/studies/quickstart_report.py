@@ -28,8 +28,8 @@ from diffusion_text.studies.report import write_report
 from diffusion_text.types import Batch
 
 # The decoder of the samples that are to be read, beside plain ancestral ones.
-DECODER = "one_by_one"
-TEMPERATURE = 0.7
+DECODER = "left_to_right"
+TEMPERATURE = 0.8
 
 
 def steps_in(experiment: Experiment, seconds: float, trial: int = 24) -> int:
@@ -97,12 +97,13 @@ def drawn(trained: Trained, how: str, decoder: Decoding, num: int = 2, seed: int
 
 
 REMARK = (
-  "The samples below are written by a network that has learned for minutes. Words are spelt right,"
-  " as tokens are pieces of words. Neighbours fit each other, few sentences hold to their end, and"
-  " no sample is about anything. The plain ones follow the law that the network has learned; the"
-  " others ask for one token a call and prefer the likely ones, which reads better and varies less."
-  " Token entropy tells how much: that of held-out text is {entropy:.2f} nats, and a text that"
-  " repeats itself has far less."
+  "The samples below are written by a network that has learned for minutes. Most words are spelt"
+  " right, as tokens are words and pieces of words. Neighbours fit each other, few sentences hold"
+  " to their end, and no sample is about anything. The plain ones follow the law that the network"
+  " has learned, and fill in several tokens a call without looking at one another, hence the joints"
+  " that do not fit. The others take the next token at each call and prefer likely ones, which"
+  " reads better and varies less. Token entropy tells how much: that of held-out text is"
+  " {entropy:.2f} nats, and a text that repeats itself has far less."
 )
 
 
@@ -117,14 +118,18 @@ def captioned(trained: Trained, infill: str) -> tuple[dict[str, str], Drawn]:
   experiment = trained.experiment
   plain = drawn(trained, "plain ancestral", decoding_of(experiment))
   choice = decoding_of(experiment, decoder=DECODER, temperature=TEMPERATURE)
-  read = drawn(trained, f"{DECODER}, temperature {TEMPERATURE}", choice)
+  how = f"{DECODER}, temperature {TEMPERATURE}"
+  read = drawn(trained, how, choice)
   samples = {}
   for each in (plain, read):
     for text in each.texts:
       samples[f"sample {len(samples) + 1} ({each.how})"] = text
   rows = open_rows(experiment.tokenizer, 1, None, infills=[infill])
-  filled, _ = generate(trained, rows, num=1, seed=1)
-  return samples | {f"infilling of “{infill}”": filled[0]}, plain
+  filled, result = generate(
+    trained, rows, num=1, seed=1, sampler=choice.sampler, reader=choice.reader
+  )
+  caption = f"infilling of “{infill}” ({how}: {int(result.calls)} network calls)"
+  return samples | {caption: filled[0]}, plain
 
 
 def show(
@@ -134,15 +139,25 @@ def show(
   rows: Sequence[Mapping[str, float]],
   infill: str,
   seconds: float,
+  num_draws: int,
 ) -> str:
-  """Scores the test split, samples, writes the report to `path`; returns what to print."""
+  """Scores the test split, samples, writes the report to `path`; returns what to print.
+
+  Args:
+    trained: a finished run.
+    path: of the report.
+    rows: the metrics of the run.
+    infill: a text with holes.
+    seconds: that the training took.
+    num_draws: draws of time and noise for each row that is scored.
+  """
   experiment = trained.experiment
-  likelihood = score(experiment, trained.params, split="test", num_draws=2)
+  likelihood = score(experiment, trained.params, split="test", num_draws=num_draws)
   table = baselines(experiment, "test")
   samples, plain = captioned(trained, infill)
   ids, committed = plain.sample.ids[0], plain.sample.committed[0].tolist()
   film = as_committed(pieces(experiment.tokenizer, ids), committed, int(plain.sample.calls))
-  parameters, said = plan.count_parameters(experiment), remark(trained.experiment)
+  parameters, said = plan.count_parameters(experiment), remark(experiment)
   device = jax.devices()[0].device_kind
   cores = f"{os.cpu_count()} cores of {platform.machine()}"
   hardware = f"{cores}, {device}, jax {jax.__version__}"
