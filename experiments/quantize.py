@@ -4,9 +4,10 @@ beside that of the float network, on the same draws, and beside a control with r
   python -m experiments.quantize --workdir=runs/mdlm --output=runs/mdlm4 --bits=4 --method=gptq
   python -m experiments.evaluate --workdir=runs/mdlm4
 
---table: instead, all methods and bits, and calibration at one time against all, as tables.
+--tables: instead, all methods and bits, calibration at one time against all, largest inputs.
 
-  python -m experiments.quantize --workdir=runs/mdlm --output=runs/tables --table
+  python -m experiments.quantize --workdir=runs/mdlm --output=runs/tables \
+      --tables=methods,calibration,inputs
 """
 
 from absl import flags
@@ -30,19 +31,23 @@ MAX_ROWS = flags.DEFINE_integer("max_rows", 128, "rows that are scored", lower_b
 NUM_DRAWS = flags.DEFINE_integer("num_draws", 2, "draws of each row", lower_bound=1)
 SAMPLES = flags.DEFINE_integer("samples", 16, "texts that are drawn", lower_bound=0)
 SEED = flags.DEFINE_integer("seed", 0, "of calibration, coins and samples", lower_bound=0)
-TABLE = flags.DEFINE_bool("table", False, "all methods and bits instead of one")
+EVALUATE = flags.DEFINE_multi_string("evaluate", [], "an option of config.evaluate")
+TABLES = flags.DEFINE_list("tables", [], "methods, calibration, inputs: tables of several methods")
 
 
 def main(_):
+  from diffusion_text.experiment.registry import named_value
   from diffusion_text.studies import quantize
 
   plain = (ROWS, LEVEL, SPLIT, MAX_ROWS, NUM_DRAWS, SAMPLES, SEED)
   chosen = quantize.Settings(**{flag.name: flag.value for flag in plain})
-  if TABLE.value:
-    print(quantize.table(WORKDIR.value, OUTPUT.value, chosen))
+  own = [named_value(text, "evaluate") for text in EVALUATE.value]
+  own = [(f"evaluate.{key}", value) for key, value in own]
+  if TABLES.value:
+    print(quantize.tables(WORKDIR.value, OUTPUT.value, TABLES.value, chosen, own))
     return
   how = quantize.How(METHOD.value, int(BITS.value), GROUP.value, DAMPING.value, SEED.value)
-  print(quantize.quantize(WORKDIR.value, OUTPUT.value, how, chosen))
+  print(quantize.quantize(WORKDIR.value, OUTPUT.value, how, chosen, own))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,8 @@ TABLE = (
   ("smoothquant", 8, 0),
 )
 LEVELS = (0.1, 0.5, 0.9)  # of calibration, against all of them
+PARTS = ("methods", "calibration", "inputs")
+Overrides = Sequence[tuple[str, Any]]
 
 
 @member
@@ -146,9 +148,12 @@ def line(name: str, level: str, size: tuple[int, int], found: Scores, reference:
 class Bench:
   """A trained network without a low rank, ready to be calibrated, quantised and scored."""
 
-  def __init__(self, workdir: str, settings: Settings):
-    """Raises ValueError for a workdir without a checkpoint, and for one of integers."""
-    loaded = runs.load(workdir)
+  def __init__(self, workdir: str, settings: Settings, overrides: Overrides = ()):
+    """Raises ValueError for a workdir without a checkpoint, and for one of integers.
+
+    overrides: (dotted key, value) pairs that are set in its config first.
+    """
+    loaded = runs.load(workdir, overrides)
     experiment = loaded.experiment
     if experiment.model.network.quantized is not None:
       raise ValueError(f"{workdir} holds integers already; quantise the run that they were made of")
@@ -221,7 +226,9 @@ def _level(level: float | None) -> str:
   return "all times" if level is None else f"t = {level:g}"
 
 
-def quantize(workdir: str, output: str, how: How, settings: Settings) -> str:
+def quantize(
+  workdir: str, output: str, how: How, settings: Settings, overrides: Overrides = ()
+) -> str:
   """A table of the float network, the integers and the control. Writes the workdir of integers.
 
   Raises:
@@ -231,7 +238,7 @@ def quantize(workdir: str, output: str, how: How, settings: Settings) -> str:
   place = check_new(output)
   control = how._replace(method="random", bits=how.options.bits, group=how.options.group)
   control = control._replace(seed=settings.seed)
-  bench = Bench(workdir, settings)
+  bench = Bench(workdir, settings, overrides)
   made = bench.quantized(how, settings.level)
   files = {}
   for name in COPIED:
@@ -246,25 +253,40 @@ def quantize(workdir: str, output: str, how: How, settings: Settings) -> str:
   return text
 
 
-def table(workdir: str, output: str, settings: Settings, say: Callable[[str], None] = print) -> str:
-  """All methods and bits, calibration at all times against one, and outliers of the inputs, as
-  three tables; written to a folder. say: gets each line as it is there."""
-  bench = Bench(workdir, settings)
-  lines = [bench.float_line()]
-  for how in (How(*each) for each in TABLE):
-    how = how._replace(seed=settings.seed)
-    lines.append(bench.line(how, None, bench.quantized(how, None)))
-    say(" | ".join(lines[-1].cells()))
-  calibrated = []
-  for how in (How("gptq", 3, 64), How("awq", 3, 64)):
-    for level in (None, *LEVELS):
-      calibrated.append(bench.line(how, level, bench.quantized(how, level)))
-      say(" | ".join(calibrated[-1].cells()))
-  seen = {level: outliers(bench.watcher(level).statistics(bench.params)) for level in LEVELS}
-  text = f"{_shown(lines)}\n\n{_shown(calibrated)}\n\n{_outlier_table(seen)}"
-  numbers = {"lines": lines, "calibrated": calibrated}
-  as_dicts = {name: [dataclasses.asdict(one) for one in each] for name, each in numbers.items()}
-  write(pathlib.Path(output).expanduser(), "quantized", text, **as_dicts)
+def tables(
+  workdir: str,
+  output: str,
+  parts: Sequence[str],
+  settings: Settings,
+  overrides: Overrides = (),
+) -> str:
+  """Tables of several methods, written to a folder. parts: of `PARTS`.
+
+  methods: all methods and bits. calibration: all times against one. inputs: the largest input of
+  each matrix over the median of its inputs' largest values.
+
+  Raises:
+    ValueError: for a part that is unknown.
+  """
+  wrong = [part for part in parts if part not in PARTS]
+  if wrong or not parts:
+    raise ValueError(f"--tables={','.join(parts)} must be some of {', '.join(PARTS)}")
+  bench = Bench(workdir, settings, overrides)
+  lines, texts = [bench.float_line()], []
+  if "methods" in parts:
+    hows = [How(*each)._replace(seed=settings.seed) for each in TABLE]
+    lines += [bench.line(how, None, bench.quantized(how, None)) for how in hows]
+  if "calibration" in parts:
+    for how in (How("gptq", 3, 64), How("awq", 3, 64)):
+      lines += [bench.line(how, at, bench.quantized(how, at)) for at in (None, *LEVELS)]
+  if len(lines) > 1:
+    texts.append(_shown(lines))
+  if "inputs" in parts:
+    seen = {at: outliers(bench.watcher(at).statistics(bench.params)) for at in LEVELS}
+    texts.append(_outlier_table(seen))
+  text = "\n\n".join(texts)
+  numbers = [dataclasses.asdict(each) for each in lines]
+  write(pathlib.Path(output).expanduser(), "_".join(parts), text, lines=numbers)
   return text
 
 

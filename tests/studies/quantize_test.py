@@ -54,7 +54,7 @@ def bench(folder):
 def test_the_workdir_of_integers_is_scored_and_sampled_as_printed(folder, bench, monkeypatch):
   """One bound by three ways: printed, scored from the saved workdir, and of the floats that codes
   stand for. The low rank has been merged before."""
-  monkeypatch.setattr(study, "Bench", lambda workdir, settings: bench)
+  monkeypatch.setattr(study, "Bench", lambda *_: bench)
   output = folder / "integers"
   text = study.quantize(str(folder / "run"), str(output), How("gptq", 4, 32), SETTINGS)
   assert "gptq, 4 bits, groups of 32 | all times | 5.25 |" in text, text
@@ -85,6 +85,18 @@ def test_the_workdir_of_integers_is_scored_and_sampled_as_printed(folder, bench,
   half = runs.load(str(output), dtype="bfloat16").params["network"]
   group = linear_maps.get(half, "blocks/mlp/up")["quantized"]
   assert group["codes"].dtype == jnp.uint8 and group["scale"].dtype == jnp.bfloat16
+
+
+def test_tables_have_a_line_per_method(bench, monkeypatch, tmp_path):
+  monkeypatch.setattr(study, "Bench", lambda *_: bench)
+  monkeypatch.setattr(study, "TABLE", (("nearest", 3, 0), ("awq", 4, 32)))
+  monkeypatch.setattr(study, "LEVELS", (0.5,))
+  text = study.tables("", str(tmp_path), ["methods", "inputs"], SETTINGS)
+  assert "nearest, 3 bits, one scale per output | — |" in text
+  assert "awq, 4 bits, groups of 32 | all times |" in text and "| t = 0.5, by layer |" in text
+  assert len(json.loads((tmp_path / "methods_inputs.json").read_text())["lines"]) == 3
+  with pytest.raises(ValueError, match="--tables=method must be some of methods, calibration"):
+    study.tables("", str(tmp_path), ["method"], SETTINGS)
 
 
 def test_a_low_rank_becomes_a_workdir_of_plain_matrices(folder, bench):
