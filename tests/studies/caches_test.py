@@ -5,10 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from diffusion_text.context import Full
+from diffusion_text.process.masked import Masked
 from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.reader.window_cache import WindowCache
 from diffusion_text.studies import caches
-from diffusion_text.types import Batch
+from diffusion_text.studies.chains import network_of
+from diffusion_text.testing.small_transformer import noisy_parameters
+from diffusion_text.timing import Shared
+from diffusion_text.types import Batch, Model
 
 
 def test_every_line_has_a_name_of_its_own_and_whole_rows_come_first():
@@ -23,12 +28,21 @@ def test_neighbours_are_counted():
   np.testing.assert_allclose(found, [[0, 0.5], [0.25, 0.25]])
 
 
+def untrained(chain, layers, width, steps, seed):
+  """A model of a chain whose parameters are random."""
+  process = Masked(vocab_size=len(chain.initial))
+  network = network_of(process, layers, width)
+  params = {"network": noisy_parameters(network, 0.3, seed), "process": {}, "timing": {}}
+  return Model(network, process, Shared(), Full()), params
+
+
 def test_a_table_is_written(tmp_path, monkeypatch):
   """Agreement is with whole rows, of generated tokens alone; a cache of one window reads less."""
+  monkeypatch.setattr(caches, "masked_model", untrained)
   lines = [("whole rows", "–", WholeRow()), ("window", "once a window", WindowCache())]
   monkeypatch.setattr(caches, "readers", lambda block, length: iter(lines))
   monkeypatch.setattr(caches.jax, "clear_caches", lambda: None)  # other tests need them
-  settings = caches.Settings(layers=1, width=32, steps=2, rows=4)
+  settings = caches.Settings(layers=1, width=32, rows=4)
   with pytest.raises(ValueError, match="unknown; use some of whole rows, window"):
     caches.run("branchy", settings, tmp_path, ["windows"])
   text = caches.run("branchy", settings, tmp_path)
