@@ -13,6 +13,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 
 from diffusion_text.model import low_rank
@@ -51,26 +52,29 @@ def chosen(patterns: Sequence[str], names: Sequence[str], where: str) -> tuple[s
   Raises:
     ValueError: for a pattern that matches none, with the names; `where` is the option's place.
   """
-  for pattern in patterns:
-    if not fnmatch.filter(names, pattern):
+  found = {
+    pattern: [name for name in names if fnmatch.fnmatchcase(name, pattern)] for pattern in patterns
+  }
+  for pattern, matched in found.items():
+    if not matched:
       raise ValueError(
         f"{where}.matrices holds {pattern!r}, which is the name of no linear map of a layer; they"
         f" are {', '.join(names)}"
       )
-  return tuple(
-    name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-  )
+  return tuple(name for name in names if any(name in matched for matched in found.values()))
 
 
 def rewrite(body: nnx.Module, config: TransformerOptions, rngs: nnx.Rngs) -> None:
   """Gives the linear maps of a body what the options say: integers, a low rank, statistics.
 
   Raises:
-    ValueError: for a pattern without a matrix, and groups that do not divide one.
+    ValueError: for a pattern without a matrix, a prefix without a parameter, and groups that do
+      not divide a matrix.
   """
   if config.quantized is None and config.low_rank is None and not config.observed:
     return
-  names = names_of(nnx.to_pure_dict(nnx.state(body)))
+  parameters = nnx.to_pure_dict(nnx.state(body))
+  names = names_of(parameters)
   maps = {name: operator.attrgetter(name.replace("/", "."))(body) for name in names}
   shapes = {name: each.kernel[...].shape for name, each in maps.items()}
   if config.observed:
@@ -82,8 +86,25 @@ def rewrite(body: nnx.Module, config: TransformerOptions, rngs: nnx.Rngs) -> Non
       maps[name].quantized = nnx.data(QuantizedMap(maps[name].kernel[...], config.quantized))
       maps[name].kernel = nnx.data(None)
   if config.low_rank is not None:
+    _check_also(config.low_rank.also, parameters)
     for name in chosen(config.low_rank.matrices, names, "model.low_rank"):
       maps[name].low_rank = nnx.data(LowRankMap(config.low_rank, shapes[name], rngs=rngs))
+
+
+def _check_also(prefixes: Sequence[str], parameters: Mapping[str, Any]) -> None:
+  """Raises ValueError for a prefix of `low_rank.also` that no parameter has."""
+  found = jax.tree_util.tree_leaves_with_path(parameters)
+  names = ["/".join(part.key for part in path) for path, _ in found]
+  for prefix in prefixes:
+    if not any(_within(name, prefix) for name in names):
+      raise ValueError(
+        f"model.low_rank.also holds {prefix!r}, which no parameter's path begins with; outside of"
+        f" layers they are {', '.join(name for name in names if not _within(name, LAYERS))}"
+      )
+
+
+def _within(name: str, prefix: str) -> bool:
+  return name == prefix or name.startswith(f"{prefix}/")
 
 
 def trains(config: TransformerOptions, path: Sequence[str]) -> bool:
@@ -96,8 +117,7 @@ def trains(config: TransformerOptions, path: Sequence[str]) -> bool:
     return False
   if config.low_rank is None or low_rank.NAME in inner:
     return True
-  joined = "/".join(inner)
-  return any(joined == name or joined.startswith(f"{name}/") for name in config.low_rank.also)
+  return any(_within("/".join(inner), prefix) for prefix in config.low_rank.also)
 
 
 def plain(network: Any, params: Params) -> tuple[Any, Params]:

@@ -30,7 +30,11 @@ class LowRank:
   """A and B beside the chosen matrices. Everything else of the network is frozen."""
 
   rank: int = option(8, "r; 4 to 64 is usual", ge=1)
-  alpha: float = option(16.0, "the change is multiplied by alpha; twice the rank is usual", gt=0)
+  alpha: float = option(
+    16.0,
+    "of the factor alpha / r of the change; twice the rank is usual",
+    gt=0,
+  )
   scaling: Literal["rank", "root_rank"] = option(
     "rank", "alpha is divided by the rank (LoRA) or by its square root (rsLoRA)"
   )

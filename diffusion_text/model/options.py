@@ -11,6 +11,15 @@ from diffusion_text.types import InputSizes
 
 Attention = Literal["pallas_tpu", "pallas_gpu", "xla", "reference"]
 RopeKind = Literal["plain", "linear", "dynamic", "llama3", "yarn"]
+# What each kind reads beside the base.
+TURNS = ("rope_factor", "rope_trained_length", "rope_slow_turns", "rope_fast_turns")
+ROPE_KINDS: dict[RopeKind, tuple[str, ...]] = {
+  "plain": (),
+  "linear": ("rope_factor",),
+  "dynamic": ("rope_factor", "rope_trained_length"),
+  "llama3": TURNS,
+  "yarn": (*TURNS, "rope_gain", "rope_whole_pairs"),
+}
 
 
 class Sizes(NamedTuple):
@@ -95,7 +104,7 @@ class TransformerOptions:
     32.0, "llama3 (4 is published), yarn (32): pairs with more turns are not slowed", gt=0
   )
   rope_gain: float = option(
-    1.0, "what cosines and sines are multiplied by: the attention factor of yarn", gt=0
+    1.0, "yarn: what cosines and sines are multiplied by, its attention factor", gt=0
   )
   rope_whole_pairs: bool = option(
     True, "yarn: the pairs that bound the slowing are rounded outwards to whole ones"
@@ -197,6 +206,8 @@ class TransformerOptions:
     self._check_heads()
     self._check_norms()
     self._check_positions()
+    self._check_rope()
+    self._check_window()
     self._check_time()
     self._check_unanswered()
     if self.first_stage_layers >= self.layers:
@@ -270,17 +281,17 @@ class TransformerOptions:
         f"unanswered={self.unanswered} with first_stage_layers={self.first_stage_layers}, whose"
         " head answers every id; use one stage"
       )
-    self._check_rope()
-    self._check_window()
 
   def _check_rope(self) -> None:
     kind, length = self.rope_kind, self.rope_trained_length
+    unread = [name for name in self._changed(ROPE_KINDS["yarn"]) if name not in ROPE_KINDS[kind]]
+    if unread:
+      kinds = [other for other, names in ROPE_KINDS.items() if unread[0] in names]
+      raise ValueError(
+        f"{unread[0]}={getattr(self, unread[0])!r} is not read with rope_kind={kind!r}, but with"
+        f" {', '.join(kinds)}; set one of these, or leave {unread[0]} unset"
+      )
     if kind == "plain":
-      if self.rope_factor != 1 or length:
-        raise ValueError(
-          f"rope_factor={self.rope_factor} and rope_trained_length={length} are read with a"
-          " rope_kind other than 'plain'; set one, or leave them unset"
-        )
       return
     if self.positions == "learned":
       raise ValueError(
@@ -304,6 +315,11 @@ class TransformerOptions:
       raise ValueError(
         f"rope_kind='dynamic' needs heads of at least 4 numbers, not {self.sizes.head_width}"
       )
+
+  def _changed(self, names: tuple[str, ...]) -> list[str]:
+    """Of these options, those that are not at their default."""
+    fields = type(self).__pydantic_fields__
+    return [name for name in names if getattr(self, name) != fields[name].default]
 
   def _check_window(self) -> None:
     if not self.window and self.full_layers:
@@ -338,6 +354,11 @@ class TransformerOptions:
       raise ValueError(
         f"time_signal={self.time_signal!r} is read by a network that reads the time; set"
         " time_conditioning"
+      )
+    if self.time_signal != "geometric" and self._changed(("time_sigmas",)):
+      raise ValueError(
+        f"time_sigmas={self.time_sigmas} are read with time_signal='geometric', and it is"
+        f" {self.time_signal!r}; set it, or leave them unset"
       )
     low, high = self.time_sigmas
     if not 0 < low < high:

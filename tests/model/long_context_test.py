@@ -140,7 +140,20 @@ def test_a_gain_multiplies_scores_by_its_square():
 @pytest.mark.parametrize(
   "change,match",
   [
-    ({"rope_factor": 2.0}, "rope_factor=2.0 and rope_trained_length=0 are read with a rope_kind"),
+    (
+      {"rope_factor": 2.0},
+      "rope_factor=2.0 is not read with rope_kind='plain', but with linear, d",
+    ),
+    ({"rope_gain": 2.0}, "rope_gain=2.0 is not read with rope_kind='plain', but with yarn; set"),
+    ({"rope_kind": "linear", "rope_trained_length": 8}, "rope_trained_length=8 is not read with"),
+    (
+      {"rope_kind": "dynamic", "rope_trained_length": 8, "rope_fast_turns": 4.0},
+      "rope_fast_turns=4.0 is not read with rope_kind='dynamic', but with llama3, yarn; set",
+    ),
+    (
+      {"rope_kind": "llama3", "rope_trained_length": 8, "rope_whole_pairs": False},
+      "rope_whole_pairs=False is not read",
+    ),
     ({"rope_kind": "longrope"}, "longrope"),
     ({"rope_kind": "yarn"}, "goes by the length of earlier training"),
     ({"rope_kind": "llama3", "rope_trained_length": 8, "rope_slow_turns": 40.0}, "below"),

@@ -104,7 +104,12 @@ def test_patterns_choose_the_matrices():
   assert with_rank == ["blocks/attention/query", "blocks/mlp/down"]
   with pytest.raises(ValueError, match=r"holds 'blocks/mpl/\*', which .* blocks/attention/key, "):
     small_transformer(low_rank=LowRank(matrices=("blocks/mpl/*",))).init(jax.random.key(0))
+  with pytest.raises(
+    ValueError, match=r"also holds 'head/kernal', which .* embedding, final_norm/"
+  ):
+    small_transformer(low_rank=LowRank(also=("head/kernal",))).init(jax.random.key(0))
   also = network.like(low_rank=LowRank(also=("embedding", "final_norm")))
+  also.init(jax.random.key(0))
   assert also.trains(("network", "embedding")) and also.trains(("network", "final_norm", "scale"))
   assert not also.trains(("network", "head", "kernel")) and not network.trains(
     ("network", "embedding")

@@ -307,8 +307,12 @@ def test_learned_positions_are_rows_of_a_table():
     ({"time_in_head": True}, "is a part of time_conditioning='adaln', and it is 'none'"),
     ({"time_signal": "time"}, "time_signal='time' is read by a network that reads the time"),
     (
-      {"time_conditioning": "adaln", "time_sigmas": (1.0, 0.5)},
+      {"time_conditioning": "adaln", "time_signal": "geometric", "time_sigmas": (1.0, 0.5)},
       r"time_sigmas=\(1.0, 0.5\) must rise from above 0",
+    ),
+    (
+      {"time_conditioning": "adaln", "time_sigmas": (1e-3, 5.0)},
+      r"time_sigmas=\(0.001, 5.0\) are read with time_signal='geometric', and it is 'thousands'",
     ),
     ({"unanswered": (11,)}, r"unanswered=\(11,\) must be ids of 0 … 10"),
     ({"unanswered": tuple(range(11))}, "leaves no id to answer with"),
