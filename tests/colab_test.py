@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last at small sizes, and are kept without outputs."""
+"""Notebooks run from the first cell to the last at small sizes, and are kept without outputs."""
 
 import json
 import re
