@@ -72,6 +72,7 @@ def config(size: str = "tiny") -> ConfigDict:
       "chunk": 2048 if large else 256,  # positions whose logits exist at a time, per device
     }
   )
+  # adamw, whose rate this is; optimizer.name chooses lion, muon or schedule_free.
   c.optimizer = ConfigDict({"learning_rate": learning_rate})
   c.train = ConfigDict(
     {

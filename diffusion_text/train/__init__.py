@@ -3,7 +3,7 @@
 The trainer knows a `LossFn` and a `DataIterator`, and nothing of diffusion.
 
 state, step          the training state, and the update that changes it
-optimizer            AdamW and learning-rate schedules
+optimizer            optimizers by name, and learning-rate schedules
 sharding             the mesh, the placement of arrays, batches across hosts
 loop, stop           the training loop, and the ways in which it ends
 multihost            several processes: how they connect, agree and end
