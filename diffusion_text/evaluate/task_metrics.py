@@ -64,7 +64,7 @@ def answer_entropy(texts: Sequence[str]) -> float:
   """The entropy in nats of the characters of all texts together; 0 for no character."""
   counts = np.array(list(grams("".join(texts), 1).values()), np.float64)
   shares = counts / max(counts.sum(), 1)
-  return float(-(shares * np.log(shares)).sum())
+  return abs(float((shares * np.log(shares)).sum()))  # a sum of -0.0 is 0
 
 
 def _each(score: Callable[[str, Sequence[str]], float]) -> Callable[[Answers], Score]:
