@@ -1,6 +1,8 @@
 """Integers in place of matrices: bits as stored, grids, GPTQ against its definition, exact
 rescaling, integer products, and what is seen of inputs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,8 +173,13 @@ def quantized_network(network, params, arrays_of_kernel, options):
   return network.like(quantized=options), params
 
 
+@functools.cache
+def program(network):
+  return jax.jit(lambda params: network.apply(params, ROWS).features)
+
+
 def features(network, params):
-  return np.asarray(jax.jit(lambda p: network.apply(p, ROWS).features)(params))
+  return np.asarray(program(network)(params))
 
 
 @pytest.fixture(scope="module")

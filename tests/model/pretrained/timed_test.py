@@ -1,6 +1,7 @@
 """The field's networks that read the noise: logits of random ones against the family's own formula,
 SEDD's loss, out and in again, the systems that they are converted to, and what is refused."""
 
+import functools
 import json
 import math
 
@@ -89,10 +90,16 @@ def checkpoint(folder, config, tensors=None):
   return tensors
 
 
-def logits_of(network, params):
+@functools.cache
+def program(network):
+  """Of a network, compiled once: several families are one network."""
   network = network.like(attention=("xla",), scan_layers=False)
   rows = rows_of(Inputs(READ), t=T)
-  return np.asarray(jax.jit(lambda params: network.apply(params, rows).logits)(params))
+  return jax.jit(lambda params: network.apply(params, rows).logits)
+
+
+def logits_of(network, params):
+  return np.asarray(program(network)(params))
 
 
 @pytest.mark.parametrize("name", CASES)
