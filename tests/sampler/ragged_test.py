@@ -14,6 +14,7 @@ import pytest
 from diffusion_text.context import Blocks, Full
 from diffusion_text.contrib import CONTRIB
 from diffusion_text.contrib.any_order import AnyOrder
+from diffusion_text.contrib.context_bigrams import ContextBigrams
 from diffusion_text.contrib.joint_layer import JointLayer
 from diffusion_text.contrib.joint_sampler import Joint
 from diffusion_text.contrib.predicted_times import GROUP, PredictedTimes, predictor
@@ -99,6 +100,7 @@ SAMPLED = {
   "predicted_times": (VECTORS, PredictedTimes(steps=4)),
   "redraw": (Uniform(vocab_size=V, prediction="posterior"), Redraw(steps=3, share=0.5)),
   "speculative": (MASKED, Speculative(drafts=3), None, AnyOrder()),
+  "context_bigrams": (MASKED, ContextBigrams(drafts=3), None, AnyOrder()),
 }
 
 
