@@ -5,7 +5,7 @@ Run by launch/quickstart. Network, tokens and batches are those of a comparison
 
 Ours: 3,500 updates, as many as fitted into the training time of the earlier AdamW quickstart, at
 0.93 of its processor time per update; seed 0, 2 shared cores (so that the 621 s that it took mean
-nothing), test split: 1.635 ± 0.010 bits/char with 8 draws, 1.681 ± 0.048 with the first 2; the
+nothing), test split: 1.635 ± 0.010 bits/char with 8 draws, 1.681 ± 0.048 with 2; the
 earlier quickstart had 1.809 ± 0.018 with 2 draws.
 
 What each choice brought, 500 updates each (seed 0, one run, 3 draws, the same for all; differences
