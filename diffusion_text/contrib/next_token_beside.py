@@ -6,9 +6,9 @@ copy costs the cross-entropy of its tokens, and the clean one that of the token 
 
   loss = cross-entropy of the noisy copy + λ · Σ_i w_i+1 · -log p(x_i+1 | x_1 … x_i) / Σ_i w_i
 
-with w the weights of tokens, the second sum over tokens that are followed by one of their own
-document, in nats. λ = 1 is published. The clean copy is read a second time by itself, which gives
-the same features at half the cost of a reading of both.
+with w the weights of tokens, 0 for those of a prompt, the second sum over tokens that are followed
+by one of their own document, in nats. λ = 1 is published. The clean copy is read a second time by
+itself, which gives the same features, but for dropout, at half the cost of a reading of both.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ IDS = RANDOM.integers(0, V, (B, L)).astype(np.int32)
 # Of the second row: two documents and padding, whose weight is 0.
 SEGMENT = np.array([[0] * L, [1] * 5 + [2] * 4 + [0] * 3], np.int32)
 WEIGHTS = np.float32([[1] * L, [1] * 9 + [0] * 3])
-BATCH = Batch(IDS, weights=WEIGHTS, segment=SEGMENT)
+PROMPT = np.arange(L)[None] < np.array([[3], [0]])  # of the first row
+BATCH = Batch(IDS, weights=WEIGHTS, segment=SEGMENT, observed=PROMPT)
+SCORED = np.where(PROMPT, 0, WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +63,15 @@ def test_the_clean_copy_by_itself_is_that_of_both(found):
 
 
 def next_token_cost(logits):
-  """Σ weight · -log p(token i + 1 | tokens up to i) within documents, in float64."""
+  """Σ weight · -log p(token i + 1 | tokens up to i) within documents, in float64; none of a
+  prompt."""
   total = 0.0
   for row in range(B):
     for i in range(L - 1):
       if SEGMENT[row, i] == SEGMENT[row, i + 1]:
         scores = np.float64(logits[row, i])
         log_p = scores - np.log(np.exp(scores).sum())
-        total -= WEIGHTS[row, i + 1] * log_p[IDS[row, i + 1]]
+        total -= SCORED[row, i + 1] * log_p[IDS[row, i + 1]]
   return total
 
 
@@ -80,7 +83,7 @@ def test_the_loss_is_that_of_the_formula(found):
   np.testing.assert_allclose(loss.total, plain.total + 0.5 * cost, rtol=1e-5)
   np.testing.assert_allclose(loss.sums["next_token"], cost, rtol=1e-5)
   np.testing.assert_allclose(loss.sums["bound"], plain.sums["bound"], rtol=1e-5)
-  assert loss.count == plain.count == WEIGHTS.sum()
+  assert loss.count == plain.count == SCORED.sum()
   assert abs(next_token_cost(both[:, :L]) - cost) > 0.05
 
 
@@ -104,7 +107,7 @@ def test_the_last_layer_of_every_size_sees_all():
 
 def test_samples_through_a_cache_are_those_of_whole_rows():
   """Canvas by canvas by the decoder of DiffusionGemma: every finished canvas is written once more,
-  as the causal text that later ones see."""
+  as the causal text that later ones see. Prompts end before, at and within canvases."""
   from diffusion_text.experiment.registry import construct
 
   section = {"name": "reveal", "score": "entropy", "temperature": 0.8, "cooling": (0.4, 8)}
@@ -112,9 +115,11 @@ def test_samples_through_a_cache_are_those_of_whole_rows():
   sampler = construct("sampler", section)
 
   def text(model, reader):
-    options = {"rows": 3, "length": L, "reader": reader}
+    options = {"batch": Batch(ids, observed=prompt), "reader": reader}
     return np.asarray(dt.sample(model, PARAMS, sampler, jax.random.key(0), **options).ids)
 
+  ids = RANDOM.integers(0, V, (3, L)).astype(np.int32)
+  prompt = np.arange(L)[None] < np.array([[0], [4], [6]])
   whole, cached = (text(MODEL, reader) for reader in (WholeRow(), Cached()))
   np.testing.assert_array_equal(whole, cached)
-  assert len(np.unique(whole)) > 4
+  assert len(np.unique(whole[~prompt])) > 4 and (whole == ids)[prompt].all()
