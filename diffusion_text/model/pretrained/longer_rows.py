@@ -3,7 +3,9 @@ in our options and back.
 
 `rope_scaling` and, in newer files, `rope_parameters` (which holds `rope_theta` too), of the types
 linear, dynamic, llama3 and yarn; `sliding_window` with `use_sliding_window`, `max_window_layers` or
-`layer_types`. The library's code was read for the keys and their defaults.
+`layer_types`. The library's code was read for the keys and their defaults. Where a file gives YaRN a
+factor, it is taken, as in the newest version; some earlier ones took the ratio of
+`max_position_embeddings` to `original_max_position_embeddings` instead.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ def rope_options(config: Config) -> dict[str, Any]:
     return {"rope_base": base}
   options = {"rope_base": base, "rope_kind": kind}
   if kind != "linear":
-    trained = section.get("original_max_position_embeddings")
+    # For "dynamic" the library reads the longest row alone, in old versions and new ones.
+    trained = None if kind == "dynamic" else section.get("original_max_position_embeddings")
     options["rope_trained_length"] = trained or need(config, "max_position_embeddings")
   options["rope_factor"] = _factor(config, section, kind)
   if kind == "llama3":
@@ -81,7 +84,6 @@ def rope_config(options: Mapping[str, Any]) -> dict[str, Any]:
   if kind != "linear":
     length = options["rope_trained_length"]
     section["original_max_position_embeddings"] = length
-    # Of dynamic, the library reads this one.
     longer = 1 if kind == "dynamic" else options["rope_factor"]
     written["max_position_embeddings"] = int(length * longer)
   if kind == "llama3":

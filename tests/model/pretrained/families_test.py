@@ -272,7 +272,8 @@ def options_of(folder, kind, **changes):
 
 def test_slowed_positions_by_other_keys(tmp_path):
   """Newer files hold rope_parameters; YaRN may lack its factor, or have two scales instead of a
-  gain; a window for no layer is none, and Dream has none."""
+  gain; dynamic scaling goes by the longest row, whatever else is said; a window for no layer is
+  none, and Dream has none."""
   newer = {"rope_type": "linear", "factor": 3.0, "rope_theta": 700.0}
   options = options_of(tmp_path / "a", "llama", rope_parameters=newer, rope_theta=None)
   assert options["rope_base"] == 700.0 and options["rope_factor"] == 3.0
@@ -283,6 +284,9 @@ def test_slowed_positions_by_other_keys(tmp_path):
   _, gain = slowed_rates({"rope_theta": 500.0, "rope_scaling": yarn | {"factor": 4.0}}, 8, 11)
   assert options["rope_factor"] == 4.0 and not options["rope_whole_pairs"]
   assert options["rope_gain"] == pytest.approx(gain) and gain > 1.1
+  dynamic = {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 8}
+  more = {"rope_scaling": dynamic, "max_position_embeddings": 32}
+  assert options_of(tmp_path / "e", "llama", **more)["rope_trained_length"] == 32
   qwen = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
   assert "window" not in options_of(tmp_path / "c", "qwen2", **qwen)
   with pytest.raises(ValueError, match="use_sliding_window=True, which the transformer here"):
