@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from diffusion_text import train
 from diffusion_text.data.packing import PADDING_SEGMENT
+from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.run import Trained
 from diffusion_text.objective import engine
 from diffusion_text.types import Array, Batch, Key, Keys, Model, Params, Progress
@@ -117,6 +118,13 @@ def windows(ids: Ids, length: int, last: str) -> list[Request]:
 def encoded(tokenizer: Any, text: str) -> Ids:
   """int32 [n]."""
   return np.asarray(tokenizer.encode(text), np.int32)
+
+
+def without_begin(experiment: Experiment, ids: Ids) -> Ids:
+  """The ids of a prompt without the token that begins texts, where the context puts it before every
+  row, as one does that answers from clean tokens alone: twice is not what weights have seen."""
+  begun = len(ids) > 1 and ids[0] == experiment.tokenizer.special["begin"]
+  return ids[1:] if begun and not experiment.model.context.reads_noisy else ids
 
 
 class Rows(NamedTuple):

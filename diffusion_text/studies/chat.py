@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from diffusion_text.core.prng import numbered_keys
 from diffusion_text.data.chat_template import ChatTemplate
 from diffusion_text.data.tokenizers import REPLACEMENT, pieces
-from diffusion_text.experiment.continuations import padded_length
+from diffusion_text.experiment.continuations import padded_length, without_begin
 from diffusion_text.experiment.decoding import Decoding
 from diffusion_text.experiment.player import OPEN
 from diffusion_text.experiment.run import Trained
@@ -112,6 +112,7 @@ class Chat:
     dropped = 0
     while True:
       ids = self._template.ids(self.messages[:first] + self.messages[first + dropped :])
+      ids = without_begin(self._trained.experiment, ids)
       if len(ids) + self._answer <= self._longest:
         del self.messages[first : first + dropped]
         return ids, dropped

@@ -205,7 +205,8 @@ class Adapter:
     """The request of two texts, cut to a row if it may be."""
     tokenizer = self.experiment.tokenizer
     if self._chats:
-      made = continuations.request(self._ids(context), self._ids(continuation))
+      asked = continuations.without_begin(self.experiment, self._ids(context))
+      made = continuations.request(asked, self._ids(continuation))
     else:
       made = continuations.request_of(tokenizer, context, continuation)
     kept = max(self.longest - len(made.continuation), 0)
@@ -214,7 +215,7 @@ class Adapter:
     return made
 
   def _prompt(self, context: str, canvas: int) -> continuations.Ids:
-    ids = self._ids(context)
+    ids = continuations.without_begin(self.experiment, self._ids(context))
     if self.args.longer == "cut":
       ids = ids[max(len(ids) - max(self.longest - canvas, 0), 0) :]
     return ids

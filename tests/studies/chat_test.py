@@ -12,6 +12,7 @@ pytest.importorskip("tokenizers", reason="needs the package tokenizers (extra: p
 from diffusion_text.core.prng import numbered_keys
 from diffusion_text.data.chat_template import ChatTemplate
 from diffusion_text.experiment import run as runs
+from diffusion_text.experiment.continuations import without_begin
 from diffusion_text.experiment.decoding import decoding_of
 from diffusion_text.experiment.until import Open, open_batch, up_to_end
 from diffusion_text.studies import chat
@@ -72,6 +73,18 @@ def test_a_conversation_without_its_past_would_be_noticed(next_token):
     list(talked.say("the best"))
     answers.add(talked.messages[-1]["content"])
   assert len(answers) == 2
+
+
+def test_the_token_that_begins_texts_stands_once(next_token, masked):
+  """Rows of next tokens begin with it; with it twice SmolLM2 answers in another language."""
+  for trained, kept in ((next_token, 0), (masked, 1)):
+    template = ChatTemplate("llama3", trained.experiment.tokenizer)
+    whole = template.ids([{"role": "user", "content": "a"}])
+    ids = without_begin(trained.experiment, whole)
+    assert whole[0] == 0 and len(ids) == len(whole) - 1 + kept
+    talked = Chat(trained, template, decoding_of(trained.experiment), answer=6, longest=99)
+    talked.messages.append({"role": "user", "content": "a"})
+    np.testing.assert_array_equal(talked._prompt()[0], ids)
 
 
 def test_canvases_are_shown_call_by_call(masked):

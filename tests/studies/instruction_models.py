@@ -47,9 +47,8 @@ def folder_of_weights(place, kind):
       config |= {"mask_token_id": 2, "embedding_size": V}
     else:
       shapes, config = reference.llama_shapes(kind), reference.llama_config(kind)
-      config |= {"bos_token_id": 0}
     tensors = reference.random_tensors(shapes)
-  config |= {"eos_token_id": 1}
+  config |= {"bos_token_id": 0, "eos_token_id": 1}
   folder = place / kind
   folder.mkdir(parents=True)
   save_file(tensors, folder / "model.safetensors")
