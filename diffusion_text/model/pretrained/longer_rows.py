@@ -3,8 +3,8 @@ in our options and back.
 
 `rope_scaling` and, in newer files, `rope_parameters` (which holds `rope_theta` too), of the types
 linear, dynamic, llama3 and yarn; `sliding_window` with `use_sliding_window`, `max_window_layers` or
-`layer_types`. The library's code was read for the keys and their defaults. Where a file gives YaRN a
-factor, it is taken, as in the newest version; some earlier ones took the ratio of
+`layer_types`. The library's code was read for the keys and their defaults. The factor of YaRN is
+that of the file, as in the newest version; some earlier ones took the ratio of
 `max_position_embeddings` to `original_max_position_embeddings` instead.
 """
 
