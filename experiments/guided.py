@@ -18,7 +18,7 @@ PUZZLE = flags.DEFINE_enum("puzzle", "sums", ["sums", "sudoku"], "whose answers 
 DIGITS = flags.DEFINE_integer("digits", 3, "of each number of a sum", lower_bound=1)
 LAYERS = flags.DEFINE_integer("layers", 2, "of both networks", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", 64, "of both networks", lower_bound=2)
-STEPS = flags.DEFINE_integer("steps", 2000, "updates of each network", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 1200, "updates of each network", lower_bound=1)
 SHARES = flags.DEFINE_list("shares", ["0", "0.5", "0.8", "1"], "R, on the chain")
 ROWS = flags.DEFINE_integer("rows", 512, "texts of each line", lower_bound=2)
 SEED = flags.DEFINE_integer("seed", 0, "of everything", lower_bound=0)

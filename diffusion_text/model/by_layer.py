@@ -5,7 +5,7 @@ Of each token and layer four things are kept: its key, its value, and what atten
 A call sends the streams of all tokens through all layers. In each layer the values of all tokens
 are computed, one linear map, and compared by cosine with those that are kept. The tokens whose
 values are least alike get a new key and value, then attention over the keys and values of all, then
-the MLP. For all other tokens what is kept serves again.
+the MLP. For all other tokens what is kept serves again. The first layer computes all tokens.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def read_by_layer(
   x, common = beginning(body, rows, memory)
   after = []
   for number, block in enumerate(blocks_of(body)):
-    x, own = _layer(block, x, None if kept is None else kept[number], choice, common)
+    # The values of masks in the first layer are always the same, whatever happens around them.
+    before = None if kept is None or number == 0 else kept[number]
+    x, own = _layer(block, x, before, choice, common)
     after.append(own)
   return Prediction(body._features(x, common.condition), body._head()), tuple(after)
 

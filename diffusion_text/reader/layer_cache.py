@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.capability import offers
 from diffusion_text.core.options import member, option
-from diffusion_text.reader.reading import During, Reading, refreshed_cost
+from diffusion_text.reader.reading import NOTHING, During, Reading, refreshed_cost
 from diffusion_text.reader.rows import rows_of, whole_memory
 from diffusion_text.reader.slots import answered_in_place, cut_to_window, is_text
 from diffusion_text.types import Cost, Memory, Model, Params, Prediction, Query, Rows
@@ -46,13 +46,12 @@ class ReadsByLayer(Protocol):
 @member
 class LayerCache(Reading):
   """A cache of keys, values and the outputs of attention and MLP of every layer. Between two reads
-  of the whole row a call computes, in each layer, the share of the row whose values in that layer
-  have changed most (cosine distance).
+  of the whole row a call computes the first layer of all tokens and, in each other layer, the share
+  of the row whose values in that layer have changed most (cosine distance).
 
-  Every token is answered at each call, by what is new and what is kept. Unlike the published code,
-  the first layer is chosen from like the others, where theirs computes it whole, and prompt and
-  text are refreshed together. The values of all tokens, one linear map per layer, are not counted
-  in the cost. At least one token is computed, however small the share.
+  Every token is answered at each call, by what is new and what is kept. Unlike in the published
+  code, prompt and text are refreshed together. The values of all tokens, one linear map per layer,
+  are not counted in the cost. At least one token is computed, however small the share.
   """
 
   share: float = option(0.25, "part of the row that a layer computes", gt=0, le=1)
@@ -91,8 +90,17 @@ class LayerCache(Reading):
   def cost(
     self, model: Model, params: Params, memory: Memory, query: Query, during: During
   ) -> Cost:
-    """The cost of the whole row at a refresh, else of a share of it over the whole row."""
-    return refreshed_cost(model, query, during, self._queries(query.t.shape[1]))
+    """The cost of the whole row at a refresh, else of its first layer and of a share of it in each
+    other layer, over the whole row.
+    """
+    layers, positions = model.network.layers, query.t.shape[1]
+    whole, some = (
+      refreshed_cost(model, query, each, self._queries(positions)) for each in ("refresh", "read")
+    )
+    if during != "read":
+      return whole if during == "refresh" else NOTHING
+    first = whole.times(1 / layers)
+    return some.times(1 - 1 / layers).plus(first)._replace(calls=1)
 
   def _queries(self, positions: int) -> int:
     return max(int(self.share * positions), 1)

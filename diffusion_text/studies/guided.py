@@ -60,7 +60,7 @@ class Settings:
   digits: int = option(3, "of each number of a sum", ge=1, le=1000)
   layers: int = option(2, "of both networks", ge=1)
   width: int = option(64, "of both networks", ge=2)
-  steps: int = option(2000, "updates of each network, of 128 problems or 64 chains", ge=1)
+  steps: int = option(1200, "updates of each network, of 128 problems or 64 chains", ge=1)
   shares: tuple[float, ...] = option((0.0, 0.5, 0.8, 1.0), "R of the diffusion model's logits")
   rows: int = option(512, "texts of each line", ge=2)
   seed: int = option(0, "of everything", ge=0)
@@ -93,10 +93,10 @@ def trained_pair(puzzle: Puzzle, settings: Settings) -> Pair:
   facts = DataFacts(puzzle.length, puzzle.vocab_size, steps=settings.steps)
   model = Model(network, process, Shared(), Full())
   ar = Model(network_of(process, *sizes), process, AtNoise(), NextToken())
-  how = {"facts": facts, "learning_rate": 3e-3, "seed": seed}
-  params = fit(model, Bound(), puzzle.batches(128, seed), **how)
+  how = {"facts": facts, "seed": seed}
+  params = fit(model, Bound(), puzzle.batches(128, seed), learning_rate=3e-3, **how)
   groups = {
-    "trained": fit(ar, Bound(), puzzle.batches(128, seed + 1), **how),
+    "trained": fit(ar, Bound(), puzzle.batches(128, seed + 1), learning_rate=2e-3, **how),
     # Not what `init` makes of its last layer, which may be zero: a head of a network of noise.
     "random": jax.tree.map(
       lambda leaf: leaf + 0.3 * np.random.default_rng(seed).normal(size=leaf.shape),
