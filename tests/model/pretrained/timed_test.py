@@ -164,6 +164,41 @@ def test_the_loss_of_sedd_is_our_rate(scored):
   assert np.abs(mutant / rate - 1)[MASKED].max() > 1e-3
 
 
+def test_the_loss_of_uniform_sedd_is_our_rate(tmp_path):
+  """Its score entropy (arXiv 2310.16834, equation 5) of the output of its network, pair by pair,
+  times the hazard / V, where σ is that of our schedule: from 0 on, and infinite at t = 1. With the
+  scores of another noise, or σ from sigma_min on, it is another."""
+  config, sigma, mutant, section = CASES["sedd, uniform"]
+  raw = np.float64(dit(checkpoint(tmp_path, config), READ, sigma))
+  found = read(tmp_path)
+  output = sedd_output(raw, READ, sigma, scale_by_sigma=False)
+
+  def entropy(row, place, left):
+    x, clean = READ[row, place], IDS[row, place]
+    law = np.full(V, (1 - left) / V)  # of the token at this noise
+    law[clean] += left
+    ratios, scores = law / law[x], output[row, place]
+    costs = np.exp(scores) - ratios * scores + ratios * (np.log(ratios) - 1)
+    return costs.sum() - costs[x]
+
+  def costs(left, hazard):
+    places = range(READ.shape[1])
+    return hazard / V * np.array([[entropy(row, i, left) for i in places] for row in range(2)])
+
+  slope = sigma * math.log(5.0 / 1e-3)
+  now, last = math.exp(1e-3 - sigma), math.exp(1e-3 - 5.0)
+  want = costs((now - last) / (1 - last), slope * now / (now - last))
+  process = construct("process", section, vocab_size=V)
+  t = np.full(IDS.shape, T, np.float32)
+
+  def rate(network):
+    return process.nelbo_rate({}, IDS, READ, t, logits_of(network, found.params))
+
+  np.testing.assert_allclose(rate(found.network), want, rtol=2e-4)
+  assert np.abs(rate(found.network.like(**mutant)) / want - 1).max() > 1e-3
+  assert np.abs(costs(math.exp(-sigma), slope) / want - 1).max() > 1e-2
+
+
 def changed(tensors, name, change):
   return tensors | {name: change(tensors[name])}
 
