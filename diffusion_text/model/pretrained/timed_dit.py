@@ -14,7 +14,8 @@ are:
          - log(e^σ - 1) - log(V - 1), V being the rows of the table, of which the last is the mask,
          and 0 at the token that is read. Ours (`process/scores.py`) are log(V s), so the bias of
          our head is theirs plus log(V / (V - 1)), and the terms of σ are the process's. Without a
-         mask its output is the logits themselves, as ours is
+         mask its output is the logits themselves, as ours is. Our geometric schedule begins without
+         noise, theirs at σ₀, and the network is told theirs
   UDLM   σ = -log(1 - 0.999 t); the logits are of the clean token given the others, no mask
   Duo    as UDLM
   GIDD   σ = t; the logits are of the clean token, and that of the mask is never answered. Random
