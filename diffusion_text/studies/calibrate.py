@@ -146,17 +146,19 @@ def quantized(params: Params, how: How, watcher: Watcher) -> Params:
       seen = watcher.statistics({**params, "network": network})
     for name in names:
       group = linear_maps.get(network, name)
-      kernel = group["kernel"][layer]
+      kernel = np.asarray(group["kernel"])[layer]
       here = None if seen is None else {key: np.asarray(x[layer]) for key, x in seen[name].items()}
       taken = {"damping": how.damping, "random": coins}
       arrays = methods.quantize_matrix(kernel, here, options, how.method, **taken)
       found[name].append(arrays)
-      rounded = jnp.asarray(group["kernel"]).at[layer].set(kernel_of(arrays, options))
+      rounded = np.array(group["kernel"])
+      rounded[layer] = kernel_of(arrays, options)
       network = linear_maps.put(network, name, {**group, "kernel": rounded})
   for name in names:
     group = linear_maps.get(network, name)
-    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *found[name])
+    stacked = jax.tree.map(lambda *layers: np.stack(layers), *found[name])
     rest = {key: leaf for key, leaf in group.items() if key != "kernel"}
+    stacked = jax.tree.map(jnp.asarray, stacked)
     network = linear_maps.put(network, name, {**rest, "quantized": stacked})
   return {**params, "network": network}
 

@@ -1,8 +1,10 @@
-"""Codes of 3, 4 or 8 bits as bytes, along the axis of inputs: eight codes of b bits are b bytes."""
+"""Codes of 3, 4 or 8 bits as bytes, along the axis of inputs: eight codes of b bits are b bytes.
+
+These functions take numpy and jax arrays alike.
+"""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
@@ -28,10 +30,10 @@ def pack(codes: UInt8[Array, "*stack D_in D_out"], bits: int) -> UInt8[Array, "*
   check_rows(rows, bits, "a matrix")
   if bits == EIGHT:
     return codes
-  wide = codes.reshape(*stack, rows // EIGHT, EIGHT, columns).astype(jnp.uint32)
-  words = jnp.sum(wide << _shifts(bits, EIGHT), axis=-2, keepdims=True, dtype=jnp.uint32)
+  wide = codes.reshape(*stack, rows // EIGHT, EIGHT, columns).astype(np.uint32)
+  words = (wide << _shifts(bits, EIGHT)).sum(axis=-2, keepdims=True, dtype=np.uint32)
   parts = (words >> _shifts(EIGHT, bits)) & np.uint32(255)
-  return parts.astype(jnp.uint8).reshape(*stack, rows // EIGHT * bits, columns)
+  return parts.astype(np.uint8).reshape(*stack, rows // EIGHT * bits, columns)
 
 
 def unpack(packed: UInt8[Array, "*stack b D_out"], bits: int) -> UInt8[Array, "*stack D_in D_out"]:
@@ -39,10 +41,10 @@ def unpack(packed: UInt8[Array, "*stack b D_out"], bits: int) -> UInt8[Array, "*
   if bits == EIGHT:
     return packed
   *stack, rows, columns = packed.shape
-  parts = packed.reshape(*stack, rows // bits, bits, columns).astype(jnp.uint32)
-  words = jnp.sum(parts << _shifts(EIGHT, bits), axis=-2, keepdims=True, dtype=jnp.uint32)
+  parts = packed.reshape(*stack, rows // bits, bits, columns).astype(np.uint32)
+  words = (parts << _shifts(EIGHT, bits)).sum(axis=-2, keepdims=True, dtype=np.uint32)
   codes = (words >> _shifts(bits, EIGHT)) & np.uint32(2**bits - 1)
-  return codes.astype(jnp.uint8).reshape(*stack, rows // bits * EIGHT, columns)
+  return codes.astype(np.uint8).reshape(*stack, rows // bits * EIGHT, columns)
 
 
 def _shifts(step: int, count: int) -> np.ndarray:

@@ -85,16 +85,17 @@ QUANTIZED = {"integers": Quantized}
 def arrays_of(
   codes: Any, grid: grids.Grid, options: Quantized, inputs: Any = None
 ) -> dict[str, Array]:
-  """The arrays of a map. codes [..., D_in, D_out]; grid of [..., G, 1, D_out]."""
+  """The arrays of a map, of numpy if the codes are. codes [..., D_in, D_out]; grid of [..., G, 1,
+  D_out]; inputs [..., D_in]; None: ones."""
   made = {
-    "codes": pack(jnp.asarray(codes, jnp.uint8), options.bits),
-    "scale": jnp.asarray(grid.scale, jnp.float32)[..., 0, :],
+    "codes": pack(codes.astype(np.uint8), options.bits),
+    "scale": grid.scale.astype(np.float32)[..., 0, :],
   }
   if not options.symmetric:
-    made["zero"] = jnp.asarray(grid.zero, jnp.uint8)[..., 0, :]
+    made["zero"] = grid.zero.astype(np.uint8)[..., 0, :]
   if options.scaled_inputs:
-    rows = codes.shape[:-1]
-    made["inputs"] = jnp.asarray(jnp.ones(rows) if inputs is None else inputs, jnp.float32)
+    inputs = 0 * codes[..., 0] + 1 if inputs is None else inputs
+    made["inputs"] = inputs.astype(np.float32)
   return made
 
 
@@ -109,9 +110,9 @@ def rounded(kernel: Float[Array, "*stack D_in D_out"], options: Quantized) -> di
 def matrix_of(arrays: Mapping[str, Array], options: Quantized) -> Float[Array, "*stack D_in D_out"]:
   """The matrix that the codes stand for, float32, for inputs that have their factors."""
   codes = unpack(arrays["codes"], options.bits)
-  groups = grids.in_groups(codes.astype(jnp.float32), options.group)
-  zero = arrays["zero"][..., None, :].astype(jnp.float32) if "zero" in arrays else MIDDLE
-  scale = arrays["scale"][..., None, :].astype(jnp.float32)
+  groups = grids.in_groups(codes.astype(np.float32), options.group)
+  zero = arrays["zero"][..., None, :].astype(np.float32) if "zero" in arrays else MIDDLE
+  scale = arrays["scale"][..., None, :].astype(np.float32)
   return grids.values_of(groups, grids.Grid(scale, zero)).reshape(codes.shape)
 
 
