@@ -148,7 +148,7 @@ def orders(tokens: int) -> dict[str, Reveal]:
   scores |= {f"ccd, d = {each}": Averaged(calls=each) for each in (1, 2, 3)}
   for part in (2, 4) if tokens >= 8 else (2,):
     for name, score in scores.items():
-      budget = EvenShare(steps=max(tokens // part, 1))
+      budget = EvenShare(steps=-(-tokens // part))
       found[f"{name}, {part} a call"] = Reveal(score=score, budget=budget, temperature=0.0)
   rules = {f"threshold {least:g}": (MaxProb(), Threshold(least=least)) for least in (0.7, 0.9)}
   rules |= {f"entropy bound {g:g}": (Entropy(), EntropyBound(gamma=g)) for g in (0.01, 0.1)}
