@@ -12,9 +12,9 @@ layers of width 2816, 16 heads of 256 with 8 for keys, 128 experts of 704, 8 a t
 of 2112, a window of 1024 in five layers of six. Theirs has in the sixth 16 heads of 512 with 2 for
 keys, which are the values too, and positions of their own; gelu where ours has silu, a cap on
 logits, more norms, and an MLP for the last prediction, whose weighted embeddings are read as they
-are here. Other sizes have canvases of 16 and windows of four canvases, as published; their last
-layer has no window either, nor has each sixth before it. The decoder of theirs is told no time, nor
-is this network. The weights of the router's losses are LLaDA-MoE's.
+are here. Other sizes have canvases of 16 and windows of four canvases, as published; micro, of two
+layers, has windows in both. The decoder of theirs is told no time, nor is this network. The weights
+of the router's losses are LLaDA-MoE's.
 
 Their logits are those of a token given all that is read, itself included. Ours leave it out, and
 the cross-entropy is of both together: read as theirs (process.prediction="posterior") the bound is
@@ -42,7 +42,7 @@ def get_config(size: str = "tiny"):
     c.model.shared_width = c.model.expert_width = max(c.model.mlp_width // 4, 8)
   canvas = 256 if published else 16
   c.model.window = 4 * canvas
-  c.model.full_layers = tuple(reversed(range(c.model.layers - 1, -1, -6)))
+  c.model.full_layers = tuple(range(5, c.model.layers, 6))
   c.process.name = "uniform"
   c.context = {"name": "blocks", "size": canvas, "clean": "causal"}
   c.objective = {"name": "with_next_token"}

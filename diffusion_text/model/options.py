@@ -12,13 +12,13 @@ from diffusion_text.types import InputSizes
 Attention = Literal["pallas_tpu", "pallas_gpu", "xla", "reference"]
 RopeKind = Literal["plain", "linear", "dynamic", "llama3", "yarn"]
 # What each kind reads beside the base.
-TURNS = ("rope_factor", "rope_trained_length", "rope_slow_turns", "rope_fast_turns")
+BY_TURNS = ("rope_factor", "rope_trained_length", "rope_slow_turns", "rope_fast_turns")
 ROPE_KINDS: dict[RopeKind, tuple[str, ...]] = {
   "plain": (),
   "linear": ("rope_factor",),
   "dynamic": ("rope_factor", "rope_trained_length"),
-  "llama3": TURNS,
-  "yarn": (*TURNS, "rope_gain", "rope_whole_pairs"),
+  "llama3": BY_TURNS,
+  "yarn": (*BY_TURNS, "rope_gain", "rope_whole_pairs"),
 }
 
 

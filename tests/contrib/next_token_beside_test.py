@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import diffusion_text as dt
-from configs import diffusion_gemma
 from diffusion_text.context import Blocks, Full
 from diffusion_text.contrib.next_token_beside import WithNextToken, clean_copy
 from diffusion_text.core.prng import stream
@@ -97,12 +96,6 @@ def test_the_loss_is_that_of_the_formula(found):
 def test_what_does_not_fit_is_refused(change, match):
   with pytest.raises(ValueError, match=match):
     WithNextToken().check(MODEL._replace(**change))
-
-
-def test_the_last_layer_of_every_size_sees_all():
-  """And each sixth before it, as published."""
-  for size, layers in {"micro": (1,), "tiny": (5,), "26b": (5, 11, 17, 23, 29)}.items():
-    assert diffusion_gemma.get_config(size).model.full_layers == layers
 
 
 def test_samples_through_a_cache_are_those_of_whole_rows():
