@@ -28,7 +28,14 @@ from diffusion_text.experiment.run import Trained
 from diffusion_text.model import linear_maps
 from diffusion_text.model.quantized.methods import bytes_of
 from diffusion_text.model.quantized.stored import NAME
-from diffusion_text.studies.calibrate import Calibration, How, Watcher, outliers, quantized, take
+from diffusion_text.studies.inputs_of_matrices import (
+  Calibration,
+  How,
+  Watcher,
+  outliers,
+  quantized,
+  take,
+)
 from diffusion_text.studies.measures import markdown, write
 from diffusion_text.studies.workdirs import check_new, save
 from diffusion_text.types import Batch, Params, Progress

@@ -16,8 +16,8 @@ from diffusion_text.model import linear_maps
 from diffusion_text.model.quantized import methods
 from diffusion_text.model.quantized.stored import kernel_of
 from diffusion_text.studies import quantize as study
-from diffusion_text.studies.calibrate import How, outliers, quantized
 from diffusion_text.studies.export import export
+from diffusion_text.studies.inputs_of_matrices import How, outliers, quantized
 from diffusion_text.studies.workdirs import save
 
 SETTINGS = study.Settings(rows=8, max_rows=8, num_draws=1, samples=2, split="validation")
