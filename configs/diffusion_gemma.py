@@ -51,7 +51,8 @@ def get_config(size: str = "tiny"):
   c.sampler = {"name": "reveal", "score": "entropy", "temperature": 0.8, "cooling": (0.4, 48)}
   c.sampler.budget = {"name": "entropy_bound", "gamma": 0.1}
   c.sampler.revise = "reselect"
-  base.own(c, "model.window", "model.full_layers", "model.qk_norm", "model.tie_embeddings")
+  # Which layers are full depends on their number, so in a comparison all have the base's windows.
+  base.own(c, "model.window", "model.qk_norm", "model.tie_embeddings")
   base.own(c, "model.experts", "model.experts_per_token", "model.expert_width")
   base.own(c, "model.shared_width", "model.balance_weight", "model.router_z_weight")
   return c

@@ -409,7 +409,8 @@ def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
   flags = (
     "--config=configs/quickstart.py:micro",
     f"--workdir={home / 'quick'}",
-    "--seconds=2",
+    "--seconds=1",
+    "--num_draws=1",
     "--config.data.length=32",
   )
   out = call(home, "quickstart", *flags, as_shipped=True)

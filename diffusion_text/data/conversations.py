@@ -26,6 +26,7 @@ from diffusion_text import types
 from diffusion_text.data.chat_template import ChatTemplate, Message
 from diffusion_text.data.packing import PADDING_SEGMENT
 from diffusion_text.data.text_files import Row, text_problem
+from diffusion_text.data.token_arrays import say_once
 
 KEYS = ("role", "content")  # of a message
 ANSWERS = "assistant"  # the role whose messages are answers
@@ -200,7 +201,7 @@ def conversation_rows(
   end: int | None,
   multiple: int = 1,
 ) -> ConversationRows:
-  """The rows of all conversations that fit in `length` tokens.
+  """The rows of all conversations that fit in `length` tokens; how many do not is logged.
 
   Args:
     tokens: Integers [T].
@@ -228,6 +229,12 @@ def conversation_rows(
     raise ValueError(
       f"length={length}, but the shortest of {len(sizes)} conversations has {sizes.min()} tokens;"
       " use a larger length"
+    )
+  if not fits.all():
+    say_once(
+      f"data: {len(sizes) - fits.sum()} of {len(sizes)} conversations are longer than a row of"
+      f" {length} tokens and are left out; the longest has {sizes.max()}; a larger data.length"
+      " keeps all"
     )
   begins, ends, sizes = begins[fits], ends[fits], sizes[fits]
   firsts, used = [0], 0

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_text.core.prng import make_key
 from diffusion_text.evaluate.likelihood import estimate
 from diffusion_text.experiment import registry
 from diffusion_text.objective import engine
@@ -118,7 +119,7 @@ def calibration(
   model, params = known.model(member, Shared(power=power))
   rng = np.random.default_rng(seed)
   ids = np.stack([language.sample(rng, rows) for _ in range(repeats)])
-  keys = jax.random.split(jax.random.key(seed), repeats)
+  keys = jax.random.split(make_key(seed), repeats)
 
   @jax.jit
   def nats(keys, ids, part):

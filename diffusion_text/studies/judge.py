@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion_text.core.prng import make_key
 from diffusion_text.data.packing import PADDING_SEGMENT
 from diffusion_text.evaluate.diversity import rep_n, self_bleu
 from diffusion_text.evaluate.frontier import Point, nats_at
@@ -85,7 +86,7 @@ class Judge:
     model = self.trained.experiment.model
 
     def nats(params, batch):
-      return jnp.sum(engine.nats(model, params, jax.random.key(0), batch, Progress()), axis=1)
+      return jnp.sum(engine.nats(model, params, make_key(0), batch, Progress()), axis=1)
 
     return jax.jit(nats)
 
@@ -94,7 +95,7 @@ class Judge:
     model = self.trained.experiment.model
 
     def features(params, batch):
-      key, progress = jax.random.key(0), Progress()
+      key, progress = make_key(0), Progress()
       times = engine.draw_times(model, params, key, batch, progress)
       read = engine.read(model, params, key, batch, times, progress, dropout=False)
       last = jnp.maximum(jnp.sum(batch.weights, axis=1).astype(jnp.int32) - 1, 0)

@@ -116,6 +116,17 @@ def rows_of(template, conversations, length, multiple=1):
   return found, conversation_rows(ids, answers, offsets, length, end, multiple)
 
 
+def test_conversations_that_are_left_out_are_counted(template, caplog):
+  (short, long), _ = rows_of(template, [SHORT, LONG], 200)
+  length = len(short.ids) + 1
+  with caplog.at_level("INFO"):
+    rows_of(template, [SHORT, LONG, SHORT], length)
+    rows_of(template, [SHORT, SHORT], length)
+  (line,) = [each for each in caplog.messages if "left out" in each]
+  assert f"1 of 3 conversations are longer than a row of {length} tokens" in line
+  assert f"the longest has {len(long.ids)}" in line
+
+
 def test_rows_hold_whole_conversations(template):
   """In their order, as many as fit; the last answer of each is filled up; too long ones are left
   out; padding weighs nothing."""
