@@ -207,8 +207,9 @@ def test_a_config_owns_what_makes_it_a_system(size):
     different = {key for key in found if found[key] != usual.get(key)} - sizes
     loose = {key for key in different if not is_own(key, config.owns)}
     loose = {key for key in loose if key.split(".")[0] not in ("data", "train")}
-    # The activation goes with the size: all systems of a comparison have one network.
-    assert loose <= {"model.activation"}, (name, loose)
+    # What goes with the size, as activation and the places of layers do: all systems of a
+    # comparison have one network.
+    assert loose <= {"model.activation", "model.full_layers"}, (name, loose)
 
 
 def test_merged_systems_stay_what_they_are():
