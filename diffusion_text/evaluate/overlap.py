@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from diffusion_text.evaluate.diversity import grams
+
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
   """(corpus BLEU from 0 to 100, sacrebleu's signature) of one text for each source.
@@ -40,8 +42,8 @@ def rouge_n(text: str, references: Sequence[str], n: int) -> float:
   Words are runs of letters a-z and digits in lower case, as in the package rouge-score without its
   stemmer. A text or a reference without n-grams scores 0.
   """
-  ours = _grams(_words(text), n)
-  return max(_f1(ours, _grams(_words(reference), n)) for reference in references)
+  ours = grams(_words(text), n)
+  return max(_f1(ours, grams(_words(reference), n)) for reference in references)
 
 
 def rouge_l(text: str, references: Sequence[str]) -> float:
@@ -55,10 +57,6 @@ def rouge_l(text: str, references: Sequence[str]) -> float:
 
 def _words(text: str) -> list[str]:
   return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def _grams(words: list[str], n: int) -> collections.Counter:
-  return collections.Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
 def _f1(ours: collections.Counter, theirs: collections.Counter) -> float:

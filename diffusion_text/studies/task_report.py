@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_text.evaluate.task_metrics import Score
-from diffusion_text.studies.measures import markdown
+from diffusion_text.studies.measures import markdown, mean_and_error
 from diffusion_text.studies.tasks import BESIDE, NGRAM_DOCUMENTS, cell
 
 
@@ -38,10 +38,9 @@ def over_seeds(values: Sequence[Sequence[float | None]]) -> Score:
 
   With several seeds the error is that between seeds, with one its own.
   """
-  means = np.array([value for value, _ in values], np.float64)
-  if len(means) == 1:
+  if len(values) == 1:
     return Score(*values[0])
-  return Score(float(means.mean()), float(means.std(ddof=1) / len(means) ** 0.5))
+  return Score(*mean_and_error(np.array([value for value, _ in values], np.float64)))
 
 
 def one_table(

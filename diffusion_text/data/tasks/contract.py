@@ -9,6 +9,7 @@ padding after it are learned.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -173,12 +174,7 @@ def _words(text: str) -> list[str]:
 def _f1(ours: list[str], theirs: list[str]) -> float:
   if not ours or not theirs:
     return float(ours == theirs)
-  rest = list(theirs)
-  shared = 0
-  for word in ours:
-    if word in rest:
-      rest.remove(word)
-      shared += 1
+  shared = (Counter(ours) & Counter(theirs)).total()
   return 2 * shared / (len(ours) + len(theirs))
 
 

@@ -83,14 +83,12 @@ def _generate(task: Generated, split: str) -> tuple[Example, ...]:
   found: dict[str, Example] = {}
   idle = 0
   while len(found) < wanted:
+    before = len(found)
     puzzle = task.draw(rng)
-    new = split_of(task.group(puzzle)) == split
-    if new:
+    if split_of(task.group(puzzle)) == split:
       example = task.example(rng, puzzle)
-      new = example.prompt not in found
-    if new:
-      found[example.prompt] = example._replace(place=f"{split} example {len(found)}")
-    idle = 0 if new else idle + 1
+      found.setdefault(example.prompt, example._replace(place=f"{split} example {before}"))
+    idle = 0 if len(found) > before else idle + 1
     if idle > _PATIENCE:
       raise ValueError(
         f"{task!r} has only about {len(found)} different examples for split={split!r}, and {wanted}"

@@ -142,12 +142,6 @@ class Needles(Generated):
     *pairs, question = prompt.split(" ")
     return dict(pair.split("=") for pair in pairs)[question[1:]]
 
-  def distance(self, prompt: str) -> int:
-    """How many pairs stand after the one that is asked for: 0 for the last one."""
-    *pairs, question = prompt.split(" ")
-    places = [place for place, pair in enumerate(pairs) if pair.startswith(f"{question[1:]}=")]
-    return len(pairs) - 1 - places[0]
-
   def verify(self, example: Example, text: str) -> Verdict:
     """The text is the value after the key."""
     if not re.fullmatch(rf"\d{{{self.value_digits}}}", text):

@@ -27,7 +27,7 @@ class Sudoku9(MadeOrRead):
 
   Attributes:
     clues: Clues that are left, or more.
-    train_size: As of `Generated`; a puzzle takes about a hundredth of a second.
+    train_size: As of `Generated`, and smaller there: each clue that goes needs a search.
     path: csv files with columns puzzle,solution, in place of the generator.
   """
 
@@ -77,13 +77,6 @@ class Sudoku9(MadeOrRead):
       if len({text[place] for place in cells}) < side:
         return wrong(f"has a digit twice in {name}")
     return RIGHT
-
-  def cells(self, example: Example, text: str) -> float:
-    """The share of the empty cells that are as in the known solution."""
-    answer = example.answers[0]
-    empty = [place for place, clue in enumerate(example.prompt) if clue == "0"]
-    same = sum(place < len(text) and text[place] == answer[place] for place in empty)
-    return same / max(len(empty), 1)
 
   def files(self) -> PuzzleFiles:
     """The files of `path`."""
