@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,14 +24,13 @@ from diffusion_text.core.trees import merge, split
 from diffusion_text.data.chat_template import keep_chat_template
 from diffusion_text.data.tokenizer_json import JsonTokenizer, load_tokenizer
 from diffusion_text.experiment import registry
-from diffusion_text.experiment.build import Experiment, build, config_json, init
-from diffusion_text.experiment.checks import checkpoints
-from diffusion_text.experiment.run import check_workdir, training_data
+from diffusion_text.experiment.build import Experiment, build, init
 from diffusion_text.model.pretrained import Architecture, Pretrained, read
 from diffusion_text.model.pretrained.family import need
 from diffusion_text.model.pretrained.files import family_of
 from diffusion_text.model.pretrained.weights import open_weights
 from diffusion_text.studies.given_table import How, given_rows, table_config, with_table
+from diffusion_text.studies.workdirs import check_new, save
 from diffusion_text.types import Params
 
 RECORD = "pretrained.json"  # of a workdir: where its weights are from
@@ -99,41 +98,43 @@ def convert(
       f"--frozen keeps the weights of a network as they are, and --table={table} takes none; leave"
       " one of them out"
     )
-  place = pathlib.Path(workdir).expanduser()
-  if (place / "config.json").exists():
-    raise ValueError(f"--workdir={place} holds a run already; convert into a new one")
-  weights = open_weights(source)
-  family = family_of(weights.config)
-  architecture = family.architecture(weights.config, weights.shapes)
-  rows = architecture.vocab_size
-  words = load_tokenizer(tokenizer or source, size=rows, roles=roles)
-  token = words.special
-  process = {} if family.process is None else family.process(weights.config)
-  unmasked = family.reads == "next_token" or process.get("name") == "uniform"
-  mask = None if unmasked else _mask(architecture, token)
-  before = (mask, token["begin"], token["end"])
-  noise_id = next((each for each in before if each is not None), None)
-  loaded = read(source, mask_id=mask, noise_id=noise_id)
+  place = check_new(workdir)
+  loaded, words = _read(source, tokenizer or source, roles)
   saved = str((place / TOKENIZER).absolute())
   if table is None:
     full = _config(config, loaded, saved, keep_system)
-    _check_process(full, rows)
+    _check_process(full, loaded.architecture.vocab_size)
   else:
     full = table_config(config, loaded, saved, table)
   if frozen:
     full.train.update({"frozen": ("network",), "ema_decay": 0.0})
   experiment = build(full, tokenizer=words, devices=jax.devices()[:1])
   params = _params(experiment, loaded) if table is None else _tabled(experiment, loaded, table)
-  _save(experiment, loaded, params, place, words)
+  save(experiment, params, place, _files(loaded, words))
   keep_chat_template(tokenizer or source, place)
-  lines = _report(experiment, loaded, words, place)
-  if table is not None:
-    read_alone = ("weights", "tokenizer", "system", "workdir")
-    lines = [line for line in lines if line.startswith(read_alone)]
-    lines.insert(1, f"table        {_said_of(experiment, table)}; nothing else is read")
-  elif keep_system and _closes(config.model.to_dict()):
-    lines.append(CLOSED)
-  return "\n".join(lines)
+  if table is None:
+    read_as = _network_lines(loaded, words)
+    read_as += [CLOSED] if keep_system and _closes(config.model.to_dict()) else []
+  else:
+    read_as = [f"table        {_said_of(experiment, table)}; nothing else is read"]
+  return _report(experiment, loaded, words, place, read_as)
+
+
+def _read(
+  source: str, tokenizer: str, roles: Mapping[str, str] | None
+) -> tuple[Pretrained, JsonTokenizer]:
+  """(the weights, their tokenizer), whose sizes fit each other."""
+  weights = open_weights(source)
+  family = family_of(weights.config)
+  architecture = family.architecture(weights.config, weights.shapes)
+  words = load_tokenizer(tokenizer, size=architecture.vocab_size, roles=roles)
+  token = words.special
+  process = {} if family.process is None else family.process(weights.config)
+  unmasked = family.reads == "next_token" or process.get("name") == "uniform"
+  mask = None if unmasked else _mask(architecture, token)
+  before = (mask, token["begin"], token["end"])
+  noise_id = next((each for each in before if each is not None), None)
+  return read(source, mask_id=mask, noise_id=noise_id), words
 
 
 def _mask(architecture: Architecture, token: Mapping[str, int | None]) -> int | None:
@@ -213,31 +214,16 @@ def _tabled(experiment: Experiment, loaded: Pretrained, how: How) -> Params:
   return with_table(shapes(key), rows)
 
 
-def _save(
-  experiment: Experiment,
-  loaded: Pretrained,
-  params: Params,
-  place: pathlib.Path,
-  tokenizer: JsonTokenizer,
-) -> None:
-  """Writes the workdir."""
-  config = config_json(experiment.config)
-  _, iterator = training_data(experiment)
-  trainable, ema = experiment.trainable, experiment.train.ema_decay > 0
-  state = train.create_state(lambda: split(params, trainable), experiment.optimizer, ema=ema)
-  place.mkdir(parents=True, exist_ok=True)
-  with train.WorkdirLock(str(place)):
-    (place / TOKENIZER).write_bytes(tokenizer.to_bytes())
-    (place / CONFIG).write_text(_CONFIG_FILE)
-    said = loaded.weights.config
-    kept = {key: said[key] for key in said if key.endswith("_id") or key in RECORDED}
-    record = {"family": loaded.family.name, "from": loaded.weights.place, "config": kept}
-    (place / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n")
-    assets = {"tokenizer": tokenizer.to_bytes(), "config": config.encode()}
-    options = {"keep_best": "validation_bound", "assets": assets}
-    with train.Checkpointer(checkpoints(str(place)), **options) as saver:
-      saver.save(0, state, data=iterator.get_state(), clock=train.Clock(devices=1))
-    check_workdir(str(place), config, ())
+def _files(loaded: Pretrained, tokenizer: JsonTokenizer) -> dict[str, bytes]:
+  """Name -> content of what the workdir holds beside the run: tokenizer, config, record."""
+  said = loaded.weights.config
+  kept = {key: said[key] for key in said if key.endswith("_id") or key in RECORDED}
+  record = {"family": loaded.family.name, "from": loaded.weights.place, "config": kept}
+  return {
+    TOKENIZER: tokenizer.to_bytes(),
+    CONFIG: _CONFIG_FILE.encode(),
+    RECORD: (json.dumps(record, indent=2, default=str) + "\n").encode(),
+  }
 
 
 def _said_of(experiment: Experiment, table: How) -> str:
@@ -252,31 +238,43 @@ def _said_of(experiment: Experiment, table: How) -> str:
   return f"{made[table]}, {process.width} numbers each, {moves}"
 
 
-def _report(
-  experiment: Experiment, loaded: Pretrained, tokenizer: JsonTokenizer, place: pathlib.Path
-) -> list[str]:
-  network, vocabulary = loaded.network, loaded.architecture.vocab_size
-  count = sum(int(np.prod(shape)) for shape in loaded.weights.shapes.values())
-  sizes = network.sizes
-  roles = {role: token for role, token in tokenizer.special.items() if token is not None}
-  noise = tokenizer.token_of(loaded.noise_id)
-  mask = loaded.architecture.mask_id
+def _network_lines(loaded: Pretrained, tokenizer: JsonTokenizer) -> list[str]:
+  """What the network is that the weights are read as, a line per part."""
+  network, sizes = loaded.network, loaded.network.sizes
+  noise, mask = tokenizer.token_of(loaded.noise_id), loaded.architecture.mask_id
   lines = [
-    f"weights      {loaded.weights.place}: {loaded.family.name}, {len(loaded.weights.shapes)}"
-    f" tensors, {count:,} numbers; {len(loaded.unread)} that are no weights are left unread",
     f"network      {network.layers} layers × {network.width}, {sizes.heads} heads of"
     f" {sizes.head_width} ({sizes.kv_heads} of keys), MLP {sizes.mlp_width}; head"
     f" {'tied' if network.tie_embeddings else 'of its own'}",
-    f"tokenizer    {vocabulary:,} rows, tokens by role {roles};"
-    f" {tokenizer.changes or 'text comes back as it was'}",
     f"row V        of the table, read where nothing is known: that of {noise!r} (id"
     f" {loaded.noise_id})",
     f"mask         {'none in the vocabulary' if mask is None else f'id {mask}, never answered'}",
-    f"system       process {experiment.config.process.name}, timing"
-    f" {experiment.config.timing.name}, context {dict(experiment.config.context)}",
-    f"workdir      {place}, step 0; go on with python -m experiments.train"
-    f" --config={place / CONFIG} --workdir={place}",
   ]
   if loaded.family.reads == "whole" and not network.head_transform and network.tie_embeddings:
     lines.append("head         none in the files: the table of tokens, not trained to be one")
   return lines
+
+
+def _report(
+  experiment: Experiment,
+  loaded: Pretrained,
+  tokenizer: JsonTokenizer,
+  place: pathlib.Path,
+  read_as: Sequence[str],
+) -> str:
+  """The report; `read_as` are the lines that say what the weights have become."""
+  config = experiment.config
+  count = sum(int(np.prod(shape)) for shape in loaded.weights.shapes.values())
+  roles = {role: token for role, token in tokenizer.special.items() if token is not None}
+  lines = [
+    f"weights      {loaded.weights.place}: {loaded.family.name}, {len(loaded.weights.shapes)}"
+    f" tensors, {count:,} numbers; {len(loaded.unread)} that are no weights are left unread",
+    *read_as,
+    f"tokenizer    {loaded.architecture.vocab_size:,} rows, tokens by role {roles};"
+    f" {tokenizer.changes or 'text comes back as it was'}",
+    f"system       process {config.process.name}, timing {config.timing.name}, context"
+    f" {dict(config.context)}",
+    f"workdir      {place}, step 0; go on with python -m experiments.train"
+    f" --config={place / CONFIG} --workdir={place}",
+  ]
+  return "\n".join(lines)

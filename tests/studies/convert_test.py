@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(checkpoint, tmp
   assert not workdir.exists()
   workdir.mkdir()
   (workdir / "config.json").write_text("{}")
-  with pytest.raises(ValueError, match="holds a run already; convert into a new one"):
+  with pytest.raises(ValueError, match="holds a run already; write into a new workdir"):
     convert(str(folder), str(workdir), small(tmp_path), keep_system=False)
 
 
