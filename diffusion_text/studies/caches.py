@@ -42,7 +42,14 @@ from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import MaxProb
 from diffusion_text.studies.chains import chain_of, masked_model, network_of
-from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
+from diffusion_text.studies.measures import (
+  markdown,
+  mean_and_error,
+  neighbours,
+  pooled_entropy,
+  total_variation,
+  write,
+)
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Model, Params, Reader
 
@@ -94,13 +101,6 @@ class Line(NamedTuple):
   cost: CostReport | None
 
 
-def bigrams_of(ids: Int[np.ndarray, "B L"], size: int) -> Float[np.ndarray, "V V"]:
-  """float64 [V, V]: the share of each pair of neighbours among all."""
-  pairs = np.zeros((size, size))
-  np.add.at(pairs, (ids[:, :-1].reshape(-1), ids[:, 1:].reshape(-1)), 1)
-  return pairs / pairs.sum()
-
-
 def text_problem(settings: Settings) -> tuple[Problem, Int[np.ndarray, "B L"]]:
   """(a model of characters of the bundled novels, with held-out rows whose beginning is observed;
   the same rows as they go on).
@@ -115,9 +115,9 @@ def text_problem(settings: Settings) -> tuple[Problem, Int[np.ndarray, "B L"]]:
   params = fit(model, Bound(), batches, facts, learning_rate=2e-3, seed=seed)
   held_out, _ = next(data.held_out("test", settings.rows))
   ids = np.asarray(held_out.ids)
-  train = np.concatenate([np.asarray(next(iter(data.batches(512, seed=seed + 1))).ids)])
+  train = np.asarray(next(iter(data.batches(512, seed=seed + 1))).ids)
   observed = np.broadcast_to(np.arange(settings.length) < settings.prompt, ids.shape)
-  law = bigrams_of(train, data.vocab_size)
+  law = neighbours(train, data.vocab_size)
   return Problem(model, params, Batch(ids, observed), law, settings.block, 0.0), ids
 
 
@@ -185,7 +185,7 @@ def agreement(problem: Problem, line: Line, whole: Line) -> tuple[float, float]:
 def cells(problem: Problem, line: Line, whole: Line) -> tuple[str, ...]:
   """The cells of a line. Agreement is with the texts of whole rows, over generated tokens."""
   size = problem.model.process.vocab_size
-  distance = 0.5 * np.abs(bigrams_of(line.ids, size) - problem.bigrams).sum()
+  distance = total_variation(neighbours(line.ids, size), problem.bigrams)
   drawn = ~np.asarray(problem.batch.observed)
   entropy = pooled_entropy(line.ids[drawn])
   found = (f"{distance:.3f}", f"{entropy:.3f}")

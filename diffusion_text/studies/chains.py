@@ -18,7 +18,12 @@ from diffusion_text.experiment.api import fit
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.objective import Bound
 from diffusion_text.process.masked import Masked
-from diffusion_text.studies.measures import mean_and_error, pooled_entropy
+from diffusion_text.studies.measures import (
+  mean_and_error,
+  neighbours,
+  pooled_entropy,
+  total_variation,
+)
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, DataFacts, Model, Params
 
@@ -134,9 +139,7 @@ QUALITY = ("invalid", "NLL, nats", "bigram TV", "token entropy, nats")  # the he
 
 def quality(chain: Chain, ids: Int[np.ndarray, "B N"]) -> Quality:
   """The quality of rows that are to follow a chain."""
-  pairs = np.zeros_like(chain.transition)
-  np.add.at(pairs, (ids[:, :-1].reshape(-1), ids[:, 1:].reshape(-1)), 1)
-  distance = float(0.5 * np.abs(pairs / pairs.sum() - chain.bigrams()).sum())
+  distance = total_variation(neighbours(ids, len(chain.initial)), chain.bigrams())
   invalid, nll = mean_and_error(chain.invalid(ids)), mean_and_error(chain.nll(ids))
   return Quality(*invalid, *nll, distance, pooled_entropy(ids))
 

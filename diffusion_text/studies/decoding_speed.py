@@ -32,6 +32,7 @@ from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import Loop, sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import MaxProb, Random, Score
+from diffusion_text.studies.measures import markdown
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Context, Model, Params, Reader
 
@@ -262,6 +263,5 @@ def _table(lines: list[dict[str, Any]]) -> str:
   def shown(value):
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-  rows = [list(lines[0]), ["---"] * len(lines[0])]
-  rows += [[shown(value) for value in line.values()] for line in lines]
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+  rows = [[shown(value) for value in line.values()] for line in lines]
+  return markdown(list(lines[0]), rows)

@@ -1,5 +1,5 @@
-"""What several studies share: means with their errors, the entropy of tokens, tables in Markdown,
-and the files of a result.
+"""What several studies share: means with their errors, the entropy of tokens, pairs of neighbours,
+tables in Markdown, and the files of a result.
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ def pooled_entropy(ids: Int[np.ndarray, "..."]) -> float:
   """
   share = np.bincount(ids.reshape(-1)) / ids.size
   return float(-(share * np.log(np.maximum(share, 1e-30))).sum())
+
+
+def neighbours(ids: Int[np.ndarray, "B L"], size: int) -> Float[np.ndarray, "V V"]:
+  """float64 [V, V]: the share of each pair of neighbours among all, for V = `size` tokens."""
+  flat = ids[:, :-1].reshape(-1).astype(np.int64) * size + ids[:, 1:].reshape(-1)
+  return (np.bincount(flat, minlength=size**2) / flat.size).reshape(size, size)
+
+
+def total_variation(first: Float[np.ndarray, "..."], second: Float[np.ndarray, "..."]) -> float:
+  """Half the sum of |first - second| over two laws: 0 for equal ones, 1 at most."""
+  return float(0.5 * np.abs(first - second).sum())
 
 
 def markdown(

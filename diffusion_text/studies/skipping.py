@@ -26,6 +26,7 @@ from diffusion_text.process.embedding import Embedding
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.loop import sample
 from diffusion_text.schedules.gaussian import SquareRoot
+from diffusion_text.studies.measures import neighbours, total_variation
 from diffusion_text.timing import Converging, Shared, Slanted
 
 COLUMNS = ("times", "steps of", "calls", "NLL, nats/token", "TV of pairs", "entropy, nats")
@@ -86,23 +87,16 @@ def chain_of(settings: Settings, world: World, neighbours: bool = True) -> Any:
   return world.chain(often, transition, settings.length)
 
 
-def pairs(ids: Int[np.ndarray, "B L"], vocab_size: int) -> np.ndarray:
-  """float64 [V, V]: the share of each pair of neighbours."""
-  flat = ids[:, :-1].reshape(-1).astype(np.int64) * vocab_size + ids[:, 1:].reshape(-1)
-  counts = np.bincount(flat, minlength=vocab_size**2).reshape(vocab_size, vocab_size)
-  return counts / counts.sum()
-
-
 def measured(chain: Any, ids: Int[np.ndarray, "B L"], seed: int, **named: Any) -> Line:
   """The line of the texts `ids`."""
   nll = -chain.log_likelihood(ids) / chain.length
   law = chain.initial[:, None] * chain.transition
   exact = [chain.sample(np.random.default_rng((seed, number)), len(ids)) for number in range(16)]
-  distances = [0.5 * np.abs(pairs(each, len(law)) - law).sum() for each in (*exact, ids)]
+  distances = [total_variation(neighbours(each, len(law)), law) for each in (*exact, ids)]
   return Line(
     nll=float(nll.mean()),
     nll_error=float(nll.std(ddof=1) / len(nll) ** 0.5),
-    tv=float(distances[-1]),
+    tv=distances[-1],
     chance=float(np.mean(distances[:-1])),
     entropy=token_entropy(list(ids)),
     **named,

@@ -11,6 +11,7 @@ from diffusion_text.reader.whole_row import WholeRow
 from diffusion_text.reader.window_cache import WindowCache
 from diffusion_text.studies import caches
 from diffusion_text.studies.chains import network_of
+from diffusion_text.studies.measures import neighbours, total_variation
 from diffusion_text.testing.small_transformer import noisy_parameters
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Model
@@ -24,8 +25,9 @@ def test_every_line_has_a_name_of_its_own_and_whole_rows_come_first():
 
 
 def test_neighbours_are_counted():
-  found = caches.bigrams_of(np.array([[0, 1, 1], [0, 1, 0]]), 2)
+  found = neighbours(np.array([[0, 1, 1], [0, 1, 0]]), 2)
   np.testing.assert_allclose(found, [[0, 0.5], [0.25, 0.25]])
+  assert total_variation(found, np.full((2, 2), 0.25)) == 0.25
 
 
 def untrained(chain, layers, width, steps, seed):

@@ -39,11 +39,6 @@ def test_enough_calls_stay_enough():
   assert never.splitlines()[-1] == "Within 0.01 of chance, converging, the law: not reached."
 
 
-def test_pairs_of_neighbours():
-  shares = skipping.pairs(np.array([[0, 1, 1], [1, 0, 1]]), 2)
-  np.testing.assert_allclose(shares, [[0, 0.5], [0.25, 0.25]])
-
-
 def test_settings_are_checked():
   with pytest.raises(ValueError, match="rows"):
     Settings(rows=2)
