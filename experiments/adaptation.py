@@ -15,23 +15,19 @@ from absl import flags
 
 from experiments.flags import config_flag, run, workdir_flag
 from experiments.paths import path_flag
+from experiments.settings import settings_flags
 
 FROM = path_flag("from", "weights, or a workdir", required=True)
 WORKDIR = workdir_flag()
 CONFIG = config_flag("configs/diffullama.py:tiny")
 STARTS = flags.DEFINE_list("starts", ["weights", "untrained", "scratch"], "lines of the table")
-STEPS = flags.DEFINE_integer("steps", 200, "updates", lower_bound=1)
-ROWS = flags.DEFINE_integer("rows", 64, "rows of held-out text", lower_bound=2)
-DRAWS = flags.DEFINE_integer("draws", 1, "draws of the bound per row", lower_bound=1)
-SAMPLES = flags.DEFINE_integer("samples", 16, "texts that are drawn", lower_bound=0)
-SAMPLER_STEPS = flags.DEFINE_integer("sampler_steps", 32, "calls of a sampler", lower_bound=1)
+SETTINGS = settings_flags("adaptation")
 
 
 def main(_):
   from diffusion_text.studies import adaptation
 
-  plain = (STEPS, ROWS, DRAWS, SAMPLES, SAMPLER_STEPS)
-  settings = adaptation.Settings(**{flag.name: flag.value for flag in plain})
+  settings = adaptation.Settings(**SETTINGS())
   place = pathlib.Path(WORKDIR.value)
   print(adaptation.run(FROM.value, CONFIG.value, STARTS.value, settings, place))
 

@@ -13,26 +13,18 @@ from absl import flags
 
 from experiments.flags import run, workdir_flag
 from experiments.paths import path_flag
+from experiments.settings import settings_flags
 
 WORKDIR = workdir_flag()
 PATH = path_flag("path", "file of pairs: sentence and translation", required=True)
 REFERENCES = flags.DEFINE_list("references", [], "workdirs of other models, converted ones")
-LAYERS = flags.DEFINE_integer("layers", 3, "of the networks", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 128, "of the networks", lower_bound=2)
-VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 2000, "pieces of the tokenizer", lower_bound=300)
-STEPS = flags.DEFINE_integer("steps", 500, "updates of each language model", lower_bound=1)
-TUNE_STEPS = flags.DEFINE_integer("tune_steps", 120, "contrastive updates; 0: none", lower_bound=0)
-LEVELS = flags.DEFINE_list("levels", ["0", "0.15", "0.4"], "noise at which sentences are read")
-CANDIDATES = flags.DEFINE_integer("candidates", 1000, "pairs that are searched", lower_bound=2)
-SEED = flags.DEFINE_integer("seed", 0, "of everything", lower_bound=0)
+SETTINGS = settings_flags("embed")
 
 
 def main(_):
   from diffusion_text.studies import embed
 
-  plain = (LAYERS, WIDTH, VOCAB_SIZE, STEPS, TUNE_STEPS, CANDIDATES, SEED)
-  levels = tuple(float(level) for level in LEVELS.value)
-  settings = embed.Settings(levels=levels, **{flag.name: flag.value for flag in plain})
+  settings = embed.Settings(**SETTINGS())
   print(embed.run(PATH.value, settings, pathlib.Path(WORKDIR.value), REFERENCES.value))
 
 

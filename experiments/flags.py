@@ -16,6 +16,7 @@ from diffusion_text.train.storage import check_compilation_cache
 from experiments import parts
 from experiments.paths import path_flag, show_any_text
 
+flags.disclaim_key_flags()  # --help shows them with those of the main that asks for them
 # An OSError says which file or disk is at fault, which is not the program's.
 USER_ERRORS = (ValueError, OSError, CheckpointError, TrainingDiverged)
 
@@ -31,8 +32,7 @@ def config_flag(default: str | None = None, name: str = "config"):
     return config_flags.DEFINE_config_file(
       name, default, help_string=help_string, lock_config=False, accept_new_attributes=True
     )
-  # A mistyped override of a default file is read at once.
-  except (AttributeError, KeyError) as error:
+  except (AttributeError, KeyError) as error:  # an override of a default file, read at once
     fail(mistakes.override(error))
 
 

@@ -11,27 +11,17 @@ import pathlib
 from absl import flags
 
 from experiments.flags import run, workdir_flag
+from experiments.settings import settings_flags
 
 WORKDIR = workdir_flag()
 PARTS = flags.DEFINE_list("parts", ["puzzle", "chain"], "tables that are made")
-PUZZLE = flags.DEFINE_enum("puzzle", "sums", ["sums", "sudoku"], "whose answers are checked")
-DIGITS = flags.DEFINE_integer("digits", 3, "of each number of a sum", lower_bound=1)
-LAYERS = flags.DEFINE_integer("layers", 2, "of both networks", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 64, "of both networks", lower_bound=2)
-STEPS = flags.DEFINE_integer("steps", 1200, "updates of each network", lower_bound=1)
-SHARES = flags.DEFINE_list("shares", ["0", "0.5", "0.8", "1"], "R, on the chain")
-ROWS = flags.DEFINE_integer("rows", 512, "texts of each line", lower_bound=2)
-SEED = flags.DEFINE_integer("seed", 0, "of everything", lower_bound=0)
+SETTINGS = settings_flags("guided")
 
 
 def main(_):
   from diffusion_text.studies import guided
 
-  plain = (PUZZLE, DIGITS, LAYERS, WIDTH, STEPS, ROWS, SEED)
-  settings = guided.Settings(
-    shares=tuple(float(share) for share in SHARES.value),
-    **{flag.name: flag.value for flag in plain},
-  )
+  settings = guided.Settings(**SETTINGS())
   print(guided.run(settings, pathlib.Path(WORKDIR.value), tuple(PARTS.value)))
 
 

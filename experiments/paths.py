@@ -6,6 +6,8 @@ import sys
 
 from absl import flags
 
+flags.disclaim_key_flags()  # --help shows them with those of the main that asks for them
+
 
 class PathParser(flags.ArgumentParser):
   """A path, in which ~ is the user's home also where no shell has seen it (--workdir=~/runs)."""

@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments.flags import run, workdir_flag
 from experiments.paths import path_flag
+from experiments.settings import settings_flags
 
 WORKDIR = workdir_flag()
 OUTPUT = path_flag("output", "workdir to write, or folder of the tables", required=True)
@@ -22,15 +23,7 @@ METHOD = flags.DEFINE_enum("method", "gptq", METHODS, "how numbers are rounded")
 BITS = flags.DEFINE_enum("bits", "4", ["8", "4", "3"], "of each number")
 GROUP = flags.DEFINE_integer("group", 64, "inputs that share a scale; 0: all", lower_bound=0)
 DAMPING = flags.DEFINE_float("damping", 0.01, "of gptq", lower_bound=0)
-ROWS = flags.DEFINE_integer("rows", 32, "rows of training text to calibrate on", lower_bound=1)
-LEVEL = flags.DEFINE_float(
-  "level", None, "their time; default those of training", lower_bound=0, upper_bound=1
-)
-SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test", "all"], "text scored")
-MAX_ROWS = flags.DEFINE_integer("max_rows", 128, "rows that are scored", lower_bound=1)
-NUM_DRAWS = flags.DEFINE_integer("num_draws", 2, "draws of each row", lower_bound=1)
-SAMPLES = flags.DEFINE_integer("samples", 16, "texts that are drawn", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "of calibration, coins and samples", lower_bound=0)
+SETTINGS = settings_flags("quantize")
 EVALUATE = flags.DEFINE_multi_string("evaluate", [], "an option of config.evaluate")
 TABLES = flags.DEFINE_list("tables", [], "methods, calibration, inputs: tables of several methods")
 
@@ -39,14 +32,13 @@ def main(_):
   from diffusion_text.experiment.registry import named_value
   from diffusion_text.studies import quantize
 
-  plain = (ROWS, LEVEL, SPLIT, MAX_ROWS, NUM_DRAWS, SAMPLES, SEED)
-  chosen = quantize.Settings(**{flag.name: flag.value for flag in plain})
+  chosen = quantize.Settings(**SETTINGS())
   own = [named_value(text, "evaluate") for text in EVALUATE.value]
   own = [(f"evaluate.{key}", value) for key, value in own]
   if TABLES.value:
     print(quantize.tables(WORKDIR.value, OUTPUT.value, TABLES.value, chosen, own))
     return
-  how = quantize.How(METHOD.value, int(BITS.value), GROUP.value, DAMPING.value, SEED.value)
+  how = quantize.How(METHOD.value, int(BITS.value), GROUP.value, DAMPING.value, chosen.seed)
   print(quantize.quantize(WORKDIR.value, OUTPUT.value, how, chosen, own))
 
 

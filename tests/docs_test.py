@@ -11,6 +11,7 @@ import pytest
 
 from configs import base
 from diffusion_text.contrib.decoders import DECODERS
+from diffusion_text.experiment import catalogue
 from diffusion_text.experiment.build import build, init
 from diffusion_text.experiment.registry import named_value
 from diffusion_text.experiment.run import override
@@ -95,22 +96,9 @@ def commands():
         yield words[start].removeprefix("experiments."), words[start + 1 :]
 
 
-def flags_of(main):
-  """The names of the flags of a main, read off its source; of those that it shares, too."""
-  source = (ROOT / "experiments" / f"{main}.py").read_text()
-  if "from experiments import decoding" in source:
-    source += (ROOT / "experiments" / "decoding.py").read_text()
-  names = set(re.findall(r'(?:DEFINE_\w+|path_flag)\(\s*"(\w+)"', source))
-  names |= {"workdir"} if "workdir_flag(" in source else set()
-  for arguments in re.findall(r"config_flag\((.*?)\)", source):
-    named = re.search(r'name="(\w+)"', arguments)
-    names.add(named.group(1) if named else "config")
-  return names
-
-
 @pytest.mark.parametrize("main,words", list(commands()), ids=str)
 def test_commands_have_the_flags_that_are_shown(main, words):
-  known = flags_of(main)
+  known = {flag.strip("-=") for flag in catalogue.flags(ROOT / "experiments", main)}
   for word in words:
     name, _, value = word.removeprefix("--").partition("=")
     assert word.startswith("--") and name.split(".")[0] in known, (word, known)

@@ -6,10 +6,30 @@ A command is a file that ends in `if __name__ == "__main__"`.
 import ast
 import functools
 import pathlib
+from typing import Any, NamedTuple
 
 # Functions that define a flag, beside absl's DEFINE_…: the flag that they define unless the first
 # argument says so.
 DEFINES = {"path_flag": None, "workdir_flag": "workdir", "config_flag": "config"}
+
+
+STUDIES = pathlib.Path(__file__).parents[1] / "studies"
+
+
+class Option(NamedTuple):
+  """An option of the settings of a study, as its class writes it down.
+
+  Attributes:
+    name, kind: Its name and its type, "int" or "tuple[float, ...]".
+    default, meaning: As in `core.options.option`.
+    limits: ge, le and others -> number.
+  """
+
+  name: str
+  kind: str
+  default: Any
+  meaning: str
+  limits: dict[str, Any]
 
 
 @functools.cache
@@ -45,6 +65,19 @@ def flags(folder: pathlib.Path, name: str) -> list[str]:
   return sorted(found)
 
 
+def settings(study: str) -> list[Option]:
+  """The options of the class `Settings` of a study, in their order."""
+  body = tree(STUDIES / f"{study}.py").body
+  made = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == "Settings")
+  found = []
+  for node in made.body:
+    if isinstance(node, ast.AnnAssign):
+      default, meaning = map(ast.literal_eval, node.value.args)
+      limits = {word.arg: ast.literal_eval(word.value) for word in node.value.keywords}
+      found.append(Option(node.target.id, ast.unparse(node.annotation), default, meaning, limits))
+  return found
+
+
 def imported(folder: pathlib.Path, node: ast.ImportFrom) -> list[str]:
   """The files of a folder that an import names; flags.py defines no flag by itself."""
   package, _, module = (node.module or "").rpartition(".")
@@ -58,8 +91,10 @@ def imported(folder: pathlib.Path, node: ast.ImportFrom) -> list[str]:
 
 
 def defined(call: ast.Call) -> list[str]:
-  """The flag that a call defines, as it is typed, in a list; an empty list for another call."""
+  """The flags that a call defines, as they are typed; an empty list for another call."""
   called = ast.unparse(call.func).rpartition(".")[2]
+  if called == "settings_flags":
+    return [f"--{option.name}=" for option in settings(ast.literal_eval(call.args[0]))]
   if not called.startswith("DEFINE_") and called not in DEFINES:
     return []
   if called == "config_flag":  # the name is its second argument

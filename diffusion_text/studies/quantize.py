@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -61,7 +61,7 @@ class Settings:
 
   rows: int = option(32, "rows of training text for calibration, rounded up to batches", ge=1)
   level: float | None = option(None, "their time; unset: those of training", ge=0, le=1)
-  split: str = option("test", "the text that is scored: train, validation, test or all")
+  split: Literal["train", "validation", "test", "all"] = option("test", "the text that is scored")
   max_rows: int = option(128, "rows that are scored, rounded up to batches", ge=1)
   num_draws: int = option(2, "draws of time and noise for each of them", ge=1)
   samples: int = option(16, "texts that are drawn; 0: none", ge=0)

@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 from diffusion_text.experiment import catalogue, completion
+from diffusion_text.studies import guided
+from experiments.settings import settings_flags
 from tests.conftest import ROOT
 
 HERE = ROOT / "experiments"
@@ -38,6 +41,22 @@ def test_flags_are_those_that_the_command_defines():
   assert "--dry_run" in catalogue.flags(HERE, "train")
   assert "--config=" in catalogue.flags(HERE, "train")
   assert "--base=" in catalogue.flags(HERE, "compare")  # a config under another name
+
+
+def test_options_of_a_study_are_flags():
+  """By type, default and limits; a list that holds no numbers is one line."""
+  values = flags.FlagValues()
+  typed = settings_flags("guided", values)
+  assert {f"--{name}=" for name in values} < set(catalogue.flags(HERE, "guided"))
+  values([""])
+  assert guided.Settings(**typed()) == guided.Settings()
+  values(["", "--puzzle=sudoku", "--shares=0,1", "--rows=3"])
+  assert guided.Settings(**typed()) == guided.Settings(puzzle="sudoku", shares=(0.0, 1.0), rows=3)
+  with pytest.raises(flags.IllegalFlagValueError, match="rows=1: 1 is not integer >= 2"):
+    values(["", "--rows=1"])
+  values(["", "--shares=0,a", "--rows=2"])
+  with pytest.raises(ValueError, match=r"^--shares=0,a must be numbers .*as in --shares=0,0.5"):
+    typed()
 
 
 @pytest.fixture(scope="module")
