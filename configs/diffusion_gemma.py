@@ -18,8 +18,7 @@ of the router's losses are LLaDA-MoE's.
 
 Their logits are those of a token given all that is read, itself included. Ours leave it out, and
 the cross-entropy is of both together: read as theirs (process.prediction="posterior") the bound is
-loose, 12.1 ± 1.7 bits/char against 4.33 ± 0.07 after 150 updates of size micro (rows of 64, batch
-16, seed 0).
+looser, by how much no run that is kept says.
 Ours: not yet in docs/results.md.
   python -m experiments.train --config=configs/diffusion_gemma.py:tiny --workdir=runs/gemma
 """
