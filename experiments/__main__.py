@@ -17,16 +17,19 @@ def main(argv: list[str]) -> int:
   """The exit code: 2 for a word, which is most likely a command that was meant to be run."""
   known = commands(pathlib.Path(__file__).parent)
   if not argv:
+    print("python -m experiments.NAME runs one of these; --help explains it and its flags.")
+    print("To begin: launch/quickstart, then train, evaluate and sample.\n")
     longest = max(map(len, known))
-    columns = shutil.get_terminal_size().columns
+    width = max(shutil.get_terminal_size().columns - longest - 4, 30)
     for name, purpose in known.items():
-      begin = f"python -m experiments.{name:<{longest}}  "
-      print(begin + textwrap.shorten(purpose, max(columns - len(begin), 30), placeholder=" …"))
-    print("\nEach has --help.")
+      first, *others = textwrap.wrap(purpose, width)
+      print(f"  {name:<{longest}}  {first}")
+      for line in others:
+        print(" " * (longest + 4) + line)
     return 0
   near = difflib.get_close_matches(argv[0], known, n=1)
   hint = f"use python -m experiments.{near[0]}" if near else "python -m experiments lists them"
-  print(f"error: {argv[0]!r} is not called like this; {hint}", file=sys.stderr)
+  print(f"error: {argv[0]!r} is run in another way; {hint}", file=sys.stderr)
   return 2
 
 

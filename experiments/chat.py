@@ -30,7 +30,7 @@ LENGTH = flags.DEFINE_integer(
 SHOW = flags.DEFINE_enum("show", "text", ["text", "canvas", "none"], "what is shown meanwhile")
 SEED = flags.DEFINE_integer("seed", 0, "of the answers", lower_bound=0)
 PARAMETERS = flags.DEFINE_enum(
-  "parameters", "float32", ["float32", "bfloat16"], "what the network's are held in"
+  "parameters", "float32", ["float32", "bfloat16"], "type of the network's parameters"
 )
 
 

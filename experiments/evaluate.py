@@ -46,7 +46,7 @@ BATCH_SIZE = flags.DEFINE_integer(
   "batch_size", None, "rows at a time, over all devices; default the config's", lower_bound=1
 )
 PARAMETERS = flags.DEFINE_enum(
-  "parameters", "float32", ["float32", "bfloat16"], "what the network's are held in"
+  "parameters", "float32", ["float32", "bfloat16"], "type of the network's parameters"
 )
 VARIANCE = flags.DEFINE_bool("variance", False, "compare the estimators of the bound instead")
 DECODING = flags.DEFINE_bool("decoding", False, "first choose decode_at on 64 validation rows")

@@ -14,7 +14,7 @@ from diffusion_text.train.loop import TrainingDiverged
 from diffusion_text.train.multihost import check_alone, is_first, leave, verdict
 from diffusion_text.train.storage import check_compilation_cache
 from experiments import parts
-from experiments.paths import path_flag, show_any_text
+from experiments.paths import adopt_flags, path_flag, show_any_text
 
 flags.disclaim_key_flags()  # --help shows them with those of the main that asks for them
 # An OSError says which file or disk is at fault, which is not the program's.
@@ -37,7 +37,7 @@ def config_flag(default: str | None = None, name: str = "config"):
 
 
 def workdir_flag(required: bool = True):
-  return path_flag("workdir", "of the run: config, checkpoints, metrics", required)
+  return path_flag("workdir", "folder of the run: config, checkpoints, metrics", required)
 
 
 def run(main, connect=None):
@@ -59,8 +59,7 @@ def run(main, connect=None):
       check_compilation_cache()
       main(argv)
     except Exception as error:  # nobody may wait for the others while they wait for us
-      user = isinstance(error, USER_ERRORS)
-      if flags.FLAGS.traceback or not user:
+      if not (user := isinstance(error, USER_ERRORS)) or flags.FLAGS.traceback:
         traceback.print_exc()
       fail(*verdict(error, user))
 
@@ -71,6 +70,7 @@ def run(main, connect=None):
       fail(str(error))
 
   show_any_text()
+  adopt_flags()
   flags.DEFINE_bool("traceback", False, "show where an error came from")
   app.run(guarded, flags_parser=parsed)
 

@@ -3,7 +3,7 @@
   python -m experiments.lm_eval --model diffusion_text --model_args workdir=runs/mdlm \\
       --batch_size 16 --tasks lambada_openai [--include_path=my_tasks]
 
-docs/lm_eval.md lists the options of --model_args. It needs pip install diffusion_text[lm_eval].
+docs/lm_eval.md lists the options of --model_args. It needs pip install -e '.[lm_eval]'.
 """
 
 import os

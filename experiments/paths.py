@@ -1,4 +1,4 @@
-"""Flags for paths, and a terminal that shows any text."""
+"""Flags for paths, flags of a command in its --help, and a terminal that shows any text."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-flags.disclaim_key_flags()  # --help shows them with those of the main that asks for them
+flags.disclaim_key_flags()  # a flag is the command's that asks for it, and is in its --help
 
 
 class PathParser(flags.ArgumentParser):
@@ -20,6 +20,13 @@ def path_flag(name: str, meaning: str, required: bool = False, default: str | No
   """A flag for a path."""
   write = flags.ArgumentSerializer()
   return flags.DEFINE(PathParser(), name, default, meaning, serializer=write, required=required)
+
+
+def adopt_flags():
+  """Shows flags of files that a command imports in its --help too."""
+  for name, module in [*sys.modules.items()]:
+    if name.startswith("experiments."):
+      flags.adopt_module_key_flags(module)
 
 
 def show_any_text():

@@ -20,11 +20,11 @@ WORKDIR = workdir_flag()
 OUTPUT = path_flag("output", "workdir to write, or folder of the tables", required=True)
 METHODS = ["nearest", "gptq", "awq", "smoothquant"]
 METHOD = flags.DEFINE_enum("method", "gptq", METHODS, "how numbers are rounded")
-BITS = flags.DEFINE_enum("bits", "4", ["8", "4", "3"], "of each number")
+BITS = flags.DEFINE_enum("bits", "4", ["8", "4", "3"], "bits of each number")
 GROUP = flags.DEFINE_integer("group", 64, "inputs that share a scale; 0: all", lower_bound=0)
-DAMPING = flags.DEFINE_float("damping", 0.01, "of gptq", lower_bound=0)
+DAMPING = flags.DEFINE_float("damping", 0.01, "of gptq: a share of the mean of H", lower_bound=0)
 SETTINGS = settings_flags("quantize")
-EVALUATE = flags.DEFINE_multi_string("evaluate", [], "an option of config.evaluate")
+EVALUATE = flags.DEFINE_multi_string("evaluate", [], "an option of config.evaluate: decode_at=3")
 TABLES = flags.DEFINE_list("tables", [], "methods, calibration, inputs: tables of several methods")
 
 

@@ -10,10 +10,9 @@
 
 In an infill text `[16]` is a hole of 16 tokens and `[[` a literal bracket. Models that write from
 left to right (context next_token, causal, blocks) refuse text that a hole before it cannot see.
-The same seed gives the
-same text, whatever else is in the batch and however many rows are drawn at a time. The last line
-says what the decoding cost. --stream prints the rows after each call and --trace writes a page that
-plays them; both draw one batch, one call at a time.
+The same seed gives the same text, whatever else is in the batch and however many rows are drawn at
+a time. The last line says what the decoding cost. --stream prints the rows after each call and
+--trace writes a page that plays them; both draw one batch, one call at a time.
 """
 
 from absl import flags
@@ -30,7 +29,7 @@ LENGTH = flags.DEFINE_integer(
 PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample begins with")
 INFILL = flags.DEFINE_multi_string("infill", [], "text with holes, as in 'To be, [16] that'")
 PARAMETERS = flags.DEFINE_enum(
-  "parameters", "float32", ["float32", "bfloat16"], "what the network's are held in"
+  "parameters", "float32", ["float32", "bfloat16"], "type of the network's parameters"
 )
 SEED = flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "rows drawn at a time", lower_bound=1)

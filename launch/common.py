@@ -75,8 +75,8 @@ def command_after_dashes(options):
   return options.parse_args(arguments[:middle]), command
 
 
-def check_name(options, name):
-  """Ends with a message for a name that is not a host name.
+def check_name(options, name, place="--name="):
+  """Ends with a message for a name that is not a host name; place: where it was given.
 
   Clouds refuse other names, and a shell might interpret them.
   """
@@ -86,7 +86,7 @@ def check_name(options, name):
     and all(c.isascii() and (c.islower() or c.isdigit() or c == "-") for c in name)
     and name[0].isalpha()
   ):
-    options.error(f"--name={name} must begin with a letter and have at most 40 of a-z, 0-9 and -")
+    options.error(f"{place}{name!r} must begin with a letter and have at most 40 of a-z, 0-9 and -")
 
 
 def explained(flags, mark="#"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -179,13 +180,17 @@ def test_runs_are_handed_to_a_cluster_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "arguments",
+  "arguments, said",
   [
-    ["--workdir=gs://bucket/rates"],  # no --records
-    ["--workdir=rates", "--jobs=0"],
-    ["--workdir=rates", "--by=cloud"],
-    ["--workdir=Rates", "--by=slurm --cpu"],  # no name of a job
+    (["--workdir=gs://bucket/rates"], "gs://bucket/rates is on a network: add --records=LOCAL"),
+    (["--workdir=rates", "--jobs=0"], "--jobs=0 must be at least 1"),
+    (["--workdir=rates", "--by=cloud"], "--by='cloud' must begin with one of slurm, gke, tpu_pod"),
+    (["--workdir=rates", "--by=slurm --cpu", "--jobs=2"], "--jobs=2 is of this machine"),
+    (["--workdir=a/Rates", "--by=slurm --cpu"], "--workdir=a/Rates: .* 'Rates' must begin with a"),
   ],
 )
-def test_options_that_cannot_be_meant_are_refused(arguments):
-  launch("sweep", *arguments, "--grid", "seed", "1", "--", "go", code=2)
+def test_options_that_cannot_be_meant_are_refused(arguments, said):
+  command = [sys.executable, ROOT / "launch/sweep", *arguments, "--grid", "seed", "1", "--", "go"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert re.search(f"sweep: error: .*{said}", done.stderr), done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from diffusion_text.sampler.accounting import cost_report
 from diffusion_text.sampler.host import stream
 from diffusion_text.sampler.records import Frame, Sample
 from diffusion_text.train.storage import as_path
-from diffusion_text.types import Batch, Keys, Model, Params, Reader, Sampler
+from diffusion_text.types import Batch, Model
 
 FRAME_STYLE = "width: 100%; height: 26rem; border: none"
 
@@ -62,20 +62,15 @@ def play(
   """
   numbers = np.arange(texts.ids.shape[0] * num)
   texts = jax.tree.map(lambda leaf: leaf[numbers // num], texts)
-  calls = shown(trained, texts, decoding, samples=numbers % num, seed=seed)
-  frames = []
-  while True:
-    try:
-      frame = next(calls)
-    except StopIteration as stop:
-      costs = stop.value
-      break
-    frames.append(frame)
+
+  def line(row: Shown) -> None:
     if say:
-      print(f"row {frame.row} call {frame.call:4d}  {frame.text}", flush=True)
-  print(f"--- cost: {costs}")
+      print(f"row {row.row} call {row.call:4d}  {row.text}", flush=True)
+
+  made = film_of(trained, texts, decoding, samples=numbers % num, seed=seed, each=line)
+  print(f"--- cost: {made.costs}")
   if page is not None:
-    write_film(page, Film(frames, costs))
+    write_film(page, made)
     print(f"film: {page}")
 
 
@@ -104,31 +99,34 @@ class Film:
 
 
 def film(
+  frames: Generator[Frame, None, Sample],
   model: Model,
-  params: Params,
-  sampler: Sampler,
-  key: Keys,
   tokenizer: Any,
   *,
   batch: Batch | None = None,
-  rows: int | None = None,
-  length: int | None = None,
-  reader: Reader | None = None,
-  block: int | None = None,
-  end_id: int | None = None,
+  each: Callable[[Shown], None] = lambda row: None,
 ) -> Film:
-  """The rows of `sample`, drawn call by call, as a film that a notebook plays.
+  """A film of what `stream` yields, which a notebook plays.
+
+    dt.film(dt.stream(model, params, sampler, key, rows=2, length=64), model, tokenizer)
 
   Args:
+    frames: Of `stream`; they are drawn to the end.
+    model: That they are drawn from.
     tokenizer: Of the text, as `TextData.tokenizer`.
-    model, params, sampler, key, batch, rows, length, reader, block, end_id: As of `sample`.
+    batch: As of `stream`; None if it had none.
+    each: Is given every row as soon as it is read.
   """
-  how = {"reader": reader, "block": block, "end_id": end_id}
-  frames = stream(model, params, sampler, key, batch=batch, rows=rows, length=length, **how)
+  rows: list[Shown] = []
   weights = None if batch is None else batch.weights
-  shown_rows, made = taken(_rows_of(tokenizer, weights, frames))
-  costs = cost_report(made, model, batch=batch, end_id=tokenizer.special["end"])
-  return Film(shown_rows, costs.line())
+  calls = _rows_of(tokenizer, weights, frames)
+  while True:
+    try:
+      rows.append(next(calls))
+    except StopIteration as stop:
+      costs = cost_report(stop.value, model, batch=batch, end_id=tokenizer.special["end"])
+      return Film(rows, costs.line())
+    each(rows[-1])
 
 
 def film_of(
@@ -138,51 +136,31 @@ def film_of(
   *,
   samples: Int[np.ndarray, " B"],
   seed: int,
+  each: Callable[[Shown], None] = lambda row: None,
 ) -> Film:
-  """The film of `shown`."""
-  frames, costs = taken(shown(trained, texts, decoding, samples=samples, seed=seed))
-  return Film(frames, costs)
+  """The film of a workdir's texts.
 
-
-def taken(calls: Generator[Shown, None, Any]) -> tuple[list[Shown], Any]:
-  """(all that a generator yields, what it returns)."""
-  frames = []
-  while True:
-    try:
-      frames.append(next(calls))
-    except StopIteration as stop:
-      return frames, stop.value
-
-
-def shown(
-  trained: Trained,
-  texts: Batch,
-  decoding: Decoding,
-  *,
-  samples: Int[np.ndarray, " B"],
-  seed: int,
-) -> Generator[Shown, None, str]:
-  """Each row (`Shown`) before the first call, and after each call that reads it; returns the line
-  of costs.
-
-  samples: the number of the sample that each row is of its text, so that its tokens are those of
-  `drawing.draw`.
+  Args:
+    trained: A workdir, loaded.
+    texts: Rows with holes.
+    decoding: How they are filled.
+    samples: The number of the sample that each row is of its text, so that its tokens are those of
+      `drawing.draw`.
+    seed: Of the samples.
+    each: As of `film`.
   """
-  experiment = trained.experiment
-  reader = reader_for(decoding.reader, texts)
+  model, tokenizer = trained.experiment.model, trained.experiment.tokenizer
   frames = stream(
-    experiment.model,
+    model,
     trained.params,
     decoding.sampler,
     numbered_keys(seed, jnp.asarray(samples)),
     batch=texts,
-    reader=reader,
+    reader=reader_for(decoding.reader, texts),
     block=decoding.block,
     end_id=decoding.end_id,
   )
-  sample = yield from _rows_of(experiment.tokenizer, texts.weights, frames)
-  end_id = experiment.tokenizer.special["end"]
-  return cost_report(sample, experiment.model, batch=texts, end_id=end_id).line()
+  return film(frames, model, tokenizer, batch=texts, each=each)
 
 
 def _rows_of(

@@ -18,6 +18,7 @@ NUMBERS = {
   "invalid literal for int()": "must be a whole number",
   "could not convert string to float": "must be a number",
 }
+UNSET = "must have a value other than None"  # what absl says of a required flag
 
 
 class Mistake(Exception):
@@ -63,7 +64,9 @@ def override(error: AttributeError | KeyError) -> str:
 
   The text of a KeyError is its argument with quotes around it, so the argument is read.
   """
-  return f"config override: {one_line(error.args[0])}; sections are in configs/base.py"
+  key, *hint = str(error.args[0]).splitlines()
+  said = "".join(f"; {one_line(line)}" for line in hint)
+  return f"the config has no {key}{said}; its sections are in configs/base.py"
 
 
 def typed(argv: list[str], name: str) -> str | None:
@@ -127,6 +130,9 @@ def refused_value(text: str) -> str:
     said = text.strip().splitlines()[-1]
     return f"{place} {said.partition(': ')[2] or said}"
   place, _, said = one_line(text).removeprefix("flag ").partition(": ")
+  if UNSET in said:
+    name = place.partition("=")[0]
+    return f"{name} is not set; give {name}=…, which --help explains"
   for begins, plain in NUMBERS.items():
     if said.startswith(begins):
       said = plain

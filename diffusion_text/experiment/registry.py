@@ -184,7 +184,7 @@ def named_value(text: str, section: str) -> tuple[str, Any]:
   if not (key and given):
     raise ValueError(
       f"--{section}={text} has no value; use an option of config.{section} and its value, as in"
-      f" --{section}=eta=0.02"
+      f" --{section}={key or 'OPTION'}=VALUE"
     )
   try:
     return key, ast.literal_eval(value)

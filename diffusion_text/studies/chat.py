@@ -119,8 +119,8 @@ class Chat:
       if first + dropped + 2 >= len(self.messages):
         text = self.messages.pop()["content"]
         raise ValueError(
-          f"message {text[:40]!r} makes a conversation of {len(ids)} tokens, and --answer="
-          f"{self._answer} more than --length={self._longest}; use a larger --length"
+          f"message {text[:40]!r} makes a conversation of {len(ids)} tokens, which with --answer="
+          f"{self._answer} are more than --length={self._longest}; use a larger --length"
         )
       dropped += 2
 

@@ -74,7 +74,7 @@ class ModelArgs:
   max_gen_toks: int = option(64, "size of the canvas where a task says none", ge=1)
   scorer: str | None = option(None, "workdir of a second model, for decoders that have one")
   template: str | None = option(None, "a chat template in place of the workdir's", min_length=1)
-  parameters: Literal["float32", "bfloat16"] = option("float32", "what the network's are held in")
+  parameters: Literal["float32", "bfloat16"] = option("float32", "type of the network's parameters")
   seed: int = option(0, "of all draws", ge=0, le=2**32 - 1)
 
 
@@ -309,7 +309,7 @@ def register() -> type:
     from lm_eval.api.registry import model_registry
   except ImportError as error:
     raise ValueError(
-      "lm_eval is not installed; pip install diffusion_text[lm_eval] (or pip install lm_eval)"
+      "lm_eval is not installed; pip install -e '.[lm_eval]' in the repository"
     ) from error
   if NAME in model_registry:
     return model_registry.get(NAME)

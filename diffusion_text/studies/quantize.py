@@ -60,7 +60,7 @@ class Settings:
   """How a network is calibrated, and how what comes of it is measured."""
 
   rows: int = option(32, "rows of training text for calibration, rounded up to batches", ge=1)
-  level: float | None = option(None, "their time; unset: those of training", ge=0, le=1)
+  level: float | None = option(None, "time of these rows; unset: as in training", ge=0, le=1)
   split: Literal["train", "validation", "test", "all"] = option("test", "the text that is scored")
   max_rows: int = option(128, "rows that are scored, rounded up to batches", ge=1)
   num_draws: int = option(2, "draws of time and noise for each of them", ge=1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
 import pathlib
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax
 from diffusion_text.train.storage import as_path, is_remote
 
 FILE = "metrics.jsonl"
+WANDB_ID = "wandb_id"  # a file of the workdir
 UPLOAD_EVERY = 60.0  # seconds between two uploads of files on a network
 
 
@@ -50,16 +51,24 @@ def check_wandb(project: str | None) -> None:
     )
 
 
-def start_wandb(project: str, directory: str | os.PathLike, config: Mapping[str, Any]) -> Any:
-  """A run of Weights & Biases; one workdir is one run there, however often it is continued."""
+def start_wandb(
+  project: str, directory: str | os.PathLike, config: Mapping[str, Any], *, new: bool
+) -> Any:
+  """A run of Weights & Biases. A workdir is one run there, however often it is continued: its name
+  is kept in the workdir. new: the run begins anew.
+  """
   import wandb  # here, because few have it
 
-  place = str(directory)
+  place = as_path(directory)
+  place.mkdir(parents=True, exist_ok=True)
+  name = place / WANDB_ID
+  if new or not name.exists():
+    name.write_text(uuid.uuid4().hex)
   return wandb.init(
     project=project,
-    id=hashlib.sha256(place.encode()).hexdigest()[:16],
-    name=pathlib.PurePath(place).name,
-    dir=tempfile.gettempdir() if is_remote(place) else place,
+    id=name.read_text(),
+    name=place.name,
+    dir=tempfile.gettempdir() if is_remote(directory) else str(place),
     config=dict(config),
     resume="allow",
   )
@@ -101,8 +110,7 @@ class MetricsWriter:
       return
     check_wandb(wandb)
     if wandb is not None:
-      as_path(directory).mkdir(parents=True, exist_ok=True)
-      self._wandb = start_wandb(wandb, as_path(directory), config or {})
+      self._wandb = start_wandb(wandb, directory, config or {}, new=resume_step is None)
     if is_remote(directory):
       self._remote = as_path(directory)
       self._uploaded = time.monotonic()

@@ -13,7 +13,7 @@ from diffusion_text.data.tokenizers import Bytes, pieces
 from diffusion_text.experiment import drawing
 from diffusion_text.experiment.build import build
 from diffusion_text.experiment.decoding import decoding_of
-from diffusion_text.experiment.film import check_film, play, shown
+from diffusion_text.experiment.film import check_film, film_of, play
 from diffusion_text.experiment.player import OPEN
 from diffusion_text.experiment.run import Trained, open_rows
 
@@ -36,15 +36,10 @@ def test_every_call_is_shown_and_the_last_is_the_sample(trained, tmp_path, capsy
   drawn = list(drawing.draw(trained, texts, num=1, seed=3, costs=costs, **decoding._asdict()))
   # A token that was drawn early in a row ends it: what is useful depends on the end.
   monkeypatch.setattr(Bytes, "special", {"end": drawn[0].ids[3]})
-  frames, said = [], shown(trained, texts, decoding, samples=np.zeros(2, int), seed=3)
-  while True:
-    try:
-      frames.append(next(said))
-    except StopIteration as stop:
-      cost = stop.value
-      break
+  made = film_of(trained, texts, decoding, samples=np.zeros(2, int), seed=3)
+  frames = made.frames
   # The film and the samples are priced alike, ends of text included.
-  assert f"--- cost: {cost}" == drawing.closing(costs, trained.experiment, lengths=False)
+  assert f"--- cost: {made.costs}" == drawing.closing(costs, trained.experiment, lengths=False)
   for row, sample in enumerate(drawn):
     own = [frame for frame in frames if frame.row == row]
     assert [frame.call for frame in own] == list(range(sample.calls + 1))
@@ -71,7 +66,7 @@ def test_every_call_is_shown_and_the_last_is_the_sample(trained, tmp_path, capsy
 def test_a_notebook_plays_the_rows_of_sample(trained):
   model, tokenizer = trained.experiment.model, trained.experiment.tokenizer
   how = (model, trained.params, trained.experiment.sampler, jax.random.key(5))
-  made = dt.film(*how, tokenizer, rows=2, length=8)
+  made = dt.film(dt.stream(*how, rows=2, length=8), model, tokenizer)
   ids = np.asarray(dt.sample(*how, rows=2, length=8).ids)
   last = {frame.row: list(frame.pieces) for frame in made.frames}
   assert last == {row: pieces(tokenizer, ids[row]) for row in range(2)}

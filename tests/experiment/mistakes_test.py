@@ -24,12 +24,13 @@ def said(monkeypatch):
   return run
 
 
-def mistake(words):
+def mistake(words, required=False):
   """What is said of words; the flags are made anew."""
   values = flags.FlagValues()
   flags.DEFINE_integer(
     "steps", 1, "", flag_values=values, lower_bound=1, module_name="experiments.any"
   )
+  flags.DEFINE_string("place", None, "", flag_values=values, required=required)
   config_flags.DEFINE_config_file(
     "config",
     "configs/mdlm.py:micro",
@@ -71,6 +72,10 @@ def test_what_is_right_is_not_complained_of(said):
   assert said("--config=configs/md4.py:micro", "--config.train.steps=3", "--steps=2") is None
 
 
+def test_a_flag_that_must_be_set_is_named():
+  assert mistake([], required=True) == "--place is not set; give --place=…, which --help explains"
+
+
 def test_elsewhere_the_folder_of_configs_is_named(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(mistakes.Mistake, match="no folder configs/ here; run it in the repository"):
@@ -80,5 +85,5 @@ def test_elsewhere_the_folder_of_configs_is_named(monkeypatch, tmp_path):
 def test_a_key_that_a_config_lacks_is_told_without_the_quotes_of_a_key_error():
   error = KeyError("'trian'\nDid you mean \"train\"?")
   assert mistakes.override(error) == (
-    "config override: 'trian' Did you mean \"train\"?; sections are in configs/base.py"
+    "the config has no 'trian'; Did you mean \"train\"?; its sections are in configs/base.py"
   )

@@ -217,7 +217,7 @@ def test_what_a_workdir_cannot_do_is_told_before_it_is_loaded(masked, tmp_path, 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.model", None)
-  with pytest.raises(ValueError, match=r"pip install diffusion_text\[lm_eval\]"):
+  with pytest.raises(ValueError, match=r"pip install -e '\.\[lm_eval\]'"):
     lm_eval_adapter.register()
 
 

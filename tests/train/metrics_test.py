@@ -109,6 +109,16 @@ def test_rows_go_to_weights_and_biases_too(tmp_path, wandb_calls):
   assert [row["step"] for row in read_metrics(run)] == [1, 2, 3]
 
 
+def test_a_run_that_begins_anew_or_elsewhere_is_another_one_there(
+  tmp_path, wandb_calls, monkeypatch
+):
+  for number, place in enumerate(("a", "a", "b")):  # the same path below two folders
+    (tmp_path / place).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / place)
+    _write("runs/mdlm", [number], wandb="texts")
+  assert len({call[1]["id"] for call in wandb_calls if call[0] == "init"}) == 3
+
+
 def test_a_project_without_the_package_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   check_wandb(None)
