@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -108,14 +109,28 @@ def estimate(
   return ratio, math.sqrt(spread) / total
 
 
-def evaluate(
+class Rows(NamedTuple):
+  """The bound of each of R rows, the mean over draws.
+
+  Attributes:
+    nats: float64 [R], of the row.
+    weight: float64 [R], its scored tokens.
+    sizes: (characters, bytes) of the text of each batch.
+  """
+
+  nats: Float[np.ndarray, " R"]
+  weight: Float[np.ndarray, " R"]
+  sizes: Sequence[tuple[float, float]]
+
+
+def by_row(
   nats_fn: NatsFn,
   params: Params,
   batches: Iterable[tuple[Batch, tuple[float, float]]],
   key: Key,
   num_draws: int = 1,
-) -> Likelihood:
-  """The bound on all batches.
+) -> Rows:
+  """The bound of each row of all batches.
 
   All draws of a batch together are spread evenly over time. The result is a deterministic function
   of the key: batch b uses fold_in(key, b).
@@ -146,7 +161,18 @@ def evaluate(
     sizes.append(size)
   if not nats:
     raise ValueError("there is no held-out batch; use a longer text or a smaller data.length")
-  nats_R, weight_R = np.concatenate(nats), np.concatenate(weights)
+  return Rows(np.concatenate(nats), np.concatenate(weights), sizes)
+
+
+def evaluate(
+  nats_fn: NatsFn,
+  params: Params,
+  batches: Iterable[tuple[Batch, tuple[float, float]]],
+  key: Key,
+  num_draws: int = 1,
+) -> Likelihood:
+  """The bound on all batches, as `by_row` draws it. Raises ValueError where it does."""
+  nats_R, weight_R, sizes = by_row(nats_fn, params, batches, key, num_draws)
   ratio, error = estimate(nats_R, weight_R)
   characters, size_in_bytes = np.sum(sizes, axis=0).tolist()
   return Likelihood(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from diffusion_text import train
 from diffusion_text.core.options import member, option
-from diffusion_text.evaluate.likelihood import estimate
+from diffusion_text.evaluate.likelihood import by_row, estimate
 from diffusion_text.evaluate.text_metrics import token_entropy
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import Experiment, build
@@ -38,7 +38,7 @@ from diffusion_text.studies.inputs_of_matrices import (
 )
 from diffusion_text.studies.measures import markdown, write
 from diffusion_text.studies.workdirs import check_new, save
-from diffusion_text.types import Batch, Params, Progress
+from diffusion_text.types import Batch, Params
 
 COPIED = ("pretrained.json", "tokenizer")  # of a workdir that was made of pretrained weights
 HEADER = (
@@ -85,25 +85,15 @@ def scores(trained: Trained, settings: Settings) -> Scores:
   """The bound on held-out rows, drawn as `experiments.evaluate` draws, and samples."""
   experiment = trained.experiment
   key = train.named_key(experiment.config.seed, "evaluate", 0)
-  nats, weights = [], []
   with jax.set_mesh(experiment.mesh):
     batches = runs.held_out(experiment, settings.split, settings.max_rows)
-    for number, (batch, _) in enumerate(batches):
-      own = jax.random.fold_in(key, number)
-      draws = [
-        experiment.nats_fn(
-          trained.params, own, batch, Progress(part=draw, parts=settings.num_draws)
-        )
-        for draw in range(settings.num_draws)
-      ]
-      nats.append(np.mean([np.asarray(values, np.float64) for values, _ in draws], axis=0))
-      weights.append(np.asarray(draws[0][1], np.float64))
+    found = by_row(experiment.nats_fn, trained.params, batches, key, settings.num_draws)
   ids = None
   if settings.samples:
     rows = runs.open_rows(experiment.tokenizer, settings.samples, experiment.data.length)
     drawn = runs.generate(trained, rows, num=settings.samples, seed=settings.seed)[1]
     ids = np.asarray(drawn.ids)
-  return Scores(np.concatenate(nats), np.concatenate(weights), ids)
+  return Scores(found.nats, found.weight, ids)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -281,9 +281,19 @@ def test_principal_components_keep_most_of_the_distances():
     return np.square(table[:, None] - table[None]).sum(-1)
 
   np.testing.assert_allclose(distances(principal(rows, 3)), distances(rows), rtol=1e-3, atol=1e-2)
+  centred = rows - rows.mean(0)
+  directions = np.linalg.lstsq(centred, principal(rows, 3), rcond=None)[0]
+  largest = np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0)
+  assert (largest > 0).all(), "the sign of a direction is not chance"
   kept = distances(principal(rows, 2)).sum() / distances(rows).sum()
   assert distances(rows[:, :2]).sum() / distances(rows).sum() < kept < 1
   assert kept > 0.8
+
+
+def test_how_far_a_network_has_moved_is_over_matrices_and_common_rows():
+  first = {"table": np.array([[3.0, 4.0], [0.0, 0.0]]), "scale": np.ones(2), "old": np.ones((2, 2))}
+  last = {"table": np.array([[3.0, 5.0], [0.0, 2.0], [9.0, 9.0]]), "scale": np.zeros(2)}
+  assert adaptation.moved(first, last) == pytest.approx((1 + 4) ** 0.5 / 5)
 
 
 # The model's own score.
