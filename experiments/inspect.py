@@ -19,7 +19,7 @@ from experiments.flags import config_flag, run
 CONFIG = config_flag("configs/mdlm.py:tiny")
 OPTIONS = flags.DEFINE_string("options", None, "a section, or section.name: what can be set in it")
 TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "compile the train step for it: v5e:16x16, v5p:8x8x8, v6e:16x16, …"
+  "topology", None, "compile the train step for it: v5e:16x16, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4"
 )
 SAMPLER = flags.DEFINE_bool(
   "sampler", False, "with --topology: the sampler too, on evaluate.batch_size rows"

@@ -28,12 +28,14 @@ class BlockSizes:
 
 
 # device kind (the start of `jax.Device.device_kind`, lower case) -> sizes. None of these has been
-# measured: no accelerator has run them. The TPU sizes are such as the compiler accepts at K = 256
-# in float32; larger tiles amortise the cost of a grid step, smaller ones skip more of a layout's
-# empty part. Once measured, the command goes here beside the figure.
+# measured: no accelerator has run them. Larger tiles amortise the cost of a grid step (published
+# runs of long rows on a TPU use 1,024 to 2,048, which fit, see `pallas_tpu.VMEM`), but take a
+# multiple of the time to compile; smaller ones skip more of a layout's empty part. Once measured,
+# the command goes here beside the figure.
 TABLE = {
   "tpu v5": BlockSizes(512, 512, 512, 512),  # not yet measured; v5e ("tpu v5 lite") and v5p
   "tpu v6": BlockSizes(512, 512, 512, 512),  # not yet measured
+  "tpu7x": BlockSizes(512, 512, 512, 512),  # not yet measured
   "nvidia h": BlockSizes(128, 64, 64, 64),  # not yet measured; Hopper, Triton
 }
 SAFE = {"tpu": BlockSizes(), "gpu": BlockSizes(64, 64, 32, 32)}  # not yet measured

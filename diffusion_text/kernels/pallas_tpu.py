@@ -7,7 +7,7 @@ whether its tile is empty, full or partial before any block arrives, and its ind
 empty tiles of a row at that row's first useful block: of consecutive empty tiles none but the first
 can cause a fetch, and those ahead of the first useful one fetch what it needs anyway.
 
-Compiled for v5e, v5p and v6e by libtpu, run in interpret mode only: not yet run on a TPU.
+Compiled for v5e, v5p, v6e and TPU7x by libtpu, run in interpret mode only: not yet run on a TPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ from diffusion_text.kernels.reference import MASKED
 from diffusion_text.types import Layout
 
 LANES, SUBLANES = 128, 8  # of a TPU vector register of 32-bit values
-VMEM_LIMIT = 16 * 2**20  # bytes that the compiler gives to one kernel by default
+MIB = 2**20
+# Bytes of VMEM that one kernel may use, by the start of the device kind in lower case: half of what
+# a core has (128 MiB on v5e and v6e, 64 MiB on v5p and TPU7x), since the compiler keeps values of
+# other instructions there too. Other chips get what the compiler gives to a kernel by default.
+VMEM = {"tpu v5 lite": 64 * MIB, "tpu v5": 32 * MIB, "tpu v6": 64 * MIB, "tpu7x": 32 * MIB}
+SMALLEST_VMEM = 16 * MIB
 SEMANTICS = ("parallel", "parallel", "parallel", "arbitrary", "arbitrary")
 
 
@@ -75,6 +80,12 @@ class _Options:
   interpret: bool
 
 
+def vmem_limit() -> int:
+  """Bytes of VMEM that one kernel may use on the chip compiled for."""
+  kind = target()[1].lower()
+  return next((size for start, size in VMEM.items() if kind.startswith(start)), SMALLEST_VMEM)
+
+
 def _check_tiles(q_tile, k_tile, width, itemsize, interpret):
   """ValueError if a tile is not whole registers or if the kernels would not fit VMEM."""
   if interpret:
@@ -84,14 +95,14 @@ def _check_tiles(q_tile, k_tile, width, itemsize, interpret):
       raise ValueError(
         f"tile {name}={tile} must be a multiple of {LANES} on TPU; use {-(-tile // LANES) * LANES}"
       )
-  need = _vmem_bytes(q_tile, k_tile, width, itemsize)
-  if need > VMEM_LIMIT:
+  need, limit = _vmem_bytes(q_tile, k_tile, width, itemsize), vmem_limit()
+  if need > limit:
     smaller = max(q_tile, k_tile)
-    while smaller > LANES and _vmem_bytes(smaller, smaller, width, itemsize) > VMEM_LIMIT:
+    while smaller > LANES and _vmem_bytes(smaller, smaller, width, itemsize) > limit:
       smaller //= 2
     raise ValueError(
       f"tiles of {q_tile} queries and {k_tile} keys, K={width}, need {need} bytes of VMEM; the"
-      f" limit is {VMEM_LIMIT}. Use BlockSizes with tiles of {smaller // LANES * LANES or LANES}"
+      f" limit is {limit}. Use BlockSizes with tiles of {smaller // LANES * LANES or LANES}"
     )
 
 
@@ -299,7 +310,7 @@ def _call(options, kernel, map_, grid, in_specs, out_specs, out_shapes, scratch,
     ),
     out_shape=[jax.ShapeDtypeStruct(*shape) for shape in out_shapes],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=SEMANTICS, vmem_limit_bytes=VMEM_LIMIT
+      dimension_semantics=SEMANTICS, vmem_limit_bytes=vmem_limit()
     ),
     interpret=options.interpret,
   )(*map_.scalars, *map_.ids, *arrays)

@@ -36,7 +36,7 @@ from diffusion_text.model.layers import (
 )
 from diffusion_text.model.linear_maps import rewrite
 from diffusion_text.model.options import TransformerOptions
-from diffusion_text.model.parallel import placed
+from diffusion_text.model.parallel import placed, stored
 from diffusion_text.model.self_conditioning import SelfConditioning
 from diffusion_text.types import Head, Key, Layout, Prediction, Rows
 
@@ -111,7 +111,7 @@ class Body(nnx.Module):
     """The answers of `rows.answers`; and the cache with these tokens in it, if there is one."""
     parts = spans.parts_of(rows) if self.prefix is None else 1
     rows = spans.spread(rows, parts)
-    x = self._embed(rows, memory, parts)
+    x = self.streams(rows, memory, parts)
     layout = key_layout = rows.layout
     position = key_position = _positions(rows)
     if cache is not None:
@@ -133,15 +133,15 @@ class Body(nnx.Module):
     shared = Shared(rotary, layout, key_layout, slots, condition, weights, window)
     stores = None if cache is None else Stores(cache.keys, cache.values)
     x, prediction, stores = self._stages(x, prefix, shared, key, hidden_layers, stores)
-    features = self._features(x, condition)
-    prediction = dataclasses.replace(prediction, features=features, head=self._head())
+    features = self.read_out(x, condition)
+    prediction = dataclasses.replace(prediction, features=features, head=self.output_head())
     if cache is not None:
       return prediction, dataclasses.replace(cache, keys=stores.keys, values=stores.values)
     return _answers(prediction, rows, parts), None
 
   def first_values(self, rows: Rows, memory: Float[Array, "B N D"] | None) -> Float[Array, "B L F"]:
     """The values of the first layer's attention at every position."""
-    x = self._embed(rows, memory, 1)
+    x = self.streams(rows, memory, 1)
     condition = None if self.time is None else self.time(rows.t).astype(x.dtype)
     definition, layers = nnx.split(self.blocks)
     first = nnx.merge(definition, jax.tree.map(lambda leaf: leaf[0], layers))
@@ -155,7 +155,14 @@ class Body(nnx.Module):
     """The memory of a token of which there is no estimate."""
     return self.recall.no_memory(self.embedding[...], self.config.dtype)
 
-  def _embed(self, rows: Rows, memory: Array | None, parts: int) -> Float[Array, "B L D"]:
+  def streams(self, rows: Rows, memory: Array | None, parts: int) -> Float[Array, "B L D"]:
+    """The streams of all tokens before the first layer: inputs, positions, memory.
+
+    Args:
+      rows: spread over `parts` parts, see `spans`.
+      memory: of the answers before, of the answered tokens; None: there is none.
+      parts: number of parts of a row.
+    """
     vectors = self.vector_embedding
     tables = (self.embedding[...], None if vectors is None else vectors[...])
     x = self._placed(embed_inputs(tables, rows.inputs, jnp.dtype(self.config.dtype)), rows)
@@ -176,17 +183,18 @@ class Body(nnx.Module):
       x = x + self.token_type(jnp.zeros((1, 1), jnp.int32), x.dtype)
     return x if self.embedding_norm is None else self.embedding_norm(x)
 
-  def _features(
+  def read_out(
     self, x: Float[Array, "B L D"], condition: Float[Array, "B L1 C"] | None
   ) -> Float[Array, "B L D"]:
-    """What the head reads of the stream after the last layer."""
+    """What the head reads of the streams after the last layer."""
     x = x if self.final_norm is None else self.final_norm(x)
     if self.final_modulation is not None:
       shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
       x = x * (1 + scale) + shift
     return x if self.head_transform is None else self.head_transform(x)
 
-  def _head(self) -> Head:
+  def output_head(self) -> Head:
+    """The matrix and the bias that turn what `read_out` gives into logits."""
     config, size = self.config, self.config.output_size
     bias = self.head.bias[...] if config.has_head_bias else None
     if config.unanswered:
@@ -280,7 +288,7 @@ class Body(nnx.Module):
       x, stores = carry
       params, number = each
       layer_key = None if key is None else jax.random.fold_in(key, number)
-      block = nnx.merge(definition, params)
+      block = nnx.merge(definition, stored(params, ("blocks",), stacked=1))
       own = shared
       if scan and config.full_layers:
         own = shared._replace(windowed=jnp.all(number != jnp.array(config.full_layers)))

@@ -108,14 +108,14 @@ def read_by_layer(
     before = None if kept is None or number == 0 else kept[number]
     x, own = _layer(block, x, before, choice, common)
     after.append(own)
-  return Prediction(body._features(x, common.condition), body._head()), tuple(after)
+  return Prediction(body.read_out(x, common.condition), body.output_head()), tuple(after)
 
 
 def beginning(
   body: Body, rows: Rows, memory: Float[Array, "B N D"] | None
 ) -> tuple[Float[Array, "B N D"], Common]:
   """(the streams of all tokens before the first layer, what all layers read beside them)."""
-  x = body._embed(rows, memory, 1)
+  x = body.streams(rows, memory, 1)
   condition = None if body.time is None else body.time(rows.t).astype(x.dtype)
   position = rows.inputs.position
   if position is None:

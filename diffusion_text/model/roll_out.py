@@ -71,8 +71,8 @@ def read_rolled_out(
     x, slots, weights = _layer(block, x, own, common, condition, index, size)
     worth = rolled(worth, weights, index)
     after.append(slots)
-  features = body._features(x, condition)
-  return Prediction(features, body._head()), tuple(after), jnp.sum(worth, axis=1)
+  features = body.read_out(x, condition)
+  return Prediction(features, body.output_head()), tuple(after), jnp.sum(worth, axis=1)
 
 
 def rolled(

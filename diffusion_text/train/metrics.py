@@ -186,6 +186,7 @@ PEAK_FLOPS = {
   "TPU v5": 459e12,  # what libtpu calls v5p
   "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e (Trillium)
   "TPU v6e": 918e12,  # the same chip
+  "TPU7x": 2307e12 / 2,  # docs.cloud.google.com/tpu/docs/tpu7x; a device is half of a chip
   "NVIDIA A100": 312e12,  # NVIDIA A100 data sheet, without sparsity
   "NVIDIA H100 PCIe": 756e12,  # NVIDIA H100 data sheet, half of the figure with sparsity
   "NVIDIA H100": 989e12,  # SXM, same sheet

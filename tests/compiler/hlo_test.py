@@ -261,10 +261,21 @@ def test_collectives_on_a_torus():
   assert collective_seconds(CHIPS["v5p"], "all-gather", 512e9, cube, (8, 8, 8)) == pytest.approx(
     511e9 / 600e9
   )
+  # Two devices at every place share its links, and what both need is received once.
+  halves = [place for place in cube for _ in range(2)]
+  two = CHIPS["tpu7x"]
+  assert collective_seconds(two, "all-gather", 512e9, halves, (8, 8, 8)) == pytest.approx(
+    511e9 / 600e9
+  )
+  assert collective_seconds(two, "collective-permute", 1e9, halves[:4], (8, 8, 8)) == (
+    pytest.approx(2e9 / 100e9)
+  )
+  assert collective_seconds(two, "all-reduce", 1e9, halves[:2], (8, 8, 8)) == 0
 
 
 def test_topologies_are_named():
   assert chip_of("v6e:16x16").memory == 32 * GIB
+  assert 2 * chip_of("tpu7x:4x4x4").flops == 2307e12
   for bad in ("v7:2x2", "v5e", "16x16"):
     with pytest.raises(ValueError, match="v5e:16x16"):
       chip_of(bad)

@@ -75,6 +75,11 @@ def test_train_step_compiles_for_v5e(case):
     # tokens, where the formula has half.
     line = roofline(compiled)
     assert 1.2 < line.compute / line.model_seconds < 2.2
+    # Each layer's gradients leave it as reduce-scatter; no device sums the whole of a layer's.
+    summed = [c for c in Program(compiled.text).collectives() if c.kind == "all-reduce"]
+    parts = sum(c.times for c in Program(compiled.text).collectives() if c.kind == "reduce-scatter")
+    assert parts >= config.model.layers
+    assert max(c.payload for c in summed) < 256 * 256 * 4
   else:
     positions = 4 / 2 * 2 * 8192 / 2  # on one chip
     assert compiled.temporaries < positions * 128 * 2 * 10, (

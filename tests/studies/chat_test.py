@@ -123,7 +123,9 @@ def test_the_oldest_turns_are_left_out_and_said(next_token):
   talked = made(next_token)
   said = ["".join(talked.say("It was")) for _ in range(4)]
   assert "oldest" not in said[0] and any("the oldest 2 messages are left out" in s for s in said)
-  with pytest.raises(ValueError, match=r"--answer=6 are more than --length=64; use a larger --length"):
+  with pytest.raises(
+    ValueError, match=r"--answer=6 are more than --length=64; use a larger --length"
+  ):
     list(talked.say("x" * 64))
   with pytest.raises(ValueError, match=r"--answer=64 tokens leave none of --length=64"):
     made(next_token, answer=64)
