@@ -1,5 +1,5 @@
-"""Says in one screen what this machine can do: Python, jax, devices, kernels, memory, and which
-extras are missing.
+"""Says in one screen what this machine can do (Python, jax, devices, kernels, memory, extras), and
+what would make it faster, each with the command that mends it.
 
   python -m experiments.doctor
 """
@@ -26,6 +26,8 @@ def main(_):
   import jax
 
   from diffusion_text.kernels.attention import IMPLEMENTATIONS
+  from diffusion_text.studies.advice import advice
+  from diffusion_text.studies.machine import look
 
   print(f"python   {sys.version.split()[0]}")
   for name in (
@@ -59,6 +61,10 @@ def main(_):
       f"  {extra:<11} {'installed' if found else 'missing  '}  {purpose}"
       + ("" if found else f": pip install -e '.[{extra}]'")
     )
+  found = advice(look())
+  print("\nwhat would make it faster" if found else "\nnothing was found that slows it down")
+  for each in found:
+    print(f"  {each}")
 
 
 if __name__ == "__main__":

@@ -70,13 +70,15 @@ def check_tokenizer(experiment: Experiment, directory: str) -> None:
     return
   saved = tokenizer_from_bytes(train.read_asset(directory, "tokenizer"))
   if saved.fingerprint != experiment.tokenizer.fingerprint:
+    run = directory.removesuffix("/").removesuffix("/checkpoints")
     raise ValueError(
       f"{directory} was trained with the {saved.name} tokenizer {saved.fingerprint} (V ="
       f" {saved.vocab_size}), but the config gives"
       f" {experiment.tokenizer.name} {experiment.tokenizer.fingerprint} (V ="
       f" {experiment.tokenizer.vocab_size}): its ids would mean"
-      " other text. Take its own with python -m experiments.tokenize --workdir=… --output=FILE and"
-      " data.tokenizer_path=FILE, or use a new workdir"
+      f" other text. Write its own to a file with python -m experiments.tokenize --workdir={run}"
+      " --output=tokenizer, and train in a new workdir with"
+      f" --config.train.initialize_from={run} --config.data.tokenizer_path=tokenizer"
     )
 
 

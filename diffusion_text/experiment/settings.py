@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -147,8 +147,19 @@ class DataSettings:
     }
     if self.task is not None:
       return registry.settings(TaskText, options, "config.data")
+    self._check_read(options)
     corpus = registry.settings(CORPORA[self.corpus], options, "config.data")
     return corpus if self.detokenizer is None else Detokenized(corpus, self.detokenizer)
+
+  def _check_read(self, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that this corpus does not read, with those that do."""
+    for name, value in options.items():
+      readers = [each for each, cls in CORPORA.items() if name in cls.__pydantic_fields__]
+      if value is not None and self.corpus not in readers:
+        raise ValueError(
+          f"config.data.{name}={value!r} is not read by data.corpus={self.corpus!r}; set"
+          f" --config.data.corpus to one that reads {name}: {', '.join(readers)}"
+        )
 
   def make_tokenizer(self) -> Any:
     """The tokenizer of `tokenizer_path`, or one learned from the training split."""

@@ -322,7 +322,10 @@ BAD = [
   ({"data.length": 1}, "length=1 is not valid"),
   ({"data.corpus": "enwik9"}, "enwik9.*austen"),
   ({"data.corpus": "folder"}, r"config\.data needs path; set it with --config\.data\.path"),
-  ({"data.path": "x"}, "path='x' is not read"),
+  (
+    {"data.path": "x"},
+    "path='x' is not read by data.corpus='austen'; set .* reads path: text8, folder, pairs",
+  ),
   ({"data.corpus": "pairs"}, "data.corpus='pairs' with data.packing='stream'"),
   ({"data": 3}, r"config\.data=3 must be a section"),
   ({"model.heads": 3}, "heads=3 must divide width=64"),
