@@ -29,12 +29,27 @@ KEYS = {
   "max_position_embeddings": "context_length",
   "sliding_window": "attention.sliding_window",
 }
-# Of `rope_scaling` (recalled): key -> end of the metadata key.
+# Of `rope_scaling`: key -> end of the metadata key. The defaults are those of llama.cpp.
 SCALING = {
   "rope_type": "rope.scaling.type",
   "factor": "rope.scaling.factor",
   "original_max_position_embeddings": "rope.scaling.original_context_length",
+  "beta_fast": "rope.scaling.yarn_beta_fast",
+  "beta_slow": "rope.scaling.yarn_beta_slow",
 }
+OLD_FACTOR = "rope.scale_linear"  # of files without a type
+# Ends of metadata keys that are not read -> values with which they change nothing.
+UNREAD = {
+  "rope.scaling.attn_factor": (1,),
+  "rope.scaling.yarn_attn_factor": (1,),
+  "rope.scaling.yarn_ext_factor": (1,),
+  "rope.scaling.alpha": (0,),
+  "attention.causal": (True,),
+  "expert_count": (0,),
+  "expert_used_count": (0,),
+}
+ABOUT = ("rope.scaling.finetuned", "tensor_data_layout")  # the network does not depend on them
+RATIOS = "rope_freqs.weight"  # a tensor: what each pair of positions is slowed by (LLaMA 3.1)
 NAMES = {
   "token_embd": "model.embed_tokens",
   "output_norm": "model.norm",
@@ -82,6 +97,12 @@ class GGUF:
     self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
     # The reader is dropped here, as it holds an object for every token of the vocabulary.
     self.config = _config(fields, self.architecture, self.shapes)
+    _check_unread(self.place, fields, self.config)
+    if RATIOS in self.shapes:
+      raise ValueError(
+        f"{path} slows rotary positions by its tensor {RATIOS}, which is not read; take the"
+        " safetensors of this model"
+      )
 
   def check(self, name: str) -> None:
     """Raises ValueError for a kind of quantisation that cannot be undone."""
@@ -153,15 +174,9 @@ def _config(
   found = {key: _value(fields, f"{architecture}.{end}") for key, end in KEYS.items()}
   config = {key: value for key, value in found.items() if value is not None}
   config["rms_norm_eps"] = float(np.format_float_positional(np.float32(found["rms_norm_eps"])))
-  scaling = {key: _value(fields, f"{architecture}.{end}") for key, end in SCALING.items()}
-  if scaling["rope_type"] not in (None, "none"):
-    gain = _value(fields, f"{architecture}.rope.scaling.attn_factor")
-    if gain not in (None, 1):
-      raise ValueError(
-        f"the GGUF file has {architecture}.rope.scaling.attn_factor={gain}, and only files without"
-        " it, or with 1, are read; take the safetensors of this model"
-      )
-    config["rope_scaling"] = {key: value for key, value in scaling.items() if value is not None}
+  scaling = _scaling(fields, architecture)
+  if scaling:
+    config["rope_scaling"] = scaling
   embedding = "model.embed_tokens.weight"
   if embedding in shapes:
     config["vocab_size"] = shapes[embedding][0]
@@ -171,3 +186,41 @@ def _config(
       config[f"{role}_token_id"] = int(token)
   config["tie_word_embeddings"] = "lm_head.weight" not in shapes
   return config | {"model_type": architecture, "hidden_act": "silu"}
+
+
+def _scaling(fields: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+  """`rope_scaling` of the file, {} where positions are not slowed.
+
+  A file without a type is linear; without a factor, or with 0, nothing is slowed.
+  """
+  found = {key: _value(fields, f"{architecture}.{end}") for key, end in SCALING.items()}
+  if found["factor"] is None:
+    found["factor"] = _value(fields, f"{architecture}.{OLD_FACTOR}")
+  if found["rope_type"] is None:
+    found["rope_type"] = "linear"
+    found.pop("original_max_position_embeddings")  # read by other types only
+  slowed = found["rope_type"] != "none" and (found["factor"] or 1) != 1
+  return {key: value for key, value in found.items() if slowed and value is not None}
+
+
+def _check_unread(place: str, fields: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+  """Raises ValueError for metadata of the network that is not read and may change it."""
+  architecture = config["model_type"]
+  width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+  harmless = UNREAD | {
+    "rope.dimension_count": (width,),
+    "attention.value_length": (width,),
+    "vocab_size": (config.get("vocab_size"),),
+  }
+  read = {*KEYS.values(), *SCALING.values(), OLD_FACTOR, *ABOUT}
+  for key in fields:
+    start, _, end = key.partition(".")
+    if start != architecture or end in read:
+      continue
+    value = _value(fields, key)
+    if value in harmless.get(end, ()):
+      continue
+    only = f" and only {harmless[end][0]} is" if end in harmless else ""
+    raise ValueError(
+      f"{place} has {key}={value!r}, which is not read{only}; take the safetensors of this model"
+    )

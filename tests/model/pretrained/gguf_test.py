@@ -10,13 +10,27 @@ import gguf
 from diffusion_text.model.pretrained import read
 from diffusion_text.model.pretrained.gguf_weights import GGUF, NAMES
 from tests.model.pretrained.families_test import IDS, logits_of
-from tests.model.pretrained.reference import CASES, GROUPS, HEADS, D, llama, random_tensors
+from tests.model.pretrained.reference import CASES, GROUPS, HEADS, D, V, llama, random_tensors
 
 OURS = {theirs: ours for ours, theirs in NAMES.items()}
 
 
+REFUSED = {  # metadata -> what is said
+  ("rope.scaling.attn_factor", 0.5): r"llama.rope.scaling.attn_factor=0.5, .* and only 1 is; take",
+  ("attention.sliding_window", 16): "sliding_window=16, which the transformer here does not do",
+  (
+    "rope.dimension_count",
+    4,
+  ): f"rope.dimension_count=4, .* and only {D // HEADS} is; take the safe",
+  ("attention.causal", False): "llama.attention.causal=False, which is not read and only True is",
+  ("logit_scale", 2.0): "llama.logit_scale=2.0, which is not read; take the safetensors",
+}
+
+
 def file_name(name):
-  """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight."""
+  """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight, and others as they are."""
+  if name == "rope_freqs.weight":
+    return name
   base, _, kind = name.rpartition(".")
   parts = base.split(".")
   if "layers" in parts:
@@ -106,26 +120,37 @@ def test_files_that_are_not_whole_or_of_another_network_are_refused(tmp_path):
 def test_slowed_positions_and_windows_in_the_metadata(tmp_path):
   """The type, factor and length are read; what would change the network unsaid is refused."""
   tensors = random_tensors(CASES["llama"][1])
+  yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+  yarn = {f"rope.scaling.{key}": value for key, value in yarn.items()}
 
-  def with_metadata(name, **numbers):
-    def more(writer):
-      writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-      writer.add_rope_scaling_factor(4.0)
-      writer.add_rope_scaling_orig_ctx_len(64)
-      for key, value in numbers.items():
-        getattr(writer, f"add_{key}")(value)
+  def with_metadata(said, more=None):
+    def add(writer):
+      for key, value in said.items():
+        kind = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+        kind.get(type(value), writer.add_string)(f"llama.{key}", value)
 
-    written(tmp_path / name, "llama", tensors, more=more)
-    return tmp_path / name
+    path = tmp_path / "a.gguf"
+    written(path, "llama", tensors | (more or {}), more=add)
+    return path
 
-  options = read(with_metadata("a.gguf")).architecture.options
-  assert (options["rope_kind"], options["rope_factor"]) == ("yarn", 4.0)
-  assert options["rope_trained_length"] == 64 and options["rope_gain"] == pytest.approx(
-    1.1386, 1e-4
-  )
+  def options(said):
+    return read(with_metadata(said)).architecture.options
+
+  found = options(yarn | {"rope.scaling.yarn_beta_fast": 16.0, "rope.dimension_count": D // HEADS})
+  assert (found["rope_kind"], found["rope_factor"]) == ("yarn", 4.0)
+  assert found["rope_trained_length"] == 64 and found["rope_fast_turns"] == 16
+  assert found["rope_gain"] == pytest.approx(1.1386, 1e-4)
+  for linear in ({"rope.scaling.factor": 2.0}, {"rope.scale_linear": 2.0}):
+    found = options(linear)
+    assert (found["rope_kind"], found["rope_factor"]) == ("linear", 2.0), "as without a type"
+  for plain in ({"rope.scaling.type": "none", "rope.scaling.factor": 2.0}, {"vocab_size": V}):
+    assert options(plain).get("rope_kind", "plain") == "plain"
+  for said, match in REFUSED.items():
+    with pytest.raises(ValueError, match=match) as raised:
+      read(with_metadata(yarn | dict([said])))
+    assert "\n" not in str(raised.value)
+  ratios = {"rope_freqs.weight": np.ones(D // HEADS // 2, np.float32)}
   with pytest.raises(
-    ValueError, match=r"llama.rope.scaling.attn_factor=0.5, and only files without"
+    ValueError, match=r"by its tensor rope_freqs\.weight, which is not read; take"
   ):
-    read(with_metadata("b.gguf", rope_scaling_attn_factors=0.5))
-  with pytest.raises(ValueError, match="sliding_window=16, which the transformer here does not do"):
-    read(with_metadata("c.gguf", sliding_window=16))
+    read(with_metadata({}, ratios))

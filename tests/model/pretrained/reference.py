@@ -66,6 +66,7 @@ def rope(x, base):
 def turned(x, rates, gain=1.0):
   """Pairs (k, k + K/2) turned by position · rates[k], cosines and sines times `gain`."""
   half = x.shape[-1] // 2
+  assert len(rates) == half, "one rate would be taken for all pairs"
   angles = np.arange(x.shape[2])[:, None] * np.asarray(rates)
   cos, sin = np.cos(angles), np.sin(angles)
   first, second = x[..., :half], x[..., half:]
@@ -145,7 +146,8 @@ def llama(w, config, ids):
   """LLaMA, Mistral, Qwen2, Qwen3; Dream, which sees the whole row."""
   w = {name: value.astype(np.float64) for name, value in w.items()}
   eps, causal = config["rms_norm_eps"], config["model_type"] != "Dream"
-  rope = slowed_rates(config, config.get("head_dim", D // HEADS), ids.shape[1])
+  width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+  rope = slowed_rates(config, width, ids.shape[1])
 
   def linear(x, name):
     return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
