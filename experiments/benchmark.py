@@ -5,6 +5,7 @@ r"""Prints JSON lines of speed and memory. Ratios are within the run; quote thos
       --vocab_size=32768 --full_logits
   python -m experiments.benchmark --what=attention --lengths=256,1024
   python -m experiments.benchmark --what=cross_entropy
+  python -m experiments.benchmark --what=experts --config=configs/llada_moe.py:tiny
 """
 
 import json
@@ -14,9 +15,8 @@ from absl import flags
 from experiments.flags import config_flag, run
 
 CONFIG = config_flag("configs/mdlm.py:tiny")
-WHAT = flags.DEFINE_enum(
-  "what", "model", ["model", "attention", "cross_entropy"], "what to measure"
-)
+KINDS = ["model", "attention", "cross_entropy", "experts"]
+WHAT = flags.DEFINE_enum("what", "model", KINDS, "what to measure")
 VOCAB = flags.DEFINE_integer(
   "vocab_size",
   None,
@@ -45,6 +45,7 @@ def main(_):
   from diffusion_text.kernels.attention import IMPLEMENTATIONS
   from diffusion_text.studies import benchmark as bench
   from diffusion_text.studies import benchmark_kernels as bench_kernels
+  from diffusion_text.studies.benchmark_experts import measure_config as measure_experts
 
   if WHAT.value == "model":
     experiment = build(CONFIG.value, tokenizer=AnyVocabulary(VOCAB.value) if VOCAB.value else None)
@@ -65,6 +66,8 @@ def main(_):
     lines = bench_kernels.measure_attention(
       lengths, **sizes, implementations=tuple(IMPLEMENTATIONS), rounds=ROUNDS.value
     )
+  elif WHAT.value == "experts":
+    lines = measure_experts(CONFIG.value, rounds=ROUNDS.value)
   else:
     lines = bench_kernels.measure_cross_entropy(
       rows=4096, width=256, vocab_size=VOCAB.value or 32768, rounds=ROUNDS.value

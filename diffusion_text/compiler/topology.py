@@ -25,7 +25,7 @@ from diffusion_text.compiler.hlo import Program
 from diffusion_text.core.trees import merge
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.kernels.block_sizes import compile_for
-from diffusion_text.model.flops import attention_flops
+from diffusion_text.model.flops import attention_flops, expert_flops
 from diffusion_text.train.sharding import batch_sharding, replicated
 from diffusion_text.types import Batch
 
@@ -69,8 +69,8 @@ class Compiled:
     coordinates: The coordinates of each chip.
     tokens: Tokens of one run, over all chips.
     model_flops: FLOPs of the model in one run, over all chips.
-    attention: FLOPs inside the attention kernels in one run, over all chips, which the text does
-      not show.
+    in_kernels: FLOPs inside the kernels (attention, experts) in one run, over all chips, which the
+      text does not show.
     unknown_trips: The assumed number of turns of loops over chunks of rows with logits, as if every
       token were scored. The true number is known at run time only.
     seconds: The time of compilation.
@@ -84,7 +84,7 @@ class Compiled:
   coordinates: Sequence[tuple[int, ...]]
   tokens: float
   model_flops: float
-  attention: float
+  in_kernels: float
   unknown_trips: float
   seconds: float
 
@@ -104,16 +104,17 @@ def compile_step(experiment: Experiment, topology: str) -> Compiled:
   def lower():
     return experiment.jitted_step(loss).lower(experiment.abstract_state(), batch)
 
-  # One forward pass, another one with rematerialisation, and the backward pass, whose kernels
-  # compute the scores again for dq and for dk, dv: 7 products compared with 2.
-  passes = 1 + (model.network.remat != "none") + 3.5
+  # One forward pass, another one with rematerialisation, and the backward pass: of attention, whose
+  # kernels compute the scores again for dq and for dk, dv, 7 products compared with 2.
+  forwards = 1 + (model.network.remat != "none")
   read = model.context.positions_read(data.length)
-  per_token = attention_flops(model.network, data.length, read=read)
-  attention = passes * experiment.objective.passes * tokens * per_token
+  per_token = (forwards + 3.5) * attention_flops(model.network, data.length, read=read)
+  per_token += (forwards + 2) * expert_flops(model.network, data.length, read=read)
+  in_kernels = experiment.objective.passes * tokens * per_token
   per_shard = tokens / settings.accumulation / model.shards
   turns = -(-per_shard // model.chunk)
   model_flops = experiment.flops_per_token * tokens
-  return _compiled(experiment, topology, lower, tokens, model_flops, attention, turns)
+  return _compiled(experiment, topology, lower, tokens, model_flops, in_kernels, turns)
 
 
 def compile_sampler(experiment: Experiment, topology: str) -> Compiled:
@@ -140,7 +141,7 @@ def _rows(experiment: Experiment, rows: int, dtype: Any) -> jax.ShapeDtypeStruct
   )
 
 
-def _compiled(experiment, topology, lower, tokens, flops, attention, turns) -> Compiled:
+def _compiled(experiment, topology, lower, tokens, flops, in_kernels, turns) -> Compiled:
   devices = experiment.mesh.devices.flat
   with jax.set_mesh(experiment.mesh), compile_for("tpu", devices[0].device_kind):
     lowered = lower()
@@ -165,7 +166,7 @@ def _compiled(experiment, topology, lower, tokens, flops, attention, turns) -> C
     [tuple(device.coords) for device in devices],
     tokens,
     flops,
-    attention,
+    in_kernels,
     turns,
     time.perf_counter() - start,
   )
@@ -217,13 +218,13 @@ def roofline(compiled: Compiled) -> Roofline:
   per_instruction = [
     (times, flops / chip.flops, moved / chip.bandwidth) for times, flops, moved in program.costs()
   ]
-  attention = compiled.attention / chips / chip.flops
+  in_kernels = compiled.in_kernels / chips / chip.flops
   network = [(c, c.times * _seconds(c, compiled, chip)) for c in program.collectives()]
   return Roofline(
-    compute=sum(times * compute for times, compute, _ in per_instruction) + attention,
+    compute=sum(times * compute for times, compute, _ in per_instruction) + in_kernels,
     memory=sum(times * memory for times, _, memory in per_instruction),
     chip=sum(times * max(compute, memory) for times, compute, memory in per_instruction)
-    + attention,
+    + in_kernels,
     network=sum(seconds for _, seconds in network),
     hidden=sum(seconds for c, seconds in network if c.asynchronous),
     tokens_per_chip=compiled.tokens / chips,

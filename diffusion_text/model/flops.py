@@ -35,3 +35,10 @@ def attention_flops(network: TransformerOptions, length: int, *, read: int) -> f
   """Of these, per token, the two products of dense attention in all layers."""
   sizes = network.sizes
   return 4.0 * network.layers * read**2 * sizes.heads * sizes.head_width / length
+
+
+def expert_flops(network: TransformerOptions, length: int, *, read: int) -> float:
+  """Of these, per token, the products of the experts that a router chooses, in all layers."""
+  matrices = 3 if network.activation == "swiglu" else 2
+  hidden = network.experts_per_token * network.expert_width if network.experts else 0
+  return 2.0 * network.layers * matrices * network.width * hidden * read / length

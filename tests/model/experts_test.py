@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from configs import base
 from diffusion_text.compiler.hlo import Program
 from diffusion_text.compiler.topology import topology_devices
 from diffusion_text.core.mesh_axes import AXES
 from diffusion_text.kernels.block_sizes import compile_for
-from diffusion_text.model.experts import every_expert, mixture, routing
+from diffusion_text.model.experts import mixture, own_experts, routing
 from diffusion_text.model.flops import flops_per_token
+from diffusion_text.studies.benchmark_experts import every_expert, measure_config, measure_experts
 from diffusion_text.testing.small_transformer import noisy_parameters, rows_of, small_transformer
 from diffusion_text.types import Inputs, Layout
 
@@ -46,7 +48,7 @@ def test_experts_equal_the_loop(shift):
   expert = np.stack([random.permutation(N)[:K] for _ in range(T)]).astype(np.int32) - shift
 
   def result(x, share, *weights):
-    return every_expert(x, share, expert, *weights)
+    return own_experts(x, share, expert, *weights)
 
   def total(*args):
     return jnp.sum(result(*args))
@@ -54,6 +56,8 @@ def test_experts_equal_the_loop(shift):
   args = (x, share, up, gate, down)
   both = jax.jit(lambda *args: (result(*args), jax.grad(total, range(5))(*args)))
   out, grads = both(*args)
+  old = jax.jit(lambda *args: every_expert(args[0], args[1], expert, *args[2:]))(*args)
+  np.testing.assert_allclose(out, old, atol=1e-5)
   np.testing.assert_allclose(out, loop(x, share, expert, up, gate, down), atol=2e-5)
   moves = [1e-4 * np.float64(draw(*a.shape)) for a in args]
   # Each gradient against a central difference of the loop, in one direction.
@@ -142,3 +146,12 @@ def test_experts_compile_for_tpu_over_their_axis():
       step.lower(x, shape((), bf16, 2, 128, 2), up, up, down, chosen).compile().as_text()
     )
   assert {c.kind for c in program.collectives()} == {"all-reduce"}
+
+
+def test_benchmark_of_experts():
+  """A way that passes fewer experts does less, and a config without experts is refused."""
+  one, both = measure_experts(16, 4, 4, experts=2, rounds=1)
+  assert [one["per_token"], both["per_token"]] == [1, 2]
+  assert one["work_of_every_expert"] > 1 == both["work_of_every_expert"]
+  with pytest.raises(ValueError, match=r"model\.experts.*configs/llada_moe\.py:tiny"):
+    measure_config(base.config("micro"), rounds=1)
