@@ -36,7 +36,7 @@ from diffusion_text.model.layers import (
 )
 from diffusion_text.model.linear_maps import rewrite
 from diffusion_text.model.options import TransformerOptions
-from diffusion_text.model.parallel import placed, stored
+from diffusion_text.model.parallel import placed
 from diffusion_text.model.self_conditioning import SelfConditioning
 from diffusion_text.types import Head, Key, Layout, Prediction, Rows
 
@@ -288,7 +288,7 @@ class Body(nnx.Module):
       x, stores = carry
       params, number = each
       layer_key = None if key is None else jax.random.fold_in(key, number)
-      block = nnx.merge(definition, stored(params, ("blocks",), stacked=1))
+      block = nnx.merge(definition, params)
       own = shared
       if scan and config.full_layers:
         own = shared._replace(windowed=jnp.all(number != jnp.array(config.full_layers)))

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from diffusion_text.core.mesh_axes import ROWS
 from diffusion_text.kernels import attention as kernels
 from diffusion_text.kernels.layout import Window
-from diffusion_text.model.partition import partition_spec, split
-from diffusion_text.types import Layout, Params
+from diffusion_text.model.partition import split
+from diffusion_text.types import Layout
 
 SEQUENCE = "sequence"  # the mesh axis over which the positions of a row are split
 
@@ -45,30 +45,6 @@ def placed(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
   if math.prod(mesh_sizes().values()) == 1:
     return x
   return jax.lax.with_sharding_constraint(x, token_spec(*x.shape[:2], None))
-
-
-def stored(params: Params, path: tuple[str, ...], stacked: int = 0) -> Params:
-  """The same parameters of one layer, held where the partition table keeps them.
-
-  On the way back their gradients are held there, too. The sum over all devices and the choice of a
-  device's own part are then one reduce-scatter inside the loop over layers. Without this the
-  compiler sums whole gradients on every device (an all-reduce, twice the bytes).
-
-  Args:
-    params: arrays, or a tree of arrays, of one layer.
-    path: names from the root to `params`.
-    stacked: number of leading axes that the table names and one layer lacks.
-  """
-  sizes = mesh_sizes()
-  if math.prod(sizes.values()) == 1:
-    return params
-
-  def hold(keys, leaf):
-    names = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-    spec = partition_spec((*path, *names), (1,) * stacked + leaf.shape, sizes)
-    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec[stacked:]))
-
-  return jax.tree_util.tree_map_with_path(hold, params)
 
 
 def attention(

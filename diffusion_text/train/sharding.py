@@ -76,8 +76,14 @@ def make_mesh(
   types = (jax.sharding.AxisType.Auto,) * len(AXES)
   # A slice of TPUs, or a node of a GPU cluster, has a fast network inside and a slow one outside.
   slices = len({getattr(device, "slice_index", 0) for device in devices})
+  from jax.experimental import mesh_utils
+
   if slices == 1:
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    # An axis of the mesh may be a part of an axis of the slice, as fsdp=256 is on 8 × 8 × 8 chips.
+    placed = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    return Mesh(placed, AXES, axis_types=types)
   outer = next((axis for axis in ROWS if sizes[axis] % slices == 0), None)
   if outer is None:
     raise ValueError(
@@ -86,8 +92,6 @@ def make_mesh(
     )
   within = [size // slices if axis == outer else size for axis, size in sizes.items()]
   between = [slices if axis == outer else 1 for axis in AXES]
-  from jax.experimental import mesh_utils
-
   placed = mesh_utils.create_hybrid_device_mesh(
     within, between, devices, allow_split_physical_axes=True
   )
