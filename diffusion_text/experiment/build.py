@@ -246,6 +246,11 @@ class Experiment:
     """Shapes, dtypes and shardings of the train state, with nothing allocated and no corpus
     read.
     """
+    return self._abstract_state
+
+  @functools.cached_property
+  def _abstract_state(self) -> train.TrainState:
+    """`abstract_state`, which every check of a run before its start asks for, traced once."""
     shapes = dataclasses.replace(self, facts=without_text(self.facts))
     abstract = jax.eval_shape(shapes.create_state)
 
