@@ -2,8 +2,8 @@
 
 A process over ids is described by its law, a function of times [K] that gives q(z_t = z | x = v) as
 float64 [K, V, S], written apart from the process. The exact network follows from law and language
-in closed form, in numpy. The process is called once, eagerly, on a flat list of all (time, state,
-place, token), so that nothing is compiled for one process alone.
+in closed form, in numpy. The process is called eagerly on flat lists of all (time, state, place,
+token) of 200 times, whatever the quadrature, so that nothing is compiled for one bound alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diffusion_text.types import Params, Process
 Law = Callable[[np.ndarray], np.ndarray]  # times [K] -> [K, V, S]
 Answers = Callable[[np.ndarray], np.ndarray]  # log leave-one-out [..., V] -> what is said instead
 LEAST = 1e-37  # below every probability that matters
+TIMES = 200  # of a call
 
 
 class Nodes(NamedTuple):
@@ -29,7 +30,7 @@ class Nodes(NamedTuple):
   weight: np.ndarray
 
 
-def smooth_nodes(low: float = 0.0, high: float = 1.0, count: int = 200) -> Nodes:
+def smooth_nodes(low: float = 0.0, high: float = 1.0, count: int = TIMES) -> Nodes:
   """Gauss-Legendre nodes that are dense at both ends, so that no pole of any rate is left there."""
   points, weights = np.polynomial.legendre.leggauss(count)
   u = (points + 1) / 2
@@ -115,6 +116,15 @@ def two_token_bound(
     network_law: the law that the network believes in; None: the right one.
   """
   nodes = smooth_nodes() if nodes is None else nodes
+  short = -len(nodes.t) % TIMES
+  t = np.pad(nodes.t, (0, short), mode="edge").reshape(-1, TIMES)
+  weight = np.pad(nodes.weight, (0, short)).reshape(-1, TIMES)
+  parts = [Nodes(*part) for part in zip(t, weight, strict=True)]
+  return sum(_part(process, law, language, params, part, says, network_law) for part in parts)
+
+
+def _part(process, law, language, params, nodes, says, network_law) -> float:
+  """The part of these 200 nodes in the bound."""
   t = np.asarray(nodes.t, np.float32)
   rounded = np.asarray(process.round_time(jnp.asarray(t)))
   table = law(rounded)

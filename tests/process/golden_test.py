@@ -6,6 +6,7 @@ time against continuous time, and float32 against float64.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -56,6 +57,17 @@ def poor(log_p):
   """Half as sure as the exact network."""
   logits = 0.5 * log_p
   return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rate_and_slope(process, ids, state, t, logits):
+  """((the sum of the rates, the rates), the slope of their sum)."""
+
+  def total(logits):
+    rate = process.nelbo_rate({}, ids, state, t, logits)
+    return rate.sum(), rate
+
+  return jax.value_and_grad(total, has_aux=True)(logits)
 
 
 TIMED = {
@@ -181,11 +193,7 @@ def test_float32_is_enough(process):
   flat = [jnp.asarray(np.concatenate([x] * len(times))) for x in (ids, state, logits)]
   t = jnp.asarray(np.repeat(times, 6))
 
-  def cost(output):
-    rate = process.nelbo_rate({}, flat[0], flat[1], t, output)
-    return rate.sum(), rate
-
-  (_, rate), gradient = jax.value_and_grad(cost, has_aux=True)(flat[2])
+  (_, rate), gradient = rate_and_slope(process, flat[0], flat[1], t, flat[2])
   assert np.isfinite(rate).all() and np.isfinite(gradient).all()
   for time, got in zip(times, np.asarray(rate, np.float64).reshape(len(times), 6), strict=True):
     assert (got >= -1e-3).all() or process.prediction == "score"
@@ -220,14 +228,6 @@ SURE = {
   "gamma": Mixed(V, time_steps=10, mixing="gamma", share=0.3),
   "epsilon": Mixed(V, time_steps=10, mixing="epsilon", share=0.3),
 }
-
-
-def rate_and_slope(process, ids, state, t, logits):
-  def total(logits):
-    rate = process.nelbo_rate({}, ids, state, t, logits)
-    return rate.sum(), rate
-
-  return jax.value_and_grad(total, has_aux=True)(logits)
 
 
 @pytest.mark.parametrize("process", SURE.values(), ids=SURE.keys())
