@@ -149,7 +149,8 @@ def test_noisy_clean_rows_read_the_noisy_half():
 
 def test_one_stage_is_refused():
   with pytest.raises(ValueError, match=r"network of two stages; set model\.first_stage_layers"):
-    loss_of(Anchored(), NET, Batch(IDS), model_of(network=TableNetwork()))
+    model = model_of(network=TableNetwork())
+    jax.eval_shape(lambda net: loss_of(Anchored(), net, Batch(IDS), model), NET)
 
 
 @pytest.mark.parametrize("option", [{"anchor_weight": -1.0}, {"threshold": 0}])

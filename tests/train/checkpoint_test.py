@@ -1,6 +1,7 @@
 """Checkpoints: exact, kept as configured, and never silently wrong."""
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -21,8 +22,13 @@ from . import toy
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@functools.cache
+def _fresh(ema):
+  return jax.jit(lambda: tr.create_state(toy.init, toy.optimizer(), ema=ema))()
+
+
 def _state(step=0, ema=True):
-  state = tr.create_state(toy.init, toy.optimizer(), ema=ema)
+  state = _fresh(ema)
   marked = jax.tree.map(lambda x: x + step, state.params)
   return dataclasses.replace(state, step=jnp.int32(step), params=marked)
 
@@ -43,7 +49,7 @@ def _clock(seconds=0.0):
 
 
 def _abstract(ema=True):
-  return jax.eval_shape(lambda: _state(ema=ema))
+  return jax.eval_shape(lambda state: state, _state(ema=ema))
 
 
 def _restore(directory, **options):

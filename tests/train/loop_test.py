@@ -19,6 +19,7 @@ import pytest
 from diffusion_text import train as tr
 from diffusion_text.train import checkpoint
 from diffusion_text.types import Loss
+from tests.conftest import environment
 
 from . import toy
 
@@ -26,7 +27,7 @@ ROOT = pathlib.Path(tr.__file__).parents[2]
 
 
 def _start(workdir, *options):
-  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  env = environment(workdir.parent) | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, str(pathlib.Path(toy.__file__)), str(workdir), *map(str, options)]
   return subprocess.Popen(
     command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -31,6 +31,7 @@ def test_accumulation_equals_one_big_batch_with_unequal_token_counts():
       np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@functools.cache
 def _gradients(parts):
   return jax.jit(functools.partial(summed_gradients, toy.plain_loss, parts=parts))
 
@@ -118,12 +119,12 @@ def test_no_average():
 
 
 def test_average_and_decay_must_agree():
-  state = tr.create_state(toy.init, toy.optimizer(), ema=False)
+  state = jax.eval_shape(lambda: tr.create_state(toy.init, toy.optimizer(), ema=False))
   step = tr.make_train_step(toy.noisy_loss, toy.optimizer(), seed=0, ema_decay=0.9)
   with pytest.raises(
     ValueError, match=r"ema_decay=0.9 but the state has no average; create it with ema=True"
   ):
-    step(state, next(toy.Rows()))
+    jax.eval_shape(step, state, next(toy.Rows()))
 
 
 @pytest.mark.parametrize("bad", [{"accumulation": 0}, {"ema_decay": 1.0}, {"ema_decay": 0.0}])
@@ -140,8 +141,9 @@ def test_names_of_sums_may_not_clash(name):
     return loss._replace(sums={name: loss.total})
 
   step = tr.make_train_step(loss_fn, toy.optimizer(), seed=0, ema_decay=0.9)
+  state = jax.eval_shape(lambda: tr.create_state(toy.init, toy.optimizer()))
   with pytest.raises(ValueError, match=name):
-    step(tr.create_state(toy.init, toy.optimizer()), next(toy.Rows()))
+    jax.eval_shape(step, state, next(toy.Rows()))
 
 
 def test_metrics_are_sums_over_count():

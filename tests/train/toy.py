@@ -6,6 +6,7 @@ It is also a program, see `main`.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -107,8 +108,11 @@ def optimizer(steps=50):
   return tr.make_optimizer(learning_rate=0.02, steps=steps, warmup_steps=2)
 
 
+@functools.cache
 def build(loss_fn=noisy_loss, *, accumulation=1, ema_decay=0.9, mesh=None, opt=None, start=init):
-  """(fresh, abstract state, jitted step, mesh) of the toy, for `train`."""
+  """(fresh, abstract state, jitted step, mesh) of the toy, for `train`, the same ones for the same
+  arguments: they are compiled once.
+  """
   opt = optimizer() if opt is None else opt
   mesh = tr.make_mesh(fsdp=1, devices=jax.devices()[:1]) if mesh is None else mesh
 
