@@ -8,7 +8,8 @@ bidirectional rows, context.steps=1); here a coin per row, over half of the run.
 weighted by 1/t, t uniform on [0.001, 1], and divided by the number of masked tokens, as released;
 the network reads no time. Published: GPT-2 of 127 M and 355 M with 30 B tokens, LLaMA-2 7B with
 65 B (recalled); accuracies, no likelihood.
-Ours: see docs/results.md. From weights (learning rates of 1e-5 to 3e-4 suit them):
+Ours, after 20,480 tokens: 6.050 ± 0.135 nats/token from SmolLM2-135M, 7.332 ± 0.115 from scratch,
+in docs/results.md. From weights (learning rates of 1e-5 to 3e-4 suit them):
   python -m experiments.convert --from=SmolLM2-135M.gguf --workdir=runs/adapted \
       --config=configs/diffullama.py:small --config.optimizer.learning_rate=1e-4
 and from scratch, which is the control:

@@ -5,6 +5,7 @@ beside that of the float network, on the same draws, and beside a control with r
   python -m experiments.evaluate --workdir=runs/mdlm4
 
 --tables: instead, all methods and bits, calibration at one time against all, largest inputs.
+--prompts: of a run on a task, the share of right answers too.
 
   python -m experiments.quantize --workdir=runs/mdlm --output=runs/tables \
       --tables=methods,calibration,inputs

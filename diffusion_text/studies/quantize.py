@@ -4,6 +4,8 @@ beside that of the float network, on the same draws of time and noise.
 Differences are paired: the standard error is that of the difference of each row. Samples of both
 are drawn with the same keys; "same tokens" is the share of positions at which they agree, and one
 early difference changes what follows. The control rounds every number up or down by a fair coin.
+Of a run on a task the share of right answers to the same prompts stands beside that of the float
+network, with the difference of each prompt, and the entropy of the answers.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from diffusion_text.experiment.run import Trained
 from diffusion_text.model import linear_maps
 from diffusion_text.model.quantized.methods import bytes_of
 from diffusion_text.model.quantized.stored import NAME
+from diffusion_text.studies import tasks
 from diffusion_text.studies.inputs_of_matrices import (
   Calibration,
   How,
@@ -36,7 +39,7 @@ from diffusion_text.studies.inputs_of_matrices import (
   quantized,
   take,
 )
-from diffusion_text.studies.measures import markdown, write
+from diffusion_text.studies.measures import markdown, mean_and_error, write
 from diffusion_text.studies.workdirs import check_new, save
 from diffusion_text.types import Batch, Params
 
@@ -45,6 +48,7 @@ HEADER = (
   *("matrices", "calibrated at", "bits per number", "MiB", "nats per token", "more than float"),
   *("same tokens", "entropy"),
 )
+ANSWERS = ("right answers", "more than float", "entropy of answers")
 TABLE = (
   *(("nearest", bits, group) for bits in (8, 4, 3) for group in (0, 64)),
   *((method, bits, 64) for bits in (8, 4, 3) for method in ("gptq", "awq", "random")),
@@ -65,7 +69,8 @@ class Settings:
   max_rows: int = option(128, "rows that are scored, rounded up to batches", ge=1)
   num_draws: int = option(2, "draws of time and noise for each of them", ge=1)
   samples: int = option(16, "texts that are drawn; 0: none", ge=0)
-  seed: int = option(0, "of calibration, coins and samples", ge=0)
+  prompts: int = option(0, "prompts of the run's task that are answered; 0: none", ge=0)
+  seed: int = option(0, "of calibration, coins, samples and answers", ge=0)
 
 
 class Scores(NamedTuple):
@@ -74,15 +79,19 @@ class Scores(NamedTuple):
   Attributes:
     nats, weight: float64 [R], the bound of each row, the mean over draws, and its scored tokens.
     ids: int32 [rows, L], samples; None: there are none.
+    right: float64 [P], 1 for a right answer to a prompt and 0 for a wrong one; None: none is asked.
+    spread: The entropy of the answers, in nats; None: there are none.
   """
 
   nats: Float[np.ndarray, " R"]
   weight: Float[np.ndarray, " R"]
   ids: np.ndarray | None
+  right: Float[np.ndarray, " P"] | None = None
+  spread: float | None = None
 
 
 def scores(trained: Trained, settings: Settings) -> Scores:
-  """The bound on held-out rows, drawn as `experiments.evaluate` draws, and samples."""
+  """The bound on held-out rows, drawn as `experiments.evaluate` draws, samples, and answers."""
   experiment = trained.experiment
   key = train.named_key(experiment.config.seed, "evaluate", 0)
   with jax.set_mesh(experiment.mesh):
@@ -93,7 +102,13 @@ def scores(trained: Trained, settings: Settings) -> Scores:
     rows = runs.open_rows(experiment.tokenizer, settings.samples, experiment.data.length)
     drawn = runs.generate(trained, rows, num=settings.samples, seed=settings.seed)[1]
     ids = np.asarray(drawn.ids)
-  return Scores(found.nats, found.weight, ids)
+  right = spread = None
+  if settings.prompts:
+    asked = {"split": settings.split, "num": settings.prompts, "seed": settings.seed}
+    answered = tasks.answered(trained, **asked)[0]
+    right = np.array([not reason for reason in answered.reasons], np.float64)
+    spread = answered.scores["entropy"].value
+  return Scores(found.nats, found.weight, ids, right, spread)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +123,9 @@ class Line:
     more, more_error: nats per token above the float network, paired by rows.
     same: share of the tokens of samples that are those of the float network.
     entropy: nats, of the tokens of a sample.
+    right, right_error: share of right answers to the prompts of a task.
+    right_more, right_more_error: the share above that of the float network, paired by prompts.
+    spread: entropy of the answers, in nats.
   """
 
   name: str
@@ -120,14 +138,23 @@ class Line:
   more_error: float
   same: float | None
   entropy: float | None
+  right: float | None = None
+  right_error: float | None = None
+  right_more: float | None = None
+  right_more_error: float | None = None
+  spread: float | None = None
 
   def cells(self) -> tuple[str, ...]:
-    """The cells of the line."""
+    """The cells of the line, those of ANSWERS at its end if there are answers."""
     shown = [self.name, self.level, f"{self.bits:.2f}", f"{self.size:.2f}"]
     shown += [f"{self.bound:.4f} ± {self.bound_error:.4f}"]
     shown += [f"{self.more:+.4f} ± {self.more_error:.4f}"]
     drawn = self.same is not None
-    return (*shown, f"{self.same:.3f}" if drawn else "—", f"{self.entropy:.3f}" if drawn else "—")
+    shown += [f"{self.same:.3f}" if drawn else "—", f"{self.entropy:.3f}" if drawn else "—"]
+    if self.right is not None:
+      shown += [f"{self.right:.3f} ± {self.right_error:.3f}"]
+      shown += [f"{self.right_more:+.3f} ± {self.right_more_error:.3f}", f"{self.spread:.3f}"]
+    return tuple(shown)
 
 
 def line(name: str, level: str, size: tuple[int, int], found: Scores, reference: Scores) -> Line:
@@ -139,14 +166,20 @@ def line(name: str, level: str, size: tuple[int, int], found: Scores, reference:
     same = float(np.mean(found.ids == reference.ids))
     entropy = token_entropy(list(found.ids))
   bits, size_in_mib = 8 * size[0] / size[1], size[0] / 2**20
-  return Line(name, level, bits, size_in_mib, bound, error, more, more_error, same, entropy)
+  answers: tuple[float, ...] = ()
+  if found.right is not None:
+    differences = mean_and_error(found.right - reference.right)
+    answers = (*mean_and_error(found.right), *differences, found.spread)
+  measured = bound, error, more, more_error, same, entropy
+  return Line(name, level, bits, size_in_mib, *measured, *answers)
 
 
 class Bench:
   """A trained network without a low rank, ready to be calibrated, quantised and scored."""
 
   def __init__(self, workdir: str, settings: Settings, overrides: Overrides = ()):
-    """Raises ValueError for a workdir without a checkpoint, and for one of integers.
+    """Raises ValueError for a workdir without a checkpoint, for one of integers, and for prompts of
+    a run that is on no task.
 
     overrides: (dotted key, value) pairs that are set in its config first.
     """
@@ -154,6 +187,8 @@ class Bench:
     experiment = loaded.experiment
     if experiment.model.network.quantized is not None:
       raise ValueError(f"{workdir} holds integers already; quantise the run that they were made of")
+    if settings.prompts:
+      tasks.task_of(loaded)
     merged = linear_maps.plain(experiment.model.network, loaded.params["network"])[1]
     self.settings, self.tokenizer, self.step = settings, experiment.tokenizer, loaded.step
     self.config = ConfigDict(experiment.config.to_dict())
@@ -288,7 +323,8 @@ def tables(
 
 
 def _shown(lines: Iterable[Line]) -> str:
-  return markdown(HEADER, [each.cells() for each in lines], left=(0, 1))
+  rows = [each.cells() for each in lines]
+  return markdown((*HEADER, *ANSWERS)[: len(rows[0])], rows, left=(0, 1))
 
 
 def _outlier_table(seen: dict[float, dict[str, np.ndarray]]) -> str:

@@ -12,6 +12,7 @@ from configs import mdlm
 from diffusion_text.core.trees import merge
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import build
+from diffusion_text.experiment.run import Trained
 from diffusion_text.model import linear_maps
 from diffusion_text.model.quantized import methods
 from diffusion_text.model.quantized.stored import kernel_of
@@ -160,3 +161,28 @@ def test_activations_of_eight_bits_are_scored_with_their_own_program(bench):
   found = study.line("", "", size, got, bench.reference)
   assert found.same is None and "—" in found.cells()
   assert 0 < abs(found.more) < 0.02 and 8.5 < found.bits < 9.5, found
+
+
+def test_right_answers_are_compared_prompt_by_prompt(folder, bench, monkeypatch):
+  """Of four prompts the float network answers three rightly, and the integers one of them less."""
+  reasons = iter([["", "", "", "wrong"], ["", "", "wrong", "wrong"]])
+  asked = []
+
+  def answered(trained, **how):
+    asked.append(how)
+    spread = {"entropy": study.tasks.Score(2.0, None)}
+    return study.tasks.Answered((), [], next(reasons), spread), None
+
+  monkeypatch.setattr(study.tasks, "answered", answered)
+  short = dataclasses.replace(SETTINGS, samples=0, prompts=4)
+  trained = Trained(bench.experiment, bench.params, 0)
+  floats, integers = study.scores(trained, short), study.scores(trained, short)
+  assert asked[0] == {"split": "validation", "num": 4, "seed": 0}
+  found = study.line("a", "b", (4, 1), integers, floats)
+  assert (found.right, found.right_more) == (0.5, -0.25)
+  assert found.right_more_error == pytest.approx(0.25), "of the difference, not of the two shares"
+  assert found.cells()[-3:] == ("0.500 ± 0.289", "-0.250 ± 0.250", "2.000")
+  header = study._shown([found]).splitlines()[0]
+  assert header.endswith("| right answers | more than float | entropy of answers |")
+  with pytest.raises(ValueError, match="which is no task; train with"):
+    study.Bench(str(folder / "run"), short)
