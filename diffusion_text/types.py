@@ -554,9 +554,8 @@ class Process(Protocol):
     has_bound: True if `nelbo_rate` and `boundary_terms` bound -log p(x).
     rate_at_noise_is_nll: True if `nelbo_rate` at t = 1 is the cross-entropy of the clean token, so
       that times of only 0 and 1 give a bound.
-    noise_is_learned: True if `corrupt` makes a discrete draw that depends on trained parameters.
-      The gradient of the bound then needs a score-function (REINFORCE) estimator,
-      `objective/score_function.py`.
+    noise_is_learned: True if `corrupt` makes a discrete draw that depends on trained parameters, so
+      that the gradient of the bound needs the estimator of `objective/score_function.py`.
   """
 
   vocab_size: int
@@ -603,6 +602,9 @@ class Process(Protocol):
     Raises:
       ValueError: For a process without a signal-to-noise ratio.
     """
+
+  def bound_times(self) -> Mapping[str, float]:
+    """Options of `timing.Shared` for reports of the bound, for a finite variance of its draws."""
 
   def inputs(self, params: Params, state: State, t: Float[Array, "*n"]) -> Inputs:
     """The inputs of the network for a state [B, N, …]."""
@@ -720,10 +722,10 @@ class Timing(Protocol):
     """
 
   def fit(self, params: Params, times: Times, costs: TokenCosts) -> Float[Array, ""] | float:
-    """A scalar of value 0, summed over tokens, whose gradient trains the timing.
+    """A scalar of value 0, over tokens, whose gradient trains the timing; units as in `draw`."""
 
-    The arguments have the same units as in `draw`.
-    """
+  def for_bound(self, options: Mapping[str, float]) -> Timing:
+    """The same bound, drawn at `Process.bound_times`; itself where the path is the timing's own."""
 
 
 @runtime_checkable

@@ -311,7 +311,7 @@ class EvaluateSettings:
   timing: dict[str, Any] | None = option(
     None,
     "the timing, a section with a name, under which the bound is drawn; unset: that of training if"
-    " it gives a bound, else shared",
+    " it gives a bound, else shared; a shared one draws its times as the process asks",
   )
   self_conditioning: float | None = option(
     None,

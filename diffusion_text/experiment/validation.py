@@ -24,7 +24,7 @@ from diffusion_text.types import Batch, DataFacts, Model, Progress
 
 def scoring_model(model: Model, evaluate: EvaluateSettings) -> Model:
   """The model under which the bound is reported: that of training, if its times give a bound;
-  otherwise with another timing.
+  otherwise with another timing. One time for all tokens is drawn as the process asks.
 
   Raises:
     ValueError: for an `evaluate.timing` that gives no bound, an `evaluate.decode_at` of a process
@@ -50,9 +50,8 @@ def scoring_model(model: Model, evaluate: EvaluateSettings) -> Model:
         " evaluate.timing={'name': 'shared'}, or leave it unset"
       )
     return scoring
-  if engine.is_bound(scoring, Bound()):
-    return scoring
-  return scoring._replace(timing=Shared())
+  timing = scoring.timing if engine.is_bound(scoring, Bound()) else Shared()
+  return scoring._replace(timing=timing.for_bound(model.process.bound_times()))
 
 
 def check_members(

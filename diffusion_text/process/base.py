@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import jax
@@ -62,6 +62,10 @@ class PerToken:
   def noise_is_learned(self) -> bool:
     """False: no discrete draw of `corrupt` depends on trained parameters."""
     return False
+
+  def bound_times(self) -> Mapping[str, float]:
+    """{}: even times."""
+    return {}
 
   def init(self, key: Key, facts: DataFacts) -> Params:
     """{}: nothing is learned or counted."""

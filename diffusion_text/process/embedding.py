@@ -93,6 +93,11 @@ class Embedding(Tabled):
     """The variance of a number of a clean vector."""
     return 1 / self.width if self.norm == "unit" else 1.0
 
+  @property
+  def apart(self) -> float:
+    """Twice the squared length of a row, as the table is drawn."""
+    return 2 * self.width * self._variance
+
   def encode(self, params: Params, ids: Int[Array, "*n"]) -> Float[Array, "*n E"]:
     """The embeddings of the ids."""
     return self.table(params)[ids]

@@ -39,6 +39,8 @@ prediction errors that only training on the bound removes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -153,6 +155,11 @@ class Gaussian(PerToken):
     """k: the standard deviation of the noise where sigma = 1."""
     return 1.0
 
+  @property
+  def apart(self) -> float | None:
+    """|x_v - x_w|² / k² of two tokens, about; None if that is not known."""
+    return None
+
   def encode(self, params: Params, ids: Int[Array, "*n"]) -> Float[Array, "*n E"]:
     """The clean vectors x."""
     raise NotImplementedError
@@ -204,6 +211,15 @@ class Gaussian(PerToken):
     Raises ValueError if it does not lie above the path's end.
     """
     return self.path.time_of(log_snr)
+
+  def bound_times(self) -> Mapping[str, float]:
+    """Times about the one beyond which a token is told from the V - 1 others, where the bound is
+    paid: SNR · `apart` / 8 = log V. Half of the draws are within about two log-SNRs of it.
+    """
+    if self.apart is None:
+      return {}
+    time, width = self.path.around(math.log(8 * math.log(self.vocab_size) / self.apart))
+    return {"power": 1.0, "about": time, "width": width}
 
   def log_snr_range(self) -> tuple[float, float]:
     """The log-SNR that is trained at t -> 0+, and at t = 1."""

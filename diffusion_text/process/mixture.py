@@ -28,6 +28,7 @@ c_ts(z_t) / q_t(z_t | x̂).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -160,6 +161,13 @@ class Mixture(Discrete):
   def reads_logits_as(self) -> Literal["posterior", "leave_one_out", "score"]:
     """What the option `prediction` says."""
     return self.prediction
+
+  def bound_times(self) -> Mapping[str, float]:
+    """t = τ³. A token that is random at a small time t has a chance of about t, or of its root, and
+    a rate of about 1 / t, so that at even times the second moment of the rates is infinite. With
+    t = τ^p it is finite for p > 1, or p > 2.
+    """
+    return {"power": 3.0}
 
   def round_time(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """t rounded up to the next of the times k / time_steps."""

@@ -65,6 +65,11 @@ class Simplex(Gaussian):
     return self.k
 
   @property
+  def apart(self) -> float:
+    """2, or 8 of signed vectors: two numbers are exchanged."""
+    return 2 * (1 - self.other / self.k) ** 2
+
+  @property
   def other(self) -> float:
     """What stands at the places of other tokens."""
     return -self.k if self.encoding == "signed" else 0.0

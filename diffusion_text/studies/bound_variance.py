@@ -146,12 +146,15 @@ def estimators(experiment: Experiment) -> list[tuple[str, Timing, str]]:
   scoring = experiment.scoring
   rows: list[tuple[str, Timing, str]] = [("as reported", scoring.timing, "")]
   alike = (Shared(), ExactCount())
-  if scoring.timing in (*alike, Shared(power=2.0), Shared(power=3.0)):
+  asked = Shared().for_bound(scoring.process.bound_times())
+  if scoring.timing in (*alike, Shared(power=2.0), Shared(power=3.0), asked):
     rows = [
       ("shared", Shared(), ""),
       ("shared, power 2", Shared(power=2.0), ""),
       ("shared, power 3", Shared(power=3.0), ""),
     ]
+    if asked not in [timing for _, timing, _ in rows]:
+      rows.append(("shared, as the process asks", asked, ""))
     if engine.is_bound(scoring._replace(timing=ExactCount()), Bound()):
       rows.append(("exact_count", ExactCount(), ""))
   if experiment.model.timing not in (scoring.timing, *alike):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -10,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diffusion_text.core.numerics import TINY
 from diffusion_text.core.options import member, option
 from diffusion_text.timing.clock import Even, low_discrepancy, text_lengths
-from diffusion_text.types import Batch, Key, Params, Progress, Times
+from diffusion_text.types import Batch, Key, Params, Progress, Times, Timing
 
 # The smallest time of `Shared` with a power; far below TINY, as reaching small times is what a
 # power is for.
@@ -27,6 +30,9 @@ class Shared(Even):
   same for every power. Above 1 it draws small times more often and weighs them less, for rates
   whose tail is there; the grids of samplers do not depend on it.
 
+  about, width: importance sampling about a time, by a Cauchy law of that width, for rates that are
+  large in one stretch of time only. The bound is the same.
+
   low, high: times are drawn from [low, high] only, which lowers the variance of the gradient
   (BD3-LM, arXiv 2503.09573, section 5) and is no bound any more.
   """
@@ -34,12 +40,21 @@ class Shared(Even):
   power: float = option(
     1.0, "t = τ^power: 1 draws times evenly, 2 and 3 draw more of the small ones", gt=0
   )
+  about: float | None = option(
+    None, "the time about which most times are drawn; unset: about none", ge=0, le=1
+  )
+  width: float = option(0.1, "of the stretch about `about` that half of the times are in", gt=0)
   low: float = option(0.0, "the smallest time that is drawn", ge=0, le=1)
   high: float = option(1.0, "the largest time that is drawn", gt=0, le=1)
 
   def __post_init__(self):
     if self.low > self.high:
       raise ValueError(f"low={self.low} must not exceed high={self.high}; 0.3 and 0.8, say")
+    if self.about is not None and (self.power, self.low, self.high) != (1.0, 0.0, 1.0):
+      raise ValueError(
+        f"about={self.about} with power={self.power}, low={self.low}, high={self.high}: times are"
+        " drawn about one time, or by a power, or from a stretch; set one of them"
+      )
 
   @property
   def path(self) -> Literal["continuous", "none"]:
@@ -58,8 +73,23 @@ class Shared(Even):
     if self.power != 1:
       t = jnp.maximum(tau**self.power, _LEAST_TIME)
       speed = self.power * tau ** (self.power - 1)
+    if self.about is not None:
+      t, speed = _about(self.about, self.width, tau)
     every = jnp.broadcast_to(t, batch.ids.shape)
     return Times(every, jnp.broadcast_to(speed, every.shape), tau, network_time=t)
+
+  def for_bound(self, options: Mapping[str, float]) -> Timing:
+    """Times as the process asks for them."""
+    return dataclasses.replace(self, **options)
+
+
+def _about(middle: float, width: float, tau: Array) -> tuple[Array, Array]:
+  """(t, dt/dτ) of the quantiles of a Cauchy law, cut off at 0 and 1."""
+  first = math.atan(-middle / width)
+  last = math.atan((1 - middle) / width)
+  slope = jnp.tan(first + (last - first) * tau)
+  t = jnp.clip(middle + width * slope, TINY, 1.0)
+  return t, (last - first) * width * (1 + slope**2)
 
 
 @member

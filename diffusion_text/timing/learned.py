@@ -21,6 +21,7 @@ are one thing: the loss is how little is known, and the rate is its slope.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -30,7 +31,16 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.options import member, option
 from diffusion_text.timing.clock import low_discrepancy
-from diffusion_text.types import Batch, DataFacts, Key, Params, Progress, Times, TokenCosts
+from diffusion_text.types import (
+  Batch,
+  DataFacts,
+  Key,
+  Params,
+  Progress,
+  Times,
+  Timing,
+  TokenCosts,
+)
 
 # Updates of Adam are of the size of its rate, and losses may be far from 1.
 _SIZE_GAIN = 10.0
@@ -98,6 +108,11 @@ class Learned:
     each = self._by_nats if self.by == "nats" else self._by_loss
     value = jnp.sum(each(params, times, costs))
     return value - jax.lax.stop_gradient(value)
+
+  def for_bound(self, options: Mapping[str, float]) -> Timing:
+    """Itself: its times are drawn by what they cost already."""
+    del options
+    return self
 
   def shares(self, params: Params, length: int) -> Float[Array, "P bins"]:
     """The stretches' shares of the clock, each row summing to 1; P is `length`, or 1

@@ -103,6 +103,7 @@ TIMINGS = {
   "shared": (Shared(), 1),
   "shared, power 2": (Shared(power=2.0), 1),
   "shared, power 3": (Shared(power=3.0), 1),
+  "shared, about a time": (Shared(about=0.4, width=0.2), 1),
   "exact_count": (ExactCount(), 1),
   "wave 1": (Hyperschedule(kind="wave", width=1), 1),
   "wave 2": (Hyperschedule(kind="wave", width=2), 1),
