@@ -141,12 +141,23 @@ class TaskTable:
     """Writes what the table is made of. More tasks, systems and seeds may join it later.
 
     Raises:
-      ValueError: If the workdir holds another table, or results of a cell whose config has changed.
+      ValueError: If the workdir holds another table, or results of a cell whose config has changed,
+        and for systems that a task refuses.
     """
+    refused = []
     for name, cell in self.cells.items():
-      config = config_json(self.config(cell))  # every file and task is read now
+      config = self.config(cell)  # every file and task is read now
       if (self.workdir / name / "results.json").exists():
-        train.check_workdir(str(self.workdir / name), config, ("train",), write=False)
+        train.check_workdir(str(self.workdir / name), config_json(config), ("train",), write=False)
+      elif cell.seed == self.base.seed:  # a system fits a task with all seeds or with none
+        try:
+          build(config)
+        except ValueError as error:
+          refused.append(f"{cell.system} on {cell.task}: {error}")
+    if refused:
+      raise ValueError(
+        f"leave systems out of --configs, or tasks out of --tasks: {'; '.join(refused)}"
+      )
     chosen = ("steps", "calls", "num_prompts", "num_draws", "max_rows")
     everything = {name: getattr(self, name) for name in chosen}
     everything["base"] = json.loads(config_json(self.base))

@@ -103,6 +103,11 @@ def test_a_finished_cell_is_not_run_again_and_another_table_is_refused(table, me
   other = {"addition": {**SMALL, "train_size": 31}}
   with pytest.raises(ValueError, match="train_size"):
     dataclasses.replace(table, tasks=other).claim()
+  # A system that does not fit a task is refused before any training; mutant: not until its turn.
+  small = {"composition": {"symbols": 4, "times": 3, "train_size": 20, "held_out_size": 2}}
+  files = compare.config_files(["mdlm", "duo"], ROOT / "configs")
+  with pytest.raises(ValueError, match=r"leave systems out .*: duo on composition: .*candidates"):
+    dataclasses.replace(table, tasks=small, files=files).claim()
   more = {**table.tasks, "parity": {"bits": 6, "train_size": 9, "held_out_size": 2}}
   dataclasses.replace(table, tasks=more, seeds=2).claim()  # these may join
 

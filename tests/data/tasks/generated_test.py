@@ -198,6 +198,14 @@ def test_scan_by_hand():
   )
 
 
+def test_a_puzzle_that_is_drawn_again_is_left_out():
+  """Of 16 prompts about 13 are in training, and 10 draws without a repeat are hardly ever made.
+  Mutant: every draw is kept.
+  """
+  prompts = [each.prompt for each in TASKS["parity"](bits=4, train_size=10).examples("train")]
+  assert len(prompts) == 10 == len(set(prompts))
+
+
 def test_too_many_examples_are_refused():
   few = TASKS["parity"](bits=3, train_size=9)
   with pytest.raises(ValueError, match=r"only about \d different examples for split='train', and"):

@@ -1,0 +1,43 @@
+"""What a bound costs in updates, tokens, CPU-seconds and operations, from the metrics of runs; and
+the best size at equal operations.
+
+  python -m experiments.costs --workdirs=runs/compare/mdlm,runs/compare/duo --bounds=3.0,2.5 \
+      --workdir=runs/costs
+
+With --budgets, floating-point operations, sizes of one system are compared at each of them: a
+parabola through their bounds has the best size at its lowest point. Rates that decay show their
+bound at their end only, so train such sizes at a constant rate, or each for its own budget.
+
+  python -m experiments.costs --workdirs=runs/small,runs/middle,runs/large --budgets=1e12,4e12 \
+      --workdir=runs/sizes
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments.flags import run, workdir_flag
+
+WORKDIR = workdir_flag()
+WORKDIRS = flags.DEFINE_list("workdirs", [], "runs whose metrics are read")
+BOUNDS = flags.DEFINE_list("bounds", [], "bits per character; default the lowest that all have")
+BUDGETS = flags.DEFINE_list("budgets", [], "operations at which sizes are compared")
+
+
+def main(_):
+  from diffusion_text.studies import costs
+
+  if not WORKDIRS.value:
+    raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
+  try:
+    bounds, budgets = list(map(float, BOUNDS.value)), list(map(float, BUDGETS.value))
+  except ValueError as error:
+    raise ValueError(
+      f"--bounds={','.join(BOUNDS.value)} --budgets={','.join(BUDGETS.value)} must be numbers"
+    ) from error
+  runs = [costs.read(pathlib.Path(name)) for name in WORKDIRS.value]
+  print(costs.report(runs, bounds, budgets, pathlib.Path(WORKDIR.value)))
+
+
+if __name__ == "__main__":
+  run(main)

@@ -1,0 +1,49 @@
+"""Published larger settings are configs that build, without their data."""
+
+import importlib
+
+import jax
+import pytest
+
+from diffusion_text.experiment.build import build
+from diffusion_text.experiment.summary import AnyVocabulary
+from tests.conftest import ROOT
+
+# file, choice, vocabulary, (section, option, value) that its table says
+SETTINGS = [
+  ("text8", "genmd4", 27, ("data", "length", 256)),
+  ("lm1b", "mdlm", 30_522, ("train", "steps", 1_000_000)),
+  ("lm1b", "mdlm/long", 30_522, ("train", "steps", 10_000_000)),
+  ("lm1b", "bd3lm/wrapped", 30_522, ("data", "packing", "stream")),
+  ("openwebtext", "udlm", 50_257, ("data", "length", 1024)),
+  ("sudoku", "mdlm", 12, ("model", "layers", 3)),
+  ("qqp", "diffuseq", 30_522, ("train", "batch_size", 2048)),
+]
+
+
+@pytest.mark.parametrize("name,choice,vocabulary,said", SETTINGS, ids=str)
+def test_a_setting_builds(name, choice, vocabulary, said):
+  """The system keeps what it owns, and everything fits: nothing is read and nothing computed."""
+  module = importlib.import_module(f"configs.published.{name}")
+  config = module.get_config(choice)
+  own = importlib.import_module(f"configs.{choice.partition('/')[0]}").get_config("small")
+  section, option, value = said
+  assert config[section][option] == value
+  assert config.process == own.process and config.objective == own.objective
+  made = build(config, tokenizer=AnyVocabulary(vocabulary), devices=jax.devices()[:1])
+  assert made.train.batch_size == config.train.batch_size
+  assert "not yet run" in module.__doc__ and f"configs/published/{name}.py:" in module.__doc__
+  assert module.get_config("") == module.get_config()
+
+
+def test_every_setting_is_here():
+  files = {path.stem for path in (ROOT / "configs" / "published").glob("[!_]*.py")}
+  assert files == {name for name, *_ in SETTINGS}
+
+
+def test_unknown_choices_are_refused():
+  lm1b = importlib.import_module("configs.published.lm1b")
+  with pytest.raises(ValueError, match="names no protocol; use mdlm/ and one of padded, long, wra"):
+    lm1b.get_config("mdlm/packed")
+  with pytest.raises(ValueError, match=r"configs/nobody.py gives no system"):
+    lm1b.get_config("nobody")
