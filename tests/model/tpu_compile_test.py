@@ -2,8 +2,10 @@
 present, and what is read off it.
 """
 
+import contextlib
 import importlib.util
 
+import jax
 import pytest
 
 from configs import base
@@ -60,6 +62,17 @@ def test_an_axis_of_the_mesh_may_be_part_of_an_axis_of_the_slice():
   assert len({x for x, *_ in neighbours}) == 1 or len({y for _, y, *_ in neighbours}) == 1
 
 
+@contextlib.contextmanager
+def hasty(case):
+  """The compiler takes half the time, and more memory, where memory is not what is asked."""
+  before = jax.config.jax_optimization_level
+  jax.config.update("jax_optimization_level", "O0" if case == "narrow" else before)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_optimization_level", before)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_train_step_compiles_for_v5e(case):
   """Compiles with the kernels in it and fits; the FLOPs read off the program are those of the
@@ -74,7 +87,8 @@ def test_train_step_compiles_for_v5e(case):
   experiment = build(
     config, tokenizer=AnyVocabulary(vocab_size), devices=topology_devices(topology)
   )
-  compiled = compile_step(experiment, topology)
+  with hasty(case):
+    compiled = compile_step(experiment, topology)
   print(report(case, compiled))
   assert "tpu_custom_call" in compiled.text, "the Pallas kernels are not in the compiled step"
   assert verdict(compiled).startswith("fits: ") and verdict(compiled).endswith(" of 16 GiB")
