@@ -16,7 +16,7 @@ from diffusion_text.experiment.catalogue import commands
 def main(argv: list[str]) -> int:
   """The exit code: 2 for a word, which is most likely a command that was meant to be run."""
   known = commands(pathlib.Path(__file__).parent)
-  if not argv:
+  if not argv or argv[0] in ("-h", "--help"):
     print("python -m experiments.NAME runs one of these; --help explains it and its flags.")
     print("To begin: launch/quickstart, then train, evaluate and sample.\n")
     longest = max(map(len, known))

@@ -1,10 +1,7 @@
 r"""Scores a trained model: the bound on held-out text in nats/token, perplexity, bits per character
 and per byte, with its standard error.
 
-  python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4] \
-      [--max_rows=1000]
-
-It uses all devices of all processes.
+  python -m experiments.evaluate --workdir=runs/mdlm [--split=test] [--num_draws=4]
 
 --path: of text elsewhere. For a run on files it is the place of the same kind of files, for one
 that has moved too; --data sets any option of config.data, and names another kind of corpus.

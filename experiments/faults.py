@@ -32,11 +32,11 @@ KINDS = flags.DEFINE_list("kinds", [], "which kinds of fault; default all")
 
 
 def main(_):
+  from diffusion_text.experiment.registry import check_names
   from diffusion_text.experiment.run import override
   from diffusion_text.studies import fault_injection as faults
 
-  if unknown := set(KINDS.value) - set(faults.KINDS):
-    raise ValueError(f"--kinds has {sorted(unknown)}; use some of {','.join(faults.KINDS)}")
+  check_names("--kinds", KINDS.value, faults.KINDS)
   workdir = pathlib.Path(WORKDIR.value).absolute()
   if workdir.exists():
     raise ValueError(f"--workdir={workdir} is there already; use a new one")

@@ -8,6 +8,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from diffusion_text.experiment import help as explained
 from diffusion_text.experiment import mistakes
 from diffusion_text.train.checkpoint import CheckpointError
 from diffusion_text.train.loop import TrainingDiverged
@@ -23,12 +24,9 @@ USER_ERRORS = (ValueError, OSError, CheckpointError, TrainingDiverged)
 
 def config_flag(default: str | None = None, name: str = "config"):
   """--config=configs/mdlm.py:tiny, any option of which can be set: --config.train.steps=100."""
-  help_string = (
-    "a file of configs/ and a size: configs/mdlm.py:tiny (micro, tiny, small, medium, 1b or 8b);"
-    " options: python -m experiments.inspect --options=process"
-  )
+  help_string = "a file of configs/ and a size: configs/mdlm.py:tiny; see docs/commands.md"
   parts.take(name)
-  try:  # unlocked: options that no file mentions can be set; build refuses what nobody reads
+  try:  # unlocked: build refuses what nobody reads
     return config_flags.DEFINE_config_file(
       name, default, help_string=help_string, lock_config=False, accept_new_attributes=True
     )
@@ -61,9 +59,10 @@ def run(main, connect=None):
     except Exception as error:  # nobody may wait for the others while they wait for us
       if not (user := isinstance(error, USER_ERRORS)) or flags.FLAGS.traceback:
         traceback.print_exc()
-      fail(*verdict(error, user))
+      fail(*(mistakes.not_a_number(error) or verdict(error, user)))
 
   def parsed(argv):
+    explained.show_if_asked(argv)
     try:
       return mistakes.parse(argv, parts.PARTS)
     except mistakes.Mistake as error:

@@ -32,11 +32,11 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds; medians are reported",
 def main(_):
   jax.config.update("jax_num_cpu_devices", 8)
   jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
+  from diffusion_text.experiment.registry import check_names
   from diffusion_text.studies import scaling as growth
 
   names = AXES.value or list(growth.AXES)
-  if unknown := set(names) - set(growth.AXES):
-    raise ValueError(f"--axes has {sorted(unknown)}; use some of {','.join(growth.AXES)}")
+  check_names("--axes", names, growth.AXES)
   most = {"devices": jax.device_count()}
 
   def limit(name):

@@ -1,4 +1,4 @@
-"""Samples of trained systems, judged by an autoregressive run: quality against entropy over
+r"""Samples of trained systems, judged by an autoregressive run: quality against entropy over
 temperatures, never one number.
 
   python -m experiments.judge --judge=runs/ar --workdirs=runs/mdlm,runs/duo \

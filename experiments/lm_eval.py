@@ -7,6 +7,7 @@ docs/lm_eval.md lists the options of --model_args. It needs pip install -e '.[lm
 """
 
 import os
+import sys
 
 from experiments.flags import USER_ERRORS, fail
 from experiments.paths import show_any_text
@@ -16,6 +17,8 @@ def main():
   from diffusion_text.studies.lm_eval_adapter import register
 
   show_any_text()
+  if set(sys.argv[1:]) & {"-h", "--help"}:
+    print(f"{__doc__}\n{'-' * 8}")
   # lm_eval would fork this process, whose threads hold locks, for the errors of its metrics.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   try:

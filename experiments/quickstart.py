@@ -1,5 +1,7 @@
 """Trains on the bundled corpus for a few minutes, scores held-out text, samples, and writes a
-report. Run it with launch/quickstart.
+report. launch/quickstart makes the environment and runs it.
+
+  python -m experiments.quickstart [--seconds=270] [--workdir=runs/quickstart]
 
 The number of steps is what this machine can do in --seconds, measured at the start, so that the
 learning rate can fall to its end. A run that goes on keeps the config that it began with.

@@ -1,4 +1,4 @@
-"""Tasks with verifiers: what there are, their examples, and the answers of a trained model.
+r"""Tasks with verifiers: what there are, their examples, and the answers of a trained model.
 
   python -m experiments.tasks                                    # the names, with one line each
   python -m experiments.tasks --task=countdown3 --show=5         # examples, and baselines' scores
@@ -23,7 +23,7 @@ NUM = flags.DEFINE_integer("num", 100, "only the first prompts", lower_bound=1)
 SHOW = flags.DEFINE_integer("show", 3, "examples to print", lower_bound=0)
 SEED = flags.DEFINE_integer("seed", 0, "of the samples", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", None, "of the sampler; default the run's", lower_bound=1)
-SAMPLER = flags.DEFINE_multi_string("sampler", [], "an option of config.sampler; may be repeated")
+SAMPLER = flags.DEFINE_multi_string("sampler", [], "an option of config.sampler, as in steps=32")
 
 
 def main(_):

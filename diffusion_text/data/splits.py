@@ -87,9 +87,10 @@ def find(location: str, suffixes: Sequence[str]) -> Files:
     why = {root: reason or "it is the only file"}
     return Files(root, {name: [root] * (name == (split or "train")) for name in SPLITS}, why, [])
   if not root.is_dir():
+    here = "" if root.is_absolute() else f" in {Path.cwd()}"
     raise FileNotFoundError(
-      f"path={location!r} is not a folder; give the folder that holds {kinds} files (if it has "
-      "moved: its new place, data.path for training and --path of experiments.evaluate)"
+      f"path={location!r} is not a folder{here}; give the folder that holds {kinds} files (if it"
+      " has moved: its new place, data.path for training and --path of experiments.evaluate)"
     )
   paths, unread = _walk(root, suffixes)
   if not paths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +17,12 @@ from diffusion_text.core.prng import numbered_keys
 from diffusion_text.evaluate.lengths import LengthLaw, of_rows
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.experiment.memory import check_sampling_memory
-from diffusion_text.experiment.run import Trained, held_out
+from diffusion_text.experiment.run import Trained, held_out_rows
 from diffusion_text.reader.unprompted import reader_for
 from diffusion_text.sampler.accounting import CostReport, cost_report
 from diffusion_text.sampler.padding import check_block, check_observed_are_seen
 from diffusion_text.sampler.records import Sample
+from diffusion_text.train.sharding import global_batch, replicated, row_places, row_shards
 from diffusion_text.train.storage import as_path
 from diffusion_text.types import Batch, Model, Params, Reader, Sampler
 
@@ -89,7 +90,7 @@ def closing(costs: Costs, experiment: Experiment, *, lengths: bool) -> str:
       f"--lengths counts tokens up to the end of text, and no token of {experiment.tokenizer.name}"
       " has that role"
     )
-  batches = [batch for batch, _ in held_out(experiment, "validation", ROWS_OF_LENGTHS)]
+  batches = list(held_out_rows(experiment, "validation", ROWS_OF_LENGTHS))
   ids = np.concatenate([np.asarray(batch.ids) for batch in batches])
   weights = [np.asarray(experiment.text_weights(batch)) > 0 for batch in batches]
   data = of_rows(ids, end_id, np.concatenate(weights))
@@ -144,7 +145,7 @@ def check(
   check_block(experiment.model, block)
   reader = reader_for(experiment.reader if reader is None else reader, texts)
   total = texts.ids.shape[0] * num
-  size = min(batch_size, total)
+  size = _rows_at_a_time(experiment, batch_size, total)
   check_sampling_memory(experiment, size, texts.ids.shape[1], sampler=sampler, reader=reader)
   state = experiment.abstract_state().eval_params
   params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
@@ -178,7 +179,8 @@ def draw(
   """`num` samples of each text, in order, at most `batch_size` rows at a time.
 
   A row's text depends on the seed, the number of the sample and its own observed tokens: sample s
-  of any text has key s, whatever the batch size and the other rows.
+  of any text has key s, whatever the batch size, the other rows and the number of devices. Rows are
+  split over the devices of all processes, each of which is handed all of them.
 
   Args:
     trained: a workdir, loaded.
@@ -194,14 +196,14 @@ def draw(
   experiment = trained.experiment
   reader = reader_for(experiment.reader if reader is None else reader, texts)
   total = texts.ids.shape[0] * num
-  size = min(batch_size, total)
+  size = _rows_at_a_time(experiment, batch_size, total)
+  how = {"sampler": sampler, "reader": reader, "block": block, "end_id": end_id}
+  sample = _over_devices(experiment, seed, **how)
   for number in range(math.ceil(total / size)):
     # The last batch is filled up with its last row: all batches are one compiled program.
     rows = np.minimum(np.arange(number * size, (number + 1) * size), total - 1)
     batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows // num], texts)
-    keys = numbered_keys(seed, jnp.asarray(rows % num))
-    how = {"sampler": sampler, "reader": reader, "block": block, "end_id": end_id}
-    made = experiment.sample(trained.params, keys, batch, **how)
+    made = sample(trained.params, rows % num, batch)
     if costs is not None:
       costs.add(made, batch, min(size, total - number * size))
     ids, calls = np.asarray(made.ids), np.asarray(made.row_calls)
@@ -210,6 +212,47 @@ def draw(
       kept = _without_ends(ids[place][weights[place] > 0], end_id)
       text = experiment.tokenizer.decode(kept)
       yield Drawn(int(rows[place]), text, kept.tolist(), int(calls[place]), seed)
+
+
+def rows_for_devices() -> list[tuple[str, int]]:
+  """The override of a config that is loaded to draw on all devices: of the batch that is scored,
+  which must divide over them and is not otherwise used.
+  """
+  return [("evaluate.batch_size", jax.device_count())]
+
+
+def _rows_at_a_time(experiment: Experiment, batch_size: int, total: int) -> int:
+  """Rows of a batch: as many as there are or as were asked for, and a multiple of the devices."""
+  shards = row_shards(experiment.mesh)
+  return math.ceil(min(batch_size, total) / shards) * shards
+
+
+def _over_devices(
+  experiment: Experiment, seed: int, **how: Any
+) -> Callable[[Params, np.ndarray, Batch], Sample]:
+  """A function (params, numbers of the samples [B], batch on the host) -> Sample.
+
+  With several devices each has its share of the rows while they are drawn, and then the whole.
+  """
+  mesh = experiment.mesh
+  if mesh.devices.size == 1:
+
+    def alone(params, numbers, batch):
+      return experiment.sample(params, numbered_keys(seed, jnp.asarray(numbers)), batch, **how)
+
+    return alone
+
+  @functools.partial(jax.jit, out_shardings=replicated(mesh))
+  def compiled(params, numbers, batch):
+    return experiment.sample(params, numbered_keys(seed, numbers), batch, **how)
+
+  def spread(params, numbers, batch):
+    places = row_places(mesh, len(numbers))
+    own = jax.tree.map(lambda leaf: np.asarray(leaf)[places], batch)
+    with jax.set_mesh(mesh):
+      return compiled(params, numbers, global_batch(own, mesh, len(numbers)))
+
+  return spread
 
 
 def _without_ends(ids: Int[np.ndarray, " L"], end_id: int | None) -> Int[np.ndarray, " n"]:

@@ -31,11 +31,16 @@ FRAME_STYLE = "width: 100%; height: 26rem; border: none"
 def check_film(
   page: str | None, stream: bool, rows: int, batch_size: int, output: str | None
 ) -> None:
-  """Raises ValueError for what `play` cannot do: more rows than a batch, an output of its own, and
-  a page that is there already.
+  """Raises ValueError for what `play` cannot do: several processes, more rows than a batch, an
+  output of its own, and a page that is there already.
   """
   if not (page or stream):
     return
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"--stream and --trace are drawn by one process, and these are {jax.process_count()}; start"
+      " the command once, without --num_processes"
+    )
   if output is not None:
     raise ValueError(f"--output={output} is written without --stream and --trace; choose one")
   if rows > batch_size:

@@ -18,6 +18,7 @@ NUMBERS = {
   "invalid literal for int()": "must be a whole number",
   "could not convert string to float": "must be a number",
 }
+CHOICES = "value should be one of <"  # what absl says of a value that is not among them
 UNSET = "must have a value other than None"  # what absl says of a required flag
 
 
@@ -136,7 +137,29 @@ def refused_value(text: str) -> str:
   for begins, plain in NUMBERS.items():
     if said.startswith(begins):
       said = plain
+  if said.startswith(CHOICES):
+    choices = said.removeprefix(CHOICES).removesuffix(">").split("|")
+    near = difflib.get_close_matches(place.partition("=")[2], choices, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{place}: {hint}use one of {', '.join(choices)}"
   return f"{place}: {said}"
+
+
+def not_a_number(
+  error: Exception, values: flags.FlagValues = flags.FLAGS
+) -> tuple[str, int] | None:
+  """(message, exit code) for a text in a list of numbers that is none, with its flag; None for
+  another error.
+  """
+  text = str(error)
+  if not text.startswith(tuple(NUMBERS)):
+    return None
+  plain = next(said for begins, said in NUMBERS.items() if text.startswith(begins))
+  for name in values:
+    typed_in = values[name].value
+    if isinstance(typed_in, list) and any(text.endswith(repr(each)) for each in typed_in):
+      return f"--{name}={','.join(map(str, typed_in))}: each {plain}", 2
+  return None
 
 
 def unknown_section(error: AttributeError, argv: list[str], configs: Iterable[str]) -> str:

@@ -198,6 +198,16 @@ def nearest(word: str, words: Iterable[str]) -> str:
   return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def check_names(flag: str, names: Iterable[str], known: Iterable[str]) -> None:
+  """Raises ValueError for the first name that is not known, with the nearest."""
+  known = list(known)
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f"{flag}={name} is unknown{nearest(name, known)}; use some of {', '.join(known)}"
+      )
+
+
 def _class(table: Mapping[str, Any], name: Any, where: str) -> type:
   """The class behind a name: a class of the table, or one that is imported now."""
   chosen = table.get(name) if isinstance(name, str) else None

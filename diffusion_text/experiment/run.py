@@ -98,20 +98,27 @@ def _scored_batches(experiment: Experiment, split: str) -> EvaluationBatches:
   )
 
 
+def held_out_rows(
+  experiment: Experiment, split: str, max_rows: int | None = None
+) -> Iterator[Batch]:
+  """Batches on the host over a split ("all": over all of them), in order; at most `max_rows` rows,
+  rounded up to whole batches.
+  """
+  size, batches = experiment.evaluate.batch_size, _scored_batches(experiment, split)
+  count = len(batches) if max_rows is None else min(len(batches), -(-max_rows // size))
+  yield from itertools.islice(batches, count)
+
+
 def held_out(
   experiment: Experiment, split: str, max_rows: int | None = None
 ) -> Iterator[tuple[Batch, TextSize]]:
-  """(global batch, size of the text scored in it) over a split ("all": over all of them), in order;
-  at most `max_rows` rows, rounded up to whole batches.
+  """(global batch, size of the text scored in it) of `held_out_rows`, over the devices of all
+  processes.
   """
   settings = experiment.evaluate
   places = train.row_places(experiment.mesh, settings.batch_size)
-  batches = _scored_batches(experiment, split)
-  count = (
-    len(batches) if max_rows is None else min(len(batches), -(-max_rows // settings.batch_size))
-  )
   bytes_of_unknown = arrays(experiment, split).bytes_of_unknown
-  for batch in itertools.islice(batches, count):
+  for batch in held_out_rows(experiment, split, max_rows):
     weights = np.asarray(experiment.text_weights(batch))
     counted = text_size(experiment.tokenizer, batch.ids, weights, bytes_of_unknown)
     local = jax.tree.map(lambda leaf: leaf[places], batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -36,7 +36,7 @@ def second_model(workdir: str, first: Experiment) -> SecondModel:
   Raises:
     ValueError: for a workdir without a run, and for another tokenizer.
   """
-  experiment = run.load_experiment(workdir)
+  experiment = run.load_experiment(workdir, **_devices_of(first))
   mine, other = first.tokenizer, experiment.tokenizer
   if mine.fingerprint != other.fingerprint:
     raise ValueError(
@@ -60,5 +60,11 @@ def beside(trained: run.Trained, second: SecondModel | None) -> run.Trained:
   """The trained model with the parameters of the second in their group."""
   if second is None:
     return trained
-  own = run.load(second.workdir).params
+  own = run.load(second.workdir, **_devices_of(trained.experiment)).params
   return dataclasses.replace(trained, params={**trained.params, GROUP: own})
+
+
+def _devices_of(first: Experiment) -> dict[str, Any]:
+  """Arguments of `run.load` for a model on the devices of the first."""
+  rows = [("evaluate.batch_size", first.evaluate.batch_size)]
+  return {"overrides": rows, "all_devices": True} if first.mesh.devices.size > 1 else {}

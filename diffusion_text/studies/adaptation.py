@@ -132,9 +132,7 @@ def run(
   Raises:
     ValueError: for an unknown start, and what `convert` and `train_workdir` raise.
   """
-  unknown = [name for name in starts if name not in STARTS]
-  if unknown:
-    raise ValueError(f"--starts={unknown[0]} is not known; use some of {', '.join(STARTS)}")
+  registry.check_names("--starts", starts, STARTS)
   if (workdir / "adaptation.json").exists():
     raise ValueError(f"--workdir={workdir} holds a result already; use another one")
   lines: list[Line] = []

@@ -28,6 +28,7 @@ from diffusion_text.core.prng import row_keys
 from diffusion_text.data import tokenizers
 from diffusion_text.data.corpora import Austen
 from diffusion_text.experiment.api import TextData, fit
+from diffusion_text.experiment.registry import check_names
 from diffusion_text.objective import Bound
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.delayed_cache import DelayedCache
@@ -211,9 +212,7 @@ def run(name: str, settings: Settings, workdir: pathlib.Path, only: Collection[s
     ValueError: for a chain or a reader that is unknown.
   """
   known = dict.fromkeys(name for name, *_ in readers(32, 128))
-  wrong = [each for each in only if each not in known]
-  if wrong:
-    raise ValueError(f"readers={wrong} are unknown; use some of {', '.join(known)}")
+  check_names("--readers", only, known)
   made = text_problem(settings) if name == TEXT else chain_problem(name, settings)
   problem, ids = made
   lines: list[Line] = [Line("data", "–", ids, None)]

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from diffusion_text.context import Full
 from diffusion_text.experiment.api import fit
+from diffusion_text.experiment.registry import nearest
 from diffusion_text.model.transformer import Transformer
 from diffusion_text.objective import Bound
 from diffusion_text.process.masked import Masked
@@ -103,7 +104,8 @@ CHAINS: dict[str, Callable[[], Chain]] = {"branchy": branchy, "phrase": phrase}
 def chain_of(name: str) -> Chain:
   """The chain of a name. Raises ValueError for an unknown one."""
   if name not in CHAINS:
-    raise ValueError(f"chain={name!r} is unknown; use one of {', '.join(CHAINS)}")
+    known = ", ".join(CHAINS)
+    raise ValueError(f"chain={name!r} is unknown{nearest(name, CHAINS)}; use one of {known}")
   return CHAINS[name]()
 
 

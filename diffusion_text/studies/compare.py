@@ -64,8 +64,8 @@ def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pat
     path = known.get(name, pathlib.Path(name))
     if name not in known and not (path.suffix == ".py" and path.is_file()):
       raise ValueError(
-        f"--configs: {name!r} is unknown; use some of {', '.join(known)}, or the path of a config"
-        f" file"
+        f"--configs: {name!r} is unknown{registry.nearest(name, known)}; use some of"
+        f" {', '.join(known)}, or the path of a config file"
       )
     if path.stem in files:
       raise ValueError(f"--configs has {path.stem!r} twice; each needs a name of its own")

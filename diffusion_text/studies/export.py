@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import build
+from diffusion_text.experiment.checks import trained_directory
 from diffusion_text.experiment.registry import nearest
 from diffusion_text.model.linear_maps import plain
 from diffusion_text.model.pretrained import FAMILIES, architecture_of, write
@@ -40,11 +41,14 @@ def export(workdir: str, output: str, family: str | None = None) -> str:
     return _plain_workdir(workdir, output)
   path = pathlib.Path(workdir).expanduser() / RECORD
   record = json.loads(path.read_text()) if path.exists() else {}
+  trained_directory(workdir)
   name = family or record.get("family")
   if name not in FAMILIES:
     known = ", ".join(FAMILIES)
     raise ValueError(
       f"--family={name} is not known{nearest(name, FAMILIES)}; use one of {known}, {OWN}"
+      if name
+      else f"--family is not set, and {workdir} was not converted; use one of {known}, {OWN}"
     )
   experiment = runs.load_experiment(workdir)
   process = experiment.model.process

@@ -26,6 +26,7 @@ from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import row_keys
 from diffusion_text.core.trees import split
 from diffusion_text.experiment.build import loss
+from diffusion_text.experiment.registry import check_names
 from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
@@ -181,8 +182,7 @@ def run(names: Sequence[str], settings: Settings, workdir: pathlib.Path) -> str:
   Raises:
     ValueError: for a chain or an order that is unknown.
   """
-  if unknown := set(names) - set(CHAINS):
-    raise ValueError(f"chains={sorted(unknown)} are unknown; use some of {', '.join(CHAINS)}")
+  check_names("--chains", names, CHAINS)
   if settings.order not in ORDERS:
     raise ValueError(f"order={settings.order!r} is unknown; use one of {', '.join(ORDERS)}")
   lines, fits = [], {}

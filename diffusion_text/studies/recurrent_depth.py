@@ -27,6 +27,7 @@ from diffusion_text.core.prng import row_keys
 from diffusion_text.data.corpora import Austen
 from diffusion_text.data.tokenizers import build_tokenizer
 from diffusion_text.experiment.api import TextData, fit
+from diffusion_text.experiment.registry import check_names
 from diffusion_text.objective import Bound
 from diffusion_text.process.masked import Masked
 from diffusion_text.reader.cached import Cached
@@ -240,8 +241,7 @@ def run(names: Sequence[str], settings: Settings, workdir: pathlib.Path) -> str:
   Raises:
     ValueError: for a task that is unknown.
   """
-  if unknown := set(names) - set(TASKS):
-    raise ValueError(f"tasks={sorted(unknown)} are unknown; use some of {', '.join(TASKS)}")
+  check_names("--tasks", names, TASKS)
   lines = []
   for name in names:
     lines += study(TASKS[name](settings.rows, settings.batch, settings.seed), settings)

@@ -52,6 +52,20 @@ def test_the_batch_size_changes_no_text(trained):
   assert [row.text for row in whole] == generate(trained, batch, num=3, seed=7)[0]
 
 
+def test_rows_over_several_devices_are_the_same_text(trained):
+  """Nine rows by five: on two devices by six, each with its share."""
+  experiment = build(
+    trained.experiment.config, tokenizer=trained.experiment.tokenizer, devices=jax.devices()[:2]
+  )
+  state = jax.device_put(jax.device_get(trained.params), experiment.shardings().eval_params)
+  texts = open_rows(experiment.tokenizer, 1, 12, ["a", "To be", ""])
+  costs, alone = drawing.Costs(), drawing.Costs()
+  two = _rows(Trained(experiment, state, 0), texts, batch_size=5, costs=costs)
+  assert two == _rows(trained, texts, batch_size=5, costs=alone)
+  lines = [drawing.closing(each, experiment, lengths=False) for each in (costs, alone)]
+  assert lines[0] == lines[1]
+
+
 def test_a_key_of_the_place_in_the_batch_would_be_noticed(trained, monkeypatch):
   """The mutant of the law above."""
   texts = open_rows(trained.experiment.tokenizer, 1, 12, ["a", "To be", ""])

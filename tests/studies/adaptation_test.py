@@ -192,7 +192,10 @@ def test_the_table_of_starts_trains_scores_and_samples(places, tmp_path):
   assert "| weights | 2 |" in text and 3 < line["nats"] < 12 and line["nats_error"] > 0
   assert text.splitlines()[-1].startswith("| held-out text |") and 1 < line["text_entropy"] < 6
   assert line["tokens"] == 2 * 8 * LENGTH and 0 < line["moved"] < 0.2 and line["entropy"] > 1
-  for starts, match in [(["weight"], "--starts=weight is not known"), (["scratch"], "holds a")]:
+  for starts, match in [
+    (["weight"], "--starts=weight is unknown; did you mean 'weights'"),
+    (["scratch"], "holds a"),
+  ]:
     with pytest.raises(ValueError, match=match):
       adaptation.run(str(places["llama"]), config, starts, settings, folder)
 
