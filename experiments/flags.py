@@ -57,9 +57,10 @@ def run(main, connect=None):
       check_compilation_cache()
       main(argv)
     except Exception as error:  # nobody may wait for the others while they wait for us
-      if not (user := isinstance(error, USER_ERRORS)) or flags.FLAGS.traceback:
+      user, known = isinstance(error, USER_ERRORS), mistakes.told(error)
+      if not (user or known) or flags.FLAGS.traceback:
         traceback.print_exc()
-      fail(*(mistakes.not_a_number(error) or verdict(error, user)))
+      fail(*(known or verdict(error, user)))
 
   def parsed(argv):
     explained.show_if_asked(argv)

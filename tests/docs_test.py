@@ -2,22 +2,33 @@
 what is there.
 """
 
+import functools
+import importlib
+import inspect
+import json
 import re
 import shlex
+import subprocess
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from configs import base
+from diffusion_text import testing
 from diffusion_text.contrib.decoders import DECODERS
-from diffusion_text.experiment import catalogue
+from diffusion_text.data.tasks import TASKS
 from diffusion_text.experiment.build import build, init
 from diffusion_text.experiment.registry import named_value
 from diffusion_text.experiment.run import override
 from diffusion_text.experiment.summary import AnyVocabulary
+from diffusion_text.studies.adaptation import STARTS
+from diffusion_text.studies.chains import CHAINS
+from diffusion_text.studies.fault_injection import KINDS
 from diffusion_text.studies.systems_page import page
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = (ROOT / "docs" / "commands.md").read_text()
@@ -51,16 +62,39 @@ def test_the_example_of_the_readme_learns_its_language(capsys):
   assert first > 0.5 and trained > 0.5 > without, (first, trained, without)
 
 
+def test_text_of_ones_own_in_python_is_scored(capsys):
+  (example,) = blocks(COMMANDS, "python")
+  exec(compile(example, "commands.md", "exec"), {})
+  assert re.match(r"bound \d", capsys.readouterr().out)
+
+
 def test_the_readme_fits_a_screen_or_two():
   assert README.count("\n") <= 90
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_the_worked_example_of_a_choice_is_the_file_that_is_tested(kind):
+def test_the_worked_example_of_a_choice_is_the_file_that_is_tested(kind, monkeypatch):
   article = "an" if kind[0] in "aeiou" else "a"
   text = (ROOT / "docs" / f"adding_{article}_{kind}.md").read_text()
   example = (ROOT / "tests" / "testing" / "madeup" / f"{kind}.py").read_text()
-  assert example in blocks(text, "python")
+  file, check, config = blocks(text, "python")
+  assert example == file
+  (name,) = re.findall(r"^from my_package\.(\w+) import", check, re.M)
+  monkeypatch.setitem(sys.modules, "my_package", types.ModuleType("my_package"))
+  member = importlib.import_module(f"tests.testing.madeup.{kind}")
+  monkeypatch.setitem(sys.modules, f"my_package.{name}", member)
+  # The check itself runs in madeup_test.py; here it is asked whether it takes what is shown.
+  law, asked = getattr(testing, f"check_{kind}"), []
+  takes = inspect.signature(law)
+  monkeypatch.setattr(testing, law.__name__, lambda *a, **how: asked.append(takes.bind(*a, **how)))
+  exec(compile(check, f"{kind}.md", "exec"), {})
+  assert len(asked) == 1
+  names = {}
+  exec(compile(config, f"{kind}.md", "exec"), names)
+  experiment = build(names["get_config"](), tokenizer=AnyVocabulary(64))
+  members = {"sampler": experiment.sampler, "reader": experiment.reader}
+  members |= {"objective": experiment.objective, **experiment.model._asdict()}
+  assert type(members[kind]).__module__ == member.__name__
 
 
 def test_the_page_of_systems_is_up_to_date():
@@ -85,39 +119,103 @@ def test_links_lead_somewhere():
       assert "://" in link or (path.parent / link).exists(), f"{path.name} links to {link}"
 
 
-def commands():
-  """(main, flags) of every command in the code blocks of README and of docs with commands."""
-  others = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("pretrained", "adaptation")]
-  for text in (README, COMMANDS, *others):
-    for line in "\n".join(blocks(text, "")).splitlines():
-      words = shlex.split(line.split("#")[0].replace("[-", "-").replace("]", " "))
-      if "-m" in words:
-        start = words.index("-m") + 1
-        yield words[start].removeprefix("experiments."), words[start + 1 :]
+PAGES = (ROOT / "README.md", ROOT / "launch" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
-@pytest.mark.parametrize("main,words", list(commands()), ids=str)
-def test_commands_have_the_flags_that_are_shown(main, words):
-  known = {flag.strip("-=") for flag in catalogue.flags(ROOT / "experiments", main)}
-  for word in words:
+def commands(beginning):
+  """(page, words) of every line of a code block that begins so; what is optional is given too."""
+  for path in PAGES:
+    text = "\n".join(blocks(path.read_text(), "")).replace("\\\n", " ")
+    for line in text.splitlines():
+      if line.startswith(beginning):
+        bare = line.split("  #")[0].replace("[-", "-").replace("]", " ").replace("…", "")
+        yield path.name, shlex.split(bare)
+
+
+PARSED = [words[2:] for _, words in commands("python -m experiments.")]
+PARSED = [(words[0].removeprefix("experiments."), *words[1:]) for words in PARSED]
+PARSED = [line for line in dict.fromkeys(PARSED) if line[0] != "lm_eval"]  # has its own parser
+
+
+MISTYPED = [("train", "--wrkdir=x"), ("sample", "--num=0")]
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory):
+  """(exit code, output, errors) of every command of a page, up to where it would compute."""
+  lines = [[*line, "--only_check_args"] for line in [*PARSED, *MISTYPED]]
+  done = subprocess.run(
+    [sys.executable, "tests/helps.py"],
+    input=json.dumps(lines),
+    env=environment(tmp_path_factory.mktemp("home")),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return dict(zip([*PARSED, *MISTYPED], json.loads(done.stdout)))
+
+
+@pytest.mark.parametrize("line", PARSED, ids=" ".join)
+def test_a_command_that_is_shown_takes_its_flags(parsed, line):
+  """It reads its flags and configs itself; names that it would look up later are looked up here."""
+  code, _, errors = parsed[line]
+  assert code == 0, errors
+  names = {
+    "configs": {path.stem for path in (ROOT / "configs").glob("*.py")},
+    "tasks": {*TASKS, "?", "text", "iterates"},
+    "task": TASKS,
+    "decoder": {*DECODERS, "?"},
+    "chain": CHAINS,
+    "chains": CHAINS,
+    "kinds": KINDS,
+    "starts": STARTS,
+  }
+  for word in line[1:]:
     name, _, value = word.removeprefix("--").partition("=")
-    assert word.startswith("--") and name.split(".")[0] in known, (word, known)
-    if name in ("config", "base"):
-      path, _, size = value.partition(":")
-      assert (ROOT / path).exists() and (size or "tiny") in base.SIZES, word
-    if name == "configs":
-      assert all((ROOT / "configs" / f"{each}.py").exists() for each in value.split(",")), word
+    assert word.startswith("--"), word
+    assert all(each in names.get(name, value.split(",")) for each in value.split(",")), word
     if name == "options":
       assert value.partition(".")[0] in base.config(), word
 
 
+def test_what_is_mistyped_on_a_page_would_be_noticed(parsed):
+  """The mutants: a flag that is not there, and a value that is refused."""
+  assert [parsed[line][0] for line in MISTYPED] == [2, 2]
+
+
+@pytest.mark.parametrize("page, words", list(commands("launch/")), ids=str)
+def test_a_launcher_that_is_shown_takes_its_options(page, words, tmp_path):
+  """Those that start several processes say what they would run; the others need no option."""
+  script, *options = words
+  assert (ROOT / script).exists()
+  if "--" in options:
+    first = [*options[: options.index("--")], "--dry_run", *options[options.index("--") :]]
+    first = [each.replace("runs/", f"{tmp_path}/") for each in first]
+    done = subprocess.run(
+      [sys.executable, script, *first], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "experiments." in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("line", re.findall(r"^--config\..*$", COMMANDS, re.M))
 def test_the_flags_of_configs_that_are_shown_build(line):
+  """Every option has the value that was typed, in the member that was named."""
   config = base.config("micro")
-  for word in shlex.split(line):
-    name, _, value = word.removeprefix("--config.").partition("=")
+  typed = [word.removeprefix("--config.").partition("=")[::2] for word in shlex.split(line)]
+  for name, value in typed:
     override(config, [named_value(f"{name}={value}", "config")])
-  build(config, tokenizer=AnyVocabulary(64))
+  experiment = build(config, tokenizer=AnyVocabulary(64))
+  made = {"sampler": experiment.sampler, "reader": experiment.reader}
+  made["process"] = experiment.model.process
+  for name, value in typed:
+    kind, *parts, last = name.split(".")
+    member = functools.reduce(getattr, parts, made[kind])
+    if last == "name":
+      assert type(member).__name__.lower() == value.replace("_", ""), name
+    else:
+      assert str(getattr(member, last)) in (value, f"{value}.0"), name
 
 
 def test_every_decoder_has_its_paragraph():

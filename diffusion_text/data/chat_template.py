@@ -212,8 +212,8 @@ def _alike(source: str) -> str:
     if sign in source:
       return name
   raise ValueError(
-    "this chat template is Jinja, which the package jinja2 renders; pip install"
-    f" diffusion_text[pretrained], or give --template={'|'.join(KNOWN)}"
+    "this chat template is Jinja, which the package jinja2 renders; pip install -e '.[pretrained]',"
+    f" or give --template={'|'.join(KNOWN)}"
   )
 
 

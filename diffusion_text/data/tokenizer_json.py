@@ -308,7 +308,7 @@ def _library() -> Any:
     import tokenizers  # only these tokenizers need it
   except ImportError as error:
     raise ValueError(
-      "a tokenizer.json needs the package tokenizers; pip install diffusion_text[pretrained]"
+      "a tokenizer.json needs the package tokenizers; pip install -e '.[pretrained]'"
     ) from error
   return tokenizers
 

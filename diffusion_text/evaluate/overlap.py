@@ -101,6 +101,6 @@ def sacrebleu_metrics() -> Any:
     import sacrebleu.metrics  # an extra, and slow to import
   except ModuleNotFoundError as error:
     raise ValueError(
-      "BLEU and chrF need sacrebleu, which is not installed; pip install 'diffusion_text[metrics]'"
+      "BLEU and chrF need sacrebleu, which is not installed; pip install -e '.[metrics]'"
     ) from error
   return sacrebleu.metrics

@@ -19,6 +19,12 @@ NUMBERS = {
   "could not convert string to float": "must be a number",
 }
 CHOICES = "value should be one of <"  # what absl says of a value that is not among them
+# Packages of the extras of setup.py, by the name that they are imported with.
+EXTRAS = {
+  **dict.fromkeys(("gguf", "jinja2", "safetensors", "tokenizers"), "pretrained"),
+  **dict.fromkeys(("sacrebleu", "rouge_score"), "metrics"),
+  **{"libtpu": "tpu", "gcsfs": "tpu", "lm_eval": "lm_eval", "wandb": "wandb"},
+}
 UNSET = "must have a value other than None"  # what absl says of a required flag
 
 
@@ -143,6 +149,16 @@ def refused_value(text: str) -> str:
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{place}: {hint}use one of {', '.join(choices)}"
   return f"{place}: {said}"
+
+
+def told(error: Exception, values: flags.FlagValues = flags.FLAGS) -> tuple[str, int] | None:
+  """(message, exit code) for a package of an extra that is not installed, and for a text in a list
+  of numbers that is none; None for another error.
+  """
+  missing = error.name if isinstance(error, ModuleNotFoundError) else None
+  if missing in EXTRAS:
+    return f"this needs the package {missing}; pip install -e '.[{EXTRAS[missing]}]'", 2
+  return not_a_number(error, values)
 
 
 def not_a_number(

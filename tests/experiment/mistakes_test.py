@@ -1,5 +1,6 @@
 """Mistakes on a command line are told in one line, with what is nearest."""
 
+import ast
 import re
 import sys
 
@@ -87,3 +88,14 @@ def test_a_key_that_a_config_lacks_is_told_without_the_quotes_of_a_key_error():
   assert mistakes.override(error) == (
     "the config has no 'trian'; Did you mean \"train\"?; its sections are in configs/base.py"
   )
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra():
+  """As setup.py has them; of any other module nothing is known."""
+  extras = re.search(r"^PRETRAINED = (\[.*\])$", (ROOT / "setup.py").read_text(), re.M)[1]
+  assert {name for name, extra in mistakes.EXTRAS.items() if extra == "pretrained"} == set(
+    ast.literal_eval(extras)
+  )
+  said = mistakes.told(ModuleNotFoundError("No module named 'gguf'", name="gguf"))
+  assert said == ("this needs the package gguf; pip install -e '.[pretrained]'", 2)
+  assert mistakes.told(ModuleNotFoundError("No module named 'ours'", name="ours")) is None
