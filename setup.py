@@ -10,6 +10,7 @@ LM_EVAL = ["lm_eval>=0.4.13"]  # without an extra of its own it needs no torch
 EXTRAS = {
   "tpu": ["jax[tpu]", "gcsfs"],
   "cuda": ["jax[cuda13]"],
+  "cuda12": ["jax[cuda12]"],  # for drivers below 580
   "pretrained": PRETRAINED,
   "lm_eval": LM_EVAL,
   "metrics": ["sacrebleu", "rouge-score"],

@@ -1,7 +1,11 @@
 """Notebooks run from the first cell to the last at small sizes, and are kept without outputs."""
 
+import importlib.metadata
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +41,45 @@ def test_a_notebook_is_kept_without_outputs_and_begins_with_its_installation(nam
   assert code[1]["metadata"]["tags"] == ["parameters"]
   longest = max(len(line.rstrip("\n")) for cell in code for line in cell["source"])
   assert longest <= 100
+
+
+@pytest.mark.parametrize(
+  "name, driver, extras",
+  [
+    ("train_and_watch.ipynb", None, ""),
+    ("every_process.ipynb", "CUDA Version: 12.4", "[cuda12]"),
+    ("pretrained.ipynb", "CUDA Version: 13.0", "[pretrained,cuda]"),
+  ],
+)
+def test_the_first_cell_installs_what_a_runtime_needs(name, driver, extras, tmp_path, monkeypatch):
+  """On a machine without the package; pip, git and nvidia-smi are replaced."""
+  cells = json.loads((FOLDER / name).read_text())["cells"]
+  source = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+  done = []
+
+  def program(command, **_):
+    done.append(command)
+    return subprocess.CompletedProcess(command, 0, stdout=driver)
+
+  def missing(package):
+    raise importlib.metadata.PackageNotFoundError(package)
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(importlib.metadata, "version", missing)
+  monkeypatch.setattr(subprocess, "run", program)
+  monkeypatch.setattr(shutil, "which", lambda _: driver)
+  monkeypatch.delitem(sys.modules, "jax")
+  with pytest.raises(ValueError, match="set REPOSITORY above to the address"):
+    exec(source, {})
+  assert not done
+  exec(source.replace('REPOSITORY = ""', 'REPOSITORY = "there"'), {})
+  clone = tmp_path / "diffusion_text_clone"
+  assert done[0] == ["git", "clone", "--depth=1", "there", str(clone)]
+  assert done[-1][-1] == f"{clone}{extras}"
+  (tmp_path / "diffusion_text" / "diffusion_text").mkdir(parents=True)
+  (tmp_path / "diffusion_text" / "diffusion_text" / "__init__.py").touch()
+  exec(source, {})  # cloned by hand, and opened beside the clone
+  assert done[-1][-1] == f"{tmp_path / 'diffusion_text'}{extras}"
 
 
 def run(name, more, tmp_path, monkeypatch):

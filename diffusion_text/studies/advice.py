@@ -88,7 +88,8 @@ def _cuda(machine: Machine) -> tuple[str, str]:
   if own not in found.values():
     name, version = next(iter(found.items()))
     return f"{name} {version} is not of jaxlib {own}, so jax ignores it", install
-  return "its driver may be too old for the plugin, or all its memory taken", "nvidia-smi"
+  why = "its driver may be too old for the plugin (CUDA 13 needs 580), or all its memory taken"
+  return why, "nvidia-smi; for an older driver: pip install -U -e '.[cuda12]'"
 
 
 def old_versions(machine: Machine) -> Iterator[Advice]:

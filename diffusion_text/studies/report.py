@@ -19,6 +19,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
   runs: rows as `train.read_metrics` gives them, by the name of the run; a run has one colour.
   """
   from matplotlib.figure import Figure  # here, because it is slow to import
+  from matplotlib.ticker import MaxNLocator
 
   figure = Figure(figsize=(8, 3.2), layout="constrained")
   axes = figure.add_subplot()
@@ -29,9 +30,12 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
       ("validation_bits_per_character", "validation bound", dict(marker="o", linewidth=2)),
     ):
       points = [(row["step"], row[metric]) for row in rows if metric in row]
+      errors = [row.get(f"{metric}_error", 0.0) for row in rows if metric in row]
       if points:
-        axes.plot(*zip(*points), label=of_run + label, color=f"C{number}", **style)
-  axes.set(xlabel="step", ylabel="bits per character")
+        how = {"label": of_run + label, "color": f"C{number}", "capsize": 3, **style}
+        axes.errorbar(*zip(*points), yerr=errors if any(errors) else None, **how)
+  axes.set(xlabel="step", ylabel="bits per character (± standard error)")
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.grid(alpha=0.3)
   if axes.has_data():
     axes.legend()

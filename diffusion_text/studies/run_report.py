@@ -49,7 +49,7 @@ def facts(trained: Trained, rows: Sequence[Mapping[str, float]]) -> dict[str, st
   config, network = experiment.config, experiment.model.network
   tokens = trained.step * experiment.train.batch_size * experiment.data.length
   last = {name: value for row in rows for name, value in row.items()}
-  cost = f"{last['device_hours']:.3g} device hours" if "device_hours" in last else "not written"
+  cost = device_time(last["device_hours"]) if "device_hours" in last else "not written"
   return {
     "process": f"{config.process.name}, {config.timing.name} timing, {config.context.name} context",
     "objective": config.objective.name,
@@ -60,6 +60,13 @@ def facts(trained: Trained, rows: Sequence[Mapping[str, float]]) -> dict[str, st
     "training": f"{trained.step:,} steps, {tokens:,} tokens, seed {config.seed}",
     "cost of training": cost,
   }
+
+
+def device_time(hours: float) -> str:
+  """Time of a run on its devices, in a unit that gives a number above 1."""
+  if hours < 1 / 60:
+    return f"{3600 * hours:.0f} device seconds"
+  return f"{60 * hours:.1f} device minutes" if hours < 1 else f"{hours:.3g} device hours"
 
 
 def names(workdirs: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ def test_a_machine_that_lacks_nothing_gets_no_advice():
       {"nvidia": True, "versions": {**CUDA, "jax-cuda13-plugin": "0.9.1"}},
       *("a GPU is here", "jax-cuda13-plugin 0.9.1 is not of jaxlib 0.10.2", "pip .*cuda"),
     ),
-    ({"nvidia": True, "versions": CUDA}, "a GPU", "driver may be too old", "^nvidia-smi$"),
+    ({"nvidia": True, "versions": CUDA}, "a GPU", "driver may be too old", "^nvidia-smi; .*cuda12"),
     (
       {"nvidia": True, "versions": CUDA, "variables": {"JAX_PLATFORMS": "cpu"}},
       *("a GPU", "JAX_PLATFORMS=cpu leaves it out", "unset JAX_PLATFORMS"),
