@@ -123,16 +123,18 @@ PAGES = (ROOT / "README.md", ROOT / "launch" / "README.md", *sorted((ROOT / "doc
 
 
 def commands(beginning):
-  """(page, words) of every line of a code block that begins so; what is optional is given too."""
+  """(page, words) of every line of a code block that begins so; what is optional is given too, and
+  the word … stands for flags that a line before it has.
+  """
   for path in PAGES:
     text = "\n".join(blocks(path.read_text(), "")).replace("\\\n", " ")
     for line in text.splitlines():
       if line.startswith(beginning):
-        bare = line.split("  #")[0].replace("[-", "-").replace("]", " ").replace("…", "")
+        bare = line.split("  #")[0].replace("[-", "-").replace("]", " ")
         yield path.name, shlex.split(bare)
 
 
-PARSED = [words[2:] for _, words in commands("python -m experiments.")]
+PARSED = [words[2:] for _, words in commands("python -m experiments.") if "…" not in words]
 PARSED = [(words[0].removeprefix("experiments."), *words[1:]) for words in PARSED]
 PARSED = [line for line in dict.fromkeys(PARSED) if line[0] != "lm_eval"]  # has its own parser
 
