@@ -91,7 +91,10 @@ def open_weights(path: str | pathlib.Path) -> Weights:
   """
   path = pathlib.Path(path).expanduser()
   if not path.exists():
-    raise ValueError(f"{path} is not there; give a folder of weights, a .safetensors or .gguf file")
+    raise ValueError(
+      f"{path} is not there; give a folder of weights, a .safetensors or .gguf file on this disk"
+      " (docs/pretrained.md has two to begin with)"
+    )
   if path.is_file() and path.suffix == ".gguf":
     from diffusion_text.model.pretrained.gguf_weights import GGUF
 
