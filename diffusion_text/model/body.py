@@ -53,7 +53,7 @@ class Body(nnx.Module):
   def __init__(self, config: TransformerOptions, *, rngs: nnx.Rngs):
     self.config = config
     width = config.width
-    self.embedding = _table(config.table_size, width, rngs)
+    self.embedding = _table(config.table_size, config, rngs)
     timed = config.time_conditioning != "none"
     self.time = TimeEmbedding(config, rngs=rngs) if timed else None
 
@@ -84,7 +84,7 @@ class Body(nnx.Module):
       prefix = Linear(config.time_width, width, std=std, rngs=rngs, bias=True)
     vectors = None
     if config.input_sizes.ids and config.input_sizes.vectors:
-      vectors = _table(config.input_sizes.vectors, width, rngs)
+      vectors = _table(config.input_sizes.vectors, config, rngs)
     # The names of these attributes are the paths of parameters in checkpoints.
     self.head = head
     self.final_modulation = final_modulation
@@ -92,9 +92,9 @@ class Body(nnx.Module):
     self.recall = own_answer
     self.prefix = prefix
     self.vector_embedding = vectors
-    learned = config.positions == "learned"
-    self.position = Table(config.max_positions, width, rngs=rngs) if learned else None
-    self.token_type = Table(config.token_types, width, rngs=rngs) if config.token_types else None
+    learned, wide = config.positions == "learned", {"std": config.embedding_std, "rngs": rngs}
+    self.position = Table(config.max_positions, width, **wide) if learned else None
+    self.token_type = Table(config.token_types, width, **wide) if config.token_types else None
     self.embedding_norm = norm_of(config) if config.embedding_norm else None
     self.head_transform = HeadTransform(config, rngs=rngs) if config.head_transform else None
     rewrite(self, config, rngs)
@@ -325,8 +325,9 @@ def _check_positions(config: TransformerOptions, length: int) -> None:
     )
 
 
-def _table(size: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
-  return nnx.Param(0.02 * jax.random.normal(rngs.params(), (size, width), jnp.float32))
+def _table(size: int, config: TransformerOptions, rngs: nnx.Rngs) -> nnx.Param:
+  shape = (size, config.width)
+  return nnx.Param(config.embedding_std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
 def _answers(prediction: Prediction, rows: Rows, parts: int) -> Prediction:

@@ -149,8 +149,8 @@ def norm_of(config: TransformerOptions, width: int | None = None) -> RMSNorm | L
 class Table(nnx.Module):
   """A table [size, D] of vectors that are added to the stream, one per position or type."""
 
-  def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
-    table = 0.02 * jax.random.normal(rngs.params(), (size, width), jnp.float32)
+  def __init__(self, size: int, width: int, *, std: float, rngs: nnx.Rngs):
+    table = std * jax.random.normal(rngs.params(), (size, width), jnp.float32)
     self.embedding = nnx.Param(table)
 
   def __call__(self, rows: Int[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n D"]:

@@ -119,6 +119,14 @@ class TransformerOptions:
     (), "window: numbers of layers, from 0, without it; (): every layer has it"
   )
   qk_norm: bool = option(False, "RMSNorm on each query and key head (arXiv 2302.05442)")
+  embedding_std: float = option(
+    0.02,
+    "deviation of the tables of ids, vectors, positions and types before training. At 0.02 what the"
+    " first layer adds outweighs the token many times; 1 lets later layers read the token, and"
+    " small networks learn look-ups sooner (docs/results.md). A tied head starts from the same"
+    " table: leave it at 0.02",
+    gt=0,
+  )
   tie_embeddings: bool = option(False, "the head is the table that embeds the tokens")
   head_bias: bool | None = option(
     None, "a bias on the logits; None: where the head is a matrix of its own"

@@ -1,11 +1,11 @@
 """Caches on a trained model that sees the whole row: how often they write the tokens of whole rows,
 and what they read for it.
 
-Every line decodes the same rows with the same keys, order and budget, two tokens per call in
-windows from left to right; only the reader differs. Text is decoded greedily behind a prompt. Rows
-of a chain are drawn at temperature 1, so that their law can be compared with that of the chain; as
-draws share their random numbers, agreement has a meaning there too. Controls: a delayed cache
-without its delay, and a cache that reads (almost) nothing between two refreshes.
+Every line decodes the same rows with the same keys, order and budget, mostly two tokens per call,
+in windows from left to right; only the reader differs. Text is decoded greedily behind a prompt.
+Rows of a chain are drawn at temperature 1, so that their law can be compared with that of the
+chain; as draws share their random numbers, agreement has a meaning there too. Controls: a delayed
+cache without its delay, and a cache that reads (almost) nothing between two refreshes.
 
 The gates of dKV-Cache (arXiv 2505.15781): at most half of the token-layers at an agreement of 0.95,
 and less agreement without the delay.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ from diffusion_text.sampler.budget import EvenShare
 from diffusion_text.sampler.loop import sample
 from diffusion_text.sampler.reveal import Reveal
 from diffusion_text.sampler.score import MaxProb
-from diffusion_text.studies.chains import chain_of, masked_model, network_of
+from diffusion_text.studies.chains import Chain, chain_of, masked_model, network_of
 from diffusion_text.studies.measures import (
   markdown,
   mean_and_error,
@@ -56,8 +56,9 @@ from diffusion_text.types import Batch, Model, Params, Reader
 
 HEADER = ("reader", "options", "token-layers", "attention", "agreement", "bigram TV")
 HEADER = (*HEADER, "token entropy, nats")
-TEXT = "text"
+TEXT, EXACT = "text", "exact"
 NEVER_AGAIN = 10**6
+Exact = Callable[[Chain], tuple[Model, Params]]
 
 
 @member
@@ -69,6 +70,7 @@ class Settings:
   length: int = option(128, "characters of a row of text; a chain has its own", ge=8)
   prompt: int = option(32, "characters of text that are observed", ge=0)
   block: int = option(32, "positions of a window; chains have a quarter of the row", ge=2)
+  per_call: int = option(2, "tokens of a window that are committed per call", ge=1)
   steps: int = option(450, "updates, of 32 rows of text or 64 of a chain", ge=1)
   rows: int = option(32, "texts of each line", ge=2)
   seed: int = option(0, "of everything", ge=0)
@@ -83,6 +85,7 @@ class Problem(NamedTuple):
     bigrams: float64 [V, V], the law of two neighbours that the texts are compared with.
     block: positions of a window.
     temperature: of the draws.
+    per_call: tokens that a call commits.
   """
 
   model: Model
@@ -91,6 +94,7 @@ class Problem(NamedTuple):
   bigrams: Float[np.ndarray, "V V"]
   block: int
   temperature: float
+  per_call: int
 
 
 class Line(NamedTuple):
@@ -119,18 +123,30 @@ def text_problem(settings: Settings) -> tuple[Problem, Int[np.ndarray, "B L"]]:
   train = np.asarray(next(iter(data.batches(512, seed=seed + 1))).ids)
   observed = np.broadcast_to(np.arange(settings.length) < settings.prompt, ids.shape)
   law = neighbours(train, data.vocab_size)
-  return Problem(model, params, Batch(ids, observed), law, settings.block, 0.0), ids
+  batch = Batch(ids, observed)
+  return Problem(model, params, batch, law, settings.block, 0.0, settings.per_call), ids
 
 
 def chain_problem(name: str, settings: Settings) -> tuple[Problem, Int[np.ndarray, "B L"]]:
   """(the masked model of a chain and rows of which nothing is observed, rows of the chain)."""
   chain = chain_of(name)
-  model, params = masked_model(
-    chain, settings.layers, settings.width, settings.steps, settings.seed
-  )
+  made = masked_model(chain, settings.layers, settings.width, settings.steps, settings.seed)
+  return _of_chain(chain, *made, settings)
+
+
+def exact_problem(exact: Exact, settings: Settings) -> tuple[Problem, Int[np.ndarray, "B L"]]:
+  """`chain_problem` of "branchy" and a network that knows it: in a slot stands what its token
+  shows, and nothing of others, so a cache leaves the law only where it holds a token that has
+  changed since."""
+  chain = chain_of("branchy")
+  return _of_chain(chain, *exact(chain), settings)
+
+
+def _of_chain(chain: Chain, model: Model, params: Params, settings: Settings):
   ids = chain.sample(np.random.default_rng(settings.seed + 2), settings.rows)
   batch = Batch(np.zeros_like(ids), np.zeros(ids.shape, bool))
-  return Problem(model, params, batch, chain.bigrams(), chain.length // 4, 1.0), ids
+  block = chain.length // 4
+  return Problem(model, params, batch, chain.bigrams(), block, 1.0, settings.per_call), ids
 
 
 def readers(block: int, length: int) -> Iterator[tuple[str, str, Reader]]:
@@ -168,7 +184,7 @@ def decoded(problem: Problem, reader: Reader, seed: int) -> tuple[np.ndarray, Co
   """(the ids [B, L] of the texts, what they cost)."""
   sampler = Reveal(
     score=MaxProb(),
-    budget=EvenShare(steps=problem.block // 2),
+    budget=EvenShare(steps=-(-problem.block // problem.per_call)),
     temperature=problem.temperature,
   )
   keys = row_keys(seed, len(problem.batch.ids))
@@ -203,22 +219,47 @@ def table(problem: Problem, lines: Sequence[Line]) -> str:
   return markdown(HEADER, rows, left=(0, 1))
 
 
-def run(name: str, settings: Settings, workdir: pathlib.Path, only: Collection[str] = ()) -> str:
-  """The table of `name`, TEXT or a chain, which is also written to the workdir, line by line.
+def fits(reader: Reader, model: Model) -> bool:
+  """True for a reader that the network can serve: an exact one has no layers to choose in."""
+  try:
+    reader.check(model)
+  except ValueError:
+    return False
+  return True
 
-  only: names of readers; all by default. Whole rows are always read.
+
+def run(
+  name: str,
+  settings: Settings,
+  workdir: pathlib.Path,
+  only: Collection[str] = (),
+  exact: Exact | None = None,
+) -> str:
+  """The table of `name`, TEXT, EXACT or a chain, which is also written to the workdir, line by
+  line.
+
+  Args:
+    name: what is decoded.
+    settings, workdir: how, and where to.
+    only: names of readers; all that fit by default. Whole rows are always read.
+    exact: for EXACT: a chain -> a model whose network knows the chain, and its parameters.
 
   Raises:
     ValueError: for a chain or a reader that is unknown.
   """
   known = dict.fromkeys(name for name, *_ in readers(32, 128))
   check_names("--readers", only, known)
-  made = text_problem(settings) if name == TEXT else chain_problem(name, settings)
-  problem, ids = made
+  if name == EXACT:
+    problem, ids = exact_problem(exact, settings)
+  elif name == TEXT:
+    problem, ids = text_problem(settings)
+  else:
+    problem, ids = chain_problem(name, settings)
   lines: list[Line] = [Line("data", "–", ids, None)]
   text = ""
   for called, options, reader in readers(problem.block, ids.shape[1]):
-    if only and called not in only and len(lines) > 1:
+    wanted = not only or called in only
+    if len(lines) > 1 and not (wanted and fits(reader, problem.model)):
       continue
     lines.append(Line(called, options, *decoded(problem, reader, settings.seed + 1)))
     text = table(problem, lines)

@@ -60,6 +60,7 @@ class Settings:
   digits: int = option(3, "of each number of a sum", ge=1, le=1000)
   layers: int = option(2, "of both networks", ge=1)
   width: int = option(64, "of both networks", ge=2)
+  embedding_std: float = option(0.02, "model.embedding_std of both, for a puzzle", gt=0)
   steps: int = option(1200, "updates of each network, of 128 problems or 64 chains", ge=1)
   shares: tuple[float, ...] = option((0.0, 0.5, 0.8, 1.0), "R of the diffusion model's logits")
   rows: int = option(512, "texts of each line", ge=2)
@@ -87,12 +88,12 @@ def trained_pair(puzzle: Puzzle, settings: Settings) -> Pair:
   """Both models of a task, and two scorers: the trained model, and one of random parameters."""
   seed = settings.seed
   process = Masked(vocab_size=puzzle.vocab_size)
-  sizes = settings.layers, settings.width
+  sizes, wide = (settings.layers, settings.width), {"embedding_std": settings.embedding_std}
   learned = {"positions": "learned", "max_positions": puzzle.length}
-  network = network_of(process, *sizes, **learned)
+  network = network_of(process, *sizes, **learned, **wide)
   facts = DataFacts(puzzle.length, puzzle.vocab_size, steps=settings.steps)
   model = Model(network, process, Shared(), Full())
-  ar = Model(network_of(process, *sizes), process, AtNoise(), NextToken())
+  ar = Model(network_of(process, *sizes, **wide), process, AtNoise(), NextToken())
   how = {"facts": facts, "seed": seed}
   params = fit(model, Bound(), puzzle.batches(128, seed), learning_rate=3e-3, **how)
   groups = {

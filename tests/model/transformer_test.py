@@ -1,5 +1,6 @@
 """The transformer: what it may see, what must not matter, and what every option does."""
 
+import functools
 import types
 
 import jax
@@ -202,6 +203,24 @@ def test_channels_are_summed():
   expected = jax.jit(plain.apply)(table, rows_of(Inputs(ids))).features
   got = jax.jit(network.apply)(params, rows_of(Inputs(ids=IDS, vectors=vectors))).features
   np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_wide_table_lets_later_layers_read_the_token():
+  """What the first layer adds is as large as ever: at 0.02 little of the stream behind it is the
+  token and its place, and the heads of the second layer find no token to look for."""
+
+  def of_the_token(std):
+    network = small_transformer(embedding_std=std, width=64, positions="learned", max_positions=10)
+    params = jax.jit(network.init)(jax.random.key(0))
+    for table in (params["embedding"], params["position"]["embedding"]):
+      np.testing.assert_allclose(table.std(), std, rtol=0.2)
+    apply = jax.jit(functools.partial(network.apply, hidden_layers=(0,)))
+    hidden = apply(params, rows_of(Inputs(IDS))).hidden[0]
+    token = params["embedding"][IDS] + params["position"]["embedding"]
+    size = np.linalg.norm(hidden, axis=-1) * np.linalg.norm(token, axis=-1)
+    return float(np.mean(np.sum(hidden * token, axis=-1) / size))
+
+  assert of_the_token(0.02) < 0.5 and of_the_token(1.0) > 0.9
 
 
 def test_inputs_that_do_not_fit_are_refused():

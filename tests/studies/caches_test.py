@@ -12,6 +12,8 @@ from diffusion_text.reader.window_cache import WindowCache
 from diffusion_text.studies import caches
 from diffusion_text.studies.chains import network_of
 from diffusion_text.studies.measures import neighbours, total_variation
+from diffusion_text.testing.exact_model import exact_model
+from diffusion_text.testing.languages import Enumerable
 from diffusion_text.testing.small_transformer import noisy_parameters
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Model
@@ -28,6 +30,12 @@ def test_neighbours_are_counted():
   found = neighbours(np.array([[0, 1, 1], [0, 1, 0]]), 2)
   np.testing.assert_allclose(found, [[0, 0.5], [0.25, 0.25]])
   assert total_variation(found, np.full((2, 2), 0.25)) == 0.25
+
+
+def test_an_exact_network_has_no_layers_to_choose_in():
+  model, _ = exact_model(Masked(vocab_size=2), Enumerable.dirichlet(0, 0.5, 2, 4))
+  kinds = {name for name, _, reader in caches.readers(8, 32) if not caches.fits(reader, model)}
+  assert kinds == {"similar by layer", "roll-out"}
 
 
 def untrained(chain, layers, width, steps, seed):
@@ -52,7 +60,9 @@ def test_a_table_is_written(tmp_path, monkeypatch):
   whole, window = json.loads((tmp_path / "branchy.json").read_text())["lines"]
   assert whole[2:5] == ["1.000", "1.000", "1.000 ± 0.000"]
   assert window[2] == f"{(32 + 3 * 8) / (4 * 32):.3f}"  # four calls a window, one of the whole row
-  problem = caches.Problem(None, None, Batch(None, np.array([[True, False, False]] * 2)), 0, 0, 0)
+  problem = caches.Problem(
+    None, None, Batch(None, np.array([[True, False, False]] * 2)), 0, 0, 0, 1
+  )
   ids = np.array([[1, 1, 0], [0, 0, 0]])
   drawn = caches.Line("a", "b", ids, caches.CostReport(*range(11)))
   drawn_whole = drawn._replace(ids=np.array([[0, 1, 0], [0, 0, 1]]))
