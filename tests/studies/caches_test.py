@@ -53,7 +53,7 @@ def test_a_table_is_written(tmp_path, monkeypatch):
   monkeypatch.setattr(caches, "readers", lambda block, length: iter(lines))
   monkeypatch.setattr(caches.jax, "clear_caches", lambda: None)  # other tests need them
   settings = caches.Settings(layers=1, width=32, rows=4)
-  with pytest.raises(ValueError, match="unknown; use some of whole rows, window"):
+  with pytest.raises(ValueError, match="--readers=windows is unknown; did you mean 'window'"):
     caches.run("branchy", settings, tmp_path, ["windows"])
   text = caches.run("branchy", settings, tmp_path)
   assert (tmp_path / "branchy.md").read_text() == text + "\n" and text.count("\n") == 4
