@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.numerics import select
-from diffusion_text.kernels.layout import packed_positions
+from diffusion_text.kernels.layout import numbers, packed_positions
 from diffusion_text.types import Batch, Inputs
 
 
@@ -18,7 +18,7 @@ def places(batch: Batch) -> Int[Array, "B1 N"]:
   """int32 [B, N] (or [1, N] where a row is one document): the place of each token in its own
   document."""
   if batch.segment is None:
-    return jnp.arange(batch.ids.shape[1], dtype=jnp.int32)[None]
+    return numbers(batch.ids.shape[1])
   return packed_positions(batch.segment)
 
 

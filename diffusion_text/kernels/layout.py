@@ -66,8 +66,9 @@ def visible(
   if is_bidirectional(q_layout, k_layout):
     return None if window is None else window.mask
   zero = jnp.zeros((1, 1), jnp.int32)
-  q = [(zero if field is None else field)[:, :, None] for field in _fields(q_layout)]
-  k = [(zero if field is None else field)[:, None, :] for field in _fields(k_layout)]
+  # As arrays of jax: the mask is no constant that is computed on the host.
+  q = [jnp.asarray(zero if field is None else field)[:, :, None] for field in _fields(q_layout)]
+  k = [jnp.asarray(zero if field is None else field)[:, None, :] for field in _fields(k_layout)]
   return rule(*q, *k) if window is None else rule(*q, *k) & window.mask
 
 
@@ -78,6 +79,18 @@ def is_bidirectional(q_layout: Layout, k_layout: Layout) -> bool:
   return all(field is None for field in (*_fields(q_layout), *_fields(k_layout)))
 
 
+def is_causal(q_layout: Layout, k_layout: Layout) -> bool:
+  """True if both are known, before anything is computed, to be the layout `causal` of one row."""
+  if any(layout.segment is not None or layout.noisy is not None for layout in (q_layout, k_layout)):
+    return False
+  blocks = q_layout.block, k_layout.block
+  if any(block is None or isinstance(block, jax.core.Tracer) for block in blocks):
+    return False
+  q_block, k_block = map(np.asarray, blocks)
+  every = np.arange(q_block.shape[1])
+  return q_block.shape == k_block.shape and bool(np.all((q_block == every) & (k_block == every)))
+
+
 def bidirectional() -> Layout:
   """Every position sees every position."""
   return Layout()
@@ -85,7 +98,8 @@ def bidirectional() -> Layout:
 
 def causal(length: int) -> Layout:
   """[1, L]: every position sees itself and those before it."""
-  return block_causal(length, 1)
+  _positive(length=length)
+  return Layout(block=numbers(length))
 
 
 def block_causal(length: int, block_size: int) -> Layout:
@@ -341,6 +355,11 @@ def materialise(
 
 def _fields(layout):
   return layout.segment, layout.block, layout.noisy
+
+
+def numbers(length: int) -> Int[Array, "1 L"]:
+  """0 … L-1 on the host, so that `is_causal` can tell while a program is traced."""
+  return np.arange(length, dtype=np.int32)[None]
 
 
 def _arange(length):

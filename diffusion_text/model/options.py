@@ -9,7 +9,7 @@ from diffusion_text.model.low_rank import LOW_RANK, LowRank
 from diffusion_text.model.quantized.stored import QUANTIZED, Quantized
 from diffusion_text.types import InputSizes
 
-Attention = Literal["pallas_tpu", "pallas_gpu", "xla", "reference"]
+Attention = Literal["pallas_tpu", "pallas_gpu", "cudnn", "xla", "reference"]
 RopeKind = Literal["plain", "linear", "dynamic", "llama3", "yarn"]
 # What each kind reads beside the base.
 BY_TURNS = ("rope_factor", "rope_trained_length", "rope_slow_turns", "rope_fast_turns")
@@ -168,7 +168,7 @@ class TransformerOptions:
     "none", "kept for the backward pass: all, the inputs of layers (full), or results of matmuls"
   )
   attention: tuple[Attention, ...] = option(
-    ("pallas_tpu", "pallas_gpu", "xla"), "implementations, tried in order", min_length=1
+    ("pallas_tpu", "pallas_gpu", "cudnn", "xla"), "implementations, tried in order", min_length=1
   )
   first_stage_layers: int = option(
     0,

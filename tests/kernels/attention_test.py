@@ -16,7 +16,7 @@ from diffusion_text.kernels import attention as dispatch
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels import pallas_gpu, pallas_tpu, xla
 from diffusion_text.kernels.attention import attention
-from diffusion_text.kernels.block_sizes import BlockSizes
+from diffusion_text.kernels.block_sizes import BlockSizes, compile_for
 from diffusion_text.kernels.reference import MASKED, reference
 from diffusion_text.types import Layout
 
@@ -302,7 +302,7 @@ def test_dispatch_tries_in_order_and_reports_every_reason(monkeypatch):
     raise TypeError("a bug")
 
   monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "pallas_tpu", broken)
-  with pytest.raises(TypeError, match="a bug"):
+  with pytest.raises(TypeError, match="a bug"), compile_for("tpu"):
     call()
 
 
