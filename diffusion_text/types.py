@@ -256,19 +256,18 @@ class MixedHead:
 class Prediction:
   """The prediction of the network, as features and a head.
 
-  At V = 32k the head is most of the work. Callers therefore compute logits only for the positions
-  that count.
+  At V = 32k the head is most of the work: callers compute logits only where they count.
 
   Attributes:
     features: [B, N, D], of the predicted positions only.
     head: features [..., D] -> logits float32 [..., V] (or [..., output_size]), a pytree.
-    losses: name -> a float32 scalar, in units of loss per token: the network's own losses
-      (routers), already weighted.
-      The engine adds their sum to the mean that is minimised, and reports each under its name.
+    losses: name -> a float32 scalar per token, weighted: the network's own losses (routers). The
+      engine adds their sum to the mean that is minimised, and reports each under its name.
     stages: Predictions of the earlier stages of a network with several stages.
     hidden: layer -> [B, N, D], the requested hidden layers.
     fresh: bool [B, N], the positions that this call has predicted (a cached reader predicts some).
       None: all positions.
+    reports: name -> a float32 scalar that the engine reports and nobody minimises.
   """
 
   features: Array
@@ -277,6 +276,7 @@ class Prediction:
   stages: tuple[Prediction, ...] = ()
   hidden: Mapping[int, Array] = dataclasses.field(default_factory=dict)
   fresh: Array | None = None
+  reports: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
   @property
   def logits(self) -> Float[Array, "B N V"]:

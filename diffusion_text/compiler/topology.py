@@ -104,17 +104,25 @@ def compile_step(experiment: Experiment, topology: str) -> Compiled:
   def lower():
     return experiment.jitted_step(loss).lower(experiment.abstract_state(), batch)
 
-  # One forward pass, another one with rematerialisation, and the backward pass: of attention, whose
-  # kernels compute the scores again for dq and for dk, dv, 7 products compared with 2.
-  forwards = 1 + (model.network.remat != "none")
-  read = model.context.positions_read(data.length)
-  per_token = (forwards + 3.5) * attention_flops(model.network, data.length, read=read)
-  per_token += (forwards + 2) * expert_flops(model.network, data.length, read=read)
-  in_kernels = experiment.objective.passes * tokens * per_token
+  with compile_for("tpu", experiment.mesh.devices.flat[0].device_kind):
+    model_flops = experiment.flops_per_token * tokens
+    in_kernels = _kernel_flops(experiment) * tokens
   per_shard = tokens / settings.accumulation / model.shards
   turns = -(-per_shard // model.chunk)
-  model_flops = experiment.flops_per_token * tokens
   return _compiled(experiment, topology, lower, tokens, model_flops, in_kernels, turns)
+
+
+def _kernel_flops(experiment: Experiment) -> float:
+  """FLOPs inside kernels of one train step, per token of text."""
+  network = experiment.model.network
+  # One forward pass, another one with rematerialisation, and the backward pass: of attention, whose
+  # kernels compute the scores again for dq and for dk, dv, 7 products compared with 2.
+  forwards = 1 + (network.remat != "none")
+  length = experiment.data.length
+  read = experiment.model.context.positions_read(length)
+  attention = (forwards + 3.5) * attention_flops(network, length, read=read)
+  experts = (forwards + 2) * expert_flops(network, length, read=read)
+  return experiment.objective.passes * (attention + experts)
 
 
 def compile_sampler(experiment: Experiment, topology: str) -> Compiled:

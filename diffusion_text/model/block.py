@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,9 +38,12 @@ class Shared(NamedTuple):
     condition: [B, L, C], the time of each token as the layers read it ([B, 1, C] if a row has one
       time), or None.
     weights: float32 [B, L], what each token weighs in the losses of routers, or None.
+    t: float32 [B, L], the time of each token, by which routers are reported; None: there is none.
     window: how far tokens see in this layer, or None.
     windowed: bool [], whether this layer has the window, where layers are one program; None: known
       when that is compiled.
+    answered: [B or 1, L, …] -> [B or 1, N, …], of the tokens whose answers are read, in a last
+      layer that computes these alone and has the others as keys; None: all tokens are computed.
   """
 
   rotary: tuple[Array, Array] | None
@@ -48,8 +52,24 @@ class Shared(NamedTuple):
   slots: Int[Array, "B L"] | None
   condition: Float[Array, "B L1 C"] | None
   weights: Float[Array, "B L"] | None
+  t: Float[Array, "B L"] | None
   window: Window | None = None
   windowed: Bool[Array, ""] | None = None
+  answered: Callable[[Array], Array] | None = None
+
+  def of_queries(self) -> Shared:
+    """The same, but for what attention reads of the tokens that are computed."""
+    if self.answered is None:
+      return self
+    window = self.window
+    if window is not None:
+      window = window._replace(query=self.answered(window.query))
+    rotary, layout = jax.tree.map(self.answered, (self.rotary, self.layout))
+    return self._replace(rotary=rotary, layout=layout, window=window)
+
+  def of_each(self, x: Float[Array, "B L1 D"]) -> Float[Array, "B N1 D"]:
+    """What x holds of the tokens that are computed; x itself if it holds one thing for all."""
+    return x if self.answered is None or x.shape[1] == 1 else self.answered(x)
 
 
 class Attention(nnx.Module):
@@ -75,20 +95,21 @@ class Attention(nnx.Module):
     shared: Shared,
     number: Int[Array, ""] | None,
     stores: Stores | None,
-  ) -> tuple[Float[Array, "B L D"], Stores | None]:
-    """(the result, the stores with the keys and values of these tokens written).
+  ) -> tuple[Float[Array, "B N D"], Stores | None]:
+    """(the result of the tokens that are computed, the stores with the keys and values of all
+    tokens written).
 
     number: of this layer in stores that are stacked over layers; None: the stores are its own.
     """
-    shape = (*x.shape[:2], -1, self.config.sizes.head_width)
-    q = self.query(x).reshape(shape)
-    k = self.key(x).reshape(shape)
-    v = self.value(x).reshape(shape)
+    asking, asked = shared.of_queries(), shared.of_each(x)
+    width = self.config.sizes.head_width
+    q = self.query(asked).reshape(*asked.shape[:2], -1, width)
+    k, v = (project(x).reshape(*x.shape[:2], -1, width) for project in (self.key, self.value))
     if self.query_norm is not None:
       q = self.query_norm(q)
       k = self.key_norm(k)
     if shared.rotary is not None:
-      q = rotate(q, *shared.rotary)
+      q = rotate(q, *asking.rotary)
       k = rotate(k, *shared.rotary)
     if stores is not None:
       stores = Stores(
@@ -97,8 +118,8 @@ class Attention(nnx.Module):
       )
       k = heads_of(stores.keys, number)
       v = heads_of(stores.values, number)
-    out = self._mixed(q, k, v, shared)
-    return self.out(out.reshape(*x.shape[:2], -1)), stores
+    out = self._mixed(q, k, v, asking)
+    return self.out(out.reshape(*asked.shape[:2], -1)), stores
 
   def _mixed(
     self,
@@ -150,8 +171,9 @@ class Block(nnx.Module):
     number: Int[Array, ""] | None,
     key: Key | None,
     stores: Stores | None,
-  ) -> tuple[Float[Array, "B L D"], Stores | None, Routing | None]:
-    """The next stream, the stores with these tokens in them, and the losses of a router."""
+  ) -> tuple[Float[Array, "B N D"], Stores | None, Routing | None]:
+    """The next stream of the tokens that are computed, the stores with these tokens in them, and
+    the losses of a router."""
     rate = self.config.dropout
     attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
     if self.time_input is not None:
@@ -159,15 +181,17 @@ class Block(nnx.Module):
     if self.modulation is None:
       before, after = self._before, self._after
       h, stores = self.attention(before(self.attention_norm, x), shared, number, stores)
+      x = shared.of_each(x)
       x = after(self.attention_norm, x + dropout(h, rate, attention_key))
-      h, routing = self._mlp(before(self.mlp_norm, x), shared.weights)
+      h, routing = self._mlp(before(self.mlp_norm, x), shared)
       return after(self.mlp_norm, x + dropout(h, rate, mlp_key)), stores, routing
     modulation = self.modulation(shared.condition)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
     h = self.attention_norm(x) * (1 + scale_a) + shift_a
     h, stores = self.attention(h, shared, number, stores)
-    x = x + gate_a * dropout(h, rate, attention_key)
-    h, routing = self._mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m, shared.weights)
+    gate_a, shift_m, scale_m, gate_m = map(shared.of_each, (gate_a, shift_m, scale_m, gate_m))
+    x = shared.of_each(x) + gate_a * dropout(h, rate, attention_key)
+    h, routing = self._mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m, shared)
     return x + gate_m * dropout(h, rate, mlp_key), stores, routing
 
   def values(
@@ -194,6 +218,8 @@ class Block(nnx.Module):
     return x if self.config.norm_place == "before" else norm(x)
 
   def _mlp(
-    self, x: Float[Array, "B L D"], weights: Float[Array, "B L"] | None
+    self, x: Float[Array, "B L D"], shared: Shared
   ) -> tuple[Float[Array, "B L D"], Routing | None]:
-    return self.mlp(x, weights) if self.config.experts else (self.mlp(x), None)
+    if self.config.experts:
+      return self.mlp(x, shared.weights, shared.t)
+    return self.mlp(x), None

@@ -8,6 +8,7 @@ on that choice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from diffusion_text.kernels.layout import Window
 from diffusion_text.model import spans
 from diffusion_text.model.block import Block, Shared, Stores
 from diffusion_text.model.cache import SlotCache, write_layout
-from diffusion_text.model.experts import Routing, router_losses
+from diffusion_text.model.experts import Routing, router_loads, router_losses
 from diffusion_text.model.first_stage import FirstStage
 from diffusion_text.model.layers import (
   Bias,
@@ -117,22 +118,29 @@ class Body(nnx.Module):
     if cache is not None:
       layout, cache = write_layout(cache, rows.layout, slots, position)
       key_layout, key_position = cache.layout, cache.position
-    weights = rows.weights
+    weights, times = rows.weights, rows.t if self.config.experts else None
     condition = prefix = None
     if self.prefix is not None:
       prefix = self._prefix(x, rows.t, rows.layout)
       position = jnp.pad(position, ((0, 0), (1, 0)), constant_values=-1)
       layout = key_layout = _seen_by_all(rows.layout)
       weights = None if weights is None else jnp.pad(weights, ((0, 0), (1, 0)))
+      if times is not None:  # the prefix has no noise, and is no clean token
+        times = jnp.pad(times, ((0, 0), (1, 0)), constant_values=-1)
     elif self.time is not None:
       t = rows.t[:, :1] if rows.one_time else rows.t
       condition = self.time(t).astype(x.dtype)
     rotary = None if self.position is not None else rotary_angles(position, self.config)
     size = self.config.window
     window = Window(size, position, key_position) if size else None
-    shared = Shared(rotary, layout, key_layout, slots, condition, weights, window)
+    shared = Shared(rotary, layout, key_layout, slots, condition, weights, times, window)
     stores = None if cache is None else Stores(cache.keys, cache.values)
-    x, prediction, stores = self._stages(x, prefix, shared, key, hidden_layers, stores)
+    last = shared
+    if self._answers_alone(rows, stores):
+      answered = functools.partial(spans.answered, rows=rows, parts=parts)
+      last = shared._replace(answered=answered, weights=None)  # weights are for routers
+      condition = None if condition is None else last.of_each(condition)
+    x, prediction, stores = self._stages(x, prefix, shared, last, key, hidden_layers, stores)
     features = self.read_out(x, condition)
     prediction = dataclasses.replace(prediction, features=features, head=self.output_head())
     if cache is not None:
@@ -219,26 +227,42 @@ class Body(nnx.Module):
     mean = jnp.sum(t, axis=1, keepdims=True) / jnp.maximum(noisy, 1)
     return self.prefix(self.time(mean).astype(x.dtype))
 
+  def _answers_alone(self, rows: Rows, stores: Stores | None) -> bool:
+    """True if the last layer computes the answered tokens alone: at most half of those that are
+    read, as in rows with a noisy and a clean copy.
+
+    Not with a cache, which keeps all tokens.
+    """
+    few = 0 < 2 * rows.answers.size <= rows.t.shape[1]
+    return few and stores is None and may_answer_alone(self.config)
+
   def _stages(
     self,
     x: Float[Array, "B L D"],
     prefix: Float[Array, "B 1 D"] | None,
     shared: Shared,
+    last: Shared,
     key: Key | None,
     hidden_layers: tuple[int, ...],
     stores: Stores | None,
-  ) -> tuple[Float[Array, "B L D"], Prediction, Stores | None]:
-    """The stream after all layers, without the prefix; and stages, hidden layers and losses."""
-    first = self.config.first_stage_layers
-    ends = {self.config.layers, *(number + 1 for number in hidden_layers)}
-    ends = sorted(ends | {first} if first else ends)
+  ) -> tuple[Float[Array, "B N D"], Prediction, Stores | None]:
+    """The stream after all layers, without the prefix; and stages, hidden layers and losses.
+
+    last: what the last layer reads in place of `shared`.
+    """
+    first, count = self.config.first_stage_layers, self.config.layers
+    ends = {count, *(number + 1 for number in hidden_layers)} | ({first} if first else set())
+    if last is not shared and count > 1:
+      ends |= {count - 1}
+    ends = sorted(ends)
     starts = [0, *ends[:-1]]
-    layers = (nnx.split(self.blocks)[1], jnp.arange(self.config.layers))
+    layers = (nnx.split(self.blocks)[1], jnp.arange(count))
     runs = _split(layers, [end - start for start, end in zip(starts, ends)])
     hidden, stages, routings = {}, (), []
     x = _with_prefix(x, prefix)
     for start, end, run in zip(starts, ends, runs):
-      x, stores, routing = self._layers(x, run, start, shared, key, stores)
+      own = last if end == count else shared
+      x, stores, routing = self._layers(x, run, start, own, key, stores)
       routings.append(routing)
       if end - 1 in hidden_layers:
         hidden[end - 1] = _without_prefix(x, prefix)
@@ -247,15 +271,16 @@ class Body(nnx.Module):
         answer = self.anchor.predict(x)
         stages = (answer,)
         x = _with_prefix(x + self.anchor.read(answer), prefix)
-    losses = {}
+    losses, reports = {}, {}
     if self.config.experts:
       routing = jax.tree.map(lambda *runs: jnp.concatenate(runs), *routings)
-      losses = router_losses(self.config, routing)
-    return _without_prefix(x, prefix), Prediction(None, None, losses, stages, hidden), stores
+      losses, reports = router_losses(self.config, routing), router_loads(routing)
+    prediction = Prediction(None, None, losses, stages, hidden, reports=reports)
+    return _without_prefix(x, prefix), prediction, stores
 
   def _layers(
     self, x: Float[Array, "B L D"], layers: Any, first: int, shared: Shared, key: Key | None, stores
-  ) -> tuple[Float[Array, "B L D"], Stores | None, Routing | None]:
+  ) -> tuple[Float[Array, "B N D"], Stores | None, Routing | None]:
     """The stream and the stores after `layers` (stacked parameters, and the numbers of the layers,
     from `first` on), and the losses of their routers, stacked."""
     scan = scans_layers(self.config)
@@ -303,6 +328,16 @@ class Body(nnx.Module):
 def scans_layers(config: TransformerOptions) -> bool:
   """True if one compiled layer is scanned over all, so that a cache is stacked."""
   return config.scan_layers if config.scan_layers is not None else target()[0] != "cpu"
+
+
+def may_answer_alone(config: TransformerOptions) -> bool:
+  """True if the last layer may compute answered tokens alone.
+
+  Not with experts, whose losses are of all tokens, nor with a prefix; and not where layers are one
+  compiled program: a second one for the last layer takes a sixth more time to compile for TPU (two
+  layers of 128, rows of 2048) and more memory.
+  """
+  return not (config.experts or config.time_conditioning == "prefix" or scans_layers(config))
 
 
 def _replaced(parts: tuple, number: int, part: Any) -> tuple:

@@ -9,6 +9,9 @@ rows hold evenly spread times):
   balance  N · Σ_e f_e P_e, f the share of choices that fell on e (they sum to one), P the mean of
            p; 1 when even, up to N
   z        the mean of (log Σ_e e^logit)²
+
+Reported, not minimised, for each level of noise: the load of the fullest expert, see `loads`. A
+mixture that is balanced on the whole may still send all clean tokens to one expert.
 """
 
 from __future__ import annotations
@@ -27,12 +30,17 @@ from diffusion_text.model.options import TransformerOptions
 from diffusion_text.model.parallel import mesh_sizes, token_spec
 from diffusion_text.model.partition import split
 
+# Levels of noise: clean tokens, and then quarters of the time, each by its upper end.
+LEVELS = ("clean", "t25", "t50", "t75", "t100")
+
 
 class Routing(NamedTuple):
-  """The two losses of a router, float32 scalars (or one number per layer); see above."""
+  """What is told of a router, float32 (or with an axis of layers before): its two losses, scalars;
+  and the loads [levels]. See above."""
 
   balance: Array
   z: Array
+  load: Array
 
 
 def router_losses(config: TransformerOptions, routing: Routing) -> dict[str, Float[Array, ""]]:
@@ -41,6 +49,12 @@ def router_losses(config: TransformerOptions, routing: Routing) -> dict[str, Flo
     "router_balance": config.balance_weight * jnp.mean(routing.balance),
     "router_z": config.router_z_weight * jnp.mean(routing.z),
   }
+
+
+def router_loads(routing: Routing) -> dict[str, Float[Array, ""]]:
+  """Name -> load at a level of noise, the mean over the routers of all layers."""
+  mean = jnp.mean(routing.load, axis=0)
+  return {f"router_load_{level}": mean[number] for number, level in enumerate(LEVELS)}
 
 
 class Experts(nnx.Module):
@@ -65,11 +79,14 @@ class Experts(nnx.Module):
     self.shared = every_token
 
   def __call__(
-    self, x: Float[Array, "B L D"], weights: Float[Array, "#B L"] | None
+    self, x: Float[Array, "B L D"], weights: Float[Array, "#B L"] | None, t: Float[Array, "B L"]
   ) -> tuple[Float[Array, "B L D"], Routing]:
-    """The result in the dtype of x, and the losses of the router.
+    """The result in the dtype of x, and what is told of the router.
 
-    weights: what each token weighs in these losses, 0 for padding; None: all the same.
+    Args:
+      x: the stream of each token.
+      weights: what each token weighs in the losses, 0 for padding; None: all the same.
+      t: the time of each token.
     """
     exact = jax.lax.Precision.HIGHEST
     wide = x.astype(jnp.float32)
@@ -82,7 +99,7 @@ class Experts(nnx.Module):
     out = mixture(x, share.astype(x.dtype), chosen, up, gate, down)
     if self.shared is not None:
       out = out + self.shared(x)
-    return out, routing(logits, p, chosen, weights)
+    return out, routing(logits, p, chosen, weights, t)
 
 
 def routing(
@@ -90,8 +107,9 @@ def routing(
   p: Float[Array, "B L N"],
   chosen: Int[Array, "B L k"],
   weights: Float[Array, "#B L"] | None,
+  t: Float[Array, "B L"],
 ) -> Routing:
-  """The losses of the router of one layer."""
+  """What is told of the router of one layer."""
   experts = p.shape[-1]
   weight = jnp.broadcast_to(jnp.float32(1) if weights is None else weights, p.shape[:2])
   total = jnp.sum(weight)
@@ -102,7 +120,24 @@ def routing(
   picked = jnp.sum(chosen[..., None] == jnp.arange(experts), axis=2, dtype=jnp.float32)
   picked = picked / chosen.shape[-1]
   z = jax.nn.logsumexp(logits, axis=-1) ** 2
-  return Routing(experts * jnp.sum(mean(picked) * mean(p)), mean(z))
+  return Routing(experts * jnp.sum(mean(picked) * mean(p)), mean(z), loads(picked, weight, t))
+
+
+def loads(
+  picked: Float[Array, "B L N"], weight: Float[Array, "B L"], t: Float[Array, "B L"]
+) -> Float[Array, " levels"]:
+  """The share of choices that fell on the fullest expert, times N, at each of `LEVELS`: 1 where all
+  are chosen alike, N where one expert is chosen alone, 0 where the batch has no such token.
+
+  Args:
+    picked: the share of a token's choices that fell on each expert.
+    weight: what each token weighs.
+    t: the time of each token.
+  """
+  at_level = jnp.ceil(t * (len(LEVELS) - 1))[..., None] == jnp.arange(len(LEVELS))
+  chosen = jnp.einsum("bls,bln->sn", weight[..., None] * at_level, picked)
+  total = jnp.sum(chosen, axis=1)
+  return picked.shape[-1] * jnp.max(chosen, axis=1) / jnp.where(total > 0, total, 1.0)
 
 
 def mixture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_text.model.body import may_answer_alone
 from diffusion_text.model.options import TransformerOptions
 
 
@@ -13,8 +14,10 @@ def flops_per_token(
 
   Multiply-adds × 2: matmuls of layers and dense attention over the `read` positions of the row
   (`Context.positions_read`), the head at the `answered` positions whose logits are computed, and
-  the head and table of a first stage, which answers every position.
+  the head and table of a first stage, which answers every position. The last layer computes keys
+  and values only of positions that are not asked, see `positions_asked`.
   """
+  asked = positions_asked(network, length, read)
   sizes = network.sizes
   inner = sizes.heads * sizes.head_width
   kv_inner = sizes.kv_heads * sizes.head_width
@@ -23,18 +26,27 @@ def flops_per_token(
   if network.experts:  # the experts that a token passes, the shared one, and the router
     hidden = network.experts_per_token * network.expert_width + network.shared_width
     mlp = matrices * hidden + network.experts
-  layers = network.layers * 2 * network.width * (2 * inner + 2 * kv_inner + mlp) * read
+  of_all = network.layers * 2 * kv_inner * read
+  of_asked = (2 * inner + mlp) * ((network.layers - 1) * read + asked)
+  layers = 2 * network.width * (of_all + of_asked)
   heads = answered + (2 * read if network.first_stage_layers else 0)
   unembedding = 2 * network.width * network.output_size * heads
-  if network.head_transform:  # of every position, as features are
-    unembedding += 2 * network.width**2 * read
+  if network.head_transform:  # of every position that has features
+    unembedding += 2 * network.width**2 * asked
   return (layers + unembedding) / length + attention_flops(network, length, read=read)
 
 
 def attention_flops(network: TransformerOptions, length: int, *, read: int) -> float:
   """Of these, per token, the two products of dense attention in all layers."""
   sizes = network.sizes
-  return 4.0 * network.layers * read**2 * sizes.heads * sizes.head_width / length
+  queries = (network.layers - 1) * read + positions_asked(network, length, read)
+  return 4.0 * queries * read * sizes.heads * sizes.head_width / length
+
+
+def positions_asked(network: TransformerOptions, length: int, read: int) -> int:
+  """How many of the positions that are read the last layer computes (`Body`): the text alone where
+  a clean copy is read beside it and layers are not one program."""
+  return length if read >= 2 * length and may_answer_alone(network) else read
 
 
 def expert_flops(network: TransformerOptions, length: int, *, read: int) -> float:

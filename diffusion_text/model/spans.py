@@ -14,7 +14,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from diffusion_text.model.parallel import SEQUENCE, mesh_sizes
 from diffusion_text.types import Rows, Span
@@ -68,16 +68,16 @@ def place(
   return jnp.stack(copies, axis=2).reshape(batch, length, width)
 
 
-def answered(x: Float[Array, "B L D"], rows: Rows, parts: int) -> Float[Array, "B N D"]:
-  """What x holds where the N tokens are answered."""
+def answered(x: Shaped[Array, "B L *rest"], rows: Rows, parts: int) -> Shaped[Array, "B N *rest"]:
+  """What x holds where the N tokens are answered; x itself if it holds no more than these."""
   span = rows.answers
-  batch, length, width = x.shape
+  batch, length, *rest = x.shape
   if span.size == length:
     return x
   if parts == 1 or not span.size:
     return x[:, span.start : span.stop]
-  cut = x.reshape(batch, parts, rows.copies, -1, width)
-  return cut[:, :, span.start // span.size].reshape(batch, span.size, width)
+  cut = x.reshape(batch, parts, rows.copies, -1, *rest)
+  return cut[:, :, span.start // span.size].reshape(batch, span.size, *rest)
 
 
 def _is_copy(span: Span, size: int) -> bool:

@@ -425,11 +425,14 @@ def token_loss(
 
 
 def _with_network_losses(loss: Loss, readings: Sequence[Prediction]) -> Loss:
-  """The loss with what the network itself adds to it, which is no part of a bound."""
+  """The loss with what the network itself adds to it, which is no part of a bound, and with what it
+  reports."""
   total, sums = loss.total, dict(loss.sums)
   for name in readings[0].losses:
     value = loss.count * sum(reading.losses[name] for reading in readings) / len(readings)
     total, sums[name] = total + value, value
+  for name in readings[0].reports:
+    sums[name] = loss.count * sum(reading.reports[name] for reading in readings) / len(readings)
   return Loss(total, loss.count, sums)
 
 

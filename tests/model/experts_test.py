@@ -81,13 +81,17 @@ def test_losses_of_the_router():
   def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
-  chosen = np.arange(4)[None, :, None]
-  even = routing(logits, softmax(logits), chosen, None)
+  chosen, t = np.arange(4)[None, :, None], np.float32([[0, 0.1, 0.25, 0.9]])
+  even = routing(logits, softmax(logits), chosen, None, t)
   np.testing.assert_allclose([even.balance, even.z], [1.0, 400.0], rtol=1e-5)
+  # One clean token, two in the first quarter on different experts, none in the next two, one last.
+  np.testing.assert_allclose(even.load, [N, N / 2, 0, 0, N], rtol=1e-5)
   counted = np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)
-  one = routing(logits, softmax(logits), chosen, counted)
+  one = routing(logits, softmax(logits), chosen, counted, t)
   np.testing.assert_allclose(one.balance, N, rtol=1e-5)
-  np.testing.assert_allclose(routing(logits, softmax(logits), chosen, 0 * counted), 0.0)
+  np.testing.assert_allclose(one.load, [0, N, 0, 0, 0], rtol=1e-5)
+  for nothing in routing(logits, softmax(logits), chosen, 0 * counted, t):
+    np.testing.assert_allclose(nothing, 0.0)
 
 
 def test_a_network_of_experts():
