@@ -63,7 +63,8 @@ class Run:
 
 
 def read(workdir: pathlib.Path) -> Run:
-  """The evaluations that a workdir's metrics hold.
+  """The evaluations that a workdir's metrics hold, but for one before the first update, which costs
+  nothing.
 
   Raises:
     ValueError: If there are none.
@@ -72,8 +73,8 @@ def read(workdir: pathlib.Path) -> Run:
   each = experiment.train.batch_size * experiment.data.length
   points = []
   for row in train.read_metrics(str(workdir)):
-    if "validation_bits_per_character" in row:
-      step = row["step"]
+    step = row["step"]
+    if step and "validation_bits_per_character" in row:
       cpu, _ = used(str(workdir), step)
       flops = step * each * experiment.flops_per_token
       bound = row["validation_bits_per_character"]

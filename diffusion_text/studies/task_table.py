@@ -31,6 +31,7 @@ from diffusion_text.studies.task_report import write_table
 from diffusion_text.types import Sampler
 
 BASELINE = "autoregressive"  # of the same size and tokens, in every table
+EVALUATIONS = 5  # of a cell on validation prompts, while it is trained
 ROUNDED = 16  # rows are as long as the longest example, rounded up to a multiple of this
 
 
@@ -133,8 +134,9 @@ class TaskTable:
       cell.system
     )
     merged.seed = cell.seed
-    merged.train.update({"steps": self.steps, "keep": 1, "save_every": max(self.steps // 5, 1)})
-    merged.train.evaluate_every = self.steps
+    often = max(self.steps // EVALUATIONS, 1)
+    merged.train.update({"steps": self.steps, "keep": 1, "save_every": often})
+    merged.train.evaluate_every = often  # for `experiments.costs`
     return merged
 
   def claim(self) -> None:

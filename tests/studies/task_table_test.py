@@ -17,7 +17,7 @@ from diffusion_text.evaluate.text_metrics import NGramModel
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.sampler.records import Sample
-from diffusion_text.studies import compare, task_report, task_table, tasks
+from diffusion_text.studies import compare, costs, task_report, task_table, tasks
 from diffusion_text.studies.translate import held_out_task
 from tests.conftest import ROOT
 
@@ -73,6 +73,16 @@ def test_a_cell_is_trained_scored_and_answered(table, measured):
   }
   answers = (table.workdir / "addition/mdlm-seed0/answers.txt").read_text()
   assert len(answers.splitlines()) == 3 and " => " in answers
+
+
+def test_what_the_bound_of_a_cell_costs_is_read_from_its_metrics(table, measured):
+  """Two updates of 4 rows of 16 tokens, an evaluation after each."""
+  one = costs.read(table.workdir / "addition/mdlm-seed0")
+  assert one.parameters == measured["parameters"]
+  assert [point[:2] for point in one.points] == [(1, 64), (2, 128)]
+  first, second = one.points
+  assert second.flops == 2 * first.flops > 0 and second.cpu_seconds >= first.cpu_seconds > 0
+  assert second.cpu_seconds == measured["train_cpu_seconds"] and 0 < second.bound < 20
 
 
 def test_the_tables_have_every_row_with_command_and_revision(table, measured):
