@@ -10,7 +10,8 @@ As released it is log(1 + count) over the largest, centred over the row, and the
 [0.001, 1]: timing "spindle" with process "masked", a surrogate that is scored with one time for all
 tokens of a row, and sampled by the sampler "guessed_times". As released, 0.01 times the
 cross-entropy of all tokens is added to the divergence of one of 2048 steps.
-Ours: see docs/results.md, by the code at commit 3aad1fc, without that cross-entropy.
+Ours: see docs/results.md, by the code at commit 3aad1fc, without that cross-entropy; from MiniLM-L6
+after 20,480 tokens 6.778 ± 0.214 nats/token, from scratch 6.937 ± 0.222.
   python -m experiments.train --config=configs/diffusionbert.py:tiny --workdir=runs/diffusionbert
 """
 
