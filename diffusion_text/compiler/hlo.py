@@ -157,6 +157,9 @@ class Program:
         overlapped = "async_collective" in attributes or "async-collective" in attributes
         for callee in _called(attributes, "calls"):
           yield from self._walk(callee, times, True, asynchronous or overlapped)
+      elif opcode == "custom-call":  # a program for a sparse core, which TPU7x runs beside others
+        for callee in _called(attributes, "called_computations"):
+          yield from self._walk(callee, times, True, asynchronous)
 
   def trips(self, loop: Instruction) -> float:
     """The number of turns of a while loop.

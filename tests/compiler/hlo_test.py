@@ -279,3 +279,32 @@ def test_topologies_are_named():
   for bad in ("v7:2x2", "v5e", "16x16"):
     with pytest.raises(ValueError, match="v5e:16x16"):
       chip_of(bad)
+
+
+OFFLOADED = """HloModule step
+
+%on_sparse_core (x: bf16[8,128]) -> bf16[32,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  ROOT %gathered = bf16[32,128]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1,2,3}}, \
+dimensions={0}
+}
+
+%wrapped (y: bf16[8,128]) -> bf16[32,128] {
+  %y = bf16[8,128]{1,0} parameter(0)
+  ROOT %call = bf16[32,128]{1,0} custom-call(%y), custom_call_target="offloaded", \
+called_computations={%on_sparse_core}
+}
+
+ENTRY %main (a: bf16[8,128]) -> bf16[32,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  %begun = ((bf16[8,128]{1,0}), bf16[32,128]{1,0}, u32[]) async-start(%a), \
+async_execution_thread="sparsecore", calls=%wrapped
+  ROOT %done = bf16[32,128]{1,0} async-done(%begun)
+}
+"""
+
+
+def test_collectives_on_sparse_cores_are_found():
+  """TPU7x hands collectives to its sparse cores: a custom call, beside the program."""
+  (found,) = Program(OFFLOADED).collectives()
+  assert (found.kind, found.payload, found.asynchronous) == ("all-gather", 32 * 128 * 2, True)
