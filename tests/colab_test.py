@@ -23,7 +23,7 @@ SMALL = {
 STEPS, ROWS, LENGTH, LAYERS, WIDTH, HEADS, CALLS = 3, 4, 16, 1, 16, 1, 4
 SCORED = "validation"
 """,
-  "every_process.ipynb": "ROWS, DRAWS, TEXTS, STEPS, UPDATES = 512, 4, 512, (1, 8), 3",
+  "every_process.ipynb": "ROWS, DRAWS, TEXTS, STEPS, UPDATES = 512, 4, 512, (2,), 3",
   "pretrained.ipynb": "STEPS, ROWS, LENGTH, SCORED = 2, 4, 16, 8",
 }
 

@@ -100,26 +100,28 @@ def root() -> pathlib.Path:
   return ROOT
 
 
-# How many programs each test file compiles: most of the time of a run, however small the programs
-# are.
+# How many programs each test compiles: most of the time of a run, however small the programs are.
 COMPILED = "/jax/core/compile/backend_compile_duration"
-PROGRAMS = {}  # file -> [number, seconds]
+PROGRAMS = {}  # name of a test -> [number, seconds]
 CURRENT = [""]
+
+
+def _add(name: str, number: int, seconds: float, table: dict[str, list] = PROGRAMS) -> None:
+  row = table.setdefault(name, [0, 0.0])
+  row[0], row[1] = row[0] + number, row[1] + seconds
 
 
 def _count(event: str, seconds: float, **_) -> None:
   if event == COMPILED:
-    row = PROGRAMS.setdefault(CURRENT[0], [0, 0.0])
-    row[0] += 1
-    row[1] += seconds
+    _add(CURRENT[0], 1, seconds)
 
 
 jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def pytest_runtest_setup(item):
-  """Programs are counted for the file of the test that runs."""
-  CURRENT[0] = item.nodeid.partition("::")[0]
+  """Programs are counted for the test that runs."""
+  CURRENT[0] = item.nodeid
 
 
 def pytest_sessionfinish(session):
@@ -132,16 +134,19 @@ def pytest_sessionfinish(session):
 def pytest_testnodedown(node, error):
   """The counts of a worker are added to those of the others."""
   del error
-  for path, (number, seconds) in getattr(node, "workeroutput", {}).get("programs", {}).items():
-    row = PROGRAMS.setdefault(path, [0, 0.0])
-    row[0], row[1] = row[0] + number, row[1] + seconds
+  for name, row in getattr(node, "workeroutput", {}).get("programs", {}).items():
+    _add(name, *row)
 
 
 def pytest_terminal_summary(terminalreporter):
-  """The ten files that compile most."""
-  worst = sorted(PROGRAMS.items(), key=lambda item: -item[1][0])[:10]
-  if worst:
-    total = sum(number for number, _ in PROGRAMS.values())
-    terminalreporter.write_sep("=", f"{total} programs compiled; the files with most")
-    for path, (number, seconds) in worst:
-      terminalreporter.write_line(f"{number:6} programs, {seconds:6.1f} s  {path}")
+  """The ten files and the ten tests that compile most."""
+  files = {}
+  for name, row in PROGRAMS.items():
+    _add(name.partition("::")[0], *row, files)
+  for title, table in (("files", files), ("tests", PROGRAMS)):
+    worst = sorted(table.items(), key=lambda item: -item[1][0])[:10]
+    if worst:
+      total = sum(number for number, _ in table.values())
+      terminalreporter.write_sep("=", f"{total} programs compiled; the {title} with most")
+    for name, (number, seconds) in worst:
+      terminalreporter.write_line(f"{number:6} programs, {seconds:6.1f} s  {name}")

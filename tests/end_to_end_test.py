@@ -412,6 +412,7 @@ def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
     "--seconds=1",
     "--num_draws=1",
     "--config.data.length=32",
+    "--config.model.layers=1",
   )
   out = call(home, "quickstart", *flags, as_shipped=True)
   for part in (

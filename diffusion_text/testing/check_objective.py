@@ -105,17 +105,17 @@ def _value(objective, model, params, key, batch, progress):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _gradients(objective, model, params, key, batch):
-  """(gradient of the total, gradient of the costs)."""
+def _differentiated(objective, model, params, key, batch, progress):
+  """((loss, costs), gradient of the total, gradient of the costs)."""
 
   def both(params):
-    loss, costs = _loss(objective, model, params, key, batch, Progress())
+    loss, costs = _loss(objective, model, params, key, batch, progress)
     leaves = [] if costs is None else [jnp.sum(leaf) for leaf in costs[:3]]
-    return loss.total, sum(leaves, jnp.float32(0))
+    return (loss.total, sum(leaves, jnp.float32(0))), (loss, costs)
 
-  _, backward = jax.vjp(both, params)
+  _, backward, found = jax.vjp(both, params, has_aux=True)
   one, zero = jnp.float32(1), jnp.float32(0)
-  return backward((one, zero))[0], backward((zero, one))[0]
+  return found, backward((one, zero))[0], backward((zero, one))[0]
 
 
 class _Asked:
@@ -127,7 +127,14 @@ class _Asked:
     self.key = jax.random.key(3)
 
   def value(self, progress: Progress | None = None, ids=None, params=None, **fields):
-    """(loss, costs) of the batch: every field is set, so that one program serves all laws."""
+    """(loss, costs) of a batch with these fields."""
+    asked = self._asked(progress, ids, params, **fields)
+    # The program that also differentiates is needed in any case.
+    whole = asked[-2].ids.shape == self.ids.shape
+    return jax.device_get(_differentiated(*asked)[0] if whole else _value(*asked))
+
+  def _asked(self, progress=None, ids=None, params=None, **fields):
+    """What a program is given: every field is set, so that one program serves all laws."""
     ids = self.ids if ids is None else ids
     params = self.params if params is None else params
     shape = ids.shape
@@ -138,8 +145,7 @@ class _Asked:
       segment=fields.get("segment", np.zeros(shape, np.int32)),
     )
     progress = Progress() if progress is None else progress
-    found = _value(self.objective, self.model, params, self.key, batch, progress)
-    return jax.device_get(found)
+    return self.objective, self.model, params, self.key, batch, progress
 
   def check_shapes(self) -> None:
     """The loss is made of scalars, and counts each token of text once."""
@@ -201,8 +207,7 @@ class _Asked:
   @functools.cached_property
   def gradients(self):
     """(of the total, of the costs)."""
-    batch = Batch(self.ids)
-    return jax.device_get(_gradients(self.objective, self.model, self.params, self.key, batch))
+    return jax.device_get(_differentiated(*self._asked())[1:])
 
   def check_costs(self) -> None:
     """No gradient flows through the costs."""
