@@ -1,4 +1,4 @@
-"""What a bound costs in updates, tokens, CPU-seconds and operations, from the metrics of runs; and
+r"""What a bound costs in updates, tokens, CPU-seconds and operations, from the metrics of runs; and
 the best size at equal operations.
 
   python -m experiments.costs --workdirs=runs/compare/mdlm,runs/compare/duo --bounds=3.0,2.5 \

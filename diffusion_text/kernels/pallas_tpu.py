@@ -30,7 +30,8 @@ LANES, SUBLANES = 128, 8  # of a TPU vector register of 32-bit values
 MIB = 2**20
 # Bytes of VMEM that one kernel may use, by the start of the device kind in lower case: half of what
 # a core has (128 MiB on v5e and v6e, 64 MiB on v5p and TPU7x), since the compiler keeps values of
-# other instructions there too. Other chips get what the compiler gives to a kernel by default.
+# other instructions there too. A kernel asks for what its tiles need, and for no less than the
+# compiler gives to a kernel by default, which is all that it gets on other chips.
 VMEM = {"tpu v5 lite": 64 * MIB, "tpu v5": 32 * MIB, "tpu v6": 64 * MIB, "tpu7x": 32 * MIB}
 SMALLEST_VMEM = 16 * MIB
 SEMANTICS = ("parallel", "parallel", "parallel", "arbitrary", "arbitrary")
@@ -62,9 +63,11 @@ def attention(
   L, S, K = q.shape[1], k.shape[1], q.shape[3]
   sizes = block_sizes or default_block_sizes(L, S)
   wide = 64 if K <= 64 else -(-K // LANES) * LANES
+  vmem = SMALLEST_VMEM
   for tiles in ((sizes.q, sizes.k), (sizes.q_backward, sizes.k_backward)):
     _check_tiles(*tiles, wide, q.dtype.itemsize, interpret)
-  options = _Options(K**-0.5 if scale is None else scale, soft_cap, sizes, interpret)
+    vmem = max(vmem, _vmem_bytes(*tiles, wide, q.dtype.itemsize))
+  options = _Options(K**-0.5 if scale is None else scale, soft_cap, sizes, interpret, vmem)
   # [B, H, L, K] from here on, zeros beyond K: they add nothing to a score, and give zeros in out.
   q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0),) * 3 + ((0, wide - K),)) for x in (q, k, v))
   ids = layouts.materialise(q_layout, L), layouts.materialise(k_layout, S)
@@ -78,6 +81,7 @@ class _Options:
   soft_cap: float | None
   sizes: BlockSizes
   interpret: bool
+  vmem: int  # bytes
 
 
 def vmem_limit() -> int:
@@ -310,7 +314,7 @@ def _call(options, kernel, map_, grid, in_specs, out_specs, out_shapes, scratch,
     ),
     out_shape=[jax.ShapeDtypeStruct(*shape) for shape in out_shapes],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=SEMANTICS, vmem_limit_bytes=vmem_limit()
+      dimension_semantics=SEMANTICS, vmem_limit_bytes=options.vmem
     ),
     interpret=options.interpret,
   )(*map_.scalars, *map_.ids, *arrays)
