@@ -77,7 +77,7 @@ def test_without_jinja2_a_known_template_stands_in(words, monkeypatch, tmp_path)
   monkeypatch.setattr(chat_template, "_jinja", lambda: None)
   assert ChatTemplate(JINJA, words).ids(TALK).tolist() == by_hand(words, *USER, *REST)
   (tmp_path / "other.jinja").write_text("{{ messages }}")
-  with pytest.raises(ValueError, match=r"pip install -e .\[pretrained\]., or give --temp"):
+  with pytest.raises(ValueError, match=r"pip install -e '\.\[pretrained\]', or give --temp"):
     template_of(tmp_path, words, str(tmp_path / "other.jinja"))
 
 
