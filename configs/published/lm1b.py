@@ -25,7 +25,7 @@ PROTOCOLS = {
 }
 
 
-def get_config(choice: str = "mdlm"):
+def get_config(choice: str = ""):
   system, (packing, steps) = published.protocol(choice or "mdlm", PROTOCOLS, "padded")
   settings = {
     "data": {

@@ -26,5 +26,5 @@ SETTINGS = {
 }
 
 
-def get_config(system: str = "diffuseq"):
+def get_config(system: str = ""):
   return published.of(system or "diffuseq", SETTINGS)

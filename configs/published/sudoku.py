@@ -2,12 +2,12 @@
 (Ye et al. 2024, arXiv 2410.14157, their `tiny` size at its rate of 1e-3, 300 epochs).
 
 Published share of solved puzzles: masked diffusion in 20 steps, with token weights, 100 %,
-autoregressive 20.7 %; repeated elsewhere at 6 M parameters, 99.9 and 16.2 %. Issues of the code
-report 38 to 40 % at its defaults.
+autoregressive 20.7 % (by the notes of third parties). The paper CCDD finds 99.9 and 16.2 % at 6 M
+parameters. Issue 7 of the authors' code reports 38 to 40 % at its defaults.
 Ours: not yet run. The published puzzles are no part of this repository: ours are generated, 100,000
-for training with 36 clues each and one solution, of which 30,000 steps are about 300 epochs.
-Numbers may be compared only on one file (data.task.path). The token weights are not in this
-setting.
+for training with 36 clues each and one solution, and 30,000 steps read each about 300 times.
+Numbers may be compared only on the same file of puzzles (data.task.path). The token weights are not
+in this setting.
   python -m experiments.train --config=configs/published/sudoku.py:mdlm --workdir=runs/sudoku
 """
 
@@ -27,5 +27,5 @@ SETTINGS = {
 }
 
 
-def get_config(system: str = "mdlm"):
+def get_config(system: str = ""):
   return published.of(system or "mdlm", SETTINGS)
