@@ -6,8 +6,6 @@ what would make it faster, each with the command that mends it.
 
 import importlib.metadata
 import importlib.util
-import os
-import shutil
 import sys
 
 from experiments.flags import run
@@ -48,10 +46,10 @@ def main(_):
     stats = device.memory_stats() or {}
     limit = f", {stats['bytes_limit'] / 2**30:.1f} GiB" if "bytes_limit" in stats else ""
     print(f"  device {device.id}: {device.device_kind}{limit}")
-  pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+  machine = look()
   print(
-    f"host     {os.cpu_count()} cores, {pages:.0f} GiB memory,"
-    f" {shutil.disk_usage('.').free / 2**30:.0f} GiB free on this disk"
+    f"host     {machine.cores} cores, {machine.memory_gib:.0f} GiB memory,"
+    f" {machine.free_gib:.0f} GiB free on this disk"
   )
   print(f"\nattention implementations: {', '.join(IMPLEMENTATIONS)}")
   print("\nextras")
@@ -61,7 +59,7 @@ def main(_):
       f"  {extra:<11} {'installed' if found else 'missing  '}  {purpose}"
       + ("" if found else f": pip install -e '.[{extra}]'")
     )
-  found = advice(look())
+  found = advice(machine)
   print("\nwhat would make it faster" if found else "\nnothing was found that slows it down")
   for each in found:
     print(f"  {each}")

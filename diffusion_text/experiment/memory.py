@@ -7,8 +7,6 @@ large.
 from __future__ import annotations
 
 import math
-import os
-import pathlib
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_text.core.prng import row_keys
 from diffusion_text.experiment.build import Experiment
+from diffusion_text.experiment.control_groups import memory_bytes
 from diffusion_text.model.partition import memory
 from diffusion_text.sampler.loop import Loop
 from diffusion_text.train.sharding import row_shards
@@ -108,13 +107,8 @@ def device_bytes(experiment: Experiment) -> float | None:
 
 def host_bytes() -> float | None:
   """Memory of this machine, or of this container, in bytes; None where it is not known."""
-  try:
-    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-  except (ValueError, OSError):
-    return None
-  limit = pathlib.Path("/sys/fs/cgroup/memory.max")
-  text = limit.read_text().strip() if limit.exists() else ""
-  return min(whole, float(text)) if text.isdecimal() else whole
+  whole, _ = memory_bytes()
+  return None if math.isinf(whole) else whole
 
 
 def check_memory(experiment: Experiment) -> None:

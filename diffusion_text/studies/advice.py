@@ -1,5 +1,5 @@
-"""What would make a machine faster: each piece of advice says what is seen, why it costs time, and
-the command that mends it. `studies.machine` reads the machine; nothing here does.
+"""Advice on what would make a machine faster. Each piece says what is seen, why it costs time, and
+which command mends it. `studies.machine` reads the machine; nothing is read here.
 """
 
 from __future__ import annotations
@@ -7,24 +7,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from diffusion_text.studies.machine import Machine
+from diffusion_text.studies.machine import SLOW_SETTINGS, Machine
 
-OLDEST_JAX = (0, 10)  # that setup.py asks for
-# Kinds of file systems whose files come over a network, or from another system.
+OLDEST_JAX = (0, 10)  # as in setup.py
+# The first letters of file systems whose files come over a network or from another system.
 DISTANT = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "fuse.gcsfuse", "fuse.s3fs", "drvfs", "ceph")
-# Clock rules whose "powersave" is no fixed lowest clock.
+# Drivers of the clock whose rule "powersave" still raises the clock under load.
 ADAPTIVE = ("intel_pstate", "amd-pstate")
-FREE_DISK, FREE_MEMORY = 2.0, 2.0  # GiB
+FREE_DISK, FREE_MEMORY = 2.0, 2.0  # GiB; advice is given below
 
-CHECKING = {
-  "jax_debug_nans": "every compiled program is read back and searched for NaN before the next",
-  "jax_debug_infs": "every compiled program is read back and searched for infinities",
-  "jax_disable_jit": "nothing is compiled: every operation is a call from Python",
-  "jax_enable_checks": "jax checks its own types at every operation that it traces",
-  "jax_check_tracer_leaks": "every program is traced with a search for leaks, and not kept",
-  "jax_enable_x64": "numbers without a type of their own take 64 bits: twice the memory traffic",
-  "jax_disable_most_optimizations": "programs are compiled quickly and run slowly",
-}
+# A word of XLA_FLAGS -> why a run with it is slower.
 SLOW_FLAGS = {
   "--xla_dump_to": "every program is written to disk, in many files",
   "--xla_backend_optimization_level=0": "programs are compiled quickly and run slowly",
@@ -44,7 +36,7 @@ class Advice(NamedTuple):
 
 
 def advice(machine: Machine) -> list[Advice]:
-  """What would make a machine faster; an empty list where nothing is found."""
+  """All advice on a machine; an empty list if nothing is found that slows it down."""
   return [each for check in CHECKS for each in check(machine)]
 
 
@@ -54,7 +46,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def accelerators(machine: Machine) -> Iterator[Advice]:
-  """Of a GPU or TPU that is there and not used."""
+  """Advice on a GPU or TPU that the machine has and jax does not use."""
   chosen = machine.variables.get("JAX_PLATFORMS", "")
   for there, name, words in (
     (machine.nvidia, "gpu", ("gpu", "cuda")),
@@ -93,7 +85,7 @@ def _cuda(machine: Machine) -> tuple[str, str]:
 
 
 def old_versions(machine: Machine) -> Iterator[Advice]:
-  """Of a jax that is older than the tests."""
+  """Advice on a jax that is older than the oldest one the tests pass with."""
   version = machine.versions.get("jax", "")
   if version and _version(version) < OLDEST_JAX:
     oldest = ".".join(map(str, OLDEST_JAX))
@@ -102,7 +94,7 @@ def old_versions(machine: Machine) -> Iterator[Advice]:
 
 
 def processors(machine: Machine) -> Iterator[Advice]:
-  """Of cores that are there and not used, or shared with others."""
+  """Advice on processors that this process leaves idle or shares with other programs."""
   usable, threads = machine.usable, machine.variables.get("NPROC", "")
   if machine.backend == "cpu" and usable < 0.9 * machine.cores and not threads:
     yield Advice(
@@ -139,9 +131,9 @@ def processors(machine: Machine) -> Iterator[Advice]:
 
 
 def settings(machine: Machine) -> Iterator[Advice]:
-  """Of settings that check, print or compile more than a run needs."""
-  for name in machine.debugging:
-    yield Advice(f"{name} is on", CHECKING[name], f"unset {name.upper()}")
+  """Advice on settings that make jax check, print or compile more than a run needs."""
+  for name in machine.slow_settings:
+    yield Advice(f"{name} is on", SLOW_SETTINGS[name], f"unset {name.upper()}")
   for word in machine.variables.get("XLA_FLAGS", "").split():
     for flag, why in SLOW_FLAGS.items():
       if word == flag or word.startswith(f"{flag}="):
@@ -162,7 +154,7 @@ def settings(machine: Machine) -> Iterator[Advice]:
 
 
 def places(machine: Machine) -> Iterator[Advice]:
-  """Of files and memory."""
+  """Advice on folders, disks and memory."""
   elsewhere = "--config.data.cache_dir=FOLDER    # of experiments.train, on a disk of this machine"
   if not machine.token_folder_ok:
     why = "the text is tokenized there once, and no run can begin"

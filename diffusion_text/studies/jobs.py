@@ -16,13 +16,16 @@ import numpy as np
 from diffusion_text import train
 
 
+def own_cores() -> list[int]:
+  """The numbers of the cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
 def core_groups(jobs: int) -> list[list[int]]:
   """The cores of this process, shared out. Raises ValueError if there are fewer cores than jobs."""
-  cores = (
-    sorted(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else list(range(os.cpu_count() or 1))
-  )
+  cores = own_cores()
   if not 1 <= jobs <= len(cores):
     raise ValueError(
       f"jobs={jobs} must be from 1 to {len(cores)}, the cores of this process: CPU time is to be"
