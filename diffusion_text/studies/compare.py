@@ -100,8 +100,8 @@ def is_own(key: str, owns: Sequence[str]) -> bool:
 
 
 def set_aside(system: ConfigDict, defaults: ConfigDict, merged: ConfigDict) -> dict[str, Any]:
-  """dotted key -> value that the system's file sets and the comparison does not follow, so that it
-  can be said.
+  """Dotted key -> value, for what the file of a system sets and the comparison replaces by a value
+  of the base. The report lists these keys.
   """
   theirs, usual, ours = (
     flatten(json.loads(config_json(config))) for config in (system, defaults, merged)
@@ -115,12 +115,21 @@ def set_aside(system: ConfigDict, defaults: ConfigDict, merged: ConfigDict) -> d
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What is compared, and how. budget: CPU-seconds of training of each system; or steps of each;
-  one of the two is None.
+  """Which systems are compared, and how they are trained, scored and sampled.
 
-  files: name -> config file. calls: network calls at which samples are drawn, num_samples rows
-  each. num_draws, max_rows: of the likelihood on the test split (None: all rows). Raises ValueError
-  for values that make no comparison.
+  Attributes:
+    workdir: Where everything is written.
+    base: The config of which all systems take what they do not own.
+    files: Name of a system -> its config file.
+    budget: CPU-seconds that each system is trained for; None if `steps` is given.
+    steps: Training steps of each system; None if `budget` is given.
+    calls: Each number of network calls with which samples are drawn.
+    num_samples: Samples that are drawn for each number of calls.
+    num_draws: Draws of time and noise for each row of the test split that is scored.
+    max_rows: Rows of the test split that are scored; None: all.
+
+  Raises:
+    ValueError: For values with which nothing can be compared.
   """
 
   workdir: pathlib.Path
@@ -155,8 +164,8 @@ class Comparison:
 
   @property
   def choices(self) -> dict[str, Any]:
-    """What a comparison is made of besides its base: results of other choices are of another
-    comparison.
+    """Name -> value of every choice that changes results, besides the base. A workdir holds the
+    results of one set of choices only.
     """
     return {
       "budget": self.budget,
@@ -169,7 +178,7 @@ class Comparison:
 
   @property
   def amount(self) -> str:
-    """How much each system is trained, for people."""
+    """How long each system is trained, as a phrase of the report."""
     return (
       f"about {self.budget:g} CPU-seconds of training each"
       if self.steps is None
@@ -209,7 +218,7 @@ class Comparison:
     train.check_workdir(str(self.workdir), everything, write=write)
 
   def run_one(self, name: str) -> None:
-    """Measures one system in this process, see `run_one`."""
+    """Measures one system in this process, as the function `run_one` does."""
     run_one(self, name)
 
   def run_all(self, command: Sequence[str], jobs: int, shown: str) -> tuple[str, Mapping[str, str]]:
@@ -268,24 +277,25 @@ def metered(step: Any, cpu: float = 0.0, wall: float = 0.0) -> train.TrainStep:
   return call
 
 
-def used(workdir: str, step: int) -> tuple[float, float]:
-  """(CPU, wall) seconds of the first `step` training steps, by the last row of metrics up to it."""
-  rows = [
-    row for row in train.read_metrics(workdir) if "cpu_seconds" in row and row["step"] <= step
-  ]
-  return (
-    tuple(rows[-1][name] * step / rows[-1]["step"] for name in ("cpu_seconds", "wall_seconds"))
-    if rows
-    else (0.0, 0.0)
-  )
+def used(metrics: Sequence[Mapping[str, Any]], step: int) -> tuple[float, float]:
+  """(CPU, wall) seconds of the first `step` training steps, by the last row of metrics up to that
+  step that has both; (0, 0) if no row has.
+
+  metrics: The rows of a run, as `train.read_metrics` gives them.
+  """
+  timed = [row for row in metrics if "cpu_seconds" in row and row["step"] <= step]
+  if not timed:
+    return 0.0, 0.0
+  last = timed[-1]
+  return last["cpu_seconds"] * step / last["step"], last["wall_seconds"] * step / last["step"]
 
 
 def steps_within(experiment: Experiment, budget: float, trial: int = 24) -> int:
   """How many training steps `budget` CPU-seconds are, by the median of `trial` steps of random
   tokens, compilation left out.
 
-  Raises ValueError where that is too few to train, or where CPU time says nothing because the work
-  is done elsewhere.
+  Raises ValueError where the budget is too small for any training, and on a GPU or TPU, whose work
+  the CPU time does not count.
   """
   if jax.default_backend() != "cpu":
     raise ValueError(
@@ -347,8 +357,8 @@ def corpus_quality(comparison: Comparison) -> dict[str, float]:
 def sampled(
   trained: Trained, comparison: Comparison, directory: pathlib.Path
 ) -> list[dict[str, Any]]:
-  """Samples at each number of network calls: their quality, and their texts in a file. Calls are
-  shared out over blocks, if any.
+  """The quality of samples, one dict for each number of network calls; the texts are written to a
+  file. A system that writes block by block spends an equal share of the calls on each block.
 
   A system that makes the same number of steps for two entries of `calls` (one token per block) is
   sampled once, and so is a system whose sampler has no number of steps to set.
@@ -379,8 +389,8 @@ def sampled(
 
 
 def measure(comparison: Comparison, name: str) -> dict[str, Any]:
-  """Trains one system in its directory (or goes on with it), scores it (a Gaussian one decoded
-  where validation text says) and samples it.
+  """The results of one system, which is trained in its directory (or goes on there), scored and
+  sampled. The noise level at which a Gaussian system decodes is chosen on validation text.
 
   Raises SystemExit with the loop's exit code if training was stopped, and whatever training raises.
   """
@@ -397,7 +407,7 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   experiment = build(config, tokenizer=tokenizer)
   print(plan.summary(experiment), flush=True)
   done = train.latest_step(checkpoints(str(directory)))
-  before = (0.0, 0.0) if done is None else used(str(directory), done)
+  before = (0.0, 0.0) if done is None else used(train.read_metrics(directory), done)
   result = train_workdir(
     experiment, str(directory), terminal=False, wrap_step=lambda step: metered(step, *before)
   )
@@ -408,7 +418,7 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   bound = score(trained.experiment, trained.params, split="test", **how)
   if not math.isfinite(bound.nats_per_token):
     raise ValueError(f"the bound on the test split is {bound.nats_per_token} nats per token")
-  cpu, wall = used(str(directory), steps)
+  cpu, wall = used(train.read_metrics(directory), steps)
   tokens = steps * experiment.train.batch_size * experiment.data.length
   return {
     "name": name,
@@ -429,7 +439,9 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
 
 
 def run_one(comparison: Comparison, name: str) -> None:
-  """`measure`, on disk: results.json, or failed.json with the reason."""
+  """Measures one system and writes what `measure` returns to results.json, or the reason why it
+  failed to failed.json.
+  """
   directory = comparison.workdir / name
   directory.mkdir(parents=True, exist_ok=True)
   (directory / "failed.json").unlink(missing_ok=True)

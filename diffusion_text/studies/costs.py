@@ -1,5 +1,6 @@
-"""What a bound costs: updates, tokens, CPU-seconds and operations until the validation text costs a
-given number of bits per character; and, at equal operations, which size is best.
+"""What a bound costs: the updates, tokens, CPU-seconds and operations until the bound on validation
+text has fallen to a given number of bits per character; and the best size of a network for a given
+number of operations.
 
 Everything is read from the metrics that runs have written. Companion of `experiments.costs`.
 """
@@ -20,7 +21,7 @@ from diffusion_text.experiment.run import load_experiment
 from diffusion_text.studies.compare import used
 from diffusion_text.studies.measures import markdown, write
 
-# What is paid, and its name for people.
+# Field of a Point -> its name in tables and plots.
 COSTS = {
   "updates": "updates",
   "tokens": "tokens",
@@ -33,9 +34,10 @@ class Point(NamedTuple):
   """One evaluation of a run.
 
   Attributes:
-    updates: Training steps until then.
-    tokens: Tokens that they read.
-    cpu_seconds: Of these steps, which runs of `experiments.compare` count; nan in other runs.
+    updates: Training steps before the evaluation.
+    tokens: Tokens that these steps read.
+    cpu_seconds: CPU time of these steps, which only runs of `experiments.compare` count; nan in
+      other runs.
     flops: Operations of these steps, by `Experiment.flops_per_token`.
     bound: Bits per character of the validation text.
   """
@@ -52,9 +54,9 @@ class Run:
   """The evaluations of one training, in their order.
 
   Attributes:
-    name: That of its workdir.
-    parameters: Of the network and whatever else is trained or frozen.
-    points: At least one.
+    name: The name of the workdir.
+    parameters: The number of parameters, trained and frozen.
+    points: The evaluations, at least one.
   """
 
   name: str
@@ -63,19 +65,19 @@ class Run:
 
 
 def read(workdir: pathlib.Path) -> Run:
-  """The evaluations that a workdir's metrics hold, but for one before the first update, which costs
-  nothing.
+  """The evaluations in the metrics of a workdir. An evaluation before the first update is left out,
+  as its cost is 0.
 
   Raises:
-    ValueError: If there are none.
+    ValueError: If there are no evaluations.
   """
   experiment = load_experiment(str(workdir))
   each = experiment.train.batch_size * experiment.data.length
-  points = []
-  for row in train.read_metrics(str(workdir)):
+  points, metrics = [], train.read_metrics(workdir)
+  for row in metrics:
     step = row["step"]
     if step and "validation_bits_per_character" in row:
-      cpu, _ = used(str(workdir), step)
+      cpu, _ = used(metrics, step)
       flops = step * each * experiment.flops_per_token
       bound = row["validation_bits_per_character"]
       points.append(Point(step, step * each, cpu or math.nan, flops, bound))
@@ -88,9 +90,10 @@ def read(workdir: pathlib.Path) -> Run:
 
 
 def cost_to(run: Run, bound: float, cost: str) -> float | None:
-  """The cost at which a run first has this bound, on a line in log cost between two evaluations.
+  """The cost at which a run first reaches a bound, by a straight line in the logarithm of the cost
+  between two evaluations; None if the run never reaches the bound.
 
-  None if it never has; that of the first evaluation, an upper limit, if it has from there on.
+  Where the first evaluation is below the bound already, its cost is returned: an upper limit.
   """
   for before, after in zip((None, *run.points), run.points):
     if after.bound <= bound:
@@ -104,8 +107,8 @@ def cost_to(run: Run, bound: float, cost: str) -> float | None:
 
 
 def bound_at(run: Run, flops: float) -> float | None:
-  """The bound of a run after so many operations, on a line in their logarithm between evaluations;
-  None outside of what was run.
+  """The bound of a run after a number of operations, by a straight line in their logarithm between
+  two evaluations; None before the first evaluation and after the last.
   """
   spent = [point.flops for point in run.points]
   if not spent[0] <= flops <= spent[-1]:
@@ -119,8 +122,9 @@ class Best(NamedTuple):
 
   Attributes:
     flops: The operations.
-    parameters: At the lowest point of a parabola in log parameters through the runs' bounds.
-    bound: There.
+    parameters: The best size: where the parabola in the logarithm of the parameters, fitted to the
+      bounds of the runs, is lowest.
+    bound: The value of the parabola there.
   """
 
   flops: float
@@ -132,8 +136,8 @@ def best_size(runs: Sequence[Run], flops: float) -> Best:
   """The best size at a number of operations (the second approach of arXiv 2203.15556).
 
   Raises:
-    ValueError: For less than three sizes that were trained for so long, and where the best size is
-      not between those of the runs.
+    ValueError: For fewer than three sizes that were evaluated before and after this number of
+      operations, and where the best size is not between the sizes of the runs.
   """
   found = [(run.parameters, bound_at(run, flops)) for run in runs]
   known = [(size, bound) for size, bound in found if bound is not None]
@@ -159,7 +163,7 @@ def power_law(best: Sequence[Best]) -> tuple[float, float]:
   """(a, b) of parameters = a · operations^b through the best sizes, by least squares of logarithms.
 
   Raises:
-    ValueError: For less than two of them.
+    ValueError: For fewer than two best sizes.
   """
   if len(best) < 2:
     raise ValueError(f"{len(best)} best sizes make no power law; give two or more --budgets")
@@ -170,7 +174,7 @@ def power_law(best: Sequence[Best]) -> tuple[float, float]:
 
 
 def table(runs: Sequence[Run], bounds: Sequence[float]) -> str:
-  """Markdown: what every run pays for every bound."""
+  """A Markdown table of what each run pays for each bound."""
   header = ("run", "parameters", "bits/char", *COSTS.values())
 
   def shown(run: Run, bound: float) -> list[str]:
@@ -191,7 +195,9 @@ def table(runs: Sequence[Run], bounds: Sequence[float]) -> str:
 
 
 def fits(best: Sequence[Best]) -> str:
-  """Markdown: the best size for each number of operations, and the power law through them."""
+  """A Markdown table of the best size for each number of operations, and the power law through the
+  best sizes if there are two or more.
+  """
   lines = [[f"{each.flops:.3g}", f"{each.parameters:,.0f}", f"{each.bound:.3f}"] for each in best]
   text = markdown(("operations", "best size, parameters", "bits/char"), lines)
   if len(best) < 2:
@@ -201,7 +207,7 @@ def fits(best: Sequence[Best]) -> str:
 
 
 def plot(path: pathlib.Path, runs: Sequence[Run]) -> None:
-  """Writes a png: bits per character of every run over each cost."""
+  """Writes a png with a panel for each cost: the bits per character of every run over that cost."""
   from matplotlib.figure import Figure  # here, because it is slow to import
 
   figure = Figure(figsize=(4 * len(COSTS), 3.6), layout="constrained")
@@ -223,10 +229,13 @@ def report(
   budgets: Sequence[float],
   workdir: pathlib.Path,
 ) -> str:
-  """Writes costs.md, costs.json and costs.png; returns the tables.
+  """The tables in Markdown, which are also written to costs.md, beside costs.json and costs.png.
 
-  bounds: bits per character; none given: the lowest that every run has. budgets: operations at
-  which sizes are compared, if any.
+  Args:
+    runs: The runs.
+    bounds: Bits per character; if empty, the lowest bound that every run reaches.
+    budgets: Numbers of operations for which the best size is sought, if any.
+    workdir: Where the files are written.
 
   Raises:
     ValueError: As `best_size` does.

@@ -31,7 +31,7 @@ from diffusion_text.studies.task_report import write_table
 from diffusion_text.types import Sampler
 
 BASELINE = "autoregressive"  # of the same size and tokens, in every table
-EVALUATIONS = 5  # of a cell on validation prompts, while it is trained
+EVALUATIONS = 5  # times that a cell is scored on validation rows, and saved, during its training
 ROUNDED = 16  # rows are as long as the longest example, rounded up to a multiple of this
 
 
@@ -61,7 +61,7 @@ class TaskTable:
 
   Attributes:
     workdir: Where the cells and the table are.
-    base: What all systems share; its data but for the task's are not used.
+    base: What all systems share. Of its data section only cache_dir is read.
     files: Name -> config file. The autoregressive model is added if it is not there.
     tasks: Name -> options of the task.
     seeds: How many seeds, from that of the base on.
@@ -247,7 +247,7 @@ def measure(table: TaskTable, cell: Cell) -> dict[str, Any]:
   directory = str(table.workdir / cell.name)
   experiment = build(table.config(cell))
   done = train.latest_step(checkpoints(directory))
-  before = (0.0, 0.0) if done is None else compare.used(directory, done)
+  before = (0.0, 0.0) if done is None else compare.used(train.read_metrics(directory), done)
   result = train_workdir(
     experiment, directory, terminal=False, wrap_step=lambda step: compare.metered(step, *before)
   )
@@ -265,7 +265,7 @@ def measure(table: TaskTable, cell: Cell) -> dict[str, Any]:
     seed=cell.seed,
     sampler=sampler_with(trained.experiment, table.calls),
   )
-  cpu, wall = compare.used(directory, table.steps)
+  cpu, wall = compare.used(train.read_metrics(directory), table.steps)
   (table.workdir / cell.name / "answers.txt").write_text(tasks.shown(one, table.num_prompts) + "\n")
   return {
     **dataclasses.asdict(cell),

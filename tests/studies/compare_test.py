@@ -207,17 +207,13 @@ def test_metered_step_counts_its_own_time_and_nothing_else(monkeypatch):
   assert state == 2 and metrics == {"loss": 1, "cpu_seconds": 12, "wall_seconds": 24}
 
 
-def test_seconds_go_on_from_the_checkpoint(tmp_path):
-  rows = [
-    {"step": step, "cpu_seconds": step / 2, "wall_seconds": step} for step in (10, 20, 30)
-  ] + [{"step": 30, "bound": 1.0}]
-  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  assert compare.used(str(tmp_path), 20) == (10.0, 20.0)
-  assert compare.used(str(tmp_path), 22) == (
-    11.0,
-    22.0,
-  )  # two steps more than the last row: at the same rate
-  assert compare.used(str(tmp_path), 5) == (0.0, 0.0)
+def test_seconds_go_on_from_the_checkpoint():
+  """Steps after the last timed row are counted at its rate."""
+  rows = [{"step": step, "cpu_seconds": step / 2, "wall_seconds": step} for step in (10, 20, 30)]
+  rows.append({"step": 30, "bound": 1.0})
+  assert compare.used(rows, 20) == (10.0, 20.0)
+  assert compare.used(rows, 22) == (11.0, 22.0)
+  assert compare.used(rows, 5) == (0.0, 0.0)
 
 
 def test_a_budget_is_turned_into_steps_or_refused(tmp_path):
