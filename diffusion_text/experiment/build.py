@@ -52,6 +52,7 @@ from diffusion_text.types import (
   Loss,
   LossFn,
   Model,
+  Network,
   Objective,
   Params,
   Progress,
@@ -408,6 +409,46 @@ def _chunk(chunk: Any) -> int:
   return chunk
 
 
+def _facts(data: DataSettings, steps: int, tokenizer: Tokenizer) -> DataFacts:
+  """What members may know of the data; texts are read when counts or words are asked for."""
+  return DataFacts(
+    length=data.length,
+    vocab_size=tokenizer.vocab_size,
+    token_counts=functools.cache(lambda: data.token_counts(tokenizer)),
+    document_counts=functools.cache(lambda: data.document_counts(tokenizer)),
+    steps=steps,
+    words=None if data.tokenizer in WORDLESS else functools.cache(lambda: data.words(tokenizer)),
+  )
+
+
+def _optimizer(
+  settings: OptimizerSettings, network: Network, steps: int, *, tied: bool
+) -> train.Optimizer:
+  """The optimizer of all parameters, those of the network and of the other members.
+
+  tied: True if the head of the network is the table that embeds the tokens.
+
+  Raises:
+    ValueError: for rates that depend on the width where one table is input and output.
+  """
+  if settings.base_width is not None and tied:
+    raise ValueError(
+      f"config.optimizer.base_width={settings.base_width} with"
+      " config.model.tie_embeddings=True: one table is read by tokens, at a rate that does not"
+      " depend on the width, and by the head, at one that does; use tie_embeddings=False, or leave"
+      " base_width unset"
+    )
+  return settings.make(
+    steps,
+    decays=network.decays,
+    # A learned timing is fitted to a loss of its own, in other units, which must not shrink the
+    # steps of the network.
+    clips=lambda path: path[0] != "timing",
+    matrices=matrices.matrix_axes,
+    widths=matrices.input_width,
+  )
+
+
 def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = None) -> Experiment:
   """Checks the whole config and makes every object.
 
@@ -432,37 +473,15 @@ def build(config: Any, *, tokenizer: Tokenizer | None = None, devices: Any = Non
     kind: registry.construct(kind, parts[kind], train_steps=settings.steps)
     for kind in ("timing", "context", "objective", "reader", "sampler")
   }
-  registry.construct(
-    "process", parts["process"], vocab_size=2
-  )  # options, before a tokenizer is learned
+  # The options of the process are checked before a tokenizer is learned.
+  registry.construct("process", parts["process"], vocab_size=2)
   tokenizer = data.make_tokenizer() if tokenizer is None else tokenizer
-  facts = DataFacts(
-    length=data.length,
-    vocab_size=tokenizer.vocab_size,
-    token_counts=functools.cache(lambda: data.token_counts(tokenizer)),
-    document_counts=functools.cache(lambda: data.document_counts(tokenizer)),
-    steps=settings.steps,
-    words=None if data.tokenizer in WORDLESS else functools.cache(lambda: data.words(tokenizer)),
-  )
+  facts = _facts(data, settings.steps, tokenizer)
   model = _model(parts, members, facts, token_shards(mesh), settings.self_conditioning or 0.0)
   scoring = scoring_model(model, evaluate)
   check_members(model, scoring, members, data, settings, facts)
-  if made["optimizer"].base_width is not None and parts["model"].get("tie_embeddings"):
-    raise ValueError(
-      f"config.optimizer.base_width={made['optimizer'].base_width} with"
-      " config.model.tie_embeddings=True: one table is read by tokens, at a rate that does not"
-      " depend on the width, and by the head, at one that does; use tie_embeddings=False, or leave"
-      " base_width unset"
-    )
-  optimizer = made["optimizer"].make(
-    settings.steps,
-    decays=model.network.decays,
-    # A learned timing is fitted to a loss of its own, in other units, which must not shrink the
-    # steps of the network.
-    clips=lambda path: path[0] != "timing",
-    matrices=matrices.matrix_axes,
-    widths=matrices.input_width,
-  )
+  tied = bool(parts["model"].get("tie_embeddings"))
+  optimizer = _optimizer(made["optimizer"], model.network, settings.steps, tied=tied)
   return Experiment(
     config=ml_collections.FrozenConfigDict(config),
     data=data,

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_text.types import Batch
@@ -51,51 +52,58 @@ def make_mesh(
       fsdp is a multiple of the number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = dict(zip(AXES, (replica, fsdp, tensor, sequence, expert)))
-  free = [axis for axis, size in sizes.items() if size == -1]
-  asked = " ".join(f"{axis}={size}" for axis, size in sizes.items())
-  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+  asked = dict(zip(AXES, (replica, fsdp, tensor, sequence, expert)))
+  sizes = _filled(asked, len(devices))
+  # Auto: the compiler propagates shardings from the table. With Explicit axes, every operation
+  # would have to name its sharding.
+  types = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return Mesh(_placed(sizes, devices), AXES, axis_types=types)
+
+
+def _filled(asked: dict[str, int], devices: int) -> dict[str, int]:
+  """The sizes of all axes, in which -1 has become what is left of so many devices."""
+  free = [axis for axis, size in asked.items() if size == -1]
+  if len(free) > 1 or any(size < 1 and size != -1 for size in asked.values()):
     raise ValueError(
-      f"mesh {asked}: sizes must be at least 1, and at most one of them -1 (fills); "
+      f"mesh {_shown(asked)}: sizes must be at least 1, and at most one of them -1 (fills); "
       f"got -1 for {free}"
     )
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  if free and len(devices) % fixed == 0:
-    sizes[free[0]] = len(devices) // fixed
-  if math.prod(sizes.values()) != len(devices):
+  fixed = math.prod(size for size in asked.values() if size != -1)
+  sizes = asked | {axis: devices // fixed for axis in free}
+  if math.prod(sizes.values()) != devices:
     fix = (
-      f"make the fixed axes divide {len(devices)}"
+      f"make the fixed axes divide {devices}"
       if free
       else "set one axis, usually fsdp, to -1 to fill"
     )
     raise ValueError(
-      f"mesh {asked} needs a multiple of {fixed} devices but there are {len(devices)}; {fix}"
+      f"mesh {_shown(asked)} needs a multiple of {fixed} devices but there are {devices}; {fix}"
     )
-  # Auto: the compiler propagates shardings from the table. With Explicit axes, every operation
-  # would have to name its sharding.
-  types = (jax.sharding.AxisType.Auto,) * len(AXES)
-  # A slice of TPUs, or a node of a GPU cluster, has a fast network inside and a slow one outside.
-  slices = len({getattr(device, "slice_index", 0) for device in devices})
-  from jax.experimental import mesh_utils
+  return sizes
 
+
+def _placed(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+  """The devices in an array with these axes, such that neighbours in it are near each other."""
+  # An axis of the mesh may be a part of an axis of the slice, as fsdp=256 is on 8 × 8 × 8 chips.
+  split = {"allow_split_physical_axes": True}
+  # A slice of TPUs, or a node of a GPU cluster, has a fast network inside and a slow one outside.
+  # Devices without the attribute, such as those of a CPU, are one slice.
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
   if slices == 1:
-    # An axis of the mesh may be a part of an axis of the slice, as fsdp=256 is on 8 × 8 × 8 chips.
-    placed = mesh_utils.create_device_mesh(
-      tuple(sizes.values()), devices, allow_split_physical_axes=True
-    )
-    return Mesh(placed, AXES, axis_types=types)
+    return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
   outer = next((axis for axis in ROWS if sizes[axis] % slices == 0), None)
   if outer is None:
     raise ValueError(
-      f"mesh {asked} over {slices} slices or nodes: only rows are split between them, so replica "
-      f"or fsdp must be a multiple of {slices}"
+      f"mesh {_shown(sizes)} over {slices} slices or nodes: only rows are split between them, so"
+      f" replica or fsdp must be a multiple of {slices}"
     )
   within = [size // slices if axis == outer else size for axis, size in sizes.items()]
   between = [slices if axis == outer else 1 for axis in AXES]
-  placed = mesh_utils.create_hybrid_device_mesh(
-    within, between, devices, allow_split_physical_axes=True
-  )
-  return Mesh(placed, AXES, axis_types=types)
+  return mesh_utils.create_hybrid_device_mesh(within, between, devices, **split)
+
+
+def _shown(sizes: dict[str, int]) -> str:
+  return " ".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
