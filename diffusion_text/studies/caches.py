@@ -1,11 +1,11 @@
 """Caches on a trained model that sees the whole row: how often they write the tokens of whole rows,
 and what they read for it.
 
-Every line decodes the same rows with the same keys, order and budget, mostly two tokens per call,
-in windows from left to right; only the reader differs. Text is decoded greedily behind a prompt.
-Rows of a chain are drawn at temperature 1, so that their law can be compared with that of the
-chain; as draws share their random numbers, agreement has a meaning there too. Controls: a delayed
-cache without its delay, and a cache that reads (almost) nothing between two refreshes.
+Every line decodes the same rows with the same keys, order and budget (by default two tokens per
+call) in windows from left to right; only the reader differs. Text is decoded greedily behind a
+prompt. Rows of a chain are drawn at temperature 1, so that their law can be compared with that of
+the chain; as all lines use the same random numbers, agreement has a meaning there too. Controls: a
+delayed cache without its delay, and a cache that reads (almost) nothing between two refreshes.
 
 The gates of dKV-Cache (arXiv 2505.15781): at most half of the token-layers at an agreement of 0.95,
 and less agreement without the delay.
@@ -135,14 +135,18 @@ def chain_problem(name: str, settings: Settings) -> tuple[Problem, Int[np.ndarra
 
 
 def exact_problem(exact: Exact, settings: Settings) -> tuple[Problem, Int[np.ndarray, "B L"]]:
-  """`chain_problem` of "branchy" and a network that knows it: in a slot stands what its token
-  shows, and nothing of others, so a cache leaves the law only where it holds a token that has
-  changed since."""
+  """As `chain_problem`, for the chain "branchy" and a network that computes its exact posterior.
+
+  The slot of a position holds only what its own token shows. A cache therefore errs only where a
+  token has changed since its slot was written.
+  """
   chain = chain_of("branchy")
   return _of_chain(chain, *exact(chain), settings)
 
 
-def _of_chain(chain: Chain, model: Model, params: Params, settings: Settings):
+def _of_chain(
+  chain: Chain, model: Model, params: Params, settings: Settings
+) -> tuple[Problem, Int[np.ndarray, "B L"]]:
   ids = chain.sample(np.random.default_rng(settings.seed + 2), settings.rows)
   batch = Batch(np.zeros_like(ids), np.zeros(ids.shape, bool))
   block = chain.length // 4
@@ -180,13 +184,15 @@ def _number(every: int) -> str:
   return "window" if every == NEVER_AGAIN else str(every)
 
 
+def sampler_of(problem: Problem) -> Reveal:
+  """The sampler of every line: the likeliest tokens of a window first, `per_call` in each call."""
+  budget = EvenShare(steps=-(-problem.block // problem.per_call))
+  return Reveal(score=MaxProb(), budget=budget, temperature=problem.temperature)
+
+
 def decoded(problem: Problem, reader: Reader, seed: int) -> tuple[np.ndarray, CostReport]:
   """(the ids [B, L] of the texts, what they cost)."""
-  sampler = Reveal(
-    score=MaxProb(),
-    budget=EvenShare(steps=-(-problem.block // problem.per_call)),
-    temperature=problem.temperature,
-  )
+  sampler = sampler_of(problem)
   keys = row_keys(seed, len(problem.batch.ids))
   how = {"batch": problem.batch, "reader": reader, "block": problem.block}
   made = jax.device_get(sample(problem.model, problem.params, sampler, keys, **how))
@@ -220,7 +226,9 @@ def table(problem: Problem, lines: Sequence[Line]) -> str:
 
 
 def fits(reader: Reader, model: Model) -> bool:
-  """True for a reader that the network can serve: an exact one has no layers to choose in."""
+  """True if a reader can read this model: some choose in each layer, and an exact network has no
+  layers.
+  """
   try:
     reader.check(model)
   except ValueError:
@@ -235,17 +243,18 @@ def run(
   only: Collection[str] = (),
   exact: Exact | None = None,
 ) -> str:
-  """The table of `name`, TEXT, EXACT or a chain, which is also written to the workdir, line by
-  line.
+  """The table of readers in Markdown, which is also written to the workdir after every line.
 
   Args:
-    name: what is decoded.
-    settings, workdir: how, and where to.
-    only: names of readers; all that fit by default. Whole rows are always read.
+    name: what is decoded: TEXT, EXACT or the name of a chain.
+    settings: how.
+    workdir: where the table is written.
+    only: names of readers; if empty, all that can read the model. Whole rows are always read.
     exact: for EXACT: a chain -> a model whose network knows the chain, and its parameters.
 
   Raises:
-    ValueError: for a chain or a reader that is unknown.
+    ValueError: for a chain or a reader that is unknown, and for a reader of `only` that cannot read
+      the model.
   """
   known = dict.fromkeys(name for name, *_ in readers(32, 128))
   check_names("--readers", only, known)
@@ -255,12 +264,16 @@ def run(
     problem, ids = text_problem(settings)
   else:
     problem, ids = chain_problem(name, settings)
+  whole, *others = readers(problem.block, ids.shape[1])
+  if only:
+    chosen = [each for each in others if each[0] in only]
+    for _, _, reader in chosen:
+      reader.check(problem.model)
+  else:
+    chosen = [each for each in others if fits(each[2], problem.model)]
   lines: list[Line] = [Line("data", "–", ids, None)]
   text = ""
-  for called, options, reader in readers(problem.block, ids.shape[1]):
-    wanted = not only or called in only
-    if len(lines) > 1 and not (wanted and fits(reader, problem.model)):
-      continue
+  for called, options, reader in (whole, *chosen):
     lines.append(Line(called, options, *decoded(problem, reader, settings.seed + 1)))
     text = table(problem, lines)
     kept: dict[str, Any] = {"what": name, "settings": dataclasses.asdict(settings)}

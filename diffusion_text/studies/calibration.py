@@ -1,15 +1,16 @@
-"""Is the standard error of the bound what it says? Its intervals against the truth of a language
-that is known, over many repetitions.
+"""Whether the reported standard error of a bound is right: how often its 95 % interval holds the
+truth, for a small language of which the truth is known.
 
-An exact network's bound is tight, so the truth is the entropy of the language. Each repetition
+The bound of an exact network is tight, so the truth is the entropy of the language. Each repetition
 draws rows of the language, times and noise, and reports (estimate, standard error) as
-`evaluate.likelihood` does; a 95 % interval should hold the truth in 95 % of them.
+`evaluate.likelihood` does. The interval should hold the truth in 95 % of the repetitions.
 
-Of uniform and mixed noise it does not with even times: a random token at a small time t has a
-chance of about t and a rate of about 1 / t, so the second moment of the rates is the integral of
-1 / t, which diverges, and the error that few rows show is too small. Of Gaussian noise it does so
-seldom, as few of the even times are where the bound is paid. Bounds are therefore reported at times
-that the process asks for (`Process.bound_times`).
+With evenly drawn times it does so less often for uniform and mixed noise: at a small time t a
+random token has a probability of about t and a rate of about 1 / t, so the second moment of the
+rates is the integral of 1 / t, which diverges, and the error that a few rows show is too small. For
+Gaussian noise it does so less often as well, because few of these times are where the integrand of
+the bound is large. Bounds are therefore reported at the times that the process asks for
+(`Process.bound_times`).
 
 Every line is kept in the workdir, so that a study that was stopped goes on where it was.
 """
@@ -48,8 +49,8 @@ HEADER = (
 
 
 class Known(NamedTuple):
-  """A language that is known, and networks that know it; `testing` has them, and studies must not
-  import that room, so the main passes them in.
+  """A small language and networks that compute its exact posterior. They are in `testing`, which a
+  study may not import, so the command passes them in.
 
   Attributes:
     language: `testing.languages.Enumerable`.
@@ -62,7 +63,7 @@ class Known(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """What `repeats` estimates of one bound say of their errors.
+  """Repeated estimates of one bound with their standard errors, and the truth.
 
   Attributes:
     estimates: float64 [repeats], nats per token.
@@ -110,13 +111,14 @@ def calibration(
 
   Args:
     known: The language and its networks.
-    process: Its name.
-    options: Its options.
-    power: Of the times, t = τ^power (`timing.Shared`); None: times as bounds are reported.
-    rows: Rows of held-out text of a repetition.
+    process: The name of the process.
+    options: The options of the process.
+    power: The times are t = τ^power with τ drawn evenly (`timing.Shared`); None: the times of
+      reported bounds.
+    rows: Rows of held-out text of each repetition.
     draws: Draws of times and noise for each row.
-    repeats: Repetitions.
-    seed: Of everything.
+    repeats: The number of repetitions.
+    seed: The seed of everything.
   """
   language = known.language
   section = {"name": process, **options}
@@ -151,7 +153,7 @@ def table(
   powers: tuple[float | None, ...],
   seed: int,
 ) -> str:
-  """The table of all PROCESSES. Lines that are in the workdir already are not drawn again."""
+  """The table of all PROCESSES in Markdown. Lines that the workdir holds are not drawn again."""
   lines = []
   for name, options in PROCESSES.items():
     for power in powers:
@@ -167,7 +169,7 @@ def table(
 
 
 def times(power: float | None) -> str:
-  """The times of a power, for people."""
+  """The name in the table of the times of a power."""
   if power is None:
     return "as reported"
   return "even" if power == 1 else f"τ^{power:g}"

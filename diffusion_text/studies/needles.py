@@ -1,16 +1,18 @@
-"""Values that are looked up by their keys in rows longer than those of training, with rotary
-positions as they were and with a larger base (LongLLaDA, arXiv 2506.14429).
+"""How well a trained network looks up values by their keys in rows longer than those of training,
+with rotary positions as trained and with a larger base (LongLLaDA, arXiv 2506.14429).
 
-A row is filler with a few pairs of a key and a value at random places; its end asks for every key
-once, in another order. Only the values that are asked for are learned. Each model is trained at one
-length and asked at longer ones: with plain positions, with the factor λ of
-`long_context.ntk_factor` for the length, and, as a control, with a factor that belongs to no length
-here. Chance is one of the values shown.
+A row is filler with a few pairs of a key and a value at random places. Its end asks for every key
+once, in another order, and only the answers are learned. A network is trained at one length and
+asked at longer ones: with positions as trained, with the factor λ of `long_context.ntk_factor` for
+the length, and, as a control, with a factor that is far too large. A network that copies any value
+of the row is right in 1/P + (1 - 1/P) / 16 of P questions.
 
-What a small network needs for a look-up to be learned at all (docs/results.md): a table of tokens
-that is not drowned by what the first layer adds (`embedding_std`), and several questions a row. The
-masked model answers at the position before a token, where the key stands; if it answers in place
-it must find the key of a mask first.
+The task "needles" of `data.tasks` asks one question in text, with pairs from end to end. Here rows
+are tokens, filler sets their length, and several questions are asked, because a small network
+learns a look-up only with several questions a row and with a table of tokens as large as what the
+first layer adds (`embedding_std`; docs/results.md). With shift=1 the masked model answers at the
+position before a token, where the key is; with shift=0 its answer is at a mask, which first has to
+find its key.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from diffusion_text.types import Batch, DataFacts, Model, Params, Progress
 
 KEYS, VALUES, FILLERS = 16, 16, 8
 VOCABULARY = KEYS + VALUES + FILLERS
-AFTER_TRAINING = 2**30  # an update
+AFTER_TRAINING = 2**30  # an update after the last one of any training
+BASE, HEAD_WIDTH = 10_000.0, 32  # of the rotary positions; of a head, in `network_of`
 WRONG = 1e6  # the factor of the control
 HEADER = ("model", "length", "positions", "λ", "right", "… near", "… far", "entropy, nats")
 
@@ -72,7 +75,8 @@ class Questions(NamedTuple):
   Attributes:
     ids: the tokens.
     asked: True at the values that are asked for.
-    distance: from each question back to its pair, in tokens, in the order of the questions.
+    distance: tokens from the key of each question back to the same key in its pair, in the order of
+      the questions.
   """
 
   ids: Int[np.ndarray, "B L"]
@@ -81,7 +85,7 @@ class Questions(NamedTuple):
 
 
 def questions(rng: np.random.Generator, rows: int, length: int, pairs: int) -> Questions:
-  """Rows of filler and pairs; the last 2 · pairs tokens ask for each key.
+  """Random rows of the task; the last 2 · pairs tokens of a row ask for each key.
 
   Raises:
     ValueError: for rows that are too short for the pairs.
@@ -106,7 +110,7 @@ def questions(rng: np.random.Generator, rows: int, length: int, pairs: int) -> Q
 
 
 def batches(settings: Settings) -> Iterator[Batch]:
-  """Endless batches of training, of which only the values that are asked for are learned."""
+  """Endless batches of training, in which all tokens but the answers are observed."""
   rng = np.random.default_rng(settings.seed)
   while True:
     made = questions(rng, 64, settings.length, settings.pairs)
@@ -114,7 +118,7 @@ def batches(settings: Settings) -> Iterator[Batch]:
 
 
 def model_of(settings: Settings) -> Model:
-  """What is trained."""
+  """The model that is trained, without parameters."""
   process = Masked(vocab_size=VOCABULARY)
   options = {"embedding_std": settings.embedding_std}
   network = network_of(process, settings.layers, settings.width, **options)
@@ -133,10 +137,10 @@ def scaled(model: Model, factor: float) -> Model:
 
 
 def answers(model: Model, params: Params, made: Questions) -> Int[np.ndarray, "B P"]:
-  """The likeliest values at the questions.
+  """The likeliest answers to all questions of each row, by one call of the network.
 
-  One reading answers all of them, each value as if it were the only one that is not known (to an
-  autoregressive model) or with none of them known (to a masked one). Values are independent.
+  An autoregressive model sees the true answers to earlier questions of the row, a masked model sees
+  no answers. As values are drawn independently, other answers say nothing about one.
   """
   logits = _logits(model._replace(timing=AtNoise()), params, Batch(made.ids, ~made.asked))
   best = np.argmax(jax.device_get(logits), axis=-1)
@@ -145,7 +149,7 @@ def answers(model: Model, params: Params, made: Questions) -> Int[np.ndarray, "B
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Model, params: Params, batch: Batch) -> Float[Array, "B L V"]:
-  """Of a row whose values that are asked for are noise, after all training."""
+  """The logits of rows whose answers are noise, as at the end of training."""
   progress, key = Progress(jnp.int32(AFTER_TRAINING), 0, 1), make_key(0)
   times = engine.draw_times(model, params, key, batch, progress)
   prediction = engine.read(model, params, key, batch, times, progress, dropout=False).prediction
@@ -153,8 +157,8 @@ def _logits(model: Model, params: Params, batch: Batch) -> Float[Array, "B L V"]
 
 
 def factors(settings: Settings, length: int) -> dict[str, float]:
-  """positions -> λ for rows of a length."""
-  base = {"base": 10_000.0, "trained_length": settings.length, "head_width": 32}
+  """Name of the positions -> λ, for rows of a length."""
+  base = {"base": BASE, "trained_length": settings.length, "head_width": HEAD_WIDTH}
   found = {"plain": 1.0, "scaled": ntk_factor(length=length, **base), "wrong factor": WRONG}
   return {name: each for name, each in found.items() if name == "plain" or each > 1}
 
@@ -162,7 +166,9 @@ def factors(settings: Settings, length: int) -> dict[str, float]:
 def share(
   right: Bool[np.ndarray, "B P"], counted: Bool[np.ndarray, "B P"]
 ) -> tuple[float, float] | None:
-  """(share of right answers among those counted, its standard error over rows); None: of none."""
+  """(share of right answers among those counted, its standard error over rows); None if fewer than
+  two rows have answers that are counted.
+  """
   number = counted.sum(1)
   kept = number > 0
   if kept.sum() < 2:
@@ -170,21 +176,25 @@ def share(
   return mean_and_error((right & counted).sum(1)[kept] / number[kept])
 
 
-def cells(settings: Settings, made: Questions, name: str, factor: float, got) -> tuple[str, ...]:
-  """The cells of a line. Near: the pair stands within the length of training."""
+def cells(
+  settings: Settings, made: Questions, name: str, factor: float, got: Int[np.ndarray, "B P"]
+) -> tuple[str, ...]:
+  """The cells of a line. Near are questions whose pair is no farther back than in training, far are
+  all others.
+  """
   right = got == made.ids[made.asked].reshape(got.shape)
   near = made.distance < settings.length
-  shares = [share(right, counted) for counted in (near | True, near, ~near)]
+  shares = [share(right, counted) for counted in (near | ~near, near, ~near)]
   said = ["–" if each is None else f"{each[0]:.3f} ± {each[1]:.3f}" for each in shares]
   length = str(made.ids.shape[1])
   return settings.model, length, name, f"{factor:.3g}", *said, f"{pooled_entropy(got):.3f}"
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> str:
-  """The table, which is also written to the workdir, length by length."""
+  """The table in Markdown, which is also written to the workdir after every length."""
   model = model_of(settings)
   lengths = [times * settings.length for times in settings.times]
-  # Before training, as a factor or a length may be refused.
+  # These are made before training, because a factor or a length may be refused.
   models = {
     length: {name: (each, scaled(model, each)) for name, each in factors(settings, length).items()}
     for length in lengths
@@ -198,13 +208,14 @@ def run(settings: Settings, workdir: pathlib.Path) -> str:
   facts = DataFacts(settings.length, VOCABULARY, steps=settings.steps)
   how = {"learning_rate": settings.learning_rate, "seed": settings.seed}
   params = fit(model, Bound(), batches(settings), facts, **how)
-  turned = turned_dimensions(10_000.0, settings.length, 32)
+  turned = turned_dimensions(BASE, settings.length, HEAD_WIDTH)
   lines, text = [], ""
   for length, made in tests.items():
     for name, (factor, asked) in models[length].items():
       got = answers(asked, params, made)
       lines.append(cells(settings, made, name, factor, got))
-    text = f"{turned} of the 32 numbers of a head have made a turn at {settings.length} tokens.\n\n"
+    text = f"{turned} of the {HEAD_WIDTH} numbers of a head have made a turn"
+    text += f" at {settings.length} tokens.\n\n"
     text += markdown(HEADER, lines, left=(0, 2))
     write(workdir, "needles", text, settings=dataclasses.asdict(settings), lines=lines)
   return text

@@ -13,7 +13,7 @@ from diffusion_text.studies import caches
 from diffusion_text.studies.chains import network_of
 from diffusion_text.studies.measures import neighbours, total_variation
 from diffusion_text.testing.exact_model import exact_model
-from diffusion_text.testing.languages import Enumerable
+from diffusion_text.testing.languages import Enumerable, MarkovChain
 from diffusion_text.testing.small_transformer import noisy_parameters
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Model
@@ -38,6 +38,16 @@ def test_an_exact_network_has_no_layers_to_choose_in():
   assert kinds == {"similar by layer", "roll-out"}
 
 
+def test_a_named_reader_that_cannot_read_the_model_is_refused(tmp_path):
+  """Mutant: it is left out, as it is where no reader is named."""
+
+  def exact(chain):
+    return exact_model(Masked(vocab_size=8), MarkovChain(chain.initial, chain.transition, 32))
+
+  with pytest.raises(ValueError, match="which ExactNetwork does not tell"):
+    caches.run("exact", caches.Settings(rows=2), tmp_path, ["roll-out"], exact)
+
+
 def untrained(chain, layers, width, steps, seed):
   """A model of a chain whose parameters are random."""
   process = Masked(vocab_size=len(chain.initial))
@@ -60,9 +70,9 @@ def test_a_table_is_written(tmp_path, monkeypatch):
   whole, window = json.loads((tmp_path / "branchy.json").read_text())["lines"]
   assert whole[2:5] == ["1.000", "1.000", "1.000 ± 0.000"]
   assert window[2] == f"{(32 + 3 * 8) / (4 * 32):.3f}"  # four calls a window, one of the whole row
-  problem = caches.Problem(
-    None, None, Batch(None, np.array([[True, False, False]] * 2)), 0, 0, 0, 1
-  )
+  batch = Batch(None, np.array([[True, False, False]] * 2))
+  problem = caches.Problem(None, None, batch, 0, block=8, temperature=0, per_call=3)
+  assert caches.sampler_of(problem).budget.steps == 3  # of 8 positions, the last call has 2
   ids = np.array([[1, 1, 0], [0, 0, 0]])
   drawn = caches.Line("a", "b", ids, caches.CostReport(*range(11)))
   drawn_whole = drawn._replace(ids=np.array([[0, 1, 0], [0, 0, 1]]))

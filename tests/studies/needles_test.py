@@ -31,6 +31,15 @@ def test_shares_are_over_what_is_counted():
   assert needles.share(right, counted & [[True], [False], [False]]) is None
 
 
+def test_near_questions_are_those_whose_distance_was_seen_in_training():
+  """Two rows of two questions; rows of training have 16 tokens, so a distance of 16 is far."""
+  ids = np.array([[0, 20, 1, 21], [2, 22, 3, 23]])
+  made = needles.Questions(ids, ids >= 20, np.array([[3, 16], [30, 15]]))
+  got = np.array([[20, 23], [22, 23]])
+  line = needles.cells(needles.Settings(length=16), made, "plain", 1.0, got)
+  assert line[4:7] == ("0.750 ± 0.250", "1.000 ± 0.000", "0.500 ± 0.500")
+
+
 def test_a_table_is_written(tmp_path):
   """Of a model after one update. At the length of training nothing but the control is scaled."""
   settings = needles.Settings(model="masked", width=32, layers=1, steps=1, rows=4, times=(2,))
@@ -39,4 +48,4 @@ def test_a_table_is_written(tmp_path):
   assert (tmp_path / "needles.md").read_text() == text + "\n"
   lines = [line.split(" | ") for line in text.splitlines()[4:]]
   assert [line[2] for line in lines] == ["plain", "scaled", "wrong factor"]
-  assert lines[1][3] == f"{ntk_factor(10_000.0, 64, 128, 32):.3g}"
+  assert lines[1][3] == f"{ntk_factor(needles.BASE, 64, 128, needles.HEAD_WIDTH):.3g}"
