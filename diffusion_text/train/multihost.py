@@ -18,6 +18,9 @@ import numpy as np
 T = TypeVar("T")
 # Another process has ended. A launcher that knows of a preemption may start all processes again.
 EXIT_LOST = 43
+# How messages of the runtime begin when a collective has failed for want of another process.
+LOST = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "INTERNAL")
+LOST = (*LOST, "UNAVAILABLE", "UNKNOWN")
 UNFINISHED = 5.0  # seconds that a failing process waits for the others to leave with it
 
 
@@ -114,15 +117,25 @@ def verdict(error: Exception, refused: bool) -> tuple[str, int]:
     return str(error), 2 if refused else 1
   message = f"process {jax.process_index()} of {jax.process_count()}: {error}"
   lost: BaseException | None = error
-  while lost is not None and not isinstance(lost, jax.errors.JaxRuntimeError):
+  while lost is not None and not _of_collective(lost):
     lost = lost.__cause__  # for example of a save that could not reach the others
-  if lost is not None and not str(lost).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
+  if lost is not None:
     return (
       f"{message}. If the others were fine until now, one of them has ended: what it printed last "
       "says why",
       EXIT_LOST,
     )
   return message, 2 if refused else 1
+
+
+def _of_collective(error: BaseException) -> bool:
+  """True for an error of the runtime that is neither of memory nor of arguments.
+
+  While arrays are gathered, JAX raises some of these as ValueError, with the same message.
+  """
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    return not str(error).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"))
+  return isinstance(error, ValueError) and str(error).partition(": ")[0] in LOST
 
 
 def gather(content: bytes) -> list[bytes]:

@@ -19,6 +19,7 @@ import pytest
 from diffusion_text import train as tr
 from diffusion_text.train import checkpoint
 from diffusion_text.types import Loss
+from tests.conftest import environment
 
 from . import toy
 
@@ -26,7 +27,7 @@ ROOT = pathlib.Path(tr.__file__).parents[2]
 
 
 def _start(workdir, *options):
-  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  env = environment(workdir.parent) | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, str(pathlib.Path(toy.__file__)), str(workdir), *map(str, options)]
   return subprocess.Popen(
     command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -136,6 +137,26 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
 def test_a_mistake_on_one_host_is_told_by_all(tmp_path):
   for code, output in map(_finish, _start_several(tmp_path / "run", 2, last=("--no_data", 1))):
     assert code == 2 and "process 1 of 2: there is no data on this host" in output, output
+
+
+@pytest.mark.parametrize(
+  ("error", "refused", "code"),
+  [
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True, 43),
+    (jax.errors.JaxRuntimeError("INTERNAL: Gloo failed"), False, 43),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False, 1),
+    (ValueError("steps=0 is not valid: use 1"), True, 2),
+    (RuntimeError("UNKNOWN: not of jax"), False, 1),
+  ],
+)
+def test_the_end_of_another_process_is_told_from_a_mistake(monkeypatch, error, refused, code):
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  for found in (error, OSError("not saved")):
+    found.__cause__ = None if found is error else error
+    message, given = tr.multihost.verdict(found, refused)
+    assert given == code and message.startswith("process 0 of 2: ")
+    assert ("one of them has ended" in message) == (code == 43)
 
 
 def test_processes_that_differ_are_refused(monkeypatch):
