@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -79,8 +78,10 @@ class Shared(Even):
     return Times(every, jnp.broadcast_to(speed, every.shape), tau, network_time=t)
 
   def for_bound(self, options: Mapping[str, float]) -> Timing:
-    """Times as the process asks for them."""
-    return dataclasses.replace(self, **options)
+    """The times that the process asks for, whatever those of training are; itself if it asks for
+    none.
+    """
+    return Shared(**options) if options else self
 
 
 def _about(middle: float, width: float, tau: Array) -> tuple[Array, Array]:

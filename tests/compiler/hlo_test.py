@@ -270,6 +270,8 @@ def test_collectives_on_a_torus():
   assert collective_seconds(two, "collective-permute", 1e9, halves[:4], (8, 8, 8)) == (
     pytest.approx(2e9 / 100e9)
   )
+  ways = [collective_seconds(two, "all-to-all", 1e9, each, (8, 8, 8)) for each in (halves, cube)]
+  assert ways[0] == pytest.approx(2 * ways[1])
   assert collective_seconds(two, "all-reduce", 1e9, halves[:2], (8, 8, 8)) == 0
 
 

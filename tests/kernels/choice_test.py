@@ -41,11 +41,12 @@ def test_kind_of_a_layout_is_known_while_tracing():
     kinds.append(kind_of(Layout(), Layout()))
     kinds.append(kind_of(Layout(segment=segment, block=causal.block), causal))
     kinds.append(kind_of(causal, layouts.causal(9)))
+    kinds.append(kind_of(causal, Layout(block=causal.block + 1)))
     kinds.append(kind_of(layouts.block_causal(8, 2), layouts.block_causal(8, 2)))
     kinds.append(kind_of(Layout(block=segment), Layout(block=segment)))
 
   look(np.arange(8, dtype=np.int32)[None])
-  assert kinds == ["causal", "causal", "bidirectional", *["other"] * 4]
+  assert kinds == ["causal", "causal", "bidirectional", *["other"] * 5]
 
 
 def arrays():

@@ -89,6 +89,20 @@ def test_too_large_a_tile_is_our_error_not_the_compilers():
       call(block_sizes=BlockSizes(128, 64, 128, 128))
 
 
+@pytest.mark.parametrize("forward,backward", [(1024, 128), (128, 1024), (128, 128)])
+def test_a_kernel_asks_for_what_its_tiles_need(forward, backward):
+  """No more, as the compiler keeps arrays in the rest, and no less than it gives by itself."""
+  x = jax.ShapeDtypeStruct((1, 1024, 1, 128), jnp.bfloat16)
+  sizes = BlockSizes(forward, forward, backward, backward)
+  fn = functools.partial(pallas_tpu.attention, block_sizes=sizes)
+  every = layouts.bidirectional()
+  with compile_for("tpu", "TPU v5 lite"):
+    traced = str(jax.make_jaxpr(lambda q, k, v: fn(q, k, v, every, every)[0])(x, x, x))
+  need = pallas_tpu._vmem_bytes(*[max(forward, backward)] * 2, 128, 2)
+  assert f"vmem_limit_bytes={max(need, pallas_tpu.SMALLEST_VMEM)}" in traced
+  assert (need > pallas_tpu.SMALLEST_VMEM) == (max(forward, backward) == 1024)
+
+
 def test_tiles_just_under_the_limit_fit_the_chip(monkeypatch):
   """The estimate behind our error is not below the memory that the compiler needs."""
   device, tiles, limit = chips("v5e")[0], (512, 1024), pallas_tpu.SMALLEST_VMEM

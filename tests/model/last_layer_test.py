@@ -19,7 +19,7 @@ TIMES = np.concatenate([RANDOM.uniform(size=(2, N)), np.zeros((2, N))], 1).astyp
 WEIGHTS = RANDOM.normal(size=(2, N, 11)).astype(np.float32)
 NETWORKS = {
   "times": {"time_conditioning": "adaln", "time_in_head": True, "kv_heads": 2},
-  "window": {"window": 3, "full_layers": (1,), "activation": "swiglu"},
+  "window": {"window": 3, "full_layers": (0,), "activation": "swiglu"},
   "after": {
     **{"norm": "layernorm", "norm_place": "after", "positions": "learned", "max_positions": N},
     **{"layers": 1, "time_conditioning": "layerwise", "head_transform": True},

@@ -604,3 +604,26 @@ REFUSED = {
 def test_bad_options_are_refused(make, match):
   with pytest.raises(ValueError, match=match):
     make()
+
+
+@pytest.mark.parametrize(
+  "process",
+  [
+    Simplex(64, LINE),
+    Simplex(64, COSINE, k=2.0, encoding="one_hot"),
+    Embedding(64, COSINE, training_schedule=LINE, width=32),
+    Embedding(64, COSINE, width=32, norm="unit"),
+  ],
+  ids=["signed", "one_hot", "as_trained", "unit"],
+)
+def test_bound_times_are_where_a_token_is_told_from_the_others(process):
+  """SNR · |x_v - x_w|² / (8 k²) = log V there, and the log-SNR falls by 2 over the width."""
+  params = process.init(jax.random.key(0), DataFacts(2, 64))
+  clean = np.asarray(process.encode(params, jnp.arange(64)), np.float64)
+  squares = np.square(clean[:, None] - clean).sum(-1)
+  apart = squares.sum() / (64 * 63) / process.noise_scale**2
+  asked = process.bound_times()
+  times = asked["about"] + asked["width"] * np.float32([-0.5, 0.0, 0.5])
+  before, there, after = np.asarray(process.path.log_snr(jnp.asarray(times)))
+  assert there == pytest.approx(math.log(8 * math.log(64) / apart), abs=0.05)
+  assert before - after == pytest.approx(2, rel=0.15)

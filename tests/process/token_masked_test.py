@@ -352,7 +352,12 @@ def test_log_corruption_gradient():
 def test_leap_jumps_by_the_hazards():
   row = ROWS["powers"]
   want = MU * 0.1 * row.shape / 0.8
-  expect_frequencies(moved(row, row.process.leap, 0.8, 0.7), np.append(want, 1 - want.sum()))
+  after = np.asarray(moved(row, row.process.leap, 0.8, 0.7))
+  expect_frequencies(after, np.append(want, 1 - want.sum()))
+  # The hazards of the end of the step are too many.
+  with pytest.raises(AssertionError):
+    late = MU * 0.1 * row.shape / 0.7
+    expect_frequencies(after, np.append(late, 1 - late.sum()))
 
 
 def test_posterior_keeps_what_is_visible():

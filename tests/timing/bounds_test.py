@@ -144,6 +144,7 @@ BOUNDS = [
   ("shared, power 2", "linear", "full"),
   ("shared, power 3", "linear", "full"),
   ("shared, power 2", "square", "full"),
+  ("shared, about a time", "linear", "full"),
   ("exact_count", "linear", "full"),
   ("wave 1", "linear", "full"),
   ("wave 2", "linear", "full"),
@@ -170,6 +171,16 @@ def test_the_bound_is_the_entropy(name, schedule, context, times):
 def test_one_token_at_a_time_is_the_likelihood_of_every_row(times):
   excess = nats_per_row(times["at_noise"], context=1)
   np.testing.assert_allclose(excess, 0.0, atol=1e-9)
+
+
+def test_a_reported_bound_is_drawn_as_the_process_asks():
+  """Options of the training times do not get in the way, and timings with times of their own keep
+  them."""
+  asked = {"power": 3.0}
+  assert Shared(about=0.4).for_bound(asked) == Shared(power=3.0)
+  assert Shared(power=2.0).for_bound({}) == Shared(power=2.0)
+  for own in (ExactCount(), Learned(bins=5)):
+    assert own.for_bound(asked) == own
 
 
 @pytest.mark.parametrize("name", ["speed forgotten", "wrong weight"])
