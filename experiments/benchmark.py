@@ -44,8 +44,8 @@ def main(_):
   from diffusion_text.experiment.summary import AnyVocabulary
   from diffusion_text.kernels.attention import IMPLEMENTATIONS
   from diffusion_text.studies import benchmark as bench
+  from diffusion_text.studies import benchmark_experts as bench_experts
   from diffusion_text.studies import benchmark_kernels as bench_kernels
-  from diffusion_text.studies.benchmark_experts import measure_config as measure_experts
 
   if WHAT.value == "model":
     experiment = build(CONFIG.value, tokenizer=AnyVocabulary(VOCAB.value) if VOCAB.value else None)
@@ -67,7 +67,7 @@ def main(_):
       lengths, **sizes, implementations=tuple(IMPLEMENTATIONS), rounds=ROUNDS.value
     )
   elif WHAT.value == "experts":
-    lines = measure_experts(CONFIG.value, rounds=ROUNDS.value)
+    lines = bench_experts.measure_config(CONFIG.value, rounds=ROUNDS.value)
   else:
     lines = bench_kernels.measure_cross_entropy(
       rows=4096, width=256, vocab_size=VOCAB.value or 32768, rounds=ROUNDS.value

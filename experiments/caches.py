@@ -15,14 +15,14 @@ from experiments.settings import settings_flags
 
 WORKDIR = workdir_flag()
 ON = flags.DEFINE_string(
-  "on", "text", "text (the bundled novels); a chain: phrase, branchy; or exact"
+  "on", "text", "text (the bundled novels), phrase, branchy (chains), or exact (branchy, untrained)"
 )
 READERS = flags.DEFINE_list("readers", [], "lines of the table; default all")
 SETTINGS = settings_flags("caches")
 
 
 def exact(chain):
-  """A masked model that knows the chain, and its parameters."""
+  """(a masked model that computes the exact posterior of a chain, its parameters)."""
   from diffusion_text.process.masked import Masked
   from diffusion_text.testing.exact_model import exact_model
   from diffusion_text.testing.languages import MarkovChain

@@ -14,7 +14,7 @@ WORKDIR = workdir_flag()
 REPEATS = flags.DEFINE_integer("repeats", 200, "repetitions of each line", lower_bound=2)
 ROWS = flags.DEFINE_list("rows", ["64", "512"], "rows of held-out text")
 POWERS = flags.DEFINE_list(
-  "powers", ["reported", "1", "2", "3"], "of the times, t = τ^power, or those of reported bounds"
+  "powers", ["reported", "1", "2", "3"], "times t = τ^power; reported: the times of reported bounds"
 )
 SEED = flags.DEFINE_integer("seed", 0, "of everything", lower_bound=0)
 

@@ -1,12 +1,12 @@
-r"""What a bound costs in updates, tokens, CPU-seconds and operations, from the metrics of runs; and
-the best size at equal operations.
+r"""Prints what runs pay for a bound, in updates, tokens, CPU-seconds and floating-point operations,
+and the best size of a network for a number of operations.
 
   python -m experiments.costs --workdirs=runs/compare/mdlm,runs/compare/duo --bounds=3.0,2.5 \
       --workdir=runs/costs
 
-With --budgets, floating-point operations, sizes of one system are compared at each of them: a
-parabola through their bounds has the best size at its lowest point. Rates that decay show their
-bound at their end only, so train such sizes at a constant rate, or each for its own budget.
+With --budgets, numbers of operations, the sizes of one system are compared at each of them: the
+best size is where a parabola through their bounds is lowest. A learning rate that decays gives its
+best bound at its end only, so train the sizes at a constant rate, or once for each budget.
 
   python -m experiments.costs --workdirs=runs/small,runs/middle,runs/large --budgets=1e12,4e12 \
       --workdir=runs/sizes

@@ -1,5 +1,5 @@
-"""What `experiments.benchmark --what=experts` measures: a mixture of experts whose tokens pass
-their own experts only, beside every expert on every token, in one process.
+"""The time of a mixture of experts in which a token passes its own experts only, beside the time of
+every expert on every token, in one process. Companion of `experiments.benchmark --what=experts`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ def every_expert(
   gate: Float[Array, "N D F"],
   down: Float[Array, "N F D"],
 ) -> Float[Array, "T D"]:
-  """The same as `own_experts`, by N / k times the work: the yardstick."""
+  """The result of `own_experts`, from every expert on every token: N / k times the work."""
 
   def one(total, each):
     number, up, gate, down = each
     mine = jnp.sum(jnp.where(expert == number, share, 0), axis=1)[:, None]
     return total + mine * ((jax.nn.silu(x @ gate) * (x @ up)) @ down), None
 
-  # Made again in the backward pass: kept, hidden layers would take N / k times those of one MLP.
+  # Hidden layers are computed again in the backward pass: kept, those of all experts together would
+  # take N / k times the memory of the hidden layers of `own_experts`.
   weights = (jnp.arange(up.shape[0]), up, gate, down)
   return jax.lax.scan(jax.checkpoint(one), jnp.zeros_like(x), weights)[0]
 
 
 def measure_config(config: Any, rounds: int) -> Iterator[dict[str, Any]]:
-  """What `measure_experts` says of the sizes of a config, for one batch of training."""
+  """The dicts of `measure_experts` for the sizes of a config and the tokens of a batch of training.
+
+  Raises:
+    ValueError: For a config without experts.
+  """
   experts = config.model.get("experts")
   if not experts:
     raise ValueError(
@@ -97,7 +102,9 @@ def measure_experts(
 
 
 def _call(way: Callable[..., Array], args: Sequence[Array]) -> Callable[[], Any]:
-  """The compiled gradient of one way, in all but the choice."""
+  """A call without arguments of the compiled gradient of `way` in all arguments but the choice of
+  experts.
+  """
 
   def loss(*args):
     return jnp.sum(way(*args) ** 2)

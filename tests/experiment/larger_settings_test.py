@@ -9,26 +9,44 @@ from diffusion_text.experiment.build import build
 from diffusion_text.experiment.summary import AnyVocabulary
 from tests.conftest import ROOT
 
-# File, choice, vocabulary, and a (section, option, value) that the docstring of the file states.
+LM1B = {"data.length": 128, "train.batch_size": 512}
+# File, choice, vocabulary, and what the docstring of the file states: option -> value.
 SETTINGS = [
-  ("text8", "genmd4", 27, ("data", "length", 256)),
-  ("lm1b", "mdlm", 30_522, ("train", "steps", 1_000_000)),
-  ("lm1b", "mdlm/long", 30_522, ("train", "steps", 10_000_000)),
-  ("lm1b", "bd3lm/wrapped", 30_522, ("data", "packing", "stream")),
-  ("openwebtext", "udlm", 50_257, ("data", "length", 1024)),
-  ("sudoku", "mdlm", 12, ("model", "layers", 3)),
-  ("qqp", "diffuseq", 30_522, ("train", "batch_size", 2048)),
+  (
+    *("text8", "genmd4", 27),
+    {"data.length": 256, "train.steps": 10**6, "train.batch_size": 512, "model.dropout": 0.05},
+  ),
+  ("lm1b", "mdlm", 30_522, {**LM1B, "data.packing": "documents", "train.steps": 10**6}),
+  ("lm1b", "mdlm/long", 30_522, {**LM1B, "data.packing": "documents", "train.steps": 10**7}),
+  ("lm1b", "bd3lm/wrapped", 30_522, {**LM1B, "data.packing": "stream", "train.steps": 10**6}),
+  (
+    *("openwebtext", "udlm", 50_257),
+    {"data.length": 1024, "train.steps": 10**6, "train.batch_size": 512},
+  ),
+  (
+    *("sudoku", "mdlm", 12),
+    {"model.layers": 3, "model.width": 384, "optimizer.learning_rate": 1e-3}
+    | {"train.steps": 30_000, "train.batch_size": 1024},
+  ),
+  (
+    *("qqp", "diffuseq", 30_522),
+    {"data.length": 128, "optimizer.learning_rate": 1e-4}
+    | {"train.steps": 50_000, "train.batch_size": 2048},
+  ),
 ]
 
 
-@pytest.mark.parametrize("name,choice,vocabulary,said", SETTINGS, ids=str)
-def test_a_setting_builds(name, choice, vocabulary, said):
+@pytest.mark.parametrize(
+  "name,choice,vocabulary,stated",
+  SETTINGS,
+  ids=[f"{name}-{choice}" for name, choice, *_ in SETTINGS],
+)
+def test_a_setting_builds(name, choice, vocabulary, stated):
   """The system keeps what it owns, and everything fits: nothing is read and nothing computed."""
   module = importlib.import_module(f"configs.published.{name}")
   config = module.get_config(choice)
   own = importlib.import_module(f"configs.{choice.partition('/')[0]}").get_config("small")
-  section, option, value = said
-  assert config[section][option] == value
+  assert {key: config[key.split(".")[0]][key.split(".")[1]] for key in stated} == stated
   assert config.process == own.process and config.objective == own.objective
   made = build(config, tokenizer=AnyVocabulary(vocabulary), devices=jax.devices()[:1])
   assert made.train.batch_size == config.train.batch_size
