@@ -20,7 +20,9 @@ from experiments.processes import connect
 
 WORKDIR = workdir_flag(required=False)
 NUM = flags.DEFINE_integer("num", 4, "samples (of each prompt or infill text)", lower_bound=1)
-LENGTH = flags.DEFINE_integer("length", None, "tokens of a sample; default as in training", 1)
+LENGTH = flags.DEFINE_integer(
+  "length", None, "tokens of a sample; default as in training", lower_bound=1
+)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample begins with")
 INFILL = flags.DEFINE_multi_string("infill", [], "text with holes, as in 'To be, [16] that'")
 PARAMETERS = flags.DEFINE_enum(
@@ -46,7 +48,7 @@ def main(_):
   if WORKDIR.value is None:
     raise ValueError("--workdir is not set; give the workdir of the run to sample from")
   film, scorer = bool(STREAM.value or TRACE.value), decoding.SCORER.value
-  # Nothing is scored: a batch of scoring only has to divide over the devices.
+  # Nothing is scored here, so evaluate.batch_size only has to be a multiple of the devices.
   where = {} if film else {"overrides": drawing.rows_for_devices(), "all_devices": True}
   experiment = together(lambda: runs.load_experiment(WORKDIR.value, **where))
   second = second_model(scorer, experiment) if scorer else None

@@ -63,7 +63,7 @@ def facts(trained: Trained, rows: Sequence[Mapping[str, float]]) -> dict[str, st
 
 
 def device_time(hours: float) -> str:
-  """Time of a run on its devices, in a unit that gives a number above 1."""
+  """The time of a run on its devices: in seconds below a minute, in minutes below an hour."""
   if hours < 1 / 60:
     return f"{3600 * hours:.0f} device seconds"
   return f"{60 * hours:.1f} device minutes" if hours < 1 else f"{hours:.3g} device hours"

@@ -135,6 +135,9 @@ def test_estimators_that_fit(tmp_path):
   # Where noise at t = 1 costs something else than -log p, whole tokens cannot be counted.
   assert names(small(tmp_path, **{"process.time_steps": 10})) == shared
   assert names(small(tmp_path, **{"process.schedule": {"name": "cosine"}})) == shared
+  # Gaussian noise is reported at times of its own, which stand beside the others.
+  gaussian = small(tmp_path, **{"process": {"name": "embedding", "width": 8}})
+  assert names(gaussian) == [*shared, "shared, as the process asks"]
   assert scoring_study.estimators(experiment)[0][1] == Shared()
 
 

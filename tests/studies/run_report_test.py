@@ -46,6 +46,11 @@ def run(name="runs/<a>", rows=(), frames=FRAMES):
   return run_report.Run(name, {"data": name}, rows, None, films)
 
 
+def test_device_time_has_a_unit_that_fits():
+  times = [run_report.device_time(seconds / 3600) for seconds in (30, 90, 3600)]
+  assert times == ["30 device seconds", "1.5 device minutes", "1 device hours"]
+
+
 def test_a_page_says_what_was_run_side_by_side(tmp_path):
   rows = [{"step": 1, "validation_bits_per_character": 3.0}]
   rows += [{"step": 2, "validation_bits_per_character": 2.0}]
