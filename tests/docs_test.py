@@ -5,7 +5,6 @@ what is there.
 import functools
 import importlib
 import inspect
-import json
 import re
 import shlex
 import subprocess
@@ -28,7 +27,8 @@ from diffusion_text.studies.adaptation import STARTS
 from diffusion_text.studies.chains import CHAINS
 from diffusion_text.studies.fault_injection import KINDS
 from diffusion_text.studies.systems_page import page
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.helps import answers
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = (ROOT / "docs" / "commands.md").read_text()
@@ -60,12 +60,6 @@ def test_the_example_of_the_readme_learns_its_language(capsys):
     drawn.append(more.ids)
   first, trained, without = map(in_order, drawn)
   assert first > 0.5 and trained > 0.5 > without, (first, trained, without)
-
-
-def test_text_of_ones_own_in_python_is_scored(capsys):
-  (example,) = blocks(COMMANDS, "python")
-  exec(compile(example, "commands.md", "exec"), {})
-  assert re.match(r"bound \d", capsys.readouterr().out)
 
 
 def test_the_readme_fits_a_screen_or_two():
@@ -145,18 +139,9 @@ MISTYPED = [("train", "--wrkdir=x"), ("sample", "--num=0")]
 @pytest.fixture(scope="module")
 def parsed(tmp_path_factory):
   """(exit code, output, errors) of every command of a page, up to where it would compute."""
-  lines = [[*line, "--only_check_args"] for line in [*PARSED, *MISTYPED]]
-  done = subprocess.run(
-    [sys.executable, "tests/helps.py"],
-    input=json.dumps(lines),
-    env=environment(tmp_path_factory.mktemp("home")),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return dict(zip([*PARSED, *MISTYPED], json.loads(done.stdout)))
+  lines = [*PARSED, *MISTYPED]
+  home = tmp_path_factory.mktemp("home")
+  return dict(zip(lines, answers([[*line, "--only_check_args"] for line in lines], home)))
 
 
 @pytest.mark.parametrize("line", PARSED, ids=" ".join)

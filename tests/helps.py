@@ -1,35 +1,48 @@
-"""What commands say, all in one process that imports what they share once.
-
-python tests/helps.py    # reads a JSON list of command lines, [name, *flags], and writes the list
-of [exit code, output, errors]
-"""
+"""What commands say, all asked in one process, which imports what they share once."""
 
 import contextlib
 import io
 import json
 import pathlib
 import runpy
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-GONE = []  # absl knows modules by their id, which another would get if these were collected
+GONE = []  # modules of earlier commands: absl knows a module by its id, which must not be reused
 
 
-def forget():
-  """Removes the flags of the last command and what defined them."""
-  from absl import flags
+def answers(lines, home: pathlib.Path) -> list[tuple[int, str, str]]:
+  """(exit code, output, errors) of each command line, (name, *flags), on a screen of 100 columns.
 
+  A command line must end before it computes anything, as the commands share a process.
+  """
+  from tests.conftest import environment
+
+  done = subprocess.run(
+    [sys.executable, __file__],
+    input=json.dumps(lines),
+    env={**environment(home), "COLUMNS": "100"},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return [tuple(answer) for answer in json.loads(done.stdout)]
+
+
+def forget(kept):
+  """Removes the modules of the last command, and its flags: all whose names are not in `kept`."""
   for name in [name for name in sys.modules if name.startswith("experiments")]:
     GONE.append(sys.modules.pop(name))
-  for name in [*flags.FLAGS]:
-    if name not in KEPT:
-      delattr(flags.FLAGS, name)
+  for name in {*flags.FLAGS} - kept:
+    delattr(flags.FLAGS, name)
   flags.FLAGS.unparse_flags()
 
 
-def said(name: str, *words: str) -> tuple[int, str, str]:
-  """(exit code, output, errors) of a command that ends before it computes anything."""
-  forget()
+def answer(name: str, *words: str) -> tuple[int, str, str]:
+  """(exit code, output, errors) of one command line."""
   sys.argv = [name, *words]
   out, errors, code = io.StringIO(), io.StringIO(), 0
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
@@ -44,6 +57,8 @@ if __name__ == "__main__":
   sys.path.insert(0, str(ROOT))
   from absl import app, flags  # noqa: F401  (app has flags of its own)
 
-  KEPT = {*flags.FLAGS}
-  answers = [said(*line) for line in json.load(sys.stdin)]
-  json.dump(answers, sys.stdout)
+  common, said = {*flags.FLAGS}, []
+  for line in json.load(sys.stdin):
+    forget(common)
+    said.append(answer(*line))
+  json.dump(said, sys.stdout)

@@ -2,15 +2,13 @@
 what is nearest; all commands are asked in one process.
 """
 
-import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 from diffusion_text.experiment import catalogue
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.helps import answers
 
 COMMANDS = [*catalogue.commands(ROOT / "experiments")]
 ALONE = "--num_processes=1"
@@ -43,17 +41,7 @@ MISTAKES = {
 def said(tmp_path_factory):
   """(exit code, output, errors) of a command line."""
   lines = [*((name, "--help") for name in COMMANDS), *MISTAKES]
-  done = subprocess.run(
-    [sys.executable, "tests/helps.py"],
-    input=json.dumps(lines),
-    env={**environment(tmp_path_factory.mktemp("home")), "COLUMNS": "100"},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return dict(zip(lines, json.loads(done.stdout)))
+  return dict(zip(lines, answers(lines, tmp_path_factory.mktemp("home"))))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
