@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 WORDS = ("-h", "-help", "--help", "-?", "--helpshort")
 PROCESSES = "experiments.processes"  # has the flags of commands that run as several processes
 MARGIN = 24  # columns before the meaning of a flag
+REPEATED = "repeat this option to specify a list of values"  # what absl adds to such a flag
 LAST = "--traceback shows where an error came from."
 MEETING = (
   "Several processes: launch/local -n 2 -- python -m … (--coordinator, …: launch/README.md)."
@@ -20,7 +21,7 @@ MEETING = (
 
 
 def show_if_asked(argv: Sequence[str]) -> None:
-  """Prints what the command does and its flags, and leaves, if a command line asks for help."""
+  """Prints what the command does, and its flags, and exits, if the command line asks for help."""
   if not any(word in WORDS for word in argv[1:]):
     return
   own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
@@ -36,7 +37,7 @@ def text(docstring: str, shown: Iterable[flags.Flag], meeting: Iterable[str], wi
   Args:
     docstring: What the command does, with examples.
     shown: Its flags.
-    meeting: Names of those of them that say how several processes meet: named in one line.
+    meeting: Names of the flags that say how several processes meet; one line stands for all.
     width: Columns of the screen.
   """
   meeting = set(meeting)
@@ -52,7 +53,7 @@ def text(docstring: str, shown: Iterable[flags.Flag], meeting: Iterable[str], wi
 
 
 def _lines(flag: flags.Flag, width: int) -> list[str]:
-  """A flag: its name and default, and behind them what it means."""
+  """The lines of a flag: its name and default, and behind them what it means."""
   meaning = " ".join((flag.help or "").split())
   if isinstance(flag, flags.EnumFlag):
     choices = ", ".join(flag.parser.enum_values)
@@ -61,9 +62,6 @@ def _lines(flag: flags.Flag, width: int) -> list[str]:
     meaning = f"{meaning.removesuffix(REPEATED).strip('; ')} (may be repeated)"
   head = f"  {_name(flag)}".ljust(MARGIN - 1) + " "
   return textwrap.wrap(head + meaning, width, subsequent_indent=" " * MARGIN)
-
-
-REPEATED = "repeat this option to specify a list of values"
 
 
 def _choices(flag: flags.EnumFlag) -> str:

@@ -152,8 +152,8 @@ def refused_value(text: str) -> str:
 
 
 def told(error: Exception, values: flags.FlagValues = flags.FLAGS) -> tuple[str, int] | None:
-  """(message, exit code) for a package of an extra that is not installed, and for a text in a list
-  of numbers that is none; None for another error.
+  """(message, exit code) of an error that a user can mend: the package of an extra is missing, or a
+  list of numbers has an entry that is no number. None for any other error.
   """
   missing = error.name if isinstance(error, ModuleNotFoundError) else None
   if missing in EXTRAS:
@@ -164,14 +164,12 @@ def told(error: Exception, values: flags.FlagValues = flags.FLAGS) -> tuple[str,
 def not_a_number(
   error: Exception, values: flags.FlagValues = flags.FLAGS
 ) -> tuple[str, int] | None:
-  """(message, exit code) for a text in a list of numbers that is none, with its flag; None for
-  another error.
+  """(message, exit code) of an error about a list of numbers with an entry that is no number; the
+  message names the flag. None for any other error.
   """
   text = str(error)
-  if not text.startswith(tuple(NUMBERS)):
-    return None
-  plain = next(said for begins, said in NUMBERS.items() if text.startswith(begins))
-  for name in values:
+  plain = next((said for begins, said in NUMBERS.items() if text.startswith(begins)), None)
+  for name in values if plain else ():
     typed_in = values[name].value
     if isinstance(typed_in, list) and any(text.endswith(repr(each)) for each in typed_in):
       return f"--{name}={','.join(map(str, typed_in))}: each {plain}", 2

@@ -97,20 +97,20 @@ def drawn(trained: Trained, how: str, decoder: Decoding, num: int = 2, seed: int
 
 
 REMARK = (
-  "The samples below are written by a network that has learned for minutes. Most words are spelt"
-  " right, as tokens are words and pieces of words. Neighbours fit each other, few sentences hold"
-  " to their end, and no sample is about anything. The plain ones follow the law that the network"
-  " has learned, and fill in several tokens a call without looking at one another, hence the joints"
-  " that do not fit. The others take the next token at each call and prefer likely ones, which"
-  " reads better and varies less. Token entropy tells how much: that of held-out text is"
-  " {entropy:.2f} nats, and a text that repeats itself has far less."
+  "The samples below are written by a network that has learned for {seconds:.0f} seconds. Most"
+  " words are spelt right, as tokens are words and pieces of words. Neighbours fit each other,"
+  " few sentences hold to their end, and no sample is about anything. The plain ones follow the"
+  " law that the network has learned, and fill in several tokens a call without looking at one"
+  " another, hence the joints that do not fit. The others take the next token at each call and"
+  " prefer likely ones, which reads better and varies less. Token entropy tells how much: that"
+  " of held-out text is {entropy:.2f} nats, and a text that repeats itself has far less."
 )
 
 
-def remark(experiment: Experiment) -> str:
-  """What a newcomer should know before reading the samples."""
+def remark(experiment: Experiment, seconds: float) -> str:
+  """What a newcomer should know before reading the samples of a network that learned so long."""
   rows, _ = next(iter(held_out(experiment, "test", 1)))
-  return REMARK.format(entropy=token_entropy(list(np.asarray(rows.ids))))
+  return REMARK.format(seconds=seconds, entropy=token_entropy(list(np.asarray(rows.ids))))
 
 
 def captioned(trained: Trained, infill: str) -> tuple[dict[str, str], Drawn]:
@@ -157,7 +157,7 @@ def show(
   samples, plain = captioned(trained, infill)
   ids, committed = plain.sample.ids[0], plain.sample.committed[0].tolist()
   film = as_committed(pieces(experiment.tokenizer, ids), committed, int(plain.sample.calls))
-  parameters, said = plan.count_parameters(experiment), remark(experiment)
+  parameters, said = plan.count_parameters(experiment), remark(experiment, seconds)
   device = jax.devices()[0].device_kind
   cores = f"{os.cpu_count()} cores of {platform.machine()}"
   hardware = f"{cores}, {device}, jax {jax.__version__}"
