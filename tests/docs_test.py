@@ -19,6 +19,7 @@ from configs import base
 from diffusion_text import testing
 from diffusion_text.contrib.decoders import DECODERS
 from diffusion_text.data.tasks import TASKS
+from diffusion_text.experiment import completion
 from diffusion_text.experiment.build import build, init
 from diffusion_text.experiment.registry import named_value
 from diffusion_text.experiment.run import override
@@ -144,10 +145,26 @@ def parsed(tmp_path_factory):
   return dict(zip(lines, answers([[*line, "--only_check_args"] for line in lines], home)))
 
 
+@pytest.fixture(scope="module")
+def config_keys():
+  return {*completion.config_keys()}
+
+
+def unknown_key(line, keys):
+  """The first flag of a line, as in --config.train.steps=3, whose key no config has; else None."""
+  for word in line[1:]:
+    key = re.match(r"--(?:config|base)\.([\w.]+)", word)
+    # The options of a task are not in the list: its section data.task is.
+    if key and not {key[1], key[1].rpartition(".")[0]} & keys:
+      return word
+  return None
+
+
 @pytest.mark.parametrize("line", PARSED, ids=" ".join)
-def test_a_command_that_is_shown_takes_its_flags(parsed, line):
+def test_a_command_that_is_shown_takes_its_flags(parsed, config_keys, line):
   """It reads its flags and configs itself; names that it would look up later are looked up here."""
   code, _, errors = parsed[line]
+  assert unknown_key(line, config_keys) is None
   assert code == 0, errors
   names = {
     "configs": {path.stem for path in (ROOT / "configs").glob("*.py")},
@@ -167,9 +184,11 @@ def test_a_command_that_is_shown_takes_its_flags(parsed, line):
       assert value.partition(".")[0] in base.config(), word
 
 
-def test_what_is_mistyped_on_a_page_would_be_noticed(parsed):
-  """The mutants: a flag that is not there, and a value that is refused."""
+def test_what_is_mistyped_on_a_page_would_be_noticed(parsed, config_keys):
+  """The mutants: a flag that is not there, a value that is refused, a key that no config has."""
   assert [parsed[line][0] for line in MISTYPED] == [2, 2]
+  mistyped = "--config.model.scan_layer=True"
+  assert unknown_key(("train", "--config=configs/mdlm.py", mistyped), config_keys) == mistyped
 
 
 @pytest.mark.parametrize("page, words", list(commands("launch/")), ids=str)

@@ -128,15 +128,6 @@ def curve(workdir):
   }
 
 
-def texts(workdir, num):
-  """What one process draws on one device."""
-  from diffusion_text.experiment import drawing, run
-
-  trained = run.load(str(workdir))
-  rows = run.open_rows(trained.experiment.tokenizer, 1, SMALL["data.length"])
-  return [row.text for row in drawing.draw(trained, rows, num=num, seed=0)]
-
-
 def alone(workdir, cache, steps):
   """The same run as one process, and on one device."""
   from configs import base
@@ -148,9 +139,10 @@ def alone(workdir, cache, steps):
   run.train_workdir(build(config, devices=jax.devices()[:1]), str(workdir))
 
 
-def test_two_processes_train_and_sample_as_one(tmp_path):
-  """The same losses at every step, the same evaluation and texts, one set of logs; and one process
-  goes on where two have stopped.
+def test_two_processes_train_as_one_and_sample(tmp_path):
+  """The same losses at every step, the same evaluation, one set of logs and of samples; and one
+  process goes on where two have stopped. That samples do not depend on the devices is held by
+  `tests/experiment/drawing_test.py`.
   """
   settings = [f"--config.{key}={value}" for key, value in SMALL.items()]
   train = (
@@ -181,7 +173,7 @@ def test_two_processes_train_and_sample_as_one(tmp_path):
   sample = (sys.executable, "-m", "experiments.sample", *drawn)
   out = launch("local", "-n", 2, "--", *sample, env=environment(tmp_path))
   assert out.count("--- sample") == out.count("[0] --- sample") == 3
-  assert [json.loads(row)["text"] for row in output.open()] == texts(tmp_path / "two", 3)
+  assert len(output.read_text().splitlines()) == 3
   cache = tmp_path / ".cache" / "diffusion_text"
   alone(tmp_path / "one", cache, 8)
   alone(tmp_path / "two", cache, 8)

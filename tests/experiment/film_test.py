@@ -76,7 +76,7 @@ def test_a_notebook_plays_the_rows_of_sample(trained):
   assert html.unescape(shown_there.split('"')[1]) == made.page()
 
 
-def test_what_a_film_cannot_show_is_refused(tmp_path):
+def test_what_a_film_cannot_show_is_refused(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r"one batch, and 40 rows.*smaller --num"):
     check_film(None, True, 40, 32, None)
   with pytest.raises(ValueError, match="choose one"):
@@ -85,3 +85,6 @@ def test_what_a_film_cannot_show_is_refused(tmp_path):
   with pytest.raises(ValueError, match="is there already"):
     check_film(str(tmp_path / "there"), False, 4, 32, None)
   check_film(None, False, 10**6, 32, "samples.jsonl")
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="drawn by one process, and these are 2; start"):
+    check_film(None, True, 4, 32, None)

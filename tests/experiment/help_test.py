@@ -5,8 +5,9 @@ what is nearest; all commands are asked in one process.
 import re
 
 import pytest
+from absl import flags
 
-from diffusion_text.experiment import catalogue
+from diffusion_text.experiment import catalogue, help
 from tests.conftest import ROOT
 from tests.helps import answers
 
@@ -56,6 +57,29 @@ def test_help_fits_a_screen_and_has_an_example(said, name):
   meeting = {flag.strip("-=") for flag in catalogue.flags(ROOT / "experiments", "processes")}
   assert shown == own - meeting or name == "lm_eval"
   assert ("launch/local" in out) == bool(own & meeting)
+
+
+def test_a_flag_is_shown_with_its_default_and_its_choices():
+  values = flags.FlagValues()
+  flags.DEFINE_integer("num", 4, "rows", flag_values=values)
+  flags.DEFINE_boolean("quick", True, "skip calls", flag_values=values)
+  flags.DEFINE_list("calls", ["8", "32"], "of the network", flag_values=values)
+  flags.DEFINE_enum("order", None, ["left", "random"], "which first", flag_values=values)
+  flags.DEFINE_multi_string("prompt", [], "a beginning", flag_values=values)
+  flags.DEFINE_integer("port", 1, "to meet at", flag_values=values)
+  shown = help.text("Does it.", [values[name] for name in values], ["port"], 60)
+  assert shown.splitlines() == [
+    "Does it.",
+    "",
+    "  --calls=8,32          of the network",
+    "  --num=4               rows",
+    "  --order=…             which first: left, random",
+    "  --prompt=…            a beginning (may be repeated)",
+    "  --[no]quick           skip calls",
+    "",
+    help.MEETING,
+    help.LAST,
+  ]
 
 
 @pytest.mark.parametrize("line", MISTAKES, ids=" ".join)

@@ -92,7 +92,9 @@ def test_a_key_that_a_config_lacks_is_told_without_the_quotes_of_a_key_error():
 
 def test_a_package_that_is_missing_is_named_with_its_extra():
   """As setup.py has them; of any other module nothing is known."""
-  extras = re.search(r"^PRETRAINED = (\[.*\])$", (ROOT / "setup.py").read_text(), re.M)[1]
+  setup = (ROOT / "setup.py").read_text()
+  assert all(f'"{extra}": ' in setup for extra in mistakes.EXTRAS.values())
+  extras = re.search(r"^PRETRAINED = (\[.*\])$", setup, re.M)[1]
   assert {name for name, extra in mistakes.EXTRAS.items() if extra == "pretrained"} == set(
     ast.literal_eval(extras)
   )
