@@ -38,21 +38,24 @@ class Machine:
   """A machine and this process on it. The defaults describe a machine that needs no advice.
 
   Attributes:
-    cores: processors that the machine shows.
+    cores: processors of the machine.
     usable: processors that this process may use, by its affinity and its control group.
     load: processes that wanted a processor in the last minute, on average.
     governor: what sets the clock of the processors, as "acpi-cpufreq powersave"; "" if unknown.
-    backend, devices: what jax computes on.
-    nvidia, tpu: True where files of such a device are there.
-    versions: of the packages of jax that are installed.
-    variables: those of VARIABLES that are set.
+    backend: what jax computes on: "cpu", "gpu" or "tpu".
+    devices: how many of these devices jax has.
+    nvidia, tpu: True if the system has files of such a device.
+    versions: package -> version, of the PACKAGES that are installed.
+    variables: name -> value, of the environment variables in VARIABLES that are set.
     slow_settings: the names in SLOW_SETTINGS that are on.
-    bytecode: True where Python keeps what it has compiled.
-    compilations: where jax keeps compiled programs; None: nowhere.
-    token_folder, token_files: where token arrays are kept, and on what kind of file system.
-    token_folder_ok: True where that folder can be written, or made.
-    free_gib: of the disk of the current folder.
-    memory_gib, available_gib: memory of this process, by the machine and its control group.
+    bytecode: True if Python keeps the bytecode of the files that it imports.
+    compilations: the folder in which jax keeps compiled programs; None: it keeps none.
+    token_folder: the folder of token arrays.
+    token_folder_ok: True if this folder can be written, or made.
+    token_files: the kind of file system that this folder is on.
+    free_gib: free space on the disk of the current folder.
+    memory_gib: memory of the machine, or what the control group of this process allows.
+    available_gib: the part of this memory that is free or can be freed.
   """
 
   cores: int = 8

@@ -4,8 +4,8 @@ beside that of the float network, on the same draws of time and noise.
 Differences are paired: the standard error is that of the difference of each row. Samples of both
 are drawn with the same keys; "same tokens" is the share of positions at which they agree, and one
 early difference changes what follows. The control rounds every number up or down by a fair coin.
-Of a run on a task the share of right answers to the same prompts stands beside that of the float
-network, with the difference of each prompt, and the entropy of the answers.
+For a run on a task the table also has the share of right answers, its difference to the share of
+the float network on the same prompts (paired by prompt), and the entropy of the answers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Overrides = Sequence[tuple[str, Any]]
 
 @member
 class Settings:
-  """How a network is calibrated, and how what comes of it is measured."""
+  """How a network is calibrated, and how the quantised network is measured."""
 
   rows: int = option(32, "rows of training text for calibration, rounded up to batches", ge=1)
   level: float | None = option(None, "time of these rows; unset: as in training", ge=0, le=1)
@@ -74,13 +74,14 @@ class Settings:
 
 
 class Scores(NamedTuple):
-  """What a network makes of text.
+  """The bounds of a network on held-out rows, its samples and its answers.
 
   Attributes:
-    nats, weight: float64 [R], the bound of each row, the mean over draws, and its scored tokens.
-    ids: int32 [rows, L], samples; None: there are none.
-    right: float64 [P], 1 for a right answer to a prompt and 0 for a wrong one; None: none is asked.
-    spread: The entropy of the answers, in nats; None: there are none.
+    nats: float64 [R], the bound of each row, the mean over draws.
+    weight: float64 [R], the scored tokens of each row.
+    ids: int32 [rows, L], samples; None without samples.
+    right: float64 [P], 1 for a right answer and 0 for a wrong one; None without prompts.
+    spread: The entropy of the answers, in nats; None without prompts.
   """
 
   nats: Float[np.ndarray, " R"]
@@ -145,7 +146,7 @@ class Line:
   spread: float | None = None
 
   def cells(self) -> tuple[str, ...]:
-    """The cells of the line, those of ANSWERS at its end if there are answers."""
+    """The cells of HEADER, and after them the cells of ANSWERS if prompts were answered."""
     shown = [self.name, self.level, f"{self.bits:.2f}", f"{self.size:.2f}"]
     shown += [f"{self.bound:.4f} ± {self.bound_error:.4f}"]
     shown += [f"{self.more:+.4f} ± {self.more_error:.4f}"]
@@ -178,8 +179,8 @@ class Bench:
   """A trained network without a low rank, ready to be calibrated, quantised and scored."""
 
   def __init__(self, workdir: str, settings: Settings, overrides: Overrides = ()):
-    """Raises ValueError for a workdir without a checkpoint, for one of integers, and for prompts of
-    a run that is on no task.
+    """Raises ValueError for a workdir without a checkpoint, for a network that is quantised, and
+    for settings with prompts where the run is on no task.
 
     overrides: (dotted key, value) pairs that are set in its config first.
     """

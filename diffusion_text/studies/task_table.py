@@ -57,10 +57,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class TaskTable:
-  """What is trained and scored.
+  """The cells of a table, and how each is trained and scored.
 
   Attributes:
-    workdir: Where the cells and the table are.
+    workdir: Where the cells and the table are written.
     base: What all systems share. Of its data section only cache_dir is read.
     files: Name -> config file. The autoregressive model is added if it is not there.
     tasks: Name -> options of the task.
@@ -140,15 +140,16 @@ class TaskTable:
     return merged
 
   def claim(self) -> None:
-    """Writes what the table is made of. More tasks, systems and seeds may join it later.
+    """Checks every cell, and writes the choices of the table to the workdir. More tasks, systems
+    and seeds may be added later.
 
     Raises:
-      ValueError: If the workdir holds another table, or results of a cell whose config has changed,
-        and for systems that a task refuses.
+      ValueError: If the workdir holds another table or results of a cell whose config has changed,
+        or if a system cannot be trained on a task.
     """
     refused = []
     for name, cell in self.cells.items():
-      config = self.config(cell)  # every file and task is read now
+      config = self.config(cell)  # reads the file of the system, and the task
       if (self.workdir / name / "results.json").exists():
         train.check_workdir(str(self.workdir / name), config_json(config), ("train",), write=False)
       elif cell.seed == self.base.seed:  # a system fits a task with all seeds or with none
