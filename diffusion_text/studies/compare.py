@@ -1,9 +1,9 @@
-"""Many systems under one roof: the same corpus, tokenizer, network, batches, optimizer and seed;
-one table, one plot.
+"""A comparison of systems that are trained on the same corpus with the same tokenizer, network,
+batches, optimizer and seed, as one table and one plot.
 
 Each system runs in a process of its own, which leaves `results.json` (or `failed.json`) in a
-directory of its own. So nothing of one run, neither memory nor compiled code nor CPU time, is
-counted in another, and a comparison that was stopped goes on where it was.
+directory of its own. So the memory, compiled code and CPU time of one run never count in another,
+and a comparison that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ FEWEST_STEPS = 20  # below this a budget trains nothing
 
 
 def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """name -> file, for names of files in `directory` or paths of any. Raises ValueError for an
-  unknown, double or missing one.
+  """Name -> config file, for names of files in `directory` and paths of any other files. Raises
+  ValueError for a name that is unknown or given twice, and for no names at all.
   """
   known = {
     path.stem: path

@@ -60,7 +60,7 @@ class Settings:
   digits: int = option(3, "of each number of a sum", ge=1, le=1000)
   layers: int = option(2, "of both networks", ge=1)
   width: int = option(64, "of both networks", ge=2)
-  embedding_std: float = option(0.02, "model.embedding_std of both, for a puzzle", gt=0)
+  embedding_std: float = option(0.02, "model.embedding_std of both networks of a puzzle", gt=0)
   steps: int = option(1200, "updates of each network, of 128 problems or 64 chains", ge=1)
   shares: tuple[float, ...] = option((0.0, 0.5, 0.8, 1.0), "R of the diffusion model's logits")
   rows: int = option(512, "texts of each line", ge=2)
