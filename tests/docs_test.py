@@ -182,6 +182,9 @@ def test_a_command_that_is_shown_takes_its_flags(parsed, config_keys, line):
     assert all(each in names.get(name, value.split(",")) for each in value.split(",")), word
     if name == "options":
       assert value.partition(".")[0] in base.config(), word
+    if name == "task_option":
+      task, _, option = value.partition("=")[0].partition(".")
+      assert option in TASKS[task].__pydantic_fields__, word
 
 
 def test_what_is_mistyped_on_a_page_would_be_noticed(parsed, config_keys):
