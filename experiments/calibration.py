@@ -28,7 +28,8 @@ def main(_):
     powers = tuple(None if text == "reported" else float(text) for text in POWERS.value)
   except ValueError as error:
     raise ValueError(
-      f"--rows={ROWS.value} --powers={POWERS.value} must be numbers, or a power 'reported'"
+      f"--rows={','.join(ROWS.value)} --powers={','.join(POWERS.value)}: rows must be whole"
+      " numbers, and powers numbers or 'reported'"
     ) from error
   language = small_language(vocab_size=3)
   known = calibration.Known(language, lambda p, t: exact_model(p, language, timing=t))

@@ -29,12 +29,7 @@ def main(_):
 
   if not WORKDIRS.value:
     raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
-  try:
-    bounds, budgets = list(map(float, BOUNDS.value)), list(map(float, BUDGETS.value))
-  except ValueError as error:
-    raise ValueError(
-      f"--bounds={','.join(BOUNDS.value)} --budgets={','.join(BUDGETS.value)} must be numbers"
-    ) from error
+  bounds, budgets = list(map(float, BOUNDS.value)), list(map(float, BUDGETS.value))
   runs = [costs.read(pathlib.Path(name)) for name in WORKDIRS.value]
   print(costs.report(runs, bounds, budgets, pathlib.Path(WORKDIR.value)))
 

@@ -29,10 +29,7 @@ def main(_):
   from diffusion_text.experiment import run as runs
   from diffusion_text.studies import judge
 
-  try:
-    temperatures = [float(text) for text in TEMPERATURES.value]
-  except ValueError as error:
-    raise ValueError(f"--temperatures={','.join(TEMPERATURES.value)} must be numbers") from error
+  temperatures = [float(text) for text in TEMPERATURES.value]
   if not WORKDIRS.value:
     raise ValueError("--workdirs is empty; give the directories of the runs to judge")
   by = judge.Judge(runs.load(JUDGE.value))
