@@ -261,13 +261,13 @@ class Prediction:
   Attributes:
     features: [B, N, D], of the predicted positions only.
     head: features [..., D] -> logits float32 [..., V] (or [..., output_size]), a pytree.
-    losses: name -> a float32 scalar per token, weighted: the network's own losses (routers). The
-      engine adds their sum to the mean that is minimised, and reports each under its name.
+    losses: name -> float32 scalar, a weighted loss per token of the network itself (its routers).
+      The engine adds their sum to the mean that is minimised, and reports each under its name.
     stages: Predictions of the earlier stages of a network with several stages.
     hidden: layer -> [B, N, D], the requested hidden layers.
     fresh: bool [B, N], the positions that this call has predicted (a cached reader predicts some).
       None: all positions.
-    reports: name -> a float32 scalar that the engine reports and nobody minimises.
+    reports: name -> float32 scalar that the engine reports and does not minimise.
   """
 
   features: Array
@@ -604,7 +604,7 @@ class Process(Protocol):
     """
 
   def bound_times(self) -> Mapping[str, float]:
-    """Options of `timing.Shared` for reports of the bound, for a finite variance of its draws."""
+    """Options of `timing.Shared` that keep the variance of a reported bound finite or small."""
 
   def inputs(self, params: Params, state: State, t: Float[Array, "*n"]) -> Inputs:
     """The inputs of the network for a state [B, N, …]."""
@@ -722,10 +722,10 @@ class Timing(Protocol):
     """
 
   def fit(self, params: Params, times: Times, costs: TokenCosts) -> Float[Array, ""] | float:
-    """A scalar of value 0, over tokens, whose gradient trains the timing; units as in `draw`."""
+    """A scalar of value 0, summed over tokens, whose gradient trains the timing; units: `draw`."""
 
   def for_bound(self, options: Mapping[str, float]) -> Timing:
-    """The same bound, drawn at `Process.bound_times`; itself where the path is the timing's own."""
+    """`Shared` with these options of `Process.bound_times`, or itself: the bound is the same."""
 
 
 @runtime_checkable

@@ -215,8 +215,8 @@ def draw(
 
 
 def rows_for_devices() -> list[tuple[str, int]]:
-  """The override of a config that is loaded to draw on all devices: of the batch that is scored,
-  which must divide over them and is not otherwise used.
+  """[(option, value)]: the override with which a config is loaded to draw text on all devices. The
+  batch that is scored must divide over the devices, also where nothing is scored.
   """
   return [("evaluate.batch_size", jax.device_count())]
 

@@ -6,11 +6,9 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
 
 from jaxtyping import Array, Float
 
-from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels import reference, xla
 from diffusion_text.kernels.block_sizes import target
 from diffusion_text.kernels.layout import Window
@@ -38,42 +36,17 @@ IMPLEMENTATIONS = {
 }
 # Of these, those that also take `window`. The Pallas kernels have no positions to go by.
 WITH_WINDOW = ("xla", "reference")
+# Those that give None in place of the log-sum-exp.
+WITHOUT_LSE = ("cudnn",)
 # From first to last choice. On GPU: our kernel for any layout while Pallas has its Triton backend,
 # the library's kernel where the layout is plain, XLA. None has been timed on a GPU. A kernel for
 # Pallas' Mosaic GPU backend would stand before these: jax's own asks for a CUDA runtime when it is
 # traced, so that nothing of it can be checked where there is none.
 DEFAULT = ("pallas_tpu", "pallas_gpu", "cudnn", "xla")
 
-Kind = Literal["bidirectional", "causal", "other"]
-
-
-def kind_of(q_layout: Layout, k_layout: Layout) -> Kind:
-  """What is known of who sees whom before anything is computed."""
-  if layouts.is_bidirectional(q_layout, k_layout):
-    return "bidirectional"
-  return "causal" if layouts.is_causal(q_layout, k_layout) else "other"
-
-
-def choice(
-  platform: str,
-  backends: Collection[str],
-  kind: Kind,
-  names: Sequence[str] = DEFAULT,
-) -> tuple[str, ...]:
-  """Of `names`, those that may serve, in order: the first that does not refuse shapes or types is
-  used.
-
-  Args:
-    platform: "cpu", "tpu", "gpu" or "cuda".
-    backends: what jax has for that platform, see `backends_of`.
-    kind: of the layout.
-    names: implementations in the order in which they are tried.
-  """
-  return tuple(name for name in names if _obstacle(name, platform, backends, kind) is None)
-
 
 def backends_of(platform: str) -> frozenset[str]:
-  """Which backends of Pallas for GPU this jax has: "triton" or none."""
+  """The backends of Pallas that this jax has for the platform: "triton" on GPU, or none."""
   return _gpu_backends() if platform in ("gpu", "cuda") else frozenset()
 
 
@@ -83,16 +56,28 @@ def _gpu_backends() -> frozenset[str]:
   return frozenset(["triton"] if found else [])
 
 
-def _obstacle(name: str, platform: str, backends: Collection[str], kind: Kind) -> str | None:
-  """Why this implementation cannot serve at all; None: it may."""
+def obstacle(
+  name: str, platform: str, backends: Collection[str], *, window: bool = False, lse: bool = False
+) -> str | None:
+  """Why the implementation `name` cannot serve, whatever its arrays and layouts are; None: it may.
+
+  Args:
+    name: of an implementation.
+    platform: "cpu", "tpu", "gpu" or "cuda".
+    backends: what jax has for this platform, see `backends_of`.
+    window: True if there is a window of positions.
+    lse: True if the log-sum-exp is asked for.
+  """
   if name == "pallas_tpu" and platform != "tpu":
     return f"needs a TPU, but the platform is {platform!r}"
   if name in ("pallas_gpu", "cudnn") and platform not in ("gpu", "cuda"):
     return f"needs a GPU, but the platform is {platform!r}"
   if name == "pallas_gpu" and "triton" not in backends:
     return "this jax has no Triton backend of Pallas"
-  if name == "cudnn" and kind == "other":
-    return "the layout is neither bidirectional nor known to be causal"
+  if window and name not in WITH_WINDOW:
+    return "it has no window of positions"
+  if lse and name in WITHOUT_LSE:
+    return "its log-sum-exp has no gradient"
   return None
 
 
@@ -125,22 +110,20 @@ def attention(
   _check(q, k, v, q_layout, k_layout)
   _check_window(q, k, window)
   options = {"scale": scale, "soft_cap": soft_cap}
-  platform, kind = target()[0], kind_of(q_layout, k_layout)
+  if window is not None:
+    options["window"] = window
+  platform = target()[0]
+  backends = backends_of(platform)
   reasons = []
   for name in (implementation,) if isinstance(implementation, str) else implementation:
     if name not in IMPLEMENTATIONS:
       raise ValueError(f"implementation={name!r} is not one of {sorted(IMPLEMENTATIONS)}")
-    obstacle = _obstacle(name, platform, backends_of(platform), kind)
-    if window is not None and name not in WITH_WINDOW:
-      obstacle = "it has no window of positions"
-    if return_lse and name == "cudnn":
-      obstacle = "its log-sum-exp has no gradient"
-    if obstacle is not None:
-      reasons.append(f"{name}: {obstacle}")
+    reason = obstacle(name, platform, backends, window=window is not None, lse=return_lse)
+    if reason is not None:
+      reasons.append(f"{name}: {reason}")
       continue
-    near = {} if window is None else {"window": window}
     try:
-      out, lse = IMPLEMENTATIONS[name](q, k, v, q_layout, k_layout, **options, **near)
+      out, lse = IMPLEMENTATIONS[name](q, k, v, q_layout, k_layout, **options)
     except NotImplementedError as reason:
       reasons.append(f"{name}: {reason}")
       continue

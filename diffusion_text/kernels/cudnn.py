@@ -23,10 +23,11 @@ def attention(
   scale: float | None = None,
   soft_cap: float | None = None,
 ) -> tuple[Float[Array, "B L H K"], None]:
-  """(out, None): out as `reference`. There is no log-sum-exp, as cuDNN gives it no gradient.
+  """([B, L, H, K] as `reference` computes it, None in place of the log-sum-exp, to which cuDNN
+  gives no gradient).
 
-  Raises NotImplementedError for types, layouts and options that cuDNN has not, and where it is not
-  installed.
+  Raises NotImplementedError for types, layouts and options that cuDNN does not have, and where
+  cuDNN is not installed.
   """
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     raise NotImplementedError(f"needs bfloat16 or float16, not {q.dtype}")

@@ -28,7 +28,7 @@ def grouped_matmul(
   *,
   interpret: bool = False,
 ) -> Float[Array, "M F"]:
-  """Row m times the matrix of its group, in the dtype of x, differentiable in both factors.
+  """[M, F] in the dtype of x: each row times the matrix of its group, differentiable in both.
 
   The first sizes[0] rows are of group 0, the next sizes[1] of group 1, and so on. The rows after
   the last group give zeros and cost nothing; a group may be empty. Sums are float32. `interpret`
@@ -40,13 +40,15 @@ def grouped_matmul(
 
 
 def tile_rows(rows: int, groups: int) -> int:
-  """Rows of a tile for so many rows in so many groups: a power of two."""
+  """The number of rows of a tile: a power of two near the average size of a group."""
   average = max(1, rows // groups)
   return min(MOST_ROWS, max(FEWEST_ROWS, 1 << (average - 1).bit_length()))
 
 
 def tiles_of(sizes: Int[Array, " N"], rows: int) -> Int[Array, ""]:
-  """How many tiles `grouped_matmul` computes off TPU for groups of these sizes in so many rows."""
+  """The number of tiles that `grouped_matmul` computes off TPU, for groups of these sizes in an x
+  of so many rows.
+  """
   return jnp.sum(-(-sizes // tile_rows(rows, sizes.shape[0])))
 
 

@@ -66,7 +66,7 @@ def visible(
   if is_bidirectional(q_layout, k_layout):
     return None if window is None else window.mask
   zero = jnp.zeros((1, 1), jnp.int32)
-  # As arrays of jax: the mask is no constant that is computed on the host.
+  # Arrays of jax: from arrays of numpy the whole mask would be made on the host, as a constant.
   q = [jnp.asarray(zero if field is None else field)[:, :, None] for field in _fields(q_layout)]
   k = [jnp.asarray(zero if field is None else field)[:, None, :] for field in _fields(k_layout)]
   return rule(*q, *k) if window is None else rule(*q, *k) & window.mask
@@ -80,7 +80,9 @@ def is_bidirectional(q_layout: Layout, k_layout: Layout) -> bool:
 
 
 def is_causal(q_layout: Layout, k_layout: Layout) -> bool:
-  """True if both are known, before anything is computed, to be the layout `causal` of one row."""
+  """True if both layouts are those of `causal`, and while a program is traced: if both are known to
+  be. Layouts that the program computes are not known.
+  """
   if any(layout.segment is not None or layout.noisy is not None for layout in (q_layout, k_layout)):
     return False
   blocks = q_layout.block, k_layout.block
@@ -358,12 +360,14 @@ def _fields(layout):
 
 
 def numbers(length: int) -> Int[Array, "1 L"]:
-  """0 … L-1 on the host, so that `is_causal` can tell while a program is traced."""
+  """int32 [1, L] of numpy: 0 … L-1. A layout of these is known to `is_causal` while a program is
+  traced, which one of `_arange` is not.
+  """
   return np.arange(length, dtype=np.int32)[None]
 
 
 def _arange(length):
-  return jnp.asarray(np.arange(length, dtype=np.int32))[None]
+  return jnp.asarray(numbers(length))
 
 
 def _positive(**sizes):

@@ -38,12 +38,14 @@ class Shared(NamedTuple):
     condition: [B, L, C], the time of each token as the layers read it ([B, 1, C] if a row has one
       time), or None.
     weights: float32 [B, L], what each token weighs in the losses of routers, or None.
-    t: float32 [B, L], the time of each token, by which routers are reported; None: there is none.
+    t: float32 [B, L], the time of each token, by which the loads of routers are told apart; None:
+      there is no router.
     window: how far tokens see in this layer, or None.
     windowed: bool [], whether this layer has the window, where layers are one program; None: known
       when that is compiled.
-    answered: [B or 1, L, …] -> [B or 1, N, …], of the tokens whose answers are read, in a last
-      layer that computes these alone and has the others as keys; None: all tokens are computed.
+    answered: a function [B or 1, L, …] -> [B or 1, N, …] that takes the part of the N answered
+      tokens out of an array of all L tokens, for a last layer that computes the answered tokens
+      alone and reads the others as keys; None: all tokens are computed.
   """
 
   rotary: tuple[Array, Array] | None
@@ -58,7 +60,9 @@ class Shared(NamedTuple):
   answered: Callable[[Array], Array] | None = None
 
   def of_queries(self) -> Shared:
-    """The same, but for what attention reads of the tokens that are computed."""
+    """The same with the rotary angles, layout and window of the computed tokens alone, which are
+    the queries of attention.
+    """
     if self.answered is None:
       return self
     window = self.window
@@ -68,7 +72,9 @@ class Shared(NamedTuple):
     return self._replace(rotary=rotary, layout=layout, window=window)
 
   def of_each(self, x: Float[Array, "B L1 D"]) -> Float[Array, "B N1 D"]:
-    """What x holds of the tokens that are computed; x itself if it holds one thing for all."""
+    """The part of x that belongs to the computed tokens; x itself if all tokens are computed, or if
+    x holds one value for all of them.
+    """
     return x if self.answered is None or x.shape[1] == 1 else self.answered(x)
 
 

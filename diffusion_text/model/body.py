@@ -228,10 +228,10 @@ class Body(nnx.Module):
     return self.prefix(self.time(mean).astype(x.dtype))
 
   def _answers_alone(self, rows: Rows, stores: Stores | None) -> bool:
-    """True if the last layer computes the answered tokens alone: at most half of those that are
-    read, as in rows with a noisy and a clean copy.
+    """True if the last layer computes the answered tokens alone.
 
-    Not with a cache, which keeps all tokens.
+    It does if these are at most half of the tokens that are read, as in rows with a noisy and a
+    clean copy, and if there is no cache.
     """
     few = 0 < 2 * rows.answers.size <= rows.t.shape[1]
     return few and stores is None and may_answer_alone(self.config)
@@ -333,9 +333,9 @@ def scans_layers(config: TransformerOptions) -> bool:
 def may_answer_alone(config: TransformerOptions) -> bool:
   """True if the last layer may compute answered tokens alone.
 
-  Not with experts, whose losses are of all tokens, nor with a prefix; and not where layers are one
-  compiled program: a second one for the last layer takes a sixth more time to compile for TPU (two
-  layers of 128, rows of 2048) and more memory.
+  It may not with experts, whose losses are of all tokens, nor with a prefix, nor where one compiled
+  layer is scanned over all (`scans_layers`): a second program for the last layer would take longer
+  to compile, and more memory.
   """
   return not (config.experts or config.time_conditioning == "prefix" or scans_layers(config))
 

@@ -35,8 +35,9 @@ LEVELS = ("clean", "t25", "t50", "t75", "t100")
 
 
 class Routing(NamedTuple):
-  """What is told of a router, float32 (or with an axis of layers before): its two losses, scalars;
-  and the loads [levels]. See above."""
+  """The losses and the loads of a router, see above: balance and z, float32 scalars, and load,
+  float32 [levels]. Those of several layers have an axis of layers in front.
+  """
 
   balance: Array
   z: Array
@@ -81,7 +82,7 @@ class Experts(nnx.Module):
   def __call__(
     self, x: Float[Array, "B L D"], weights: Float[Array, "#B L"] | None, t: Float[Array, "B L"]
   ) -> tuple[Float[Array, "B L D"], Routing]:
-    """The result in the dtype of x, and what is told of the router.
+    """([B, L, D] in the dtype of x, the losses and the loads of the router).
 
     Args:
       x: the stream of each token.
@@ -109,7 +110,7 @@ def routing(
   weights: Float[Array, "#B L"] | None,
   t: Float[Array, "B L"],
 ) -> Routing:
-  """What is told of the router of one layer."""
+  """The losses and the loads of the router of one layer."""
   experts = p.shape[-1]
   weight = jnp.broadcast_to(jnp.float32(1) if weights is None else weights, p.shape[:2])
   total = jnp.sum(weight)
@@ -126,8 +127,9 @@ def routing(
 def loads(
   picked: Float[Array, "B L N"], weight: Float[Array, "B L"], t: Float[Array, "B L"]
 ) -> Float[Array, " levels"]:
-  """The share of choices that fell on the fullest expert, times N, at each of `LEVELS`: 1 where all
-  are chosen alike, N where one expert is chosen alone, 0 where the batch has no such token.
+  """float32 [levels]: N times the share of choices that fell on the fullest expert, at each of
+  `LEVELS`. It is 1 where all experts are chosen alike, N where one expert is chosen alone, and 0
+  where the batch has no token of this level.
 
   Args:
     picked: the share of a token's choices that fell on each expert.
@@ -152,9 +154,10 @@ def mixture(
 
   On a mesh every device has the tokens of its rows and positions, all experts of its part of the
   expert axis, and of each its part over tensor; the parts of the result are summed over both. No
-  token travels: all devices of an expert axis have the same tokens, as those of a tensor axis do,
-  so that an all-to-all would move each token k / E times there and back and then gather the
-  results, where a sum over E devices moves it twice. A device computes its own choices only.
+  token travels, because all E devices of an expert axis hold the same tokens, as those of a tensor
+  axis do. An all-to-all would move k / E copies of each token there and back and then gather the
+  results, where the sum moves each result twice. A device computes only the choices that fell on
+  its own experts.
   """
   sizes = mesh_sizes()
   experts = split("experts", up.shape[0], sizes)
@@ -186,10 +189,11 @@ def own_experts(
   gate: Float[Array, "N D F"] | None,
   down: Float[Array, "N F D"],
 ) -> Float[Array, "T D"]:
-  """Each token through its own experts; numbers outside of 0 … N-1 add nothing and cost nothing.
+  """[T, D]: the results of the experts of each token, weighted by `share` and summed. Choices
+  outside of 0 … N-1 add nothing and cost nothing.
 
-  One row per token and choice, sorted by expert, so that each expert is one product of a run of
-  rows (`kernels.grouped`).
+  There is one row per token and choice. Rows are sorted by expert, so that each expert is one
+  product with a run of rows (`kernels.grouped`).
   """
   tokens, per_token = expert.shape
   experts = up.shape[0]
@@ -210,8 +214,11 @@ def own_experts(
 def _permuted(
   rows: Float[Array, "M D"], order: Int[Array, " M"], place: Int[Array, " M"]
 ) -> Float[Array, "M D"]:
-  """The rows in another order, of which `place` is the inverse: the gradient is gathered too, where
-  the transpose of an index is a sum over possibly equal places."""
+  """rows[order], where `place` is the inverse of the permutation `order`.
+
+  The gradient is cotangent[place]. The gradient that jax derives is a sum by index, which is
+  slower: jax does not know that no row is taken twice.
+  """
   del place
   return rows[order]
 

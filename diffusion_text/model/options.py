@@ -121,10 +121,10 @@ class TransformerOptions:
   qk_norm: bool = option(False, "RMSNorm on each query and key head (arXiv 2302.05442)")
   embedding_std: float = option(
     0.02,
-    "deviation of the tables of ids, vectors, positions and types before training. At 0.02 what the"
-    " first layer adds outweighs the token many times; 1 lets later layers read the token, and"
-    " small networks learn look-ups sooner (docs/results.md). A tied head starts from the same"
-    " table: leave it at 0.02",
+    "standard deviation of the tables of ids, vectors, positions and types before training. At 0.02"
+    " the first layer adds to each token a vector many times as long as that of the token; at 1"
+    " later layers can still read the token, and small networks learn look-ups sooner"
+    " (docs/results.md). Leave it at 0.02 if the head is tied to the table",
     gt=0,
   )
   tie_embeddings: bool = option(False, "the head is the table that embeds the tokens")

@@ -425,8 +425,11 @@ def token_loss(
 
 
 def _with_network_losses(loss: Loss, readings: Sequence[Prediction]) -> Loss:
-  """The loss with what the network itself adds to it, which is no part of a bound, and with what it
-  reports."""
+  """The loss plus the losses of the network itself, which are no part of a bound.
+
+  `sums` gets these losses and the reports of the network by name: means over `readings`, times the
+  count of tokens.
+  """
   total, sums = loss.total, dict(loss.sums)
   for name in readings[0].losses:
     value = loss.count * sum(reading.losses[name] for reading in readings) / len(readings)

@@ -157,7 +157,7 @@ class Gaussian(PerToken):
 
   @property
   def apart(self) -> float | None:
-    """|x_v - x_w|² / k² of two tokens, about; None if that is not known."""
+    """The average of |x_v - x_w|² / k² over two different tokens; None if it is not known."""
     return None
 
   def encode(self, params: Params, ids: Int[Array, "*n"]) -> Float[Array, "*n E"]:
@@ -213,8 +213,9 @@ class Gaussian(PerToken):
     return self.path.time_of(log_snr)
 
   def bound_times(self) -> Mapping[str, float]:
-    """Times about the one beyond which a token is told from the V - 1 others, where the bound is
-    paid: SNR · `apart` / 8 = log V. Half of the draws are within about two log-SNRs of it.
+    """Times about the one at which a token can just be told from the V - 1 others, where most of
+    the bound is paid: SNR · `apart` / 8 = log V. Half of the draws are within about two log-SNRs
+    of it.
     """
     if self.apart is None:
       return {}

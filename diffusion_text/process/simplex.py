@@ -66,7 +66,7 @@ class Simplex(Gaussian):
 
   @property
   def apart(self) -> float:
-    """2, or 8 of signed vectors: two numbers are exchanged."""
+    """2 of one-hot vectors, 8 of signed ones: the vectors of two tokens differ in two numbers."""
     return 2 * (1 - self.other / self.k) ** 2
 
   @property

@@ -80,8 +80,8 @@ class Path:
     return jnp.where(log_snr >= highest, 0.0, found)
 
   def around(self, log_snr: float) -> tuple[float, float]:
-    """(about the time at which the path has this log-SNR, the time in which it falls from 1 above
-    that to 1 below, 0.02 at least), looked up at 1024 times.
+    """(the time at which the path has this log-SNR, the time in which the path falls from 1 above
+    it to 1 below it, 0.02 at least), interpolated between 1024 times.
     """
     times = np.linspace(0, 1, 1025)[1:]
     levels = np.asarray(self.log_snr(jnp.asarray(times, jnp.float32)), np.float64)

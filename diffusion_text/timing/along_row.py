@@ -29,8 +29,8 @@ class Shared(Even):
   same for every power. Above 1 it draws small times more often and weighs them less, for rates
   whose tail is there; the grids of samplers do not depend on it.
 
-  about, width: importance sampling about a time, by a Cauchy law of that width, for rates that are
-  large in one stretch of time only. The bound is the same.
+  about, width: importance sampling about a time, by a Cauchy law whose quartiles are `width` before
+  and after it, for rates that are large in one stretch of time only. The bound is the same.
 
   low, high: times are drawn from [low, high] only, which lowers the variance of the gradient
   (BD3-LM, arXiv 2503.09573, section 5) and is no bound any more.
@@ -42,7 +42,7 @@ class Shared(Even):
   about: float | None = option(
     None, "the time about which most times are drawn; unset: about none", ge=0, le=1
   )
-  width: float = option(0.1, "of the stretch about `about` that half of the times are in", gt=0)
+  width: float = option(0.1, "about half of the times are nearer to `about` than this", gt=0)
   low: float = option(0.0, "the smallest time that is drawn", ge=0, le=1)
   high: float = option(1.0, "the largest time that is drawn", gt=0, le=1)
 
@@ -85,7 +85,7 @@ class Shared(Even):
 
 
 def _about(middle: float, width: float, tau: Array) -> tuple[Array, Array]:
-  """(t, dt/dτ) of the quantiles of a Cauchy law, cut off at 0 and 1."""
+  """(t, dt/dτ): t is the quantile τ of a Cauchy law that is cut off at 0 and 1."""
   first = math.atan(-middle / width)
   last = math.atan((1 - middle) / width)
   slope = jnp.tan(first + (last - first) * tau)

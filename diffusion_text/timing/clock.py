@@ -112,6 +112,6 @@ class Even:
     return 0.0
 
   def for_bound(self, options: Mapping[str, float]) -> Timing:
-    """Itself: the path is its own."""
+    """Itself: it draws times of its own."""
     del options
     return self

@@ -10,7 +10,7 @@ import pytest
 from diffusion_text.context.rows import places
 from diffusion_text.kernels import attention as dispatch
 from diffusion_text.kernels import layout as layouts
-from diffusion_text.kernels.attention import attention, choice, kind_of
+from diffusion_text.kernels.attention import DEFAULT, attention, obstacle
 from diffusion_text.kernels.block_sizes import compile_for
 from diffusion_text.kernels.reference import reference
 from diffusion_text.types import Batch, Layout
@@ -18,35 +18,42 @@ from diffusion_text.types import Batch, Layout
 TRITON = frozenset(["triton"])
 
 
+def choice(platform, backends, **asked):
+  """Those that may serve, in the order in which they are tried."""
+  return tuple(name for name in DEFAULT if obstacle(name, platform, backends, **asked) is None)
+
+
 def test_choice():
-  """By platform, by what jax has, and by the layout."""
-  assert choice("cpu", TRITON, "bidirectional") == ("xla",)
-  assert choice("tpu", (), "other") == ("pallas_tpu", "xla")
-  assert choice("gpu", TRITON, "causal") == ("pallas_gpu", "cudnn", "xla")
-  assert choice("cuda", TRITON, "other") == ("pallas_gpu", "xla")
-  assert choice("gpu", (), "bidirectional") == ("cudnn", "xla")
-  assert choice("gpu", (), "other") == ("xla",)
-  assert choice("gpu", TRITON, "causal", ("xla", "cudnn")) == ("xla", "cudnn")
+  """By platform, by what jax has, and by what is asked."""
+  assert choice("cpu", TRITON) == ("xla",)
+  assert choice("tpu", ()) == ("pallas_tpu", "xla")
+  assert choice("gpu", TRITON) == choice("cuda", TRITON) == ("pallas_gpu", "cudnn", "xla")
+  assert choice("gpu", ()) == ("cudnn", "xla")
+  assert choice("gpu", TRITON, lse=True) == ("pallas_gpu", "xla")
+  assert choice("gpu", TRITON, window=True) == choice("tpu", (), window=True) == ("xla",)
 
 
-def test_kind_of_a_layout_is_known_while_tracing():
-  kinds = []
+def test_causal_layouts_are_known_while_tracing():
+  known = []
 
   @jax.jit
   def look(segment):
     causal = layouts.causal(8)
-    kinds.append(kind_of(causal, causal))
     next_token = Layout(block=places(Batch(segment)))
-    kinds.append(kind_of(next_token, next_token))
-    kinds.append(kind_of(Layout(), Layout()))
-    kinds.append(kind_of(Layout(segment=segment, block=causal.block), causal))
-    kinds.append(kind_of(causal, layouts.causal(9)))
-    kinds.append(kind_of(causal, Layout(block=causal.block + 1)))
-    kinds.append(kind_of(layouts.block_causal(8, 2), layouts.block_causal(8, 2)))
-    kinds.append(kind_of(Layout(block=segment), Layout(block=segment)))
+    for pair in (
+      (causal, causal),
+      (next_token, next_token),
+      (Layout(), Layout()),
+      (Layout(segment=segment, block=causal.block), causal),
+      (causal, layouts.causal(9)),
+      (causal, Layout(block=causal.block + 1)),
+      (layouts.block_causal(8, 2), layouts.block_causal(8, 2)),
+      (Layout(block=segment), Layout(block=segment)),
+    ):
+      known.append(layouts.is_causal(*pair))
 
   look(np.arange(8, dtype=np.int32)[None])
-  assert kinds == ["causal", "causal", "bidirectional", *["other"] * 5]
+  assert known == [True, True, *[False] * 6]
 
 
 def arrays():

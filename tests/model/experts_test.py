@@ -14,7 +14,7 @@ from diffusion_text.compiler.topology import topology_devices
 from diffusion_text.core.mesh_axes import AXES
 from diffusion_text.kernels.block_sizes import compile_for
 from diffusion_text.model.experts import mixture, own_experts, routing
-from diffusion_text.model.flops import flops_per_token
+from diffusion_text.model.flops import expert_flops, flops_per_token
 from diffusion_text.studies.benchmark_experts import every_expert, measure_config, measure_experts
 from diffusion_text.testing.small_transformer import noisy_parameters, rows_of, small_transformer
 from diffusion_text.types import Inputs, Layout
@@ -123,6 +123,8 @@ def test_a_network_of_experts():
   router = 2 * network.layers * network.width * 4
   cost = functools.partial(flops_per_token, length=4, read=4, answered=4)
   assert cost(network.like(experts=8)) - cost(network) == router
+  half = cost(network) - cost(network.like(experts_per_token=1))
+  assert expert_flops(network, 4, read=4) == 2 * half > 0
 
 
 def test_experts_compile_for_tpu_over_their_axis():

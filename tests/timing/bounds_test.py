@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_text.context import Full
+from diffusion_text.experiment.settings import EvaluateSettings
+from diffusion_text.experiment.validation import scoring_model
+from diffusion_text.process import Uniform
 from diffusion_text.testing.languages import Enumerable
+from diffusion_text.testing.small_transformer import small_transformer
 from diffusion_text.timing import (
   AtNoise,
   Converging,
@@ -20,7 +25,7 @@ from diffusion_text.timing import (
   Slanted,
   Tilted,
 )
-from diffusion_text.types import Batch, Progress
+from diffusion_text.types import Batch, Model, Progress
 
 TOY = Enumerable.dirichlet(0, 0.5, 3, 4)
 COPIES = Enumerable(np.array([[0] * 4, [1] * 4], np.int32), np.array([0.5, 0.5]), 2)
@@ -181,6 +186,10 @@ def test_a_reported_bound_is_drawn_as_the_process_asks():
   assert Shared(power=2.0).for_bound({}) == Shared(power=2.0)
   for own in (ExactCount(), Learned(bins=5)):
     assert own.for_bound(asked) == own
+  process = Uniform(vocab_size=8)
+  model = Model(small_transformer(), process, Independent(), Full())
+  assert process.bound_times() == asked
+  assert scoring_model(model, EvaluateSettings()).timing == Shared(power=3.0)
 
 
 @pytest.mark.parametrize("name", ["speed forgotten", "wrong weight"])
