@@ -13,6 +13,7 @@ from diffusion_text.core.mesh_axes import AXES
 from diffusion_text.kernels import attention as kernels
 from diffusion_text.kernels import layout as layouts
 from diffusion_text.kernels import xla
+from diffusion_text.kernels.block_sizes import compile_for
 from diffusion_text.kernels.layout import EMPTY, Window
 from diffusion_text.kernels.reference import reference
 from diffusion_text.testing.small_transformer import noisy_parameters, rows_of, small_transformer
@@ -108,9 +109,12 @@ def test_kernels_without_windows_are_passed_over():
   q, k, v, _ = arrays()
   window = Window(7, PLACE, PLACE)
   attend = functools.partial(kernels.attention, q, k, v, Layout(), Layout(), window=window)
-  for only in ("pallas_tpu", "pallas_gpu"):
-    with pytest.raises(NotImplementedError, match=f"add 'xla'.*{only}: it has no window") as raised:
-      attend(implementation=only)
+  for platform, kernel in (("tpu", "pallas_tpu"), ("gpu", "cudnn")):
+    with (
+      compile_for(platform),
+      pytest.raises(NotImplementedError, match=f"add 'xla'.*{kernel}: it has no window") as raised,
+    ):
+      attend(implementation=kernel)
     assert "\n" not in str(raised.value)
   got = jax.jit(lambda: attend(implementation=("pallas_tpu", "pallas_gpu", "xla")))()
   np.testing.assert_allclose(got, dense(q, k, v, Layout(), PLACE, 7), atol=1e-5)
