@@ -108,20 +108,32 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
   assert answer.startswith(" Paris.")
 
 
-def test_smollm2_reads_novels(smollm2):
-  """Four slices of 256 tokens of the bundled novels: a perplexity of some 45, and above 1000 once
-  the tokens are shuffled."""
-  tokenizer, _, logits = smollm2
+NOVELS, VERSES = "novels", "King James Bible"
+
+
+def texts_of(name):
+  """Four texts of at least 256 tokens of SmolLM2: 20 paragraphs each of the bundled novels, or
+  verses from Deuteronomy 3:25, Psalm 71:24, Luke 2:27 and Hebrews 3:5 on (King James)."""
+  if name == VERSES:
+    return pathlib.Path(__file__).with_name("verses.txt").read_text().split("\n\n")
   documents = list(CORPORA["austen"]().documents("train"))
+  return ["\n".join(documents[start : start + 20]) for start in (100, 2000, 4000, 6000)]
+
+
+@pytest.mark.parametrize(("name", "want"), [(NOVELS, 46.3), (VERSES, 28.7)])
+def test_smollm2_reads_older_english(smollm2, name, want):
+  """Perplexity of four texts of 256 tokens, and above 1000 once the tokens are shuffled."""
+  tokenizer, _, logits = smollm2
   scores, shuffled = [], []
-  for start in (100, 2000, 4000, 6000):
-    ids = tokenizer.encode("\n".join(documents[start : start + 20]))[:256]
+  for text in texts_of(name):
+    ids = tokenizer.encode(text)[:256]
+    assert len(ids) == 256
     scores.append(perplexity(logits(ids[None]), ids))
     ids = np.random.default_rng(0).permutation(ids)
     shuffled.append(perplexity(logits(ids[None]), ids))
   mean, control = np.exp(np.mean(np.log(scores))), np.exp(np.mean(np.log(shuffled)))
-  print(f"\nSmolLM2: perplexity {np.round(scores, 1)}, mean {mean:.1f}; shuffled {control:.0f}")
-  assert 30 < mean < 60 and control > 1000
+  print(f"\nSmolLM2, {name}: {np.round(scores, 1)}, mean {mean:.1f}; shuffled {control:.0f}")
+  assert mean == pytest.approx(want, abs=0.1) and control > 1000
 
 
 def test_smollm2_says_how_its_positions_turn(monkeypatch):
