@@ -1,16 +1,15 @@
-"""The base of a control experiment: networks of the quickstart's size, for generator and judge.
+r"""The base of a control experiment: networks of the quickstart's size, for generator and judge.
 
-Run by experiments.control. Rows have 64 word pieces: long enough for two or three names, short
-enough for hundreds of samples on a laptop CPU. 4096 pieces keep the names of Austen's people whole.
-Ours, by the code at commit 3aad1fc: 64 rows at seed 0 on a shared CPU, target emma, 32 network
-calls, judge at step 800. Unguided, the evaluator finds 33 ± 6 % of the rows to be from Emma, at
-7.46 ± 0.05 nats/token; at strength 2 it finds 84 ± 5 %, at 7.52 ± 0.05 (+1 %); held-out text of
-Emma itself has 81 %, at 4.60. So control adds little to what such a small generator costs already.
-The training of the generator was begun for 3000 steps, stopped at 1002 and ended at 1600; that of
-the judge likewise (1600, 342, 800). The learning rates of a fresh run therefore differ.
-  python -m experiments.control --workdir=runs/control --strengths=2
-The generator alone, as that command makes it:
-  python -m experiments.train --config=configs/control.py --workdir=runs/control/mdlm
+Rows have 64 word pieces: long enough for two or three names, short enough for hundreds of samples
+on a laptop CPU. 4096 pieces keep the names of Austen's people whole. Control is a part of the table
+of tasks; results are in docs/results.md. The judge, which is autoregressive, and then the table:
+  python -m experiments.train --config=configs/control.py --workdir=runs/judge \
+      --config.timing.name=at_noise --config.context.name=next_token --config.reader.name=cached \
+      --config.sampler.steps=1 --config.train.steps=800
+  python -m experiments.compare --base=configs/control.py --configs=mdlm --tasks=control \
+      --task_option=control.judge=runs/judge --steps=1600 --workdir=runs/control
+The generator alone:
+  python -m experiments.train --config=configs/control.py --workdir=runs/control_mdlm
 """
 
 from configs import base

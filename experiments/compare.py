@@ -8,7 +8,7 @@ With --tasks every system is trained on every task, once for each seed, and answ
 tasks.md, tasks.csv and tasks.png have the scores, with baselines. --tasks=? lists the tasks.
 
   python -m experiments.compare --configs=mdlm,bd3lm --tasks=countdown3,sudoku4 --seeds=3 \
-      --steps=500 --workdir=runs/tasks [--task_option=sudoku4.clues=8]
+      --steps=500 --workdir=runs/tasks [--task_option=sudoku4.clues=8] [--mbr=1,4]
 
 A system with results is skipped and one that was stopped goes on; one that fails is reported, the
 others go on, and the exit code is 1.
@@ -35,6 +35,7 @@ NUM_DRAWS = flags.DEFINE_integer("num_draws", 2, "draws of time and noise per te
 MAX_ROWS = flags.DEFINE_integer("max_rows", None, "only the first test rows; default all", 1)
 TASKS = flags.DEFINE_list("tasks", [], "names of tasks; '?' lists them")
 OPTIONS = flags.DEFINE_multi_string("task_option", [], "as in countdown3.train_size=5000")
+MBR = flags.DEFINE_list("mbr", ["1"], "samples that an answer of a task is the consensus of")
 SEEDS = flags.DEFINE_integer("seeds", 1, "seeds of each system on each task", lower_bound=1)
 NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 100, "test prompts of a task", lower_bound=1)
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -43,15 +44,13 @@ ONLY = flags.DEFINE_string("only", None, "measure this system in this process (h
 
 
 def main(_):
-  from diffusion_text.studies import compare, task_table, tasks
+  from diffusion_text.studies import compare, exams, task_table
 
   if TASKS.value == ["?"]:
-    return print(tasks.listing())
+    return print(exams.listing())
   if WORKDIR.value is None:
     raise ValueError("--workdir is not set; give a directory for the runs and the table")
   calls = CALLS.value or (["32"] if TASKS.value else ["8", "32", "128"])
-  if bad := [text for text in calls if not text.isdecimal()]:
-    raise ValueError(f"--calls has {', '.join(map(repr, bad))}; use numbers such as 8,32,128")
   common = {"workdir": pathlib.Path(WORKDIR.value), "base": BASE.value, "steps": STEPS.value}
   if not TASKS.value:
     made = compare.Comparison(
@@ -64,7 +63,7 @@ def main(_):
   else:
     made = task_table.of_flags(
       TASKS.value, OPTIONS.value, CONFIGS.value, ROOT / "configs", calls, BUDGET.value, **common,
-      **{flag.name: flag.value for flag in (SEEDS, NUM_PROMPTS, NUM_DRAWS, MAX_ROWS)},
+      **{flag.name: flag.value for flag in (SEEDS, NUM_PROMPTS, NUM_DRAWS, MAX_ROWS, MBR)},
     )  # fmt: skip
   if ONLY.value:
     return made.run_one(ONLY.value)

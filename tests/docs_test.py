@@ -26,6 +26,7 @@ from diffusion_text.experiment.run import override
 from diffusion_text.experiment.summary import AnyVocabulary
 from diffusion_text.studies.adaptation import STARTS
 from diffusion_text.studies.chains import CHAINS
+from diffusion_text.studies.exams import EXAMS
 from diffusion_text.studies.fault_injection import KINDS
 from diffusion_text.studies.systems_page import page
 from tests.conftest import ROOT
@@ -168,7 +169,7 @@ def test_a_command_that_is_shown_takes_its_flags(parsed, config_keys, line):
   assert code == 0, errors
   names = {
     "configs": {path.stem for path in (ROOT / "configs").glob("*.py")},
-    "tasks": {*TASKS, "?", "text", "iterates"},
+    "tasks": {*TASKS, *EXAMS, "?", "text", "iterates"},
     "task": TASKS,
     "decoder": {*DECODERS, "?"},
     "chain": CHAINS,
@@ -184,7 +185,7 @@ def test_a_command_that_is_shown_takes_its_flags(parsed, config_keys, line):
       assert value.partition(".")[0] in base.config(), word
     if name == "task_option":
       task, _, option = value.partition("=")[0].partition(".")
-      assert option in TASKS[task].__pydantic_fields__, word
+      assert option in {**TASKS, **EXAMS}[task].__pydantic_fields__, word
 
 
 def test_what_is_mistyped_on_a_page_would_be_noticed(parsed, config_keys):

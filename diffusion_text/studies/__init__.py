@@ -1,3 +1,3 @@
-"""What a command does beyond one run: compare, translate, control, scaling, fault injection,
+"""What a command does beyond one run: compare, tasks, control, scaling, fault injection,
 benchmarks, reports.
 """

@@ -1,46 +1,35 @@
-"""The control study: a generator, a classifier that steers it, another one that judges, and an
-autoregressive model that prices the text.
+"""The control study: a generator, a classifier that steers it, and another one that says whether
+that was a success.
 
 The attribute is the source of a document, that is which novel it is from (`sources` of the corpus),
 and so nothing that was made up for the study. The labelled rows of the training split are cut in
 three disjoint parts: the guide learns from the first, the evaluator (a classifier of another
-architecture and seed) from the second, and the evaluator is measured on the third. Generator and
-judge learn from the whole split and see no labels. `control_report` makes the table.
+architecture and seed) from the second, and the evaluator is measured on the third. The generator
+learns from the whole split and sees no labels. `control_exam` makes lines of a table of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from diffusion_text import train
 from diffusion_text.core.capability import require
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import position_keys, row_keys
 from diffusion_text.data.labels import LabelledRows, labelled_rows
-from diffusion_text.experiment.build import build
-from diffusion_text.experiment.run import (
-  Trained,
-  arrays,
-  checkpoints,
-  load,
-  load_experiment,
-  train_workdir,
-)
+from diffusion_text.evaluate.task_metrics import Score, mean_score
+from diffusion_text.experiment.build import Experiment
+from diffusion_text.experiment.run import Trained, arrays
 from diffusion_text.model.classifier import Classifier
 from diffusion_text.sampler.control import LatentControl, LogitControl, NoisesVectors
 from diffusion_text.types import Batch, Inputs, Key, Loss, Params, Process, Progress, Sampler
-
-log = logging.getLogger(__name__)
 
 GUIDE, EVALUATOR, HELD_OUT = range(3)  # parts of the labelled rows
 BATCH = 32  # rows drawn, classified or scored at a time
@@ -113,8 +102,8 @@ class Judged:
 class Settings:
   """How a generator is steered."""
 
-  target: str = option(..., "the name of a source")
-  strengths: tuple[float, ...] = option(..., "of the gradient; 1 is Bayes' rule")
+  target: str = option("emma", "the name of a source")
+  strengths: tuple[float, ...] = option((2.0,), "of the gradient; 1 is Bayes' rule")
   guidance: Literal["logits", "latents"] = option("logits", "see `sampler.control`")
   wrt: Literal["probabilities", "logits"] = option("probabilities", "guidance='logits': gradient")
   inner_steps: int = option(1, "gradients per network call", ge=1)
@@ -127,37 +116,38 @@ class Settings:
       more = -(-self.num // BATCH) * BATCH
       raise ValueError(f"num={self.num} must be a multiple of {BATCH} rows; use {more}")
 
-  def sampler(self, generator: Trained, guide: Judged, target: int) -> Sampler:
+  def guide(self, process: Process, classes: int) -> Classifier:
+    """What is trained to steer: a bag of tokens, of clean text or of noised vectors.
+
+    Raises:
+      ValueError: for latents of a process that has none.
+    """
+    if self.guidance == "logits":
+      return Classifier(classes=classes, input_size=process.vocab_size)
+    require(process, NoisesVectors, "guidance='latents'", "guidance='logits' serves every process")
+    size = process.input_sizes.vectors
+    return Classifier(classes=classes, input_size=size, width=128, timed=True)
+
+  def sampler(self, experiment: Experiment, guide: Classifier, target: int) -> Sampler:
     """The generator's own sampler under control."""
-    experiment = generator.experiment
     how = {"sampler": experiment.sampler, "steps": self.inner_steps}
     if self.guidance == "logits":
       return LogitControl(
-        classifier=TextGuide(classifier=guide.classifier, target=target), wrt=self.wrt, **how
+        classifier=TextGuide(classifier=guide, target=target), wrt=self.wrt, **how
       )
     process = experiment.model.process
-    of_vectors = VectorGuide(classifier=guide.classifier, target=target, process=process)
-    return LatentControl(classifier=of_vectors, **how)
+    return LatentControl(
+      classifier=VectorGuide(classifier=guide, target=target, process=process), **how
+    )
 
-
-def trained_in(config: ConfigDict, workdir: pathlib.Path, tokenizer: Any = None) -> Trained:
-  """The model of a workdir with the sampler of `config`; it is trained first if its last step is
-  not there.
-
-  Raises:
-    RuntimeError: if a signal stopped the training; the same command goes on with it.
-  """
-  directory = str(workdir)
-  if train.latest_step(checkpoints(directory)) != config.train.steps:
-    result = train_workdir(build(config, tokenizer=tokenizer), directory)
-    if result.status != "finished":
-      raise RuntimeError(
-        f"{result.status} at step {result.step} in {directory}, saved; run the same command again"
-        f" to"
-        " go on"
-      )
-  saved, wanted = load_experiment(directory).config.sampler.to_dict(), config.sampler.to_dict()
-  return load(directory, [] if saved == wanted else [("sampler", wanted)])
+  def refusal(self, experiment: Experiment) -> str | None:
+    """Why a system cannot be steered so; None if it can."""
+    try:
+      guide = self.guide(experiment.model.process, 2)
+      self.sampler(experiment, guide, 0).check(experiment.model)
+    except ValueError as error:
+      return str(error)
+    return None
 
 
 def train_classifier(
@@ -232,113 +222,115 @@ def noised(process: Process, params: Params) -> Read:
 
 
 def train_guide(generator: Trained, settings: Settings, rows: LabelledRows, classes: int) -> Judged:
-  """A bag of tokens, trained on clean text or, for latents, on the generator's noised vectors.
-
-  Raises:
-    ValueError: for latents of a process that has none.
+  """The guide, trained on clean text or, for latents, on the generator's noised vectors. Raises
+  ValueError as `Settings.guide` does.
   """
   process = generator.experiment.model.process
+  classifier = settings.guide(process, classes)
+  read = noised(process, generator.params) if classifier.timed else clean
   how = {"seed": settings.seed, "steps": settings.classifier_steps}
-  if settings.guidance == "logits":
-    classifier = Classifier(classes=classes, input_size=process.vocab_size)
-    return train_classifier(classifier, rows, read=clean, **how)
-  require(process, NoisesVectors, "guidance='latents'", "guidance='logits' serves every process")
-  size = process.input_sizes.vectors
-  classifier = Classifier(classes=classes, input_size=size, width=128, timed=True)
-  return train_classifier(classifier, rows, read=noised(process, generator.params), **how)
+  return train_classifier(classifier, rows, read=read, **how)
 
 
-def drawer(
-  generator: Trained, guide: Judged, settings: Settings, target: int
-) -> Callable[[float], tuple[np.ndarray, int]]:
-  """strength -> (ids [num, L], network calls of each row); compiled once, and with the same keys at
-  every strength.
+def drawn(
+  generator: Trained, settings: Settings, sampler: Sampler, classifier: Params
+) -> tuple[Int[np.ndarray, "num L"], int]:
+  """(ids, network calls of a row), with the same keys whatever the sampler.
+
+  classifier: what the guide of the sampler reads; empty for a sampler without.
   """
   experiment = generator.experiment
   empty = Batch(np.zeros((BATCH, experiment.data.length), np.int32))
-  sampler = settings.sampler(generator, guide, target)
   sampler.check(experiment.model)
-
-  def draw(strength: float) -> tuple[np.ndarray, int]:
-    group = {"network": guide.params, "strength": jnp.float32(strength)}
-    group["process"] = generator.params["process"]
-    params = {**generator.params, "classifier": group}
-    firsts = range(0, settings.num, BATCH)
-    keys = [row_keys(settings.seed, BATCH, first=first) for first in firsts]
-    results = [experiment.sample(params, each, empty, sampler=sampler) for each in keys]
-    return np.concatenate([np.asarray(each.ids) for each in results]), int(results[0].calls)
-
-  return draw
+  params = {**generator.params, "classifier": classifier}
+  keys = [row_keys(settings.seed, BATCH, first=first) for first in range(0, settings.num, BATCH)]
+  results = [experiment.sample(params, each, empty, sampler=sampler) for each in keys]
+  return np.concatenate([np.asarray(each.ids) for each in results]), int(results[0].calls)
 
 
 @dataclasses.dataclass(frozen=True)
-class Steered:
-  """What was drawn, and all that judges it but the price.
+class Study:
+  """What was drawn, with what says whether it is of the source that was sought.
 
   Attributes:
-    generator: that was steered.
-    names: of the sources; target: the number of the one that was sought.
-    held_out: rows that no classifier learned from.
-    guide, evaluator: the two classifiers.
+    tokenizer: of the rows.
+    target: the number of the source that is sought.
+    rows: labelled, in three parts.
+    evaluator: a classifier that has learned from the second part.
+    guide: the classifier that steered, which has learned from the first part; None: nothing did.
     samples: (strength, ids [num, L], network calls of a row), unguided first.
   """
 
-  generator: Trained
-  names: tuple[str, ...]
+  tokenizer: Any
   target: int
-  held_out: LabelledRows
-  guide: Judged
+  rows: LabelledRows
   evaluator: Judged
-  samples: Sequence[tuple[float, np.ndarray, int]]
+  guide: Judged | None = None
+  samples: Sequence[tuple[float, np.ndarray, int]] = ()
+
+  @property
+  def held_out(self) -> LabelledRows:
+    """Rows that no classifier has learned from."""
+    return self.rows.of_part(HELD_OUT)
+
+  def by_guide(self, ids: Int[np.ndarray, "N L"]) -> Score:
+    """The share of rows that the guide takes for the target; NaN if none reads clean text."""
+    if self.guide is None or self.guide.classifier.timed:
+      return Score(float("nan"), None)
+    return mean_score(self.guide.answers(ids) == self.target)
 
 
-def steer(generator: Trained, settings: Settings) -> Steered:
-  """Trains the two classifiers and draws at every strength.
+def sources_of(experiment: Experiment, target: str) -> tuple[tuple[str, ...], list[int]]:
+  """(names of the sources, the number of the source of each training document).
 
   Raises:
     ValueError: for a corpus without sources, and for an unknown target.
   """
-  experiment = generator.experiment
   corpus = experiment.data.make_corpus()
   require(corpus, Sourced, "a control study", "use data.corpus='austen', which has novels")
   names, labels = corpus.sources("train")
-  if settings.target not in names:
+  if target not in names:
     raise ValueError(
-      f"target={settings.target!r} is no source of {experiment.data.corpus}; use one of"
-      f" {', '.join(names)}"
+      f"target={target!r} is no source of {experiment.data.corpus}; use one of {', '.join(names)}"
     )
-  target = names.index(settings.target)
+  return names, labels
+
+
+def evaluated(experiment: Experiment, settings: Settings) -> Study:
+  """The evaluator, trained, and nothing drawn. Raises ValueError as `sources_of` does."""
+  names, labels = sources_of(experiment, settings.target)
   rows = labelled_rows(arrays(experiment, "train"), labels, experiment.data.length, 3)
-  guide = train_guide(generator, settings, rows.of_part(GUIDE), len(names))
-  other = Classifier(
-    classes=len(names),
-    input_size=experiment.facts.vocab_size,
-    width=96,
-    window=3,
-    pool="max",
+  classifier = Classifier(
+    classes=len(names), input_size=experiment.facts.vocab_size, width=96, window=3, pool="max"
   )
   evaluator = train_classifier(
-    other,
+    classifier,
     rows.of_part(EVALUATOR),
     read=clean,
     seed=settings.seed + 1,
     steps=settings.classifier_steps,
   )
-  draw = drawer(generator, guide, settings, target)
-  samples = list(_drawn(draw, (0.0, *settings.strengths), evaluator, target, experiment.tokenizer))
-  return Steered(generator, names, target, rows.of_part(HELD_OUT), guide, evaluator, samples)
+  return Study(experiment.tokenizer, names.index(settings.target), rows, evaluator)
 
 
-def _drawn(
-  draw: Callable[[float], tuple[np.ndarray, int]],
-  strengths: Sequence[float],
-  evaluator: Judged,
-  target: int,
-  tokenizer: Any,
-) -> Iterable[tuple[float, np.ndarray, int]]:
-  for strength in strengths:
-    ids, calls = draw(strength)
-    success = 100 * np.mean(evaluator.answers(ids) == target)
-    text = " ".join(tokenizer.decode(ids[0]).split())
-    log.info("strength %g: %.0f %% of the target, as in: %s", strength, success, text[:200])
-    yield strength, ids, calls
+def unsteered(generator: Trained, settings: Settings) -> Study:
+  """Rows that nothing steers. Raises ValueError as `sources_of` does."""
+  plain = drawn(generator, settings, generator.experiment.sampler, {})
+  return dataclasses.replace(evaluated(generator.experiment, settings), samples=[(0.0, *plain)])
+
+
+def steer(generator: Trained, settings: Settings) -> Study:
+  """Trains the two classifiers and draws without control and at every strength.
+
+  Raises:
+    ValueError: as `sources_of`, and for a generator that cannot be steered so.
+  """
+  study = evaluated(generator.experiment, settings)
+  classes = study.evaluator.classifier.classes
+  guide = train_guide(generator, settings, study.rows.of_part(GUIDE), classes)
+  sampler = settings.sampler(generator.experiment, guide.classifier, study.target)
+  of_process, samples = generator.params["process"], []
+  for strength in (0.0, *settings.strengths):
+    read = {"network": guide.params, "strength": jnp.float32(strength), "process": of_process}
+    samples.append((strength, *drawn(generator, settings, sampler, read)))
+  return dataclasses.replace(study, guide=guide, samples=samples)

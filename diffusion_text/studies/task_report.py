@@ -6,14 +6,17 @@ import csv
 import io
 import pathlib
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffusion_text.evaluate.task_metrics import Score
+from diffusion_text.experiment.build import Experiment
+from diffusion_text.studies import exams
+from diffusion_text.studies.exam_contract import Exam, How
 from diffusion_text.studies.measures import markdown, mean_and_error
-from diffusion_text.studies.tasks import BESIDE, NGRAM_DOCUMENTS, cell
+from diffusion_text.studies.tasks import cell
 
 
 def revision(directory: pathlib.Path) -> str:
@@ -43,59 +46,57 @@ def over_seeds(values: Sequence[Sequence[float | None]]) -> Score:
   return Score(*mean_and_error(np.array([value for value, _ in values], np.float64)))
 
 
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+  "calls": ("network calls", "{:.0f}".format),
+  "without_an_end": ("without an end", "{:.0%}".format),
+  "train_cpu_seconds": ("train CPU-seconds", "{:.0f}".format),
+  "parameters": ("parameters", "{:,.0f}".format),
+}  # what is known of a row -> (its column, its form)
+
+
 def one_table(
   task: str,
   rows: Sequence[Mapping[str, Any]],
   baselines: Sequence[Mapping[str, Any]],
-  metrics: Sequence[str],
+  columns: Sequence[str],
 ) -> str:
-  """The table of one task, the best system by its first metric first, baselines below."""
-  columns = (*metrics, *BESIDE)
+  """The table of one task, the best system by its first column first, baselines below. What no row
+  knows of `COSTS` has no column.
+  """
   systems = {row["system"]: [] for row in rows}
   for row in rows:
     systems[row["system"]].append(row)
+  costs = [name for name in COSTS if any(row.get(name) is not None for row in rows)]
 
   def rank(name: str) -> float:
     return -over_seeds([row["scores"][columns[0]] for row in systems[name]])[0]
 
+  def cost(own: Sequence[Mapping[str, Any]], name: str) -> str:
+    known = [row[name] for row in own if row.get(name) is not None]
+    return COSTS[name][1](np.mean(known)) if known else ""
+
   lines = []
   for name in sorted(systems, key=rank):
     own = systems[name]
-    first = own[0]
-    lines.append(
-      [
-        name,
-        cell(over_seeds([row["bound"] for row in own])),
-        *(cell(over_seeds([row["scores"][column] for row in own])) for column in columns),
-        f"{np.mean([row['calls'] for row in own]):.0f}",
-        f"{100 * np.mean([row['without_an_end'] for row in own]):.0f} %",
-        f"{np.mean([row['train_cpu_seconds'] for row in own]):.0f}",
-        f"{first['parameters']:,}",
-      ]
-    )
+    bound = cell(over_seeds([row["bound"] for row in own]))
+    scores = [cell(over_seeds([row["scores"][column] for row in own])) for column in columns]
+    lines.append([name, bound, *scores, *(cost(own, each) for each in costs)])
   for row in baselines:
     values = [cell(Score(*row["scores"][column])) for column in columns]
-    lines.append([f"*{row['system']}*", "", *values, "", "", "", ""])
-  header = (
-    *("system", "bound, nats/answer token", *columns),
-    *("network calls", "without an end", "train CPU-seconds", "parameters"),
-  )
+    lines.append([f"*{row['system']}*", "", *values, *[""] * len(costs)])
+  header = ("system", "bound, nats/token", *columns, *(COSTS[name][0] for name in costs))
   return f"### {task}\n\n{markdown(header, lines)}"
 
 
 def footer(made_by: str, settings: Mapping[str, Any]) -> str:
   """What the tables mean. made_by: the command and the revision of the code."""
   return (
-    f"{made_by}. Every system has {settings['steps']} updates of"
-    f" {settings['batch_size']} rows of the task's training split, characters as tokens, and the"
-    f" base's sizes and learning rate, tuned for none; {settings['seeds']} seed(s), and ± is the"
-    " standard error between seeds (of one seed: over prompts or rows). Answers are to the first"
-    f" {settings['num_prompts']} test prompts, one sample each, with about {settings['calls']}"
-    " network calls where a number can be set. The bound is per token of the answers and their"
-    " ends, which pay for the padding too; of the autoregressive model it is exact."
-    " right: a right answer by the task's verifier; valid: the form of one; entropy: nats of the"
-    " characters of all answers; distinct: share of different answers. In italics: what needs no"
-    f" training, the n-gram with at most {NGRAM_DOCUMENTS:,} training documents."
+    f"{made_by}. Every system has {settings['steps']} updates of {settings['batch_size']} rows of"
+    " the training split and the base's sizes and learning rate, tuned for none;"
+    f" {settings['seeds']} seed(s), and ± is the standard error between seeds (of one seed: over"
+    f" prompts or rows). About {settings['calls']} network calls for a sample, where a number can"
+    " be set. The bound of the autoregressive model is exact."
+    f" {' '.join(settings['legends'])}"
   )
 
 
@@ -108,8 +109,9 @@ def long_csv(rows: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str,
     named = dict(row["scores"])
     if "bound" in row:
       named["bound"] = row["bound"]
-      for name in ("calls", "without_an_end", "train_cpu_seconds", "parameters", "steps", "rows"):
-        named[name] = (row[name], None)
+      for name in (*COSTS, "steps", "rows"):
+        if row.get(name) is not None:
+          named[name] = (row[name], None)
     for name, (value, error) in named.items():
       shown = "" if error is None else error
       writer.writerow((row["task"], row["system"], row.get("seed", ""), name, value, shown))
@@ -120,17 +122,17 @@ def plot(
   path: pathlib.Path,
   rows: Sequence[Mapping[str, Any]],
   baselines: Sequence[Mapping[str, Any]],
-  metrics: Mapping[str, Sequence[str]],
+  columns: Mapping[str, Sequence[str]],
   note: str,
 ) -> None:
-  """Writes a png: for each task the first metric of every system, baselines in grey."""
+  """Writes a png: for each task the first column of every system, baselines in grey."""
   from matplotlib.figure import Figure  # here, because it is slow to import
 
-  columns = min(len(metrics), 3)
-  lines = -(-len(metrics) // columns)
-  figure = Figure(figsize=(4.5 * columns, 3.2 * lines + 0.8), layout="constrained")
-  axes = figure.subplots(lines, columns, squeeze=False).ravel()
-  for place, (task, names) in zip(axes, metrics.items()):
+  across = min(len(columns), 3)
+  down = -(-len(columns) // across)
+  figure = Figure(figsize=(4.5 * across, 3.2 * down + 0.8), layout="constrained")
+  axes = figure.subplots(down, across, squeeze=False).ravel()
+  for place, (task, names) in zip(axes, columns.items()):
     found: dict[str, list] = {}
     for row in (*baselines, *rows):
       if row["task"] == task:
@@ -144,7 +146,7 @@ def plot(
       color=["C0" if name in trained else "lightgrey" for name in found],
     )
     place.set(title=task, xlabel=names[0])
-  for place in axes[len(metrics) :]:
+  for place in axes[len(columns) :]:
     place.set_visible(False)
   figure.supxlabel(note, fontsize=7, wrap=True)
   figure.savefig(path, dpi=120)
@@ -154,7 +156,7 @@ def write_table(
   workdir: pathlib.Path,
   rows: Sequence[Mapping[str, Any]],
   baselines: Sequence[Mapping[str, Any]],
-  metrics: Mapping[str, Sequence[str]],
+  columns: Mapping[str, Sequence[str]],
   failed: Mapping[str, str],
   command: str,
   settings: Mapping[str, Any],
@@ -168,11 +170,32 @@ def write_table(
       [row for row in baselines if row["task"] == task],
       names,
     )
-    for task, names in metrics.items()
+    for task, names in columns.items()
   ]
   parts += [f"- {name} failed: {' '.join(why.split())[:200]}" for name, why in failed.items()]
   text = "\n\n".join([*parts, footer(made_by, settings)])
   (workdir / "tasks.md").write_text(text + "\n")
   (workdir / "tasks.csv").write_text(long_csv(rows, baselines))
-  plot(workdir / "tasks.png", rows, baselines, metrics, made_by.replace("`", ""))
+  plot(workdir / "tasks.png", rows, baselines, columns, made_by.replace("`", ""))
   return text
+
+
+def table_of_runs(
+  exam: Exam, found: Sequence[Mapping[str, Any]], how: How, experiment: Experiment
+) -> str:
+  """The table of runs that are there, all of one exam, with what it means.
+
+  found: the numbers of each run, see `exams.measured`, with its "system".
+  """
+  rows = [line for numbers in found for line in exams.lines(numbers)]
+  made = exam.baselines(how, lambda: experiment)
+  baselines = [{"system": name, "scores": scores} for name, scores in made.items()]
+  levels = {row["system"]: row["decode_at"] for row in found if row["decode_at"] is not None}
+  ends = ", ".join(f"{name} {level:g}" for name, level in levels.items())
+  notes = [
+    exam.legend(how),
+    f"Left out, as their prompts fill a row: {found[0]['left_out']}.",
+    f"Log-SNRs at which bounds decode, chosen on validation text: {ends}." if ends else "",
+  ]
+  table = one_table(f"{how.split}, seed {found[0]['seed']}", rows, baselines, exam.columns)
+  return f"{table}\n\n{' '.join(filter(None, notes))}"

@@ -1,5 +1,5 @@
 """Configs × tasks × seeds: every system is trained on every task, and one table says how well it
-answers, beside baselines that need no training.
+answers, beside baselines that need no training. A task is any exam of `studies.exams`.
 
 Each cell runs in a process of its own and leaves `results.json` (or `failed.json`) in a directory
 of its own, so a table that was stopped goes on where it was.
@@ -8,8 +8,8 @@ of its own, so a table that was stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,22 +17,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_text import train
-from diffusion_text.data.splits import SPLITS
-from diffusion_text.data.tasks import Task
 from diffusion_text.experiment import registry
-from diffusion_text.experiment import summary as plan
 from diffusion_text.experiment.build import Experiment, build, config_json
 from diffusion_text.experiment.run import checkpoints, load, train_workdir
-from diffusion_text.experiment.run import score as bound_of
-from diffusion_text.studies import compare, tasks
-from diffusion_text.studies.bound_variance import chosen_decoding
+from diffusion_text.studies import compare, exams
+from diffusion_text.studies.exam_contract import Exam, How
 from diffusion_text.studies.jobs import core_groups, run_all
 from diffusion_text.studies.task_report import write_table
 from diffusion_text.types import Sampler
 
 BASELINE = "autoregressive"  # of the same size and tokens, in every table
 EVALUATIONS = 5  # times that a cell is scored on validation rows, and saved, during its training
-ROUNDED = 16  # rows are as long as the longest example, rounded up to a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +56,14 @@ class TaskTable:
 
   Attributes:
     workdir: Where the cells and the table are written.
-    base: What all systems share. Of its data section only cache_dir is read.
+    base: What all systems share. Of its data section prompts with answers read cache_dir alone.
     files: Name -> config file. The autoregressive model is added if it is not there.
     tasks: Name -> options of the task.
     seeds: How many seeds, from that of the base on.
     steps: Training steps of each cell.
     calls: Network calls for an answer, if the sampler has a number of steps to set.
     num_prompts: Test prompts that are answered, at most.
+    mbr: Numbers of samples that an answer is chosen from, see `exam_contract.How`.
     num_draws: Draws of the bound for each test row.
     max_rows: Test rows that are scored by the bound.
   """
@@ -80,6 +76,7 @@ class TaskTable:
   seeds: int = 1
   calls: int = 32
   num_prompts: int = 100
+  mbr: tuple[int, ...] = (1,)
   num_draws: int = 2
   max_rows: int = 256
 
@@ -89,6 +86,7 @@ class TaskTable:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
     if not self.tasks:
       raise ValueError("--tasks is empty; --tasks=? lists the names")
+    How(mbr=self.mbr)  # refuses what would be refused later
 
   @property
   def cells(self) -> dict[str, Cell]:
@@ -102,15 +100,14 @@ class TaskTable:
     ]
     return {cell.name: cell for cell in listed}
 
-  def task(self, name: str) -> Task:
-    """The task of a name. Raises ValueError for an unknown name or option."""
-    return tasks.made(name, self.tasks[name])
+  @property
+  def how(self) -> How:
+    """How much is asked of each system."""
+    return How(num=self.num_prompts, mbr=self.mbr)
 
-  def length(self, name: str) -> int:
-    """Tokens of a row of a task, in which the longest example fits; tokens are characters."""
-    examples = [each for split in SPLITS for each in self.task(name).examples(split)]
-    longest = max(len(each.prompt) + max(map(len, each.answers)) + 2 for each in examples)
-    return -(-longest // ROUNDED) * ROUNDED
+  def exam(self, name: str) -> Exam:
+    """The exam of a name. Raises ValueError for an unknown name or option."""
+    return exams.made(name, self.tasks[name])
 
   def config(self, cell: Cell) -> ConfigDict:
     """The config of a cell: the base with what the system owns, on the task, with the seed.
@@ -119,17 +116,7 @@ class TaskTable:
       ValueError: For a file that gives no config.
     """
     shared = ConfigDict(self.base.to_dict())
-    shared.data = ConfigDict(
-      {
-        "corpus": "task",
-        "packing": "pairs",
-        "task": {"name": cell.task, **self.tasks[cell.task]},
-        "tokenizer": "characters",
-        "length": self.length(cell.task),
-      }
-    )
-    if "cache_dir" in self.base.data:
-      shared.data.cache_dir = self.base.data.cache_dir
+    shared.data = ConfigDict(self.exam(cell.task).data(self.base.data.to_dict()))
     merged, _ = compare.Comparison(self.workdir, shared, self.files, steps=self.steps).system(
       cell.system
     )
@@ -154,14 +141,14 @@ class TaskTable:
         train.check_workdir(str(self.workdir / name), config_json(config), ("train",), write=False)
       elif cell.seed == self.base.seed:  # a system fits a task with all seeds or with none
         try:
-          build(config)
+          self.exam(cell.task).check(build(config))
         except ValueError as error:
           refused.append(f"{cell.system} on {cell.task}: {error}")
     if refused:
       raise ValueError(
         f"leave systems out of --configs, or tasks out of --tasks: {'; '.join(refused)}"
       )
-    chosen = ("steps", "calls", "num_prompts", "num_draws", "max_rows")
+    chosen = ("steps", "calls", "num_prompts", "mbr", "num_draws", "max_rows")
     everything = {name: getattr(self, name) for name in chosen}
     everything["base"] = json.loads(config_json(self.base))
     train.check_workdir(str(self.workdir), json.dumps(everything))
@@ -195,6 +182,7 @@ def of_flags(
   configs: pathlib.Path,
   calls: Sequence[str],
   budget: float | None,
+  mbr: Sequence[str] = ("1",),
   **choices: Any,
 ) -> TaskTable:
   """The table that a command line asks for.
@@ -206,6 +194,7 @@ def of_flags(
     configs: The folder of configs.
     calls: One number, as text.
     budget: Must be None: tasks are compared at equal steps.
+    mbr: Numbers of samples, as text.
     **choices: Attributes of `TaskTable`; those that are None have their default.
 
   Raises:
@@ -226,7 +215,8 @@ def of_flags(
   chosen = systems if BASELINE in systems else [*systems, BASELINE]
   files = compare.config_files(chosen, configs)
   kept = {name: value for name, value in choices.items() if value is not None}
-  return TaskTable(files=files, tasks=sections, calls=int(calls[0]), **kept)
+  samples = tuple(map(int, mbr))
+  return TaskTable(files=files, tasks=sections, calls=int(calls[0]), mbr=samples, **kept)
 
 
 def sampler_with(experiment: Experiment, calls: int) -> Sampler:
@@ -254,35 +244,25 @@ def measure(table: TaskTable, cell: Cell) -> dict[str, Any]:
   )
   if result.status != "finished":
     raise SystemExit(result.exit_code)
-  how = {"num_draws": table.num_draws, "max_rows": table.max_rows}
-  trained, decode_at = chosen_decoding(load(directory), **how)
-  bound = bound_of(trained.experiment, trained.params, split="test", **how)
-  if not math.isfinite(bound.nats_per_token):
-    raise ValueError(f"the bound on the test split is {bound.nats_per_token} nats per token")
-  one, written = tasks.answered(
+  trained = load(directory)
+  numbers, text = exams.measured(
+    table.exam(cell.task),
     trained,
-    split="test",
-    num=table.num_prompts,
+    table.how,
     seed=cell.seed,
     sampler=sampler_with(trained.experiment, table.calls),
+    num_draws=table.num_draws,
+    max_rows=table.max_rows,
   )
+  (table.workdir / cell.name / "answers.txt").write_text(text + "\n")
   cpu, wall = compare.used(train.read_metrics(directory), table.steps)
-  (table.workdir / cell.name / "answers.txt").write_text(tasks.shown(one, table.num_prompts) + "\n")
   return {
     **dataclasses.asdict(cell),
-    "bound": [bound.nats_per_token, bound.standard_error],
-    "decode_at": decode_at,
-    "scores": {name: list(value) for name, value in one.scores.items()},
-    "prompts": len(one.texts),
-    "calls": written.calls,
-    "without_an_end": written.endless,
-    "altered": written.altered,
+    **numbers,
     "steps": table.steps,
     "rows": table.steps * experiment.train.batch_size,
-    "length": experiment.data.length,
     "train_cpu_seconds": cpu,
     "train_wall_seconds": wall,
-    "parameters": plan.count_parameters(experiment),
   }
 
 
@@ -292,12 +272,14 @@ def baseline_rows(table: TaskTable) -> list[dict[str, Any]]:
   for name, options in table.tasks.items():
     path = table.workdir / name / "baselines.json"
     key = json.dumps([table.num_prompts, dict(options)], default=str)
+    cell = next(cell for cell in table.cells.values() if cell.task == name)
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("key") != key:
-      made = tasks.baselines(table.task(name), split="test", num=table.num_prompts)
+      make = functools.partial(build, table.config(cell))
+      made = table.exam(name).baselines(table.how, make)
       found = [
-        {"task": name, "system": system, "scores": {n: list(s) for n, s in one.scores.items()}}
-        for system, one in made.items()
+        {"task": name, "system": system, "scores": {n: list(s) for n, s in scores.items()}}
+        for system, scores in made.items()
       ]
       kept = {"key": key, "rows": found}
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -313,15 +295,16 @@ def report(table: TaskTable, failed: Mapping[str, str], command: str) -> str:
   """
   names = [name for name in table.cells if name not in failed]
   paths = [table.workdir / name / "results.json" for name in names]
-  rows = [json.loads(path.read_text()) for path in paths]
-  metrics = {name: table.task(name).metrics for name in table.tasks}
+  rows = [row for path in paths for row in exams.lines(json.loads(path.read_text()))]
+  taken = {name: table.exam(name) for name in table.tasks}
+  columns = {name: exam.columns for name, exam in taken.items()}
   settings = {
     "steps": table.steps,
     "batch_size": table.base.train.batch_size,
     "seeds": table.seeds,
     "calls": table.calls,
-    "num_prompts": table.num_prompts,
+    "legends": dict.fromkeys(exam.legend(table.how) for exam in taken.values()),
   }
   return write_table(
-    table.workdir, rows, baseline_rows(table), metrics, dict(failed), command, settings
+    table.workdir, rows, baseline_rows(table), columns, dict(failed), command, settings
   )

@@ -33,7 +33,7 @@ MISTAKES = {
   ("decoders", "--workdir=x", "--chain=phras"): "did you mean 'phrase'",
   ("faults", "--workdir=x", "--kinds=trian"): "did you mean 'train'",
   ("recurrent_depth", "--workdir=x", "--tasks=txt"): "--tasks=txt is unknown; did you mean 'text'",
-  ("control", "--workdir=x", "--strengths=2,abc"): "--strengths=2,abc: each must be a number",
+  ("compare", "--workdir=x", "--tasks=scan", "--steps=1", "--mbr=1,z"): "--mbr=1,z: each must be",
   ("costs", "--workdir=x", "--workdirs=y", "--bounds=3,z"): "--bounds=3,z: each must be a number",
   ("calibration", "--workdir=x", "--powers=1,z"): "--powers=1,z: rows must be whole numbers, and",
   ("judge", "--judge=x", "--temperatures=z"): "--temperatures=z: each must be a number",

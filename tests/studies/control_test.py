@@ -17,11 +17,15 @@ from diffusion_text.data.labels import LabelledRows, labelled_rows
 from diffusion_text.data.token_arrays import TokenArrays
 from diffusion_text.experiment.build import build
 from diffusion_text.experiment.run import Trained
+from diffusion_text.experiment.summary import AnyVocabulary
 from diffusion_text.model.classifier import Classifier
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.schedules.gaussian import LogSNR
-from diffusion_text.studies import control, control_report
+from diffusion_text.studies import control, control_exam, exams, task_table
+from diffusion_text.studies.control_exam import ControlExam
+from diffusion_text.studies.exam_contract import How
 from diffusion_text.types import DataFacts, Inputs
+from tests.conftest import ROOT
 
 
 @member
@@ -121,15 +125,11 @@ def untrained(config, tokenizer=None):
   return Trained(experiment, params, 0)
 
 
-def cells(report, column):
-  """The numbers of a column of the table."""
-  lines = [line.split("|") for line in report.splitlines() if line.startswith("|")][2:]
-  return [float(line[column].split("±")[0].split("%")[0]) for line in lines]
-
-
-def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monkeypatch):
+def test_control_is_a_part_of_the_table_and_steers_a_generator_that_knows_nothing(
+  tmp_path, monkeypatch
+):
   """An untrained generator draws any letters, an untrained judge finds all equally likely: only the
-  classifier knows the novels.
+  classifiers know the novels.
   """
   monkeypatch.setitem(CORPORA, "austen", TwoNovels)
   monkeypatch.setattr(control, "BATCH", 16)
@@ -137,21 +137,37 @@ def test_the_demonstration_steers_a_generator_that_knows_nothing(tmp_path, monke
   config.model.update({"width": 16, "mlp_width": 32, "layers": 1})
   config.data.update({"length": 8, "cache_dir": str(tmp_path)})
   config.sampler.steps = 8
+  options = {"target": "first", "strengths": (16,), "num": 32, "classifier_steps": 80}
+  options["judge"] = "a run"
+  files = {"mdlm": ROOT / "configs/mdlm.py"}
+  table = task_table.TaskTable(tmp_path, config, files, {"control": options}, steps=1)
+  exam, (cell,) = table.exam("control"), table.cells.values()
+  shared = table.config(cell).data
+  assert shared == config.data and shared.length == 8
   generator = untrained(config)
   config.timing.name, config.context.name, config.sampler.steps = "at_noise", "next_token", 1
   judge = untrained(config, generator.experiment.tokenizer)
-  settings = control.Settings(target="first", strengths=(16.0,), num=32, classifier_steps=80)
-  report = control_report.report(control.steer(generator, settings), judge, settings)
-  by_evaluator, by_guide = cells(report, 2), cells(report, 3)
+  monkeypatch.setattr(control_exam, "load", {"a run": judge}.get)
+  exam.check(generator.experiment)
+  taken = exam.taken(generator, How(), 0, generator.experiment.sampler)
+  (free, steered), (own,) = (
+    taken.lines,
+    exam.baselines(How(), lambda: generator.experiment).values(),
+  )
+  assert [line.label for line in taken.lines] == ["", "strength 16"]
+  assert all(set(each) == set(exam.columns) for each in (free.scores, steered.scores, own))
   # The evaluator has only seen rows of one novel; where the guide is content with most of the
   # letters, it need not be.
-  assert by_guide[1] >= by_guide[0] + 20 and by_evaluator[1] > by_evaluator[0], report
-  assert by_evaluator[2] > 90, report
-  assert "strength 16 raises success" in report and cells(report, 5) == [0.0, 0.0, 0.0]
+  by_guide = [line.scores["success_of_guide"].value for line in taken.lines]
+  assert by_guide[1] >= by_guide[0] + 0.2 and steered.scores["success"] > free.scores["success"]
+  assert own["success"].value > 0.9 and taken.numbers["evaluator_right"] > 0.9
+  assert steered.scores["judge_nats"].value == pytest.approx(free.scores["judge_nats"].value)
+  assert taken.text.count("---") == 2 and exam.legend(How()).startswith("32 rows for each")
   with pytest.raises(ValueError, match="target='third' is no source"):
-    control.steer(generator, dataclasses.replace(settings, target="third"))
-  with pytest.raises(ValueError, match="which Masked does not offer; guidance='logits' serves"):
-    control.steer(generator, dataclasses.replace(settings, guidance="latents"))
+    dataclasses.replace(exam, target="third").check(generator.experiment)
+  monkeypatch.setattr(control_exam, "load", {"a run": generator}.get)
+  with pytest.raises(ValueError, match="the judge must be autoregressive"):
+    exam.check(generator.experiment)
 
 
 def test_latents_are_steered_too(tmp_path, monkeypatch):
@@ -178,16 +194,16 @@ def test_latents_are_steered_too(tmp_path, monkeypatch):
   assert guided > free + 0.2, (free, guided)
 
 
-def test_the_verdict_asks_for_both_and_settings_are_checked():
-  row = control_report.Row("0", 0.2, 0, 0, 5.0, 0, 4.0, 0.9, 8)
-
-  def better(success, nats):
-    return dataclasses.replace(row, name="2", success=success, nats=nats)
-
-  assert control_report.verdict([row, better(0.51, 5.9)]).startswith("control shown")
-  assert control_report.verdict([row, better(0.45, 5.9)]).startswith("control not shown")
-  assert control_report.verdict([row, better(0.9, 6.1)]).startswith("no strength")
+def test_settings_are_checked_and_a_system_that_cannot_be_steered_is_known():
+  made = exams.made("control", {"judge": "runs/ar"})
+  assert made == ControlExam(judge="runs/ar") and made.strengths == (2.0,)
+  plain = build(base.config("micro"), tokenizer=AnyVocabulary(9))
+  assert made.refusal(plain) is None
+  refused = dataclasses.replace(made, guidance="latents").refusal(plain)
+  assert "which Masked does not offer; guidance='logits' serves" in refused
+  with pytest.raises(ValueError, match="judge"):
+    exams.made("control", {})
   with pytest.raises(ValueError, match="num=33 must be a multiple of 32 rows; use 64"):
-    control.Settings("emma", (1.0,), num=33)
+    exams.made("control", {"judge": "runs/ar", "num": 33})
   with pytest.raises(ValueError, match="guidance"):
-    control.Settings("emma", (1.0,), guidance="both")
+    exams.made("control", {"judge": "runs/ar", "guidance": "both"})

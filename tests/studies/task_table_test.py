@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_text.data.splits import SPLITS
 from diffusion_text.evaluate.task_metrics import Score
 from diffusion_text.evaluate.text_metrics import NGramModel
 from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.sampler.records import Sample
-from diffusion_text.studies import compare, costs, task_report, task_table, tasks
-from diffusion_text.studies.translate import held_out_task
+from diffusion_text.studies import compare, costs, exams, task_report, task_table, tasks
 from tests.conftest import ROOT
 
 BASE = """
@@ -149,8 +149,6 @@ def test_a_workdir_answers_and_right_answers_are_seen_to_be_right(table, measure
   assert written.endless == 0 and one.texts == [each.answers[0] for each in examples[:3]]
   shift[0] = 1
   assert tasks.answered(trained, split="test", num=3, seed=0)[0].scores["right"].value < 1
-  # `experiments.translate` reads the same workdir.
-  assert held_out_task(trained.experiment, "test").sources == [each.prompt for each in examples]
 
 
 def test_baselines_by_hand():
@@ -180,19 +178,53 @@ def test_seeds_have_the_error_between_them():
     ({"calls": ["8", "32"]}, "--calls=8,32 with --tasks; give one number"),
     ({"budget": 60.0}, "give --steps, and no --budget"),
     ({"options": ["parity.bits=3"]}, "parity.bits=3 is of no task of --tasks=addition"),
-    ({"names": ["addition9"]}, "'addition9' is unknown; did you mean 'addition'"),
+    ({"names": ["addition9"]}, "--tasks=addition9 is unknown; did you mean 'addition'"),
+    ({"mbr": ["1", "0"]}, "--mbr=1,0: give numbers of samples such as 1,4"),
   ],
 )
 def test_flags_that_make_no_table_are_refused(table, change, message):
   given = {"names": ["addition"], "options": [], "systems": ["mdlm"], "calls": ["8"]}
   given |= {"configs": ROOT / "configs", "budget": None}
   choices = {"workdir": table.workdir, "base": table.base, "steps": 2, "seeds": None}
+  given["mbr"] = ["1"]
   made = task_table.of_flags(**given, **choices)
   assert list(made.files) == ["mdlm", "autoregressive"]
   with pytest.raises(ValueError, match=message):
-    task_table.of_flags(**{**given, **change}, **choices).task("addition9")
+    task_table.of_flags(**{**given, **change}, **choices).exam("addition9")
 
 
 def test_names_are_listed_with_one_line_each():
   lines = tasks.listing().splitlines()
   assert len(lines) == len(tasks.TASKS) and lines[0].startswith("addition  ")
+  others = set(exams.listing().splitlines()) - set(lines)
+  assert {line.split()[0] for line in others} == set(exams.EXAMS) == {"control"}
+
+
+def test_a_line_of_a_system_is_a_row_of_its_own(table, measured):
+  """In the tables a consensus is a system, with scores and calls, and what it lacks is blank."""
+  more = {"label": "consensus of 4", "calls": 8.0, "without_an_end": None}
+  more["scores"] = {**measured["scores"], "right": [0.5, 0.1]}
+  rows = list(exams.lines({**measured, "more": [more]}))
+  assert [row["system"] for row in rows] == ["mdlm", "mdlm, consensus of 4"]
+  text = task_report.one_table("addition", rows, [], table.exam("addition").columns)
+  header, _, first, second = [line.split("|") for line in text.splitlines() if "|" in line]
+  assert first[1].strip() == "mdlm, consensus of 4" and first[2] == second[2]
+  assert first[3].strip() == "0.500 ± 0.100" and second[3].strip() == "0.000 ± 0.000"
+  assert header[8].strip() == "network calls" and first[8].strip() == "8"
+  assert first[9].strip() == "" and second[9].strip() == f"{measured['without_an_end']:.0%}"
+
+
+def test_tasks_of_text_are_a_part_of_the_table(table, tmp_path):
+  """A row holds the longest example. Mutant: an option that a task has not is refused."""
+  for split in SPLITS:
+    (tmp_path / f"{split}.txt").write_text(f"{split} one two three four five six\n\n" * 4)
+  text = {"path": str(tmp_path), "context": 1, "hole": 2}
+  small = {"scan": {"train_size": 60, "held_out_size": 4}, "infilling": text}
+  two = dataclasses.replace(table, workdir=tmp_path / "run", tasks=small)
+  two.claim()
+  for cell in two.cells.values():
+    examples = two.exam(cell.task).task.examples("train")
+    longest = max(len(each.prompt) + len(each.answers[0]) + 2 for each in examples)
+    assert two.config(cell).data.length >= longest > 16
+  with pytest.raises(ValueError, match="holes"):
+    dataclasses.replace(two, tasks={"infilling": {"holes": 3}}).claim()

@@ -20,7 +20,8 @@ from diffusion_text.process.embedding import Embedding
 from diffusion_text.sampler.gaussian import GaussianGrid
 from diffusion_text.sampler.loop import sample
 from diffusion_text.schedules.gaussian import SquareRoot
-from diffusion_text.studies import translate
+from diffusion_text.studies import exams, task_report, tasks
+from diffusion_text.studies.exam_contract import How
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, DataFacts, Head, Model, Prediction, Progress
 
@@ -69,22 +70,26 @@ def test_training_scoring_and_writing(module, tmp_path):
   assert "bits_per_character" in loss.sums
   # Rows of 12 hold 6 or 7 tokens to write, 2 or 3 of them text with its end: 25 pairs fit.
   assert run.tokens_per_character(toy, corpus) == pytest.approx((24 * 9 + 9) / (24 * 4 + 3))
-  chosen = {"split": "test", "samples": [1, 2], "scorer": "chrf", "seed": 0}
-  trained = run.Trained(toy, params, 0)
-  row = translate.measure("toy", trained, num=5, num_draws=1, **chosen)
-  assert row["altered"] == 0 and row["calls"] == 3 and row["sources"] == 5 and row["left_out"] == 1
+  trained, how = run.Trained(toy, params, 0), How(num=5, mbr=(1, 2), scorer="chrf")
+  exam = tasks.exam_of(trained)
+  row, text = exams.measured(exam, trained, how, seed=0, sampler=toy.sampler, num_draws=1)
+  assert row["altered"] == 0 and row["calls"] == 3 and row["prompts"] == 5 and row["left_out"] == 1
   # All pairs but the long one: 24 targets of three characters, one of two, and their ends. Padding
   # costs nats and is no token.
   assert row["tokens"] == 24 * 4 + 3
-  assert set(row["scores"]) == {1, 2} and row["nats_per_token"] > 0
-  caption = translate.caption([row], **chosen)
-  assert "| toy |" in translate.table([row]) and "sentence chrF" in caption
+  (consensus,) = row["more"]
+  assert consensus["label"] == "consensus of 2" and consensus["calls"] == 6
+  assert set(row["scores"]) == set(exam.columns) and "bleu" in exam.columns and row["bound"][0] > 0
+  named = {"system": "toy", "seed": 0, **row}
+  table = task_report.table_of_runs(exam, [named], how, toy)
+  assert "| toy |" in table and "| toy, consensus of 2 |" in table and "*known answer*" in table
+  assert "by sentence chrf" in table and "per token (bytes)" in table and len(text) > 0
 
 
 def test_text_is_no_pairs():
-  plain = build(mdlm.get_config("micro"), tokenizer=AnyVocabulary(9))
-  with pytest.raises(ValueError, match=r"data.corpus='austen' has no sources"):
-    translate.held_out_task(plain, "test")
+  plain = run.Trained(build(mdlm.get_config("micro"), tokenizer=AnyVocabulary(9)), {}, 0)
+  with pytest.raises(ValueError, match=r"data.corpus='austen', which has neither tasks nor pairs"):
+    tasks.exam_of(plain)
 
 
 SEEN = []  # what the network of the next test has read
