@@ -7,6 +7,11 @@ A change of low rank (model.low_rank) is added to its matrices, and integers (mo
 become floats. --family=workdir: as a workdir of ours with such plain matrices, at step 0.
 
   python -m experiments.export --workdir=runs/lora --output=runs/merged --family=workdir
+
+--keep_tokens_of: tokens that a text does not need are left out, of the tokenizer and of the tables,
+so that a large vocabulary costs less on a small corpus:
+
+  python -m experiments.export --workdir=runs/minilm --output=small --keep_tokens_of=corpus
 """
 
 from absl import flags
@@ -19,12 +24,16 @@ OUTPUT = path_flag("output", "folder to write", required=True)
 FAMILY = flags.DEFINE_string(
   "family", None, "a family of docs/pretrained.md, or workdir; default as converted"
 )
+KEEP = path_flag(
+  "keep_tokens_of",
+  "a file of text, or corpus: the training text of the workdir; default all tokens",
+)
 
 
 def main(_):
   from diffusion_text.studies.export import export
 
-  print(export(WORKDIR.value, OUTPUT.value, FAMILY.value))
+  print(export(WORKDIR.value, OUTPUT.value, FAMILY.value, KEEP.value))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ class JsonTokenizer(_Table):
     return self.id_of(token) if self._kind == "WordPiece" and token is not None else None
 
   @property
+  def byte_level(self) -> bool:
+    """True if a character of a token stands for a byte."""
+    return self._kind == "ByteLevel"
+
+  @property
   def changes(self) -> str:
     """What encoding makes of a probe, if it comes back changed; "" for a lossless tokenizer."""
     back = self.decode(self.encode(PROBE))

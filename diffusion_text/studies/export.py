@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,12 +20,15 @@ from diffusion_text.model.linear_maps import plain
 from diffusion_text.model.pretrained import FAMILIES, architecture_of, write
 from diffusion_text.model.pretrained.files import checked_config
 from diffusion_text.studies.convert import RECORD
+from diffusion_text.studies.kept_tokens import kept_tokens, needed, renumbered
 from diffusion_text.studies.workdirs import check_new, save
 
 OWN = "workdir"  # in place of a family: a workdir of ours
 
 
-def export(workdir: str, output: str, family: str | None = None) -> str:
+def export(
+  workdir: str, output: str, family: str | None = None, keep_tokens_of: str | None = None
+) -> str:
   """A report of the files. Writes the newest checkpoint of a workdir (the average, if one is kept).
 
   Args:
@@ -32,24 +36,24 @@ def export(workdir: str, output: str, family: str | None = None) -> str:
     output: a folder that holds no checkpoint.
     family: the layout of the files, or "workdir"; None: that of the weights of which the workdir
       was made.
+    keep_tokens_of: a file of text, or "corpus": tokens that it does not need are left out
+      (kept_tokens.py). None: all tokens.
 
   Raises:
     ValueError: for a workdir without a checkpoint, a family that is unknown or cannot write the
       network, and a folder that holds a checkpoint.
   """
   if family == OWN:
+    if keep_tokens_of is not None:
+      raise ValueError(
+        f"--keep_tokens_of={keep_tokens_of} is for a checkpoint of other libraries, and"
+        f" --family={OWN} writes none; leave one of them out"
+      )
     return _plain_workdir(workdir, output)
   path = pathlib.Path(workdir).expanduser() / RECORD
   record = json.loads(path.read_text()) if path.exists() else {}
   trained_directory(workdir)
-  name = family or record.get("family")
-  if name not in FAMILIES:
-    known = ", ".join(FAMILIES)
-    raise ValueError(
-      f"--family={name} is not known{nearest(name, FAMILIES)}; use one of {known}, {OWN}"
-      if name
-      else f"--family is not set, and {workdir} was not converted; use one of {known}, {OWN}"
-    )
+  name = _family_name(family, record, workdir)
   experiment = runs.load_experiment(workdir)
   process = experiment.model.process
   if process.output_size != experiment.tokenizer.vocab_size:
@@ -59,21 +63,44 @@ def export(workdir: str, output: str, family: str | None = None) -> str:
     )
   architecture = architecture_of(plain(experiment.model.network, {})[0])
   checked_config(FAMILIES[name], architecture)
+  tokenizer = experiment.tokenizer
+  used = None if keep_tokens_of is None else needed(experiment, keep_tokens_of)
   trained = runs.load(workdir)
   params = plain(experiment.model.network, trained.params["network"])[1]
   table = np.asarray(params["embedding"])
   lost = table.shape[0] > architecture.vocab_size
   if not lost:  # a process without a mask: there is no row V to leave out
     params["embedding"] = np.concatenate([table, table[:1]])
-  more = record.get("config", {}) if name == record.get("family") else {}
+  more, said = record.get("config", {}) if name == record.get("family") else {}, []
+  if used is not None:
+    tokenizer, old, architecture, params = kept_tokens(tokenizer, used, architecture, params)
+    more = renumbered(more, old)
+    said = [f"  {len(old):,} of {table.shape[0] - lost:,} tokens are kept"]
   files = write(output, FAMILIES[name], architecture, params, more=more)
-  for file, text in _tokenizer_files(experiment.tokenizer).items():
+  for file, text in _tokenizer_files(tokenizer).items():
     files.append(pathlib.Path(output).expanduser() / file)
     files[-1].write_text(text, encoding="utf-8")
-  lines = [f"step {trained.step} of {workdir} as {name}:", *(f"  {path}" for path in files)]
+  lines = [f"step {trained.step} of {workdir} as {name}:", *(f"  {path}" for path in files), *said]
   if lost and architecture.mask_id is None:
     lines.append("  row V of the table (what stands for a lost token) has no place there: left out")
   return "\n".join(lines)
+
+
+def _family_name(family: str | None, record: dict[str, Any], workdir: str) -> str:
+  """The family that is asked for, or else that of the record.
+
+  Raises:
+    ValueError: for one that is unknown, and for none.
+  """
+  name = family or record.get("family")
+  if name not in FAMILIES:
+    known = ", ".join(FAMILIES)
+    raise ValueError(
+      f"--family={name} is not known{nearest(name, FAMILIES)}; use one of {known}, {OWN}"
+      if name
+      else f"--family is not set, and {workdir} was not converted; use one of {known}, {OWN}"
+    )
+  return name
 
 
 def _plain_workdir(workdir: str, output: str) -> str:

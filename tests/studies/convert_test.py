@@ -140,6 +140,15 @@ def test_a_mask_inside_the_vocabulary_is_read_and_never_drawn(checkpoint, tmp_pa
   jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
   assert again.experiment.tokenizer.fingerprint == trained.experiment.tokenizer.fingerprint
 
+  said, kept = export(workdir, str(tmp_path / "kept"), keep_tokens_of="corpus"), tmp_path / "kept"
+  check_tokens_that_stay(said, kept, trained.experiment.tokenizer, tensors)
+  with pytest.raises(
+    ValueError, match=r"keep_tokens_of=nowhere.txt is no file; give a file of tex"
+  ):
+    export(workdir, str(tmp_path / "b"), keep_tokens_of="nowhere.txt")
+  with pytest.raises(ValueError, match=r"--family=workdir writes none; leave one of them out"):
+    export(workdir, str(tmp_path / "b"), "workdir", keep_tokens_of="corpus")
+
   config = runpy.run_path(f"{workdir}/config.py")["get_config"]()
   config.train.steps = 2
   result = runs.train_workdir(build(config), workdir, terminal=False)
@@ -149,6 +158,20 @@ def test_a_mask_inside_the_vocabulary_is_read_and_never_drawn(checkpoint, tmp_pa
   ours = np.asarray(runs.load(workdir).params["network"]["embedding"])
   np.testing.assert_array_equal(table[2], ours[V])
   assert np.abs(table[2] - tensors["model.transformer.wte.weight"][2]).max() > 0
+
+
+def check_tokens_that_stay(said, folder, tokenizer, tensors):
+  """Tables, tokenizer and ids in config.json of a folder with fewer tokens fit each other, and text
+  comes back; what is read is a checkpoint like any other."""
+  found, fewer = read(folder), load_tokenizer(folder)
+  size = found.architecture.vocab_size
+  assert f"{size} of {V} tokens are kept" in said and 250 < size < 290
+  assert fewer.vocab_size == size and fewer.decode(fewer.encode(TEXT)) == TEXT
+  old = [tokenizer.id_of(fewer.token_of(number)) for number in range(size)]
+  table = tensors["model.transformer.wte.weight"]
+  np.testing.assert_array_equal(found.params["embedding"][:size], table[old])
+  written = json.loads((folder / "config.json").read_text())
+  assert [old[written[f"{role}_token_id"]] for role in ("eos", "mask")] == [1, 2]
 
 
 def test_a_config_chooses_another_system(checkpoint, tmp_path):
