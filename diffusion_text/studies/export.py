@@ -64,6 +64,11 @@ def export(
   architecture = architecture_of(plain(experiment.model.network, {})[0])
   checked_config(FAMILIES[name], architecture)
   tokenizer = experiment.tokenizer
+  if keep_tokens_of is not None and not _tokenizer_files(tokenizer):
+    raise ValueError(
+      f"--keep_tokens_of={keep_tokens_of} needs a tokenizer.json, and the tokenizer of {workdir} is"
+      f" of kind {tokenizer.name!r}; leave the flag out"
+    )
   used = None if keep_tokens_of is None else needed(experiment, keep_tokens_of)
   trained = runs.load(workdir)
   params = plain(experiment.model.network, trained.params["network"])[1]

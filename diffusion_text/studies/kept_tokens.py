@@ -28,18 +28,12 @@ def needed(experiment: Experiment, source: str) -> set[int]:
   """The ids that a text needs, its lines encoded one by one.
 
   Args:
-    experiment: whose tokenizer it is.
+    experiment: of a workdir whose tokenizer is a tokenizer.json.
     source: a file of text, or CORPUS.
 
   Raises:
-    ValueError: for a tokenizer that is none of another library, a file that is not there, and a
-      corpus of anything but texts.
+    ValueError: for a file that is not there, and a corpus of anything but texts.
   """
-  if experiment.tokenizer.name != JsonTokenizer.name:
-    raise ValueError(
-      f"--keep_tokens_of={source} needs a tokenizer.json, and the tokenizer of this workdir is of"
-      f" kind {experiment.tokenizer.name!r}; leave the flag out"
-    )
   return used_tokens(experiment.tokenizer, _texts(experiment, source))
 
 
