@@ -2,6 +2,7 @@
 what is there.
 """
 
+import ast
 import functools
 import importlib
 import inspect
@@ -234,3 +235,104 @@ def test_every_decoder_has_its_paragraph():
   table = text.split("## Decoders by name")[1].split("## Caches")[0]
   rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
   assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(DECODERS)
+
+
+# What a block of commands may need that a test has not: <!-- needs minutes, data --> above it.
+NEEDS = {"minutes", "hours", "data", "weights", "libtpu", "network", "hardware"}
+STUDIES = ("bound_variance", "compare", "convert")
+STARTERS = {
+  "python -m experiments.": ("end_to_end", *map("studies/{}".format, STUDIES)),
+  "launch/": ("launch", "sweep"),
+}  # the tests that start commands
+
+
+def texts_of_tests(path):
+  """(name of a test of a file, the texts in it and in whatever of the file it names)."""
+  named = {}
+  for node in ast.parse(path.read_text()).body:
+    targets = node.targets if isinstance(node, ast.Assign) else [node]
+    named |= {ast.unparse(each): node for each in targets if isinstance(each, ast.Name)}
+    if isinstance(node, ast.FunctionDef):
+      named[node.name] = node
+
+  def texts(name, seen):
+    node, found = named[name], set()
+    function = isinstance(node, ast.FunctionDef)
+    asked = [each.arg for each in node.args.args] if function else []
+    for each in (each for part in (node.body if function else [node]) for each in ast.walk(part)):
+      asked += [each.id] if isinstance(each, ast.Name) else []
+      if isinstance(each, ast.Constant) and isinstance(each.value, str):
+        found.add(each.value)
+    for other in asked:
+      if other in named and other not in seen:
+        seen.add(other)
+        found |= texts(other, seen)
+    return found
+
+  return [(name, texts(name, {name})) for name in named if name.startswith("test_")]
+
+
+@pytest.fixture(scope="module")
+def started():
+  """Beginning of a command -> the texts of every test that starts such commands."""
+
+  def texts_of(names):
+    paths = [ROOT / "tests" / f"{name}_test.py" for name in names]
+    return [texts for path in paths for _, texts in texts_of_tests(path)]
+
+  return {beginning: texts_of(names) for beginning, names in STARTERS.items()}
+
+
+def unrun(line, started):
+  """What of a command line no test runs: flags, or the name of the command.
+
+  All flags must be given in one test; those in brackets may be given in several.
+  """
+  beginning, name = re.match(r"(python -m experiments\.|launch/)(\w+)", line).groups()
+  line = line.split("  #")[0].split(" -- ")[0]  # what is launched is a command of its own
+  depth, needed, optional = 0, set(), set()
+  for mark, flag in re.findall(r"(\[(?=--)|\[|\])|(?<=[\s\[])--([\w.]+)", line):
+    depth += {"[": 1, "]": -1, "": 0}[mark]
+    (optional if depth else needed).update({flag} - {""})
+  own = [texts for texts in started[beginning] if texts & {name, f"experiments.{name}"}]
+
+  def missing(texts, flags):
+    given = {re.match(r"--[\w.]+", text)[0][2:] for text in texts if re.match(r"--\w", text)}
+    return {flag for flag in flags if not {flag, f"{flag}.name"} & given}
+
+  if not own:
+    return {name}
+  never = set.intersection(*(missing(texts, optional) for texts in own))
+  return min((missing(texts, needed) for texts in own), key=len) | never
+
+
+def shown_blocks():
+  """(path of a page, what it needs, command lines) of every block that has some."""
+  pattern = r"(?:^<!-- needs (.*) -->\n)?^```(.*)\n((?:(?!```).*\n)*)^```$"
+  for path in PAGES:
+    for needs, kind, text in re.findall(pattern, path.read_text(), re.M):
+      lines = text.replace("\\\n", " ").splitlines()
+      lines = [line for line in lines if line.startswith(tuple(STARTERS))]
+      if lines and not kind:
+        yield path, needs, lines
+
+
+def test_blocks_of_commands_are_run_by_tests_or_say_what_they_need(started):
+  """By the source of the tests that start commands, as they run at small sizes and in processes of
+  their own. A test in which two commands are run may lend a flag of one to the other.
+  """
+  found = list(shown_blocks())
+  for path, needs, lines in found:
+    if needs:
+      assert set(needs.split(", ")) <= NEEDS, (path, needs)
+    else:
+      assert {line: unrun(line, started) for line in lines if unrun(line, started)} == {}, path
+  assert sum(not needs for _, needs, _ in found) > 10 and sum(bool(x[1]) for x in found) > 20
+
+
+def test_a_block_that_no_test_runs_would_be_noticed(started):
+  """The mutants: a command and flags that no test gives; what is optional counts, too."""
+  assert unrun("python -m experiments.energy --workdir=x", started) == {"energy"}
+  assert unrun("python -m experiments.sample --workdir=x --cache=3 [--num=2]", started) == {"cache"}
+  assert unrun('python -m experiments.sample [--cache] [--infill="[3]!"]', started) == {"cache"}
+  assert unrun("launch/quickstart", started) == {"quickstart"}

@@ -31,7 +31,7 @@ def command(name, *flags):
   return [sys.executable, "-m", f"experiments.{name}", *flags]
 
 
-STARTED = set()
+STARTED = {"compare", "complete", "tasks", "translate"}  # names that are forked from the first on
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def forked(tmp):
 
 
 def call(tmp, name, *flags, code=0, as_shipped=False):
-  """What a command says. The first of its name is started as a user does, the others are forked."""
+  """What a command says. The first of most names is started as a user does, others are forked."""
   if as_shipped or name not in STARTED:
     STARTED.add(name)
     env = environment(tmp, as_shipped)
@@ -135,23 +135,15 @@ def test_it_learns(trained):
 
 
 def test_evaluate_prints_the_bound(home, trained):
-  row = json.loads(
-    call(home, "evaluate", f"--workdir={trained}", "--max_rows=64", "--num_draws=2", "--json")
-  )
+  base = (f"--workdir={trained}", "--max_rows=64", "--num_draws=2")
+  row = json.loads(call(home, "evaluate", *base, "--split=test", "--json"))
   assert row["step"] == 300 and row["rows"] == 64
   assert row["perplexity"] == pytest.approx(np.exp(row["nats_per_token"]))
   assert row["bits_per_char"] == pytest.approx(
     row["nats_per_token"] / np.log(2)
   )  # characters are the tokens
   assert 0 < row["standard_error"] < 0.2
-  text = call(
-    home,
-    "evaluate",
-    f"--workdir={trained}",
-    "--max_rows=64",
-    "--num_draws=2",
-    "--parameters=bfloat16",
-  )
+  text = call(home, "evaluate", *base, "--parameters=bfloat16")
   assert "nats/token" in text and "bits/char" in text and "±" in text
   assert float(text.split("bound ")[1].split()[0]) == pytest.approx(row["nats_per_token"], rel=0.01)
 
@@ -207,14 +199,18 @@ def test_a_second_run_in_a_workdir_is_refused(home, trained):
 
 
 def test_weights_of_a_run_start_a_new_one(home, trained):
-  """Other rows, seed and rate, with the tokenizer that a command exports; the first score is that
-  of a trained model, and step, optimizer and data begin afresh.
+  """Other rows, text, seed and rate, with the tokenizer that a command exports; the first score is
+  that of a trained model, and step, optimizer and data begin afresh.
   """
+  text = home / "mine.txt"
+  text.write_text("".join(f"It was a fine day, the {n}th, and they walked.\n" for n in range(400)))
   tokenizer = home / "exported"
   assert "fingerprint" in call(home, "tokenize", f"--workdir={trained}", f"--output={tokenizer}")
   start = (
     f"--config.train.initialize_from={trained}",
     f"--config.data.tokenizer_path={tokenizer}",
+    "--config.data.corpus=folder",
+    f"--config.data.path={text}",
     "--config.data.length=16",
     "--config.train.batch_size=4",
     "--config.seed=5",
@@ -306,6 +302,24 @@ def test_a_second_model_scores(home, trained):
   assert "(6 network calls)" in drawn
 
 
+def test_a_run_on_a_task_answers_and_has_its_table(home):
+  pytest.importorskip("sacrebleu", reason="sacrebleu is in the extras 'metrics' and 'test'")
+  small = {"name": "addition", "digits": 1, "train_size": 30, "held_out_size": 8}
+  options = [f"--option={key}={value}" for key, value in small.items() if key != "name"]
+  said = call(home, "tasks", "--task=addition", *options, "--num=2", "--show=1")
+  assert " => " in said and "majority answer: right 0." in said
+  workdir = home / "sums"
+  task = ["--config.data.corpus=task", "--config.data.packing=pairs", "--config.data.length=16"]
+  task += [f"--config.data.task.{key}={value}" for key, value in small.items()]
+  task += ["--config.data.task.name=addition", "--config.model.layers=1"]
+  call(home, "train", *train_flags(workdir, 1, *task))
+  said = call(home, "tasks", f"--workdir={workdir}", "--num=2", "--show=1")
+  assert " => " in said and "network calls" in said
+  flags = (f"--workdirs={workdir}", "--mbr=1,2", "--num=2", "--num_draws=1", "--show=1")
+  said = call(home, "translate", *flags)
+  assert "| sums |" in said and "| sums, consensus of 2 |" in said and "*7-gram*" in said
+
+
 BAD = [
   ("train", lambda w: train_flags(w, 300, "--config.model.width=32"), r"another configuration"),
   (
@@ -352,7 +366,8 @@ def test_bad_input_is_told_in_one_line(home, trained, name, flags, match):
 
 def test_tools_print_what_they_promise(home):
   assert "devices" in call(home, "inspect", "--config=configs/mdlm.py:micro")
-  assert "cpu" in call(home, "doctor")
+  assert "cpu" in call(home, "doctor") and "complete -o default" in call(home, "complete")
+  assert "countdown3 " in call(home, "tasks") and "control " in call(home, "compare", "--tasks=?")
   options = call(home, "inspect", "--options=process.embedding")
   assert "config.process.name=embedding" in options and "training_schedule" in options
   nested = ("--config.process.schedule.name=cosine", "--config.process.schedule.nmae=1")

@@ -206,6 +206,7 @@ def test_the_commands(checkpoint, tmp_path):
   )
   flags = [f"--from={folder}", f"--workdir={tmp_path / 'run'}"]
   flags += [f"--config={tmp_path / 'base.py'}", "--config.context.answer_shift=1"]
+  flags += ["--config.optimizer.learning_rate=1e-4", "--frozen"]
   commands = Forked(environment(tmp_path), tmp_path)
   try:
     done = commands.run("convert", *flags, "--special=begin=<end>")
