@@ -216,6 +216,10 @@ def test_the_commands(checkpoint, tmp_path):
     output = f"--output={tmp_path / 'out'}"
     done = commands.run("export", f"--workdir={tmp_path / 'run'}", output)
     assert done.returncode == 0 and "as llama" in done.stdout, done.stderr
+    (tmp_path / "words.txt").write_text(TEXT)
+    fewer = (f"--output={tmp_path / 'fewer'}", f"--keep_tokens_of={tmp_path / 'words.txt'}")
+    done = commands.run("export", f"--workdir={tmp_path / 'run'}", *fewer)
+    assert done.returncode == 0 and "tokens are kept" in done.stdout, done.stderr
     talk = [flags[1], "--message=It", "--answer=2", "--length=48", "--steps=2"]
     done = commands.run("chat", *talk, "--template=plain")
     assert done.returncode == 0 and "you: It\nmodel: " in done.stdout, done.stderr
