@@ -1,6 +1,6 @@
 r"""Commits the proposals of a masked model up to the first that an autoregressive one would not
 have written (Guided Diffusion, arXiv 2505.21467), and what two calls agree on (CCD, 2512.02044):
-calls, and what is right, on sums or Sudoku of 4 × 4 cells, and on a chain.
+calls, and what is right, on sums, Sudoku of 4 × 4 cells or Countdown, and on a chain.
 
   python -m experiments.guided --workdir=runs/guided
   python -m experiments.guided --workdir=runs/sudoku --puzzle=sudoku --parts=puzzle --layers=3

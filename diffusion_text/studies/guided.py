@@ -1,6 +1,6 @@
 """Calls and quality of decoders where the answer can be checked (sums of two numbers, Sudoku of
-4 × 4 cells), at temperature 0, and on a Markov chain, at temperature 1: orders of one model, and a
-budget of agreement with an autoregressive scorer.
+4 × 4 cells, Countdown with 3 numbers), at temperature 0, and on a Markov chain, at temperature 1:
+orders of one model, and a budget of agreement with an autoregressive scorer.
 
 Masked model and scorer have the same size, so a pass of either is one call. "random" scorers were
 never trained, or know another chain: they agree by chance alone, and then the rule commits about
@@ -42,7 +42,7 @@ from diffusion_text.studies import energy
 from diffusion_text.studies.chains import QUALITY, network_of, phrase, quality
 from diffusion_text.studies.energy import Pair
 from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
-from diffusion_text.studies.puzzle_rows import Puzzle, sudoku_puzzle, sum_puzzle
+from diffusion_text.studies.puzzle_rows import Puzzle, countdown_puzzle, sudoku_puzzle, sum_puzzle
 from diffusion_text.timing import AtNoise, Shared
 from diffusion_text.types import DataFacts, Model, Sampler
 
@@ -56,7 +56,9 @@ CHAIN = ("decoder", "calls", "scorer's", "tokens per call", *QUALITY)
 class Settings:
   """How the study is run."""
 
-  puzzle: Literal["sums", "sudoku"] = option("sums", "the task whose answers are checked")
+  puzzle: Literal["sums", "sudoku", "countdown"] = option(
+    "sums", "the task whose answers are checked"
+  )
   digits: int = option(3, "of each number of a sum", ge=1, le=1000)
   layers: int = option(2, "of both networks", ge=1)
   width: int = option(64, "of both networks", ge=2)
@@ -81,7 +83,9 @@ class Cost(NamedTuple):
 
 def puzzle_of(settings: Settings) -> Puzzle:
   """The task."""
-  return sudoku_puzzle() if settings.puzzle == "sudoku" else sum_puzzle(settings.digits)
+  if settings.puzzle == "sums":
+    return sum_puzzle(settings.digits)
+  return {"sudoku": sudoku_puzzle, "countdown": countdown_puzzle}[settings.puzzle]()
 
 
 def trained_pair(puzzle: Puzzle, settings: Settings) -> Pair:
@@ -170,7 +174,7 @@ def study_puzzle(settings: Settings) -> list[tuple[str, ...]]:
   def add(name, ids, cost):
     answer = ids[:, puzzle.prompt :]
     right = answer == truth[:, puzzle.prompt :]
-    whole, error = mean_and_error(right.all(1))
+    whole, error = mean_and_error(puzzle.right(ids))
     found = f"{whole:.3f} ± {error:.3f}", f"{right.mean():.4f}", f"{pooled_entropy(answer):.3f}"
     lines.append((name, *cost.cells(), *found))
 

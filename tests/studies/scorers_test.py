@@ -3,6 +3,7 @@ know a chain know it, rows hide what they say.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ def test_sums_are_sums():
   np.testing.assert_array_equal(a + b, total)
   batch = puzzle.batch(ids)
   np.testing.assert_array_equal(batch.observed.sum(0), np.repeat([64, 0], [12, 7]))
+  assert puzzle.right(ids).all()
+  ids[::2, 12] = (ids[::2, 12] + 1) % 10
+  np.testing.assert_array_equal(puzzle.right(ids), np.arange(64) % 2 == 1)
 
 
 def test_sudokus_are_solved_and_no_solution_is_in_both_splits():
@@ -43,6 +47,28 @@ def test_sudokus_are_solved_and_no_solution_is_in_both_splits():
     for units in (grid, grid.swapaxes(1, 2), boxes):
       np.testing.assert_array_equal(np.sort(units), np.tile([1, 2, 3, 4], (20, 4, 1)))
   assert not {tuple(row) for row in train[:, 16:]} & {tuple(row) for row in test[:, 16:]}
+  assert puzzle.right(test).all()
+  test[:10, [16, 17]] = test[:10, [17, 16]]
+  np.testing.assert_array_equal(puzzle.right(test), np.arange(20) >= 10)
+
+
+def test_countdown_accepts_every_right_answer():
+  """Of the form of the task, filled up; with the numbers of a sum in the other order it is another
+  row and right, and with a wrong result, or a piece of filling within, it is not."""
+  puzzle = puzzle_rows.countdown_puzzle(train_size=200, test_size=40)
+  ids = puzzle.test(np.random.default_rng(0), 40)
+  assert ids.shape == (40, puzzle.length) and puzzle.right(ids).all()
+  alphabet, width = puzzle_rows.COUNTDOWN, puzzle.prompt
+  texts = ["".join(alphabet[number] for number in row) for row in ids]
+
+  def rows(change):
+    made = [text[:width] + change(text[width:]) for text in texts]
+    return np.array([list(map(alphabet.index, text)) for text in made], np.int32)
+
+  other = rows(lambda text: re.sub(r"^(\d+)\+(\d+)=", r"\2+\1=", text))
+  assert (other != ids).any(1).sum() > 5 and puzzle.right(other).all()
+  assert not puzzle.right(rows(lambda text: text.replace("=", "=1", 1)[:-1])).any()
+  assert not puzzle.right(rows(lambda text: text.replace(",", "_", 1))).any()
 
 
 @pytest.mark.parametrize("name", CHAINS)
