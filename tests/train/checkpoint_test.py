@@ -16,7 +16,7 @@ from diffusion_text import train as tr
 from diffusion_text.train import checkpoint
 from diffusion_text.train.checkpoint import CheckpointError
 
-from . import toy
+from . import object_store, toy
 
 # orbax leaves its reads of the other arrays unfinished when one array is damaged.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -315,3 +315,35 @@ def test_no_weight_is_whole_while_it_is_made():
   text = fresh.lower().compile().as_text()
   assert "f32[2,2,4]" in text  # [layers, D, D] over fsdp = 4 and tensor = 2
   assert "f32[2,8,8]" not in text and f"f32[{toy.V + 1},{toy.D}]" not in text
+
+
+def test_checkpoints_of_a_bucket(monkeypatch, caplog):
+  """Written and read by gs://, over HTTP. One that a kill left half-written is none, as its mark is
+  missing, and one that is damaged is set aside; the run saves at both steps again. Mutant: with its
+  mark it would be the newest.
+  """
+  directory = "gs://bucket/a run/checkpoints"
+  with object_store.served(monkeypatch) as bucket:
+    _save(directory, [3, 6], assets={"tokenizer": b"\x00\xffabc"})
+    restored, data = _restore(directory)
+    _equal(restored.state, _state(6))
+    assert (restored.step, data.n) == (6, 6)
+    assert checkpoint.read_asset(directory, "tokenizer") == b"\x00\xffabc"
+    begin = directory.removeprefix("gs://")
+    half = [name for name in bucket.beginning(f"{begin}/6/") if "commit_success" not in name]
+    for name in half:
+      bucket.write(name.replace("/6/", "/9/"), bucket.objects[name][0])
+    assert checkpoint.steps_in(directory) == [3, 6]
+    mark = f"{begin}/9/commit_success.txt"
+    bucket.write(mark, b"")
+    assert checkpoint.latest_step(directory) == 9
+    del bucket.objects[mark]
+    largest = max(half, key=lambda name: len(bucket.objects[name][0]) * ("/d/" in name))
+    bucket.write(largest, bucket.objects[largest][0][:99])
+    with caplog.at_level(logging.WARNING):
+      restored, _ = _restore(directory)
+    _equal(restored.state, _state(3))
+    assert "step 3 is used" in caplog.text and bucket.beginning(f"{begin}/damaged-6/")
+    _save(directory, [6, 9])
+    assert checkpoint.steps_in(directory) == [3, 6, 9] and _restore(directory)[0].step == 9
+    assert not bucket.refused
