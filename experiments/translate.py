@@ -42,10 +42,11 @@ def main(_):
     raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
   mbr = tuple(map(int, MBR.value))
   how = How(num=NUM.value, mbr=mbr, scorer=SCORER.value, split=SPLIT.value)
-  found = []
+  found, asked = [], None
   for workdir in WORKDIRS.value:
     trained = runs.load(workdir, {"data.path": PATH.value}.items() if PATH.value else ())
     exam = tasks.exam_of(trained)
+    asked = tasks.exam_of_both(asked or exam, exam)
     sampler = sampler_of(trained.experiment, SAMPLER.value, steps=STEPS.value)
     numbers, text = exams.measured(
       exam, trained, how, seed=SEED.value, sampler=sampler, num_draws=NUM_DRAWS.value
@@ -55,7 +56,7 @@ def main(_):
       print(f"{found[-1]['system']}: {line}")
   if JSON.value:
     return print("\n".join(map(json.dumps, found)))
-  print(task_report.table_of_runs(exam, found, how, trained.experiment))
+  print(task_report.table_of_runs(asked, found, how, trained.experiment))
 
 
 if __name__ == "__main__":

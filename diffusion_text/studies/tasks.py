@@ -272,6 +272,22 @@ def exam_of(trained: Trained) -> TaskExam:
   return TaskExam(task_of(trained), {}, trained.experiment.data.tokenizer)
 
 
+def exam_of_both(first: TaskExam, other: TaskExam) -> TaskExam:
+  """One exam for two runs, whose tokens may differ.
+
+  Raises:
+    ValueError: For runs of tasks with other metrics.
+  """
+  if other.columns != first.columns:
+    raise ValueError(
+      f"one run has the metrics {', '.join(first.columns)}, another {', '.join(other.columns)};"
+      " one table is of one task"
+    )
+  if other.tokenizer in first.tokenizer.split(" or "):
+    return first
+  return dataclasses.replace(first, tokenizer=f"{first.tokenizer} or {other.tokenizer}")
+
+
 def listing() -> str:
   """The names of all tasks, with one line each."""
   return "\n".join(described(name, cls) for name, cls in TASKS.items())

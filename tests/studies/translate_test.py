@@ -86,6 +86,17 @@ def test_training_scoring_and_writing(module, tmp_path):
   assert "by sentence chrf" in table and "per token (bytes)" in table and len(text) > 0
 
 
+def test_runs_of_other_tasks_are_in_no_table():
+  """Tokens may differ, metrics may not."""
+  parity, addition = (tasks.made(name, {"train_size": 9}) for name in ("parity", "addition"))
+  one = tasks.TaskExam(parity, {}, "bytes")
+  both = tasks.exam_of_both(one, tasks.TaskExam(parity, {}, "characters"))
+  assert both.tokenizer == "bytes or characters" and tasks.exam_of_both(both, one) == both
+  other = tasks.TaskExam(tasks.PairsOfRun(None), {})
+  with pytest.raises(ValueError, match=r"one run has the metrics .* another bleu, .* of one task"):
+    tasks.exam_of_both(tasks.TaskExam(addition, {}), other)
+
+
 def test_text_is_no_pairs():
   plain = run.Trained(build(mdlm.get_config("micro"), tokenizer=AnyVocabulary(9)), {}, 0)
   with pytest.raises(ValueError, match=r"data.corpus='austen', which has neither tasks nor pairs"):
