@@ -1,52 +1,30 @@
-"""Markov chains as a test bed: an exact network that is cheap on rows of many tokens, and measures
-of texts.
-"""
-
-import functools
+"""Markov chains as a test bed of samplers: texts by an exact network, and measures of texts."""
 
 import jax
 import numpy as np
 
-from diffusion_text.context import Full
-from diffusion_text.core.options import member
 from diffusion_text.core.prng import row_keys
 from diffusion_text.process.masked import Masked
 from diffusion_text.sampler.loop import sample
-from diffusion_text.testing import ExactNetwork, MarkovChain, exact_params
-from diffusion_text.testing.exact_network import output_of
-from diffusion_text.testing.languages import chain_law
-from diffusion_text.timing import Shared
-from diffusion_text.types import Model
+from diffusion_text.testing import MarkovChain
+from diffusion_text.testing.chain_network import chain_model
 
 BRANCHY = MarkovChain.branchy(0)
 PHRASE = MarkovChain.phrases(0)
 
 
-@member
-class ChainNetwork(ExactNetwork):
-  """Bidirectional over the whole row, so that all queries see the same: one law per row."""
-
-  def _answer(self, params, rows, seen, sees, position, own, queries):
-    language = params["language"]
-    law = chain_law(language["log_initial"], language["log_transition"], seen.evidence)
-    t = rows.t[:, queries]
-    return output_of(self.process, params["process"], law[:, queries], own, t)
-
-
-@functools.cache
 def model_of(chain):
   """A model of the chain by masks."""
-  process = Masked(vocab_size=chain.vocab_size)
-  return Model(ChainNetwork(process), process, Shared(), Full(), chunk=65_536)
+  return chain_model(Masked(vocab_size=chain.vocab_size), chain)[0]
 
 
 def draw(sampler, chain, rows, seed=0, **options):
   """Texts of the chain, as numpy arrays."""
   shape = {} if "batch" in options else {"rows": rows, "length": chain.length}
-  model = model_of(chain)
+  model, params = chain_model(Masked(vocab_size=chain.vocab_size), chain)
   sampler.check(model)
   keys = row_keys(seed, rows)
-  result = sample(model, exact_params(chain), sampler, keys, **shape, **options)
+  result = sample(model, params, sampler, keys, **shape, **options)
   return jax.tree.map(np.asarray, result)
 
 

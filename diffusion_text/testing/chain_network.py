@@ -1,0 +1,43 @@
+"""An exact network of Markov chains that is cheap on rows of many tokens, as test beds of samplers
+need it: all queries see the whole row, so one forward and one backward sum answer all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+from diffusion_text.context.whole import Full
+from diffusion_text.core.options import member
+from diffusion_text.testing.exact_network import ExactNetwork, exact_params, output_of
+from diffusion_text.testing.languages import MarkovChain, chain_law
+from diffusion_text.timing.along_row import Shared
+from diffusion_text.types import Model, Params, Process, Timing
+
+CHUNK = 65_536  # positions whose logits exist at a time
+
+
+@member
+class ChainNetwork(ExactNetwork):
+  """`ExactNetwork` of a chain, for rows of one document whose tokens all see each other."""
+
+  def _answer(self, params, rows, seen, sees, position, own, queries):
+    """The output for each query; the layout is not asked."""
+    del sees, position
+    language = params["language"]
+    law = chain_law(language["log_initial"], language["log_transition"], seen.evidence)
+    law = law[:, queries]
+    if self.process.reads_logits_as in ("leave_one_out", "score"):
+      law = jax.nn.log_softmax(law - own, axis=-1)
+    return output_of(self.process, params["process"], law, own, rows.t[:, queries])
+
+
+@functools.cache
+def chain_model(
+  process: Process, chain: MarkovChain, timing: Timing | None = None
+) -> tuple[Model, Params]:
+  """(a model of a process that knows the chain, its parameters). timing: None: one shared time."""
+  timing = Shared() if timing is None else timing
+  model = Model(ChainNetwork(process), process, timing, Full(), chunk=CHUNK)
+  return model, exact_params(chain)
