@@ -5,11 +5,13 @@ need it: all queries see the whole row, so one forward and one backward sum answ
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 
 from diffusion_text.context.whole import Full
 from diffusion_text.core.options import member
+from diffusion_text.testing.exact_model import facts_of
 from diffusion_text.testing.exact_network import ExactNetwork, exact_params, output_of
 from diffusion_text.testing.languages import MarkovChain, chain_law
 from diffusion_text.timing.along_row import Shared
@@ -35,9 +37,17 @@ class ChainNetwork(ExactNetwork):
 
 @functools.cache
 def chain_model(
-  process: Process, chain: MarkovChain, timing: Timing | None = None
+  process: Process, chain: MarkovChain, timing: Timing | None = None, **network: Any
 ) -> tuple[Model, Params]:
-  """(a model of a process that knows the chain, its parameters). timing: None: one shared time."""
+  """(a model of a process that knows the chain, its parameters).
+
+  Args:
+    process: its parameters are made here.
+    chain: what the network knows.
+    timing: None: one shared time.
+    **network: further options of `ExactNetwork`.
+  """
   timing = Shared() if timing is None else timing
-  model = Model(ChainNetwork(process), process, timing, Full(), chunk=CHUNK)
-  return model, exact_params(chain)
+  of_process = process.init(jax.random.key(0), facts_of(chain))
+  model = Model(ChainNetwork(process, **network), process, timing, Full(), chunk=CHUNK)
+  return model, exact_params(chain, of_process)
