@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +46,7 @@ from diffusion_text.studies.measures import markdown, mean_and_error, pooled_ent
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Keys, Params, Timing
 
-HEADER = ("process", "sampler", "from t", "errors", "repaired", "damaged", "possible rows")
+HEADER = ("process", "sampler", "from t", "repaired", "damaged", "possible rows")
 HEADER = (*HEADER, "token entropy, nats", "calls")
 NOBODY = "nobody: as planted"
 CORRECTION_TIME = 0.01  # at which self-correction reads whole text
@@ -257,28 +257,38 @@ def repairs(line: Line, chain: Chain, exact: Exact, settings: Settings) -> Itera
     yield judged(chain, right, np.asarray(made), where, float(np.mean(calls)))
 
 
-def cells(line: Line, found: Repairs) -> tuple[str, ...]:
-  """The cells of the table."""
-  shares = [f"{mean:.3f} ± {error:.3f}" for mean, error in found[1:4]]
-  ends = (f"{found.entropy:.3f}", f"{found.calls:.1f}")
+def cells(line: Line, found: Sequence[Repairs]) -> tuple[str, ...]:
+  """The cells of a line of the table: a share for each number of errors, and after them the largest
+  of their standard errors.
+  """
+  shares = []
+  for pairs in zip(*(each[1:4] for each in found), strict=True):
+    means = " / ".join(f"{mean:.3f}" for mean, _ in pairs)
+    shares.append(f"{means} (± {max(error for _, error in pairs):.3f})")
   time = f"{line.start.time:.2f}" if line.sampler != NOBODY else "–"
-  return line.process, line.sampler, time, str(found.errors), *shares, *ends
+  entropies = " / ".join(f"{each.entropy:.3f}" for each in found)
+  calls = f"{np.mean([each.calls for each in found]):.1f}"
+  return line.process, line.sampler, time, *shares, entropies, calls
 
 
 def run(settings: Settings, exact: Exact, workdir: pathlib.Path) -> str:
   """The table, written as repairs.md and, with the numbers, repairs.json."""
   chain = chain_of(settings.chain)
-  rows, numbers, text = [], [], ""
   rng = np.random.default_rng(settings.seed)
   right = chain.sample(rng, settings.rows)
-  nobody = Line("–", NOBODY, (None, None), Start(settings.time))
+  found = []
   for count in settings.errors:
     wrong, where = planted(right, count, len(chain.initial), rng)
-    rows.append(cells(nobody, judged(chain, right, wrong, where, 0.0)))
+    found.append(judged(chain, right, wrong, where, 0.0))
+  rows = [cells(Line("–", NOBODY, (None, None), Start(settings.time)), found)]
+  numbers, text = [], ""
+  said = (
+    f"Shares for {' / '.join(map(str, settings.errors))} wrong tokens of {chain.length} in a row."
+  )
   for line in lines(settings, chain):
     found = list(repairs(line, chain, exact, settings))
-    rows += [cells(line, each) for each in found]
+    rows.append(cells(line, found))
     numbers += [{"line": line[:2], **each._asdict()} for each in found]
-    text = markdown(HEADER, rows, left=(0, 1))
+    text = f"{said}\n\n{markdown(HEADER, rows, left=(0, 1))}"
     write(workdir, "repairs", text, settings=dataclasses.asdict(settings), lines=numbers)
   return text
