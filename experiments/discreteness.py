@@ -13,20 +13,12 @@ WORKDIR = workdir_flag()
 SETTINGS = settings_flags("discreteness")
 
 
-def exact(process, chain, options):
-  """(a model of the process whose network knows the chain, its parameters)."""
-  from diffusion_text.testing.chain_network import chain_model
-  from diffusion_text.testing.languages import MarkovChain
-
-  language = MarkovChain(chain.initial, chain.transition, chain.length)
-  return chain_model(process, language, **options)
-
-
 def main(_):
   from diffusion_text.studies import discreteness
+  from diffusion_text.testing.chain_network import chain_model
 
   settings = discreteness.Settings(**SETTINGS())
-  print(discreteness.run(settings, exact, pathlib.Path(WORKDIR.value)))
+  print(discreteness.run(settings, chain_model, pathlib.Path(WORKDIR.value)))
 
 
 if __name__ == "__main__":

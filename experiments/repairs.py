@@ -14,18 +14,12 @@ WORKDIR = workdir_flag()
 SETTINGS = settings_flags("repairs")
 
 
-def exact(process, chain, timing):
-  """(a model of the process whose network knows the chain, its parameters)."""
-  from diffusion_text.testing.chain_network import chain_model
-  from diffusion_text.testing.languages import MarkovChain
-
-  return chain_model(process, MarkovChain(chain.initial, chain.transition, chain.length), timing)
-
-
 def main(_):
   from diffusion_text.studies import repairs
+  from diffusion_text.testing.chain_network import chain_model
 
-  print(repairs.run(repairs.Settings(**SETTINGS()), exact, pathlib.Path(WORKDIR.value)))
+  settings = repairs.Settings(**SETTINGS())
+  print(repairs.run(settings, chain_model, pathlib.Path(WORKDIR.value)))
 
 
 if __name__ == "__main__":

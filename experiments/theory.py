@@ -13,18 +13,12 @@ WORKDIR = workdir_flag()
 SETTINGS = settings_flags("theory")
 
 
-def exact(process, chain):
-  """(a model of the process whose network knows the chain, its parameters)."""
-  from diffusion_text.testing.chain_network import chain_model
-  from diffusion_text.testing.languages import MarkovChain
-
-  return chain_model(process, MarkovChain(chain.initial, chain.transition, chain.length))
-
-
 def main(_):
   from diffusion_text.studies import theory
+  from diffusion_text.testing.chain_network import chain_model
 
-  print(theory.run(theory.Settings(**SETTINGS()), exact, pathlib.Path(WORKDIR.value)))
+  settings = theory.Settings(**SETTINGS())
+  print(theory.run(settings, chain_model, pathlib.Path(WORKDIR.value)))
 
 
 if __name__ == "__main__":

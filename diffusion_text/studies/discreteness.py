@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,9 +49,9 @@ from diffusion_text.studies.measures import markdown, mean_and_error, write
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Keys, Model, Params, Progress, State, Times
 
-# (process, chain, options of the network) -> (a model whose network knows the chain, its
+# (process, chain, **options of the network) -> (a model whose network knows the chain, its
 # parameters); the main passes it in, as studies must not import `testing`.
-Exact = Callable[[Any, Chain, Mapping[str, Any]], tuple[Model, Params]]
+Exact = Callable[..., tuple[Model, Params]]
 
 
 @member
@@ -212,7 +212,7 @@ class Measured(NamedTuple):
 def measure(name: str, process: Any, options: Any, exact: Exact, settings: Settings) -> Measured:
   """All numbers of a process."""
   chain = chain_of(settings.chain)
-  model, params = exact(process, chain, options)
+  model, params = exact(process, chain, **options)
   ids = chain.sample(np.random.default_rng(settings.seed), settings.rows)
   middle = chain.length // 2
   scoring = model._replace(timing=Shared().for_bound(process.bound_times()))

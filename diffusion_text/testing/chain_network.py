@@ -4,7 +4,6 @@ need it: all queries see the whole row, so one forward and one backward sum answ
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -35,19 +34,19 @@ class ChainNetwork(ExactNetwork):
     return output_of(self.process, params["process"], law, own, rows.t[:, queries])
 
 
-@functools.cache
 def chain_model(
-  process: Process, chain: MarkovChain, timing: Timing | None = None, **network: Any
+  process: Process, chain: Any, timing: Timing | None = None, **network: Any
 ) -> tuple[Model, Params]:
   """(a model of a process that knows the chain, its parameters).
 
   Args:
     process: its parameters are made here.
-    chain: what the network knows.
+    chain: what the network knows: anything with `initial`, `transition` and `length`.
     timing: None: one shared time.
     **network: further options of `ExactNetwork`.
   """
+  language = MarkovChain(chain.initial, chain.transition, chain.length)
   timing = Shared() if timing is None else timing
-  of_process = process.init(jax.random.key(0), facts_of(chain))
+  of_process = process.init(jax.random.key(0), facts_of(language))
   model = Model(ChainNetwork(process, **network), process, timing, Full(), chunk=CHUNK)
-  return model, exact_params(chain, of_process)
+  return model, exact_params(language, of_process)

@@ -16,7 +16,7 @@ from diffusion_text.studies import discreteness
 from diffusion_text.studies.chains import Chain, chain_of
 from diffusion_text.studies.discreteness import Level, Measured, Settings
 from diffusion_text.studies.opened_chains import costs_by_distance, entropy, uniform_calls
-from experiments.discreteness import exact
+from diffusion_text.testing.chain_network import chain_model
 
 STEP = np.array([[0.0, 0.3, 0.7], [0.5, 0.0, 0.5], [0.9, 0.1, 0.0]])
 CHAIN = Chain("short", np.array([0.2, 0.3, 0.5]), STEP, 4)
@@ -36,7 +36,7 @@ def correlation(ids):
 @pytest.mark.parametrize("process", (Masked(vocab_size=3), Uniform(vocab_size=3)))
 def test_one_call_loses_all_correlation_of_each_text(process):
   """Mutant: two calls."""
-  model, params = exact(process, CHAIN, {})
+  model, params = chain_model(process, CHAIN)
   lost = discreteness.lost(model, params, IDS, 1, seed=0)
   np.testing.assert_allclose(lost, correlation(IDS), atol=1e-4)
   fewer = discreteness.lost(model, params, IDS, 2, seed=0)
@@ -45,7 +45,7 @@ def test_one_call_loses_all_correlation_of_each_text(process):
 
 def test_masks_lose_the_cost_gap():
   """The mean over texts and paths is that of uniformly drawn calls. Mutant: one call more."""
-  model, params = exact(Masked(vocab_size=3), CHAIN, {})
+  model, params = chain_model(Masked(vocab_size=3), CHAIN)
   lost = discreteness.lost(model, params, IDS, 2, seed=0)
   costs = costs_by_distance(CHAIN)
   gap, other = (uniform_calls(costs, calls).sum() - entropy(costs) for calls in (2, 3))
@@ -55,7 +55,7 @@ def test_masks_lose_the_cost_gap():
 
 def test_vectors_begin_with_no_information():
   """So that one call of Gaussian noise, too, loses all correlation; at a log-SNR of -10 nearly."""
-  model, params = exact(Embedding(vocab_size=3, width=4), CHAIN, {})
+  model, params = chain_model(Embedding(vocab_size=3, width=4), CHAIN)
   lost = discreteness.lost(model, params, IDS[:64], 1, seed=0)
   np.testing.assert_allclose(lost, correlation(IDS[:64]), atol=0.2)
   assert abs((lost - correlation(IDS[:64])).mean()) < 0.02 < correlation(IDS).mean()

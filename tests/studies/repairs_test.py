@@ -8,7 +8,7 @@ import pytest
 from diffusion_text.process.masked import Masked
 from diffusion_text.studies import repairs
 from diffusion_text.studies.chains import Chain
-from experiments.repairs import exact
+from diffusion_text.testing.chain_network import chain_model
 
 SETTINGS = repairs.Settings(errors=(1, 2), calls=2, time=0.3, rows=64)
 CYCLE = Chain("cycle", np.full(4, 0.25), np.eye(4)[[1, 2, 3, 0]], 6)
@@ -32,7 +32,7 @@ def test_errors_are_planted_and_counted():
 def test_masks_that_are_not_taken_back_repair_nothing():
   """And damage nothing."""
   control = LINES["masked", "grid (control)"]
-  for found in repairs.repairs(control, CYCLE, exact, SETTINGS):
+  for found in repairs.repairs(control, CYCLE, chain_model, SETTINGS):
     assert found.repaired[0] == found.damaged[0] == found.possible[0] == 0 and found.calls == 2
 
 
@@ -40,8 +40,8 @@ def test_neighbours_tell_which_token_is_wrong():
   """Mutant: a network that knows frequencies only."""
   knows, control = (LINES["uniform", f"grid{end}"] for end in ("", ", frequencies only (control)"))
   for right, blind in zip(
-    repairs.repairs(knows, CYCLE, exact, SETTINGS),
-    repairs.repairs(control, CYCLE, exact, SETTINGS),
+    repairs.repairs(knows, CYCLE, chain_model, SETTINGS),
+    repairs.repairs(control, CYCLE, chain_model, SETTINGS),
     strict=True,
   ):
     assert right.repaired[0] > blind.repaired[0] + 0.3
@@ -64,7 +64,7 @@ def test_a_sampler_goes_on_from_where_it_would_have_come():
 def test_a_table_has_every_line(tmp_path, monkeypatch):
   """Its first lines are of the planted rows themselves."""
   monkeypatch.setattr(repairs, "corrected", lambda loop, start, params, keys, text: (text, [3, 4]))
-  text = repairs.run(SETTINGS, exact, tmp_path)
+  text = repairs.run(SETTINGS, chain_model, tmp_path)
   assert (tmp_path / "repairs.md").read_text() == text + "\n"
   assert text.startswith("Shares for 1 / 2 wrong tokens of 48") and text.count("| 3.5 |") == 12
   assert text.count("\n") == 2 + 2 + len(LINES)
