@@ -40,7 +40,9 @@ def forked(tmp):
 
 
 def call(tmp, name, *flags, code=0, as_shipped=False):
-  """What a command says. The first of most names is started as a user does, others are forked."""
+  """What a command says. The first of most names is started as a user does, others are forked.
+  Those `as_shipped` are compiled as users have them.
+  """
   if as_shipped or name not in STARTED:
     STARTED.add(name)
     env = environment(tmp, as_shipped)
@@ -136,7 +138,7 @@ def test_it_learns(trained):
 
 def test_evaluate_prints_the_bound(home, trained):
   base = (f"--workdir={trained}", "--max_rows=64", "--num_draws=2")
-  row = json.loads(call(home, "evaluate", *base, "--split=test", "--json"))
+  row = json.loads(call(home, "evaluate", *base, "--split=test", "--json", as_shipped=True))
   assert row["step"] == 300 and row["rows"] == 64
   assert row["perplexity"] == pytest.approx(np.exp(row["nats_per_token"]))
   assert row["bits_per_char"] == pytest.approx(
@@ -429,7 +431,7 @@ def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
     "--config.data.length=32",
     "--config.model.layers=1",
   )
-  out = call(home, "quickstart", *flags, as_shipped=True)
+  out = call(home, "quickstart", *flags)
   for part in (
     "this model (upper bound)",
     "character 5-gram",
@@ -443,7 +445,7 @@ def test_quickstart_trains_reports_and_says_that_it_is_finished(home):
   ):
     assert part in out
   assert (home / "quick" / "report.html").stat().st_size > 10_000
-  again = call(home, "quickstart", *flags, as_shipped=True)
+  again = call(home, "quickstart", *flags)
   assert (
     "is finished" in again
     and out.split("held-out text: bound")[1] == again.split("held-out text: bound")[1]

@@ -402,7 +402,7 @@ SAMPLED = {  # that of the posterior mean is in conformance_test.py
 }
 
 
-def check_language(row: Row, process, options, steps=192):
+def check_language(row: Row, process, options, steps=96):
   """Steps of the exact network from the prior give the language; 0.011 of it is the draws'."""
   params = params_of(process)
   state = process.prior(params, KEYS)
