@@ -66,6 +66,14 @@ class Settings:
   seed: int = option(0, "of everything", ge=0)
 
 
+def check(settings: Settings) -> None:
+  """Raises ValueError for times and calls that are none."""
+  if not all(0 < time <= 1 for time in settings.times):
+    raise ValueError(f"times={settings.times} must be above 0 and at most 1; 0.1,0.5,0.9 is usual")
+  if min(settings.calls, default=0) < 1:
+    raise ValueError(f"calls={settings.calls} must be numbers from 1 on; 2,8,32 is usual")
+
+
 def processes(size: int) -> dict[str, tuple[Any, dict[str, Any]]]:
   """name -> (process, options of its exact network), for V = `size`."""
   return {
@@ -275,6 +283,7 @@ def tables(settings: Settings, found: list[Measured]) -> str:
 
 def run(settings: Settings, exact: Exact, workdir: pathlib.Path) -> str:
   """The tables, written as discreteness.md and, with the numbers, discreteness.json."""
+  check(settings)
   size, found, text = len(chain_of(settings.chain).initial), [], ""
   for name, (process, options) in processes(size).items():
     found.append(measure(name, process, options, exact, settings))

@@ -64,14 +64,18 @@ class Settings:
   chain: str = option("phrase", "phrase or branchy")
   errors: tuple[int, ...] = option((1, 2, 4, 8), "wrong tokens of a row")
   calls: int = option(16, "of each sampler", ge=2)
-  time: float = option(0.1, "at which samplers begin with the whole text", gt=0, lt=1)
+  time: float = option(0.1, "at which samplers begin with the whole text", ge=0.001, le=0.99)
   rows: int = option(512, "rows of each line", ge=2)
   seed: int = option(0, "of everything", ge=0)
 
-  def __post_init__(self):
-    length = chain_of(self.chain).length
-    if not all(1 <= count <= length for count in self.errors):
-      raise ValueError(f"errors={self.errors} must be between 1 and the {length} tokens of a row")
+
+def check(settings: Settings, chain: Chain) -> None:
+  """Raises ValueError for numbers of errors that a row cannot have."""
+  if not settings.errors or not all(1 <= count <= chain.length for count in settings.errors):
+    raise ValueError(
+      f"errors={settings.errors} must be between 1 and the {chain.length} tokens of a row; 1,2,4,8"
+      " is usual"
+    )
 
 
 @member
@@ -149,7 +153,9 @@ def running_confidence(masked: Masked, settings: Settings, length: int) -> Line:
   """
   steps = min(max(round(settings.calls / settings.time), settings.calls + 1), length)
   if steps <= settings.calls:
-    raise ValueError(f"calls={settings.calls} must be fewer than the {length} tokens of a row")
+    raise ValueError(
+      f"calls={settings.calls} must be fewer than the {length} tokens of a row; use 16"
+    )
   revise = RunningConfidence(steps=steps)
   reveal = Reveal(score=Random(), budget=EvenShare(steps=1), revise=revise)
   start = Start(settings.calls / steps, noised=True, resumed=steps - settings.calls)
@@ -274,6 +280,7 @@ def cells(line: Line, found: Sequence[Repairs]) -> tuple[str, ...]:
 def run(settings: Settings, exact: Exact, workdir: pathlib.Path) -> str:
   """The table, written as repairs.md and, with the numbers, repairs.json."""
   chain = chain_of(settings.chain)
+  check(settings, chain)
   rng = np.random.default_rng(settings.seed)
   right = chain.sample(rng, settings.rows)
   found = []

@@ -57,7 +57,9 @@ class Settings:
 
   lengths: tuple[int, ...] = option((16, 32, 64, 128), "tokens of a row")
   calls: int = option(8, "T of the excess by length", ge=1)
-  impossible: float = option(0.3, "the share of impossible texts that calls must reach", gt=0, lt=1)
+  impossible: float = option(
+    0.3, "share of impossible texts that calls must reach", ge=0.001, le=0.9
+  )
   gap_length: int = option(64, "tokens of a row of the cost gap", ge=8, le=256)
   gap_calls: tuple[int, ...] = option((4, 8, 16, 32, 64), "T of the cost gap")
   couplings: tuple[float, ...] = option((0.3, 0.6, 1.0), "strengths of the chains of the cost gap")
@@ -65,13 +67,23 @@ class Settings:
   rows: int = option(1024, "texts that the sampler draws", ge=2)
   seed: int = option(0, "of the chain and of the texts", ge=0)
 
-  def __post_init__(self):
-    longer = {length for length in self.lengths if length > self.calls}
-    if min(self.lengths, default=0) < 2 or len(longer) < 2 or len(set(self.gap_calls)) < 2:
-      raise ValueError(
-        f"lengths={self.lengths}, calls={self.calls}, gap_calls={self.gap_calls}: a slope needs two"
-        " lengths above the calls, and two numbers of calls; lengths=16,32,64 and calls=8 are usual"
-      )
+
+def check(settings: Settings) -> None:
+  """Raises ValueError for settings that no slope can be fitted to, or that are no numbers of calls
+  and no strengths.
+  """
+  lengths, gap_calls = set(settings.lengths), set(settings.gap_calls)
+  longer = [length for length in lengths if length > settings.calls]
+  if len(longer) < 2 or len(gap_calls) < 2 or min(lengths | gap_calls) < 1:
+    raise ValueError(
+      f"lengths={settings.lengths}, calls={settings.calls}, gap_calls={settings.gap_calls}: a slope"
+      " needs two lengths above the calls, and two numbers of calls from 1 on; lengths=16,32,64 and"
+      " calls=8 are usual"
+    )
+  if not settings.couplings or not all(0 < each <= 1 for each in settings.couplings):
+    raise ValueError(
+      f"couplings={settings.couplings} must be above 0 and at most 1; 0.3,1 is usual"
+    )
 
 
 def coupled(chain: Chain, strength: float) -> Chain:
@@ -230,6 +242,7 @@ def _cells(gap: Gap, calls: Sequence[int]) -> tuple[str, ...]:
 
 def run(settings: Settings, exact: Exact, workdir: pathlib.Path) -> str:
   """Both tables, written as theory.md and, with the numbers, theory.json."""
+  check(settings)
   chain = branchy(settings.seed)
   lengths, found = by_length(settings, chain), gaps(settings, chain)
   drawn = [

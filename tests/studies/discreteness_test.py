@@ -85,3 +85,10 @@ def test_tables_name_their_numbers():
   found = discreteness.unigram_entropy(chain_of("branchy"))
   shares = np.stack([np.bincount(column, minlength=8) for column in ids.T]) / len(ids)
   assert abs(found + (shares * np.log(np.maximum(shares, 1e-9))).sum(1).mean()) < 0.003
+
+
+def test_times_and_calls_that_are_none_are_refused():
+  with pytest.raises(ValueError, match=r"times=\(0.0, 0.5\) must be above 0"):
+    discreteness.check(Settings(times=(0.0, 0.5)))
+  with pytest.raises(ValueError, match=r"calls=\(0,\) must be numbers from 1 on"):
+    discreteness.check(Settings(calls=(0,)))

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_text.process.masked import Masked
 from diffusion_text.studies import repairs
-from diffusion_text.studies.chains import Chain
+from diffusion_text.studies.chains import Chain, chain_of
 from diffusion_text.testing.chain_network import chain_model
 
 SETTINGS = repairs.Settings(errors=(1, 2), calls=2, time=0.3, rows=64)
@@ -58,7 +58,7 @@ def test_a_sampler_goes_on_from_where_it_would_have_come():
   with pytest.raises(ValueError, match="calls=6 must be fewer than the 6 tokens"):
     repairs.running_confidence(Masked(vocab_size=4), repairs.Settings(calls=6), 6)
   with pytest.raises(ValueError, match=r"errors=\(64,\) must be between 1 and the 48 tokens"):
-    repairs.Settings(errors=(64,))
+    repairs.check(repairs.Settings(errors=(64,)), chain_of("phrase"))
 
 
 def test_a_table_has_every_line(tmp_path, monkeypatch):

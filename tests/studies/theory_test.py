@@ -156,5 +156,18 @@ def test_a_table_says_the_slopes():
   text = theory.table(settings, lengths, [((0.25, 0.01), 1.5)] * 2, found)
   assert "Slopes over L: excess at 4 calls 0." in text and "| 0.250 ± 0.010 | 1.500 |" in text
   assert text.count("\n| coupling") == 6
-  with pytest.raises(ValueError, match=r"lengths=\(8, 16\), calls=8, .* two lengths above"):
-    theory.Settings(lengths=(8, 16), calls=8)
+
+
+@pytest.mark.parametrize(
+  ("wrong", "said"),
+  (
+    ({"lengths": (8, 16)}, r"lengths=\(8, 16\), calls=8, .* two lengths above the calls"),
+    ({"gap_calls": (4,)}, r"gap_calls=\(4,\): a slope needs .* two numbers of calls"),
+    ({"gap_calls": (0, 4)}, r"gap_calls=\(0, 4\): .* from 1 on"),
+    ({"couplings": (0.0, 1.0)}, r"couplings=\(0.0, 1.0\) must be above 0"),
+  ),
+)
+def test_settings_without_a_slope_are_refused(wrong, said):
+  theory.check(theory.Settings())
+  with pytest.raises(ValueError, match=said):
+    theory.check(theory.Settings(**wrong))
