@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.options import member, option
 from diffusion_text.core.prng import draw_uniform, row_keys, streams
+from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
 from diffusion_text.process.uniform import Uniform
@@ -143,6 +144,12 @@ def lines(settings: Settings, chain: Chain) -> Iterator[Line]:
   scrambled = Mixed(vocab_size=size, mixing="epsilon", share=0.2)
   adaptive = AdaptiveCorrection(steps=calls, eta=0.1)
   yield Line("mixed, epsilon 0.2", "adaptive correction, 0.1", (scrambled, adaptive), start)
+  vectors = Embedding(vocab_size=size)
+  # The time at which a token can just be told from the others; and somewhat more noise.
+  told = float(vectors.bound_times()["about"])
+  yield Line("embedding", "grid, noised first", (vectors, grid), Start(told, noised=True))
+  more = Start(min(told + 0.05, 1.0), noised=True)
+  yield Line("embedding", "grid, noised more", (vectors, grid), more)
   yield Line("uniform", "grid, frequencies only (control)", (uniform, grid), start, knows=False)
 
 
@@ -185,22 +192,23 @@ def planted(
 
 def begun(loop: Loop, start: Start, params: Params, fixed: Fixed, text: Int[Array, "B L"]) -> Carry:
   """The carry of a loop that begins with a text, in place of noise."""
-  process = loop.model.process
+  process, of_process = loop.model.process, params["process"]
+  state = process.clean(of_process, text)
   if start.noised:
     times = jnp.full(text.shape, start.time)
-    text = process.corrupt(params["process"], streams(fixed.keys, "noised"), text, times)
-  carry = loop.start(params, fixed)._replace(state=text)
-  state = loop.sampler.init(loop.model, params, loop.canvas(fixed, carry))
+    state = process.corrupt(of_process, streams(fixed.keys, "noised"), state, times)
+  carry = loop.start(params, fixed)._replace(state=state)
+  own = loop.sampler.init(loop.model, params, loop.canvas(fixed, carry))
   if start.resumed is not None:
-    waiting = text == process.mask_id
+    waiting = state == process.mask_id
     unknown = UNKNOWN - draw_uniform(streams(fixed.keys, "unknown"))  # in random order
-    state = state._replace(
+    own = own._replace(
       waiting=waiting,
       level=waiting.astype(jnp.float32),
-      step=jnp.full_like(state.step, start.resumed),
+      step=jnp.full_like(own.step, start.resumed),
       recorded=jnp.where(waiting, 0.0, unknown),
     )
-  return carry._replace(sampler=state)
+  return carry._replace(sampler=own)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -66,7 +66,9 @@ def test_a_table_has_every_line(tmp_path, monkeypatch):
   monkeypatch.setattr(repairs, "corrected", lambda loop, start, params, keys, text: (text, [3, 4]))
   text = repairs.run(SETTINGS, chain_model, tmp_path)
   assert (tmp_path / "repairs.md").read_text() == text + "\n"
-  assert text.startswith("Shares for 1 / 2 wrong tokens of 48") and text.count("| 3.5 |") == 12
+  assert text.startswith("Shares for 1 / 2 wrong tokens of 48") and text.count("| 3.5 |") == len(
+    LINES
+  )
   assert text.count("\n") == 2 + 2 + len(LINES)
   assert "| – | nobody: as planted | – | 0.000 / 0.000 (± 0.000) | 0.000 / 0.000" in text
   assert "| masked | running confidence | 0.29 | 0.000 / 0.000 (± 0.000) |" in text
