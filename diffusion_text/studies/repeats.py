@@ -1,0 +1,294 @@
+"""What text is worth that is read again and again: autoregressive and masked models on the same few
+characters, for many epochs.
+
+Published (arXiv 2507.15857): where text is short, masked diffusion goes on learning from repeats
+long after an autoregressive model has begun to learn them by heart, and ends below it. Repeats are
+worth D' = U + U R* (1 - exp(-R / R*)) characters, with U of them different and R epochs after the
+first, and the bound falls as E + A / D'^a; R* is the number of repeats after which little is left
+to learn, 31 there for autoregressive models and 494 for masked ones.
+
+The bound of a masked model is an upper one, and the autoregressive bound is exact: a masked model
+that comes out below is better by at least so much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_text import train
+from diffusion_text.core.options import member, option
+from diffusion_text.data.corpora import Austen
+from diffusion_text.experiment.build import build
+from diffusion_text.experiment.registry import named_value
+from diffusion_text.experiment.run import override, train_workdir
+from diffusion_text.studies.compare import Comparison, config_files
+from diffusion_text.studies.measures import markdown, write
+
+MARK = "@"  # between the name of a config and the values that differ
+HEADER = ("characters", "system", "best, bits/char", "after epochs", "last, bits/char")
+HEADER = (*HEADER, "last on its own text, bits/char")
+
+
+@member
+class Settings:
+  """How the study is run."""
+
+  characters: tuple[int, ...] = option((10_000, 20_000, 40_000), "of different text, U")
+  epochs: int = option(200, "times that each text is read", ge=2)
+  evaluations: int = option(50, "of each run, at equal distances", ge=2)
+
+  def __post_init__(self):
+    if list(self.characters) != sorted(set(self.characters)) or min(self.characters) < 1:
+      raise ValueError(f"characters={self.characters} must be positive and rise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """The evaluations of one run, in their order.
+
+  Attributes:
+    epochs: Times that the text had been read.
+    bounds: Bits per character of validation text.
+    errors: Standard errors of the bounds.
+    own: Bits per character of the text that is learned, at the same updates.
+  """
+
+  epochs: tuple[float, ...]
+  bounds: tuple[float, ...]
+  errors: tuple[float, ...]
+  own: tuple[float, ...]
+
+  @property
+  def best(self) -> int:
+    """The number of the lowest evaluation."""
+    return int(np.argmin(self.bounds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """What a bound falls to by text and repeats.
+
+  Attributes:
+    floor: E, bits per character.
+    scale: A.
+    power: a.
+    repeats: R*, after which repeats are worth little.
+  """
+
+  floor: float
+  scale: float
+  power: float
+  repeats: float
+
+  def bound(self, unique: float, epochs: float) -> float:
+    """Bits per character after so many epochs of so many characters."""
+    again = max(epochs - 1.0, 0.0)
+    worth = unique * (min(epochs, 1.0) - self.repeats * math.expm1(-again / self.repeats))
+    return self.floor + self.scale * worth**-self.power
+
+
+def fitted(curves: Mapping[int, Curve]) -> Law | None:
+  """The law that is nearest to the curves in squares, each up to its best evaluation. None: these
+  are fewer than five evaluations, and the law has four numbers.
+
+  curves: U -> the curve of one system.
+  """
+  from scipy.optimize import least_squares  # here, because it is slow to import
+
+  points = [
+    (unique, epochs, bound)
+    for unique, curve in curves.items()
+    for epochs, bound in list(zip(curve.epochs, curve.bounds))[: curve.best + 1]
+  ]
+  if len(points) < 5:
+    return None
+  lowest = min(bound for *_, bound in points)
+
+  def law(x: np.ndarray) -> Law:
+    return Law(lowest / (1 + math.exp(-x[0])), math.exp(x[1]), math.exp(x[2]), math.exp(x[3]))
+
+  def away(x: np.ndarray) -> list[float]:
+    return [law(x).bound(unique, epochs) - bound for unique, epochs, bound in points]
+
+  limits = ([-8.0, -20.0, -5.0, -2.0], [8.0, 20.0, 1.5, 12.0])
+  starts = [(0.0, 2.0, -1.0, repeats) for repeats in (1.0, 3.5, 6.0)]
+  found = [least_squares(away, start, bounds=limits) for start in starts]
+  return law(min(found, key=lambda each: each.cost).x)
+
+
+def crossing(first: Curve, second: Curve) -> float | None:
+  """The epochs after which the lowest bound so far of `second` is that of `first` or below; between
+  two evaluations the logarithm of the epochs is a line. None: in no evaluation.
+  """
+  ahead = np.minimum.accumulate(second.bounds) - np.minimum.accumulate(first.bounds)
+  below = np.flatnonzero(ahead <= 0)
+  if not len(below):
+    return None
+  place = int(below[0])
+  if place == 0:
+    return first.epochs[0]
+  share = ahead[place - 1] / (ahead[place - 1] - ahead[place])
+  earlier, later = np.log(first.epochs[place - 1 : place + 1])
+  return float(np.exp(earlier + share * (later - earlier)))
+
+
+def predicted(crossings: Mapping[int, float], unique: int) -> float | None:
+  """The epochs of the crossing with another U, by a power law through the given ones. None: fewer
+  than two are given.
+  """
+  if len(crossings) < 2:
+    return None
+  power, start = np.polyfit(np.log(list(crossings)), np.log(list(crossings.values())), 1)
+  return float(np.exp(start + power * np.log(unique)))
+
+
+def text_of(folder: pathlib.Path, characters: int) -> pathlib.Path:
+  """A folder with the first characters of the bundled novels, and their held-out parts.
+
+  Raises:
+    ValueError: If there is less text.
+  """
+  corpus = Austen()
+  for split in ("train", "validation", "test"):
+    text = "\n".join(corpus.documents(split))
+    if split == "train":
+      if characters > len(text):
+        raise ValueError(f"characters={characters}: the bundled text has {len(text)}")
+      text = text[:characters]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{split}.txt").write_text(text)
+  return folder
+
+
+def steps_of(characters: int, epochs: float, config: ConfigDict) -> int:
+  """The updates that read so many characters so many times; a token is a byte."""
+  return max(1, round(characters * epochs / (config.train.batch_size * config.data.length)))
+
+
+def config_of(
+  system: str,
+  base: ConfigDict,
+  files: Mapping[str, pathlib.Path],
+  text: pathlib.Path,
+  steps: int,
+  evaluations: int,
+) -> ConfigDict:
+  """The config of a run: the base on the text of a folder, what the system owns, and the values
+  that its name gives, as in autoregressive@model.dropout=0.1.
+  """
+  name, *values = system.split(MARK)
+  shared = ConfigDict(base.to_dict())
+  shared.data.update({"corpus": "folder", "path": str(text), "tokenizer": "bytes"})
+  shared.data.vocab_size = None
+  config, _ = Comparison(text, shared, files, steps=steps).system(pathlib.Path(name).stem)
+  config.train.update({"steps": steps, "save_every": steps, "keep": 1, "log_every": 1})
+  config.train.evaluate_every = max(1, steps // evaluations)
+  override(config, [named_value(value, "configs") for value in values])
+  return config
+
+
+def measure(config: ConfigDict, workdir: pathlib.Path, epoch: float) -> Curve:
+  """Trains a run, or goes on with it, and returns its evaluations.
+
+  Args:
+    config: Of the run.
+    workdir: Of the run.
+    epoch: Updates of one epoch.
+
+  Raises:
+    SystemExit: If training was stopped, with the exit code of the loop.
+  """
+  result = train_workdir(build(config), str(workdir), terminal=False)
+  if result.status != "finished":
+    raise SystemExit(result.exit_code)
+  rows = train.read_metrics(workdir)
+  name, every = "validation_bits_per_character", config.train.evaluate_every
+  scored = {row["step"]: row for row in rows if row["step"] and name in row}
+  learned = {row["step"]: row["bound"] / math.log(2) for row in rows if "bound" in row}
+  # The mean over the updates since the last evaluation, as one batch is little text.
+  own = [[learned[s] for s in learned if step - every < s <= step] for step in scored]
+  return Curve(
+    epochs=tuple(step / epoch for step in scored),
+    bounds=tuple(row[name] for row in scored.values()),
+    errors=tuple(row[f"{name}_error"] for row in scored.values()),
+    own=tuple(float(np.mean(each)) for each in own),
+  )
+
+
+def lines(curves: Mapping[str, Mapping[int, Curve]]) -> list[tuple[str, ...]]:
+  """The cells of the table, one line for each U and system."""
+  found = []
+  for unique in next(iter(curves.values())):
+    for system, each in curves.items():
+      curve = each[unique]
+      best, cell = curve.best, f"{curve.bounds[curve.best]:.3f} ± {curve.errors[curve.best]:.3f}"
+      last = (f"{curve.bounds[-1]:.3f} ± {curve.errors[-1]:.3f}", f"{curve.own[-1]:.3f}")
+      found.append((f"{unique:,}", system, cell, f"{curve.epochs[best]:.1f}", *last))
+  return found
+
+
+def report(curves: Mapping[str, Mapping[int, Curve]]) -> str:
+  """The table, what the law says of each system, and where each other system crosses the first."""
+  parts = [markdown(HEADER, lines(curves), left=(1,))]
+  for system, each in curves.items():
+    law = fitted(each)
+    numbers = (
+      "too few evaluations before the best for a law"
+      if law is None
+      else f"E = {law.floor:.2f}, A = {law.scale:.3g}, a = {law.power:.2f}, R* = {law.repeats:.3g}"
+    )
+    parts.append(f"{system}: {numbers}")
+  (first, own), *others = curves.items()
+  for system, each in others:
+    places = {unique: crossing(own[unique], curve) for unique, curve in each.items()}
+    said = [f"U = {u:,}: {'never' if at is None else f'{at:.3g}'}" for u, at in places.items()]
+    *before, last = places
+    known = {u: places[u] for u in before if places[u] is not None}
+    guess = predicted(known, last)
+    more = "" if guess is None else f"; for the last, {guess:.3g} follows from the others"
+    parts.append(f"{system} is below {first} after epochs: {', '.join(said)}{more}")
+  return "\n\n".join(parts)
+
+
+def run(
+  settings: Settings,
+  systems: Sequence[str],
+  base: ConfigDict,
+  configs: pathlib.Path,
+  workdir: pathlib.Path,
+) -> str:
+  """Trains every system on every text, the short texts first, and returns the report, which is
+  written to repeats.md and repeats.json too.
+
+  Args:
+    settings: How much text, and for how long.
+    systems: Names of configs, with values after @; the first is what the others are held against.
+    base: What all share.
+    configs: The folder of configs.
+    workdir: Where everything is written. A run that was stopped goes on.
+
+  Raises:
+    ValueError: For unknown names and values, before anything is trained.
+  """
+  files = config_files(list(dict.fromkeys(each.split(MARK)[0] for each in systems)), configs)
+  runs = []
+  for characters in settings.characters:
+    text = text_of(workdir / f"text_{characters}", characters)
+    steps = steps_of(characters, settings.epochs, base)
+    for system in systems:
+      config = config_of(system, base, files, text, steps, settings.evaluations)
+      build(config)  # refuses now what would be refused later
+      runs.append((system, characters, config, workdir / f"{system}_{characters}"))
+  curves: dict[str, dict[int, Curve]] = {system: {} for system in systems}
+  for system, characters, config, where in runs:
+    curves[system][characters] = measure(config, where, config.train.steps / settings.epochs)
+  text = report(curves)
+  plain = {s: {u: dataclasses.asdict(c) for u, c in each.items()} for s, each in curves.items()}
+  write(workdir, "repeats", text, curves=plain)
+  return text

@@ -1,0 +1,109 @@
+"""What repeated text is worth, by curves whose law is known, and runs whose metrics are given."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from configs import comparison
+from diffusion_text import train
+from diffusion_text.studies import repeats
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+def curve(epochs, bounds):
+  return repeats.Curve(tuple(epochs), tuple(bounds), (0.1,) * len(bounds), (1.0,) * len(bounds))
+
+
+def test_the_law_of_known_curves_is_found():
+  """Their rise after the best evaluation is left out. Mutant: repeats are worth new text."""
+  law = repeats.Law(1.5, 40.0, 0.4, 20.0)
+  epochs = [1, 2, 4, 8, 16, 32, 64]
+  curves = {
+    unique: curve([*epochs, 128], [*(law.bound(unique, each) for each in epochs), 9.0])
+    for unique in (1000, 4000)
+  }
+  found = repeats.fitted(curves)
+  assert found.repeats == pytest.approx(20, rel=0.02) and found.power == pytest.approx(
+    0.4, rel=0.02
+  )
+  assert found.floor == pytest.approx(1.5, rel=0.02)
+  always_new = {
+    unique: curve(epochs, [1.5 + 40 * (unique * each) ** -0.4 for each in epochs])
+    for unique in (1000, 4000)
+  }
+  assert repeats.fitted(always_new).repeats > 1000
+  assert repeats.fitted({1000: curve([1, 2, 3], [3.0, 2.0, 1.0])}) is None
+
+
+def test_an_epoch_is_worth_its_text_and_endless_ones_r_star_more():
+  law = repeats.Law(0.0, 1.0, 1.0, 30.0)
+  assert 1 / law.bound(100, 1) == pytest.approx(100) and 1 / law.bound(100, 0.5) == pytest.approx(
+    50
+  )
+  assert 1 / law.bound(100, 1e6) == pytest.approx(100 * (1 + 30))
+
+
+def test_crossings_by_hand():
+  """Of the lowest bounds so far: where a curve rises again, what was reached counts."""
+  first = curve([1, 4, 16, 64], [5.0, 3.0, 4.0, 6.0])
+  assert repeats.crossing(first, curve([1, 4, 16, 64], [6.0, 5.0, 3.5, 2.5])) == pytest.approx(32)
+  assert repeats.crossing(first, curve([1, 4, 16, 64], [6.0, 5.0, 3.5, 3.1])) is None
+  assert repeats.crossing(first, curve([1, 4, 16, 64], [4.0, 5.0, 3.5, 3.1])) == 1
+  assert repeats.predicted({10: 4.0, 20: 8.0}, 40) == pytest.approx(16)
+  assert repeats.predicted({10: 4.0}, 40) is None
+
+
+def trained(experiment, workdir, terminal):
+  """Stands for training: the bound falls to its best in the middle, later with dropout."""
+  assert not terminal
+  steps, every = experiment.train.steps, experiment.train.evaluate_every
+  best = steps / 2 if experiment.config.model.get("dropout") else steps / 4
+  rows = []
+  for step in range(steps + 1):
+    rows.append({"step": step, "bound": np.log(2) * 2})
+    if step % every == 0:
+      bound = 2 + abs(step - best) / steps - 0.2 * bool(experiment.config.model.get("dropout"))
+      name = "validation_bits_per_character"
+      rows.append({"step": step, name: bound, f"{name}_error": 0.01})
+  pathlib.Path(workdir).mkdir(parents=True)
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (pathlib.Path(workdir) / "metrics.jsonl").write_text(text)
+  return train.Result(None, steps, "finished")
+
+
+def test_each_system_learns_each_text_for_as_many_epochs(tmp_path, monkeypatch):
+  monkeypatch.setattr(repeats, "train_workdir", trained)
+  base = comparison.get_config()
+  base.data.length, base.train.batch_size = 16, 8
+  systems = ["autoregressive", "autoregressive@model.dropout=0.25"]
+  settings = repeats.Settings(characters=(1280, 2560), epochs=8, evaluations=8)
+  text = repeats.run(settings, systems, base, CONFIGS, tmp_path)
+  assert len((tmp_path / "text_1280" / "train.txt").read_text()) == 1280
+  kept = json.loads((tmp_path / "repeats.json").read_text())["curves"]
+  assert kept[systems[0]]["1280"]["epochs"] == [1, 2, 3, 4, 5, 6, 7, 8]
+  assert (
+    "| 2,560 | autoregressive@model.dropout=0.25 | 1.800 ± 0.010 | 4.0 | 2.300 ± 0.010 |" in text
+  )
+  assert "| 1,280 | autoregressive | 2.000 ± 0.010 | 2.0 | 2.750 ± 0.010 | 2.000 |" in text
+  assert "is below autoregressive after epochs: U = 1,280: 2.35, U = 2,560: 2.35" in text
+  assert (tmp_path / "repeats.md").read_text().strip() == text
+
+
+def test_what_cannot_be_run_is_refused_before_training(tmp_path):
+  base = comparison.get_config()
+
+  def run(systems, characters=(1000,)):
+    settings = repeats.Settings(characters=characters, epochs=2, evaluations=2)
+    return repeats.run(settings, systems, base, CONFIGS, tmp_path)
+
+  with pytest.raises(ValueError, match="must be positive and rise"):
+    run(["mdlm"], (2000, 1000))
+  with pytest.raises(ValueError, match="did you mean 'mdm'"):
+    run(["mdml"])
+  with pytest.raises(ValueError, match="dropuot"):
+    run(["mdlm@model.dropuot=0.1"])
+  with pytest.raises(ValueError, match="the bundled text has"):
+    run(["mdlm"], (10**9,))
