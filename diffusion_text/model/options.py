@@ -124,7 +124,8 @@ class TransformerOptions:
     "standard deviation of the tables of ids, vectors, positions and types before training. At 0.02"
     " the first layer adds to each token a vector many times as long as that of the token; at 1"
     " later layers can still read the token, and small networks learn look-ups sooner"
-    " (docs/results.md). Leave it at 0.02 if the head is tied to the table",
+    " (docs/results.md). On text 0.02 is a little better. A head tied to a table of 1 begins with"
+    " logits that are far too large",
     gt=0,
   )
   tie_embeddings: bool = option(False, "the head is the table that embeds the tokens")
