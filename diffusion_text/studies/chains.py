@@ -59,13 +59,20 @@ class Chain(NamedTuple):
     """bool [B]: True for a row with a step that the chain never makes."""
     return (self.transition[ids[:, :-1], ids[:, 1:]] == 0).any(1)
 
+  def laws(self) -> Float[np.ndarray, "N V"]:
+    """float64 [N, V]: the law of the token of each place, of which nothing else is known."""
+    laws = [self.initial]
+    for _ in range(self.length - 1):
+      laws.append(laws[-1] @ self.transition)
+    return np.stack(laws)
+
+  def frequencies(self) -> Float[np.ndarray, " V"]:
+    """float64 [V]: the probability of each token, averaged over places."""
+    return self.laws().mean(axis=0)
+
   def bigrams(self) -> Float[np.ndarray, "V V"]:
     """float64 [V, V]: the probability of each pair of neighbours, averaged over places."""
-    law, total = self.initial, np.zeros_like(self.transition)
-    for _ in range(self.length - 1):
-      total += law[:, None] * self.transition
-      law = law @ self.transition
-    return total / (self.length - 1)
+    return self.laws()[:-1].mean(axis=0)[:, None] * self.transition
 
   def nll(self, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, " B"]:
     """float64 [B]: -log p of each row in nats, after initial and transition law were mixed with

@@ -249,11 +249,8 @@ def measure(name: str, process: Any, options: Any, exact: Exact, settings: Setti
 
 def unigram_entropy(chain: Chain) -> float:
   """Nats of a token of which nothing is known but its place, averaged over places."""
-  law, total = chain.initial, 0.0
-  for _ in range(chain.length):
-    total -= float((law * np.log(np.maximum(law, 1e-300))).sum())
-    law = law @ chain.transition
-  return total / chain.length
+  laws = chain.laws()
+  return float(-(laws * np.log(np.maximum(laws, 1e-300))).sum(axis=1).mean())
 
 
 def tables(settings: Settings, found: list[Measured]) -> str:

@@ -38,6 +38,12 @@ def total_variation(first: Float[np.ndarray, "..."], second: Float[np.ndarray, "
   return float(0.5 * np.abs(first - second).sum())
 
 
+def check_rising(name: str, numbers: Sequence[int], usual: str) -> None:
+  """Raises ValueError for numbers of a setting that are not positive and rising, or are none."""
+  if not numbers or min(numbers) < 1 or list(numbers) != sorted(set(numbers)):
+    raise ValueError(f"{name}={tuple(numbers)} must be positive and rise; {usual} is usual")
+
+
 def markdown(
   header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
 ) -> str:

@@ -43,8 +43,8 @@ def costs_by_distance(chain: Chain, unigram: float = 0.0) -> Float[np.ndarray, "
   """
   size, length = len(chain.initial), chain.length
   chances = bridges(chain)
-  law = chances[1 : length + 1, size, :size]
-  often = law.mean(axis=0)[:, None]
+  law = chain.laws()
+  often = chain.frequencies()[:, None]
   right = chances[1 : length + 1, None, :size]
   costs = np.zeros((length, length, length))
   for a in range(1, length + 1):

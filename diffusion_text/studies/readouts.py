@@ -150,7 +150,7 @@ def erring(exact: Exact, chain: Chain, process: Any, options: Any) -> tuple[Mode
   """(a model whose network can be made wrong, the parameters of the one that is right)."""
   model, params = exact(process, chain, **options)
   timing = Shared().for_bound(process.bound_times())
-  often = jnp.asarray(chain.bigrams().sum(axis=1), jnp.float32)
+  often = jnp.asarray(chain.frequencies(), jnp.float32)
   network = {"right": params["network"], "often": often, "error": RIGHT}
   return model._replace(network=Erring(model.network), timing=timing), {
     **params,

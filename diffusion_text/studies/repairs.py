@@ -145,11 +145,11 @@ def lines(settings: Settings, chain: Chain) -> Iterator[Line]:
   adaptive = AdaptiveCorrection(steps=calls, eta=0.1)
   yield Line("mixed, epsilon 0.2", "adaptive correction, 0.1", (scrambled, adaptive), start)
   vectors = Embedding(vocab_size=size)
-  # The time at which a token can just be told from the others; and somewhat more noise.
+  # The time at which a token can just be told from the others; less noise than that, and more.
   told = float(vectors.bound_times()["about"])
-  yield Line("embedding", "grid, noised first", (vectors, grid), Start(told, noised=True))
-  more = Start(min(told + 0.05, 1.0), noised=True)
-  yield Line("embedding", "grid, noised more", (vectors, grid), more)
+  for name, time in (("first", told), ("less", told - 0.05), ("more", told + 0.05)):
+    noised = Start(min(max(time, 0.001), 1.0), noised=True)
+    yield Line("embedding", f"grid, noised {name}", (vectors, grid), noised)
   yield Line("uniform", "grid, frequencies only (control)", (uniform, grid), start, knows=False)
 
 
@@ -173,7 +173,7 @@ def known_by(line: Line, chain: Chain) -> Chain:
   """The chain that the network of a line knows."""
   step, first = chain.transition, chain.initial
   if not line.knows:
-    first = chain.bigrams().sum(axis=0)
+    first = chain.frequencies()
     step = np.tile(first, (len(first), 1))
   size = len(first)
   step, first = ((1 - SMOOTHING) * law + SMOOTHING / size for law in (step, first))

@@ -28,7 +28,7 @@ from diffusion_text.experiment.build import build
 from diffusion_text.experiment.registry import named_value
 from diffusion_text.experiment.run import override, train_workdir
 from diffusion_text.studies.compare import Comparison, config_files
-from diffusion_text.studies.measures import markdown, write
+from diffusion_text.studies.measures import check_rising, markdown, write
 
 MARK = "@"  # between the name of a config and the values that differ
 HEADER = ("characters", "system", "best, bits/char", "after epochs", "last, bits/char")
@@ -42,10 +42,6 @@ class Settings:
   characters: tuple[int, ...] = option((10_000, 20_000, 40_000), "of different text, U")
   epochs: int = option(200, "times that each text is read", ge=2)
   evaluations: int = option(50, "of each run, at equal distances", ge=2)
-
-  def __post_init__(self):
-    if list(self.characters) != sorted(set(self.characters)) or min(self.characters) < 1:
-      raise ValueError(f"characters={self.characters} must be positive and rise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +155,7 @@ def text_of(folder: pathlib.Path, characters: int) -> pathlib.Path:
     text = "\n".join(corpus.documents(split))
     if split == "train":
       if characters > len(text):
-        raise ValueError(f"characters={characters}: the bundled text has {len(text)}")
+        raise ValueError(f"characters={characters}: the bundled text has {len(text)}; use fewer")
       text = text[:characters]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{split}.txt").write_text(text)
@@ -274,8 +270,10 @@ def run(
     workdir: Where everything is written. A run that was stopped goes on.
 
   Raises:
-    ValueError: For unknown names and values, before anything is trained.
+    ValueError: For unknown names and values, and for numbers of characters that do not rise,
+      before anything is trained.
   """
+  check_rising("characters", settings.characters, "10000,20000")
   files = config_files(list(dict.fromkeys(each.split(MARK)[0] for each in systems)), configs)
   runs = []
   for characters in settings.characters:

@@ -27,7 +27,7 @@ from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.studies.chains import Chain
-from diffusion_text.studies.measures import markdown, mean_and_error, write
+from diffusion_text.studies.measures import check_rising, markdown, mean_and_error, write
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Key, Model, Params, Progress
 
@@ -52,10 +52,6 @@ class Settings:
   draws: tuple[int, ...] = option((1, 4, 16, 64), "of the bound of each text under each class")
   width: float = option(3.0, "standard errors behind the best after which a class is out", gt=0)
   seed: int = option(0, "of everything", ge=0)
-
-  def __post_init__(self):
-    if list(self.draws) != sorted(set(self.draws)) or min(self.draws) < 1:
-      raise ValueError(f"draws={self.draws} must be positive and rise")
 
 
 class Labelled(NamedTuple):
@@ -99,7 +95,7 @@ def exact_nats(chain: Chain, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, "
 
 def counted_nats(chain: Chain, ids: Int[np.ndarray, "B N"]) -> Float[np.ndarray, " B"]:
   """float64 [B]: nats of texts by the frequencies of tokens alone, which see no order."""
-  return -np.log(chain.bigrams().sum(axis=0))[ids].sum(1)
+  return -np.log(chain.frequencies())[ids].sum(1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -234,6 +230,7 @@ def of_process(
 
 def run(settings: Settings, exact: Exact, workdir: pathlib.Path) -> str:
   """The two tables, written as zero_shot.md and zero_shot.json."""
+  check_rising("draws", settings.draws, "1,4,16,64")
   made = texts(settings)
   lines, given_up = known(made), []
   for name, process in processes(settings.tokens).items():

@@ -54,6 +54,8 @@ def test_quality_of_rows_that_can_be_counted():
   chain = chains.Chain("swap", np.array([0.5, 0.5]), np.array([[0.0, 1.0], [1.0, 0.0]]), 3)
   found = chains.quality(chain, np.array([[0, 1, 0], [1, 1, 0]]))
   np.testing.assert_allclose(chain.bigrams(), [[0.0, 0.5], [0.5, 0.0]])
+  begins = chain._replace(initial=np.array([1.0, 0.0]))  # 0 1 0: of two of its pairs 0 is half
+  np.testing.assert_allclose(begins.frequencies(), [2 / 3, 1 / 3])
   assert (found.invalid, found.invalid_error) == (0.5, 0.5)
   assert found.distance == pytest.approx(0.25)  # pairs 01, 10, 11, 10 against a half of each
   assert found.entropy == pytest.approx(np.log(2))

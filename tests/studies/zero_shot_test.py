@@ -65,5 +65,6 @@ def test_tables_have_a_line_for_each_number_of_draws(tmp_path, monkeypatch):
   text = zero_shot.run(small, chain_model, tmp_path)
   assert text.count("| masked | the same |") == text.count("| masked | each its own |") == 2
   assert "of 2 |" in text and (tmp_path / "zero_shot.md").read_text().strip() == text
-  with pytest.raises(ValueError, match=r"draws=\(4, 1\) must be positive and rise"):
-    zero_shot.Settings(draws=(4, 1))
+  for wrong in ((), (4, 1), (0, 4)):
+    with pytest.raises(ValueError, match=r"draws=\(.*\) must be positive and rise; 1,4,16,64"):
+      zero_shot.run(zero_shot.Settings(draws=wrong), chain_model, tmp_path)
