@@ -190,11 +190,15 @@ def table_of_runs(
   rows = [line for numbers in found for line in exams.lines(numbers)]
   made = exam.baselines(how, lambda: experiment)
   baselines = [{"system": name, "scores": scores} for name, scores in made.items()]
-  levels = {row["system"]: row["decode_at"] for row in found if row["decode_at"] is not None}
-  ends = ", ".join(f"{name} {level:g}" for name, level in levels.items())
+
+  def of_each(name: str) -> str:
+    known = [numbers for numbers in found if numbers.get(name) is not None]
+    return ", ".join(f"{numbers['system']} {numbers[name]:g}" for numbers in known)
+
+  left_out, ends = of_each("left_out"), of_each("decode_at")
   notes = [
     exam.legend(how),
-    f"Left out, as their prompts fill a row: {found[0]['left_out']}.",
+    f"Prompts that fill a row and were left out: {left_out}." if left_out else "",
     f"Log-SNRs at which bounds decode, chosen on validation text: {ends}." if ends else "",
   ]
   table = one_table(f"{how.split}, seed {found[0]['seed']}", rows, baselines, exam.columns)

@@ -81,7 +81,9 @@ def test_training_scoring_and_writing(module, tmp_path):
   assert consensus["label"] == "consensus of 2" and consensus["calls"] == 6
   assert set(row["scores"]) == set(exam.columns) and "bleu" in exam.columns and row["bound"][0] > 0
   named = {"system": "toy", "seed": 0, **row}
-  table = task_report.table_of_runs(exam, [named], how, toy)
+  shorter = {**named, "system": "shorter", "left_out": 4, "more": []}
+  table = task_report.table_of_runs(exam, [named, shorter], how, toy)
+  assert "Prompts that fill a row and were left out: toy 1, shorter 4." in table
   assert "| toy |" in table and "| toy, consensus of 2 |" in table and "*known answer*" in table
   assert "by sentence chrf" in table and "per token (bytes)" in table and len(text) > 0
 
