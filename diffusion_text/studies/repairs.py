@@ -147,7 +147,7 @@ def lines(settings: Settings, chain: Chain) -> Iterator[Line]:
   vectors = Embedding(vocab_size=size)
   # The time at which a token can just be told from the others; less noise than that, and more.
   told = float(vectors.bound_times()["about"])
-  for name, time in (("first", told), ("less", told - 0.05), ("more", told + 0.05)):
+  for name, time in (("less", told - 0.05), ("first", told), ("more", told + 0.05)):
     noised = Start(min(max(time, 0.001), 1.0), noised=True)
     yield Line("embedding", f"grid, noised {name}", (vectors, grid), noised)
   yield Line("uniform", "grid, frequencies only (control)", (uniform, grid), start, knows=False)
