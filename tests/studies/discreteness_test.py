@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_text.core.prng import position_keys
 from diffusion_text.process.embedding import Embedding
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.uniform import Uniform
@@ -59,6 +60,21 @@ def test_vectors_begin_with_no_information():
   lost = discreteness.lost(model, params, IDS[:64], 1, seed=0)
   np.testing.assert_allclose(lost, correlation(IDS[:64]), atol=0.2)
   assert abs((lost - correlation(IDS[:64])).mean()) < 0.02 < correlation(IDS).mean()
+
+
+def test_at_the_end_of_the_path_a_token_has_its_own_law():
+  """What is undecided there is the entropy of each place, and masks pay -log of its law. Mutant: a
+  little before the end, where neighbours tell some.
+  """
+  model, params = chain_model(Masked(vocab_size=3), CHAIN)
+  keys = position_keys(jax.random.key(0), 512, 4)
+  laws, ids = CHAIN.laws(), IDS[:512]
+  entropies = -(laws * np.log(np.maximum(laws, 1e-30))).sum(axis=1)
+  undecided, rate = discreteness.at_level(model, params, keys, ids, jnp.float32(1))
+  np.testing.assert_allclose(undecided, np.tile(entropies, (512, 1)), atol=1e-5)
+  np.testing.assert_allclose(rate, -np.log(laws[np.arange(4), ids]), atol=1e-3)
+  before, _ = discreteness.at_level(model, params, keys, ids, jnp.float32(0.9))
+  assert before.mean() < undecided.mean() - 0.05
 
 
 def test_the_sum_over_texts_is_that_of_all_texts():

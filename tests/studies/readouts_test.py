@@ -52,6 +52,8 @@ def test_what_is_added_costs_the_same_and_a_floor_does_not(bounds):
   same, floor = costs.values()
   np.testing.assert_allclose(*same, atol=2e-2)
   assert same[0].mean() > 0.05 and (floor[0] - floor[1]).mean() > 0.02
+  starts = [bounds(reading, Error(unigram=0.05)).start for reading in READINGS]
+  assert starts == [0, 10]  # as posterior the floor is dear at the clear end of the path
 
 
 def test_logits_are_wrong_as_they_are_named():

@@ -2,13 +2,18 @@
 noise that may be any token is repaired by what the network knows of neighbours.
 """
 
+import jax
 import numpy as np
 import pytest
 
+from diffusion_text.core.prng import row_keys
 from diffusion_text.process.masked import Masked
+from diffusion_text.reader.whole_row import WholeRow
+from diffusion_text.sampler.loop import Loop
 from diffusion_text.studies import repairs
 from diffusion_text.studies.chains import Chain, chain_of
 from diffusion_text.testing.chain_network import chain_model
+from diffusion_text.types import Batch
 
 SETTINGS = repairs.Settings(errors=(1, 2), calls=2, time=0.3, rows=64)
 CYCLE = Chain("cycle", np.full(4, 0.25), np.eye(4)[[1, 2, 3, 0]], 6)
@@ -59,6 +64,27 @@ def test_a_sampler_goes_on_from_where_it_would_have_come():
     repairs.running_confidence(Masked(vocab_size=4), repairs.Settings(calls=6), 6)
   with pytest.raises(ValueError, match=r"errors=\(64,\) must be between 1 and the 48 tokens"):
     repairs.check(repairs.Settings(errors=(64,)), chain_of("phrase"))
+
+
+def test_running_confidence_begins_with_masks_and_doubts_the_rest():
+  """As that sampler would stand: masks wait, and no visible token has been drawn by a call."""
+  line = LINES["masked", "running confidence"]
+  process, sampler = line.members
+  model, params = chain_model(process, CYCLE, repairs.Late(start=line.start.time))
+  loop, text = Loop(model, sampler, WholeRow()), np.zeros((64, 6), np.int32)
+
+  @jax.jit
+  def begun(params, keys):
+    fixed = loop.fixed(params, keys, Batch(text))
+    return repairs.begun(loop, line.start, params, fixed, text)
+
+  carry = begun(params, row_keys(0, 64))
+  masked, own = np.asarray(carry.state) == process.mask_id, carry.sampler
+  assert abs(masked.mean() - line.start.time) < 0.1 and (carry.state[~masked] == 0).all()
+  np.testing.assert_array_equal(own.waiting, masked)
+  np.testing.assert_array_equal(own.level, masked)
+  assert (np.asarray(own.step) == 4).all()
+  assert (own.recorded[~masked] <= repairs.UNKNOWN).all() and (own.recorded[masked] == 0).all()
 
 
 def test_a_table_has_every_line(tmp_path, monkeypatch):

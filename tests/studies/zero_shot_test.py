@@ -64,6 +64,8 @@ def test_tables_have_a_line_for_each_number_of_draws(tmp_path, monkeypatch):
   monkeypatch.setattr(zero_shot, "processes", lambda size: {"masked": Masked(vocab_size=size)})
   text = zero_shot.run(small, chain_model, tmp_path)
   assert text.count("| masked | the same |") == text.count("| masked | each its own |") == 2
+  right = [line.split("|")[4:6] for line in text.splitlines() if line.startswith("| masked | the")]
+  assert min(float(cell.split("±")[0]) for cells in right for cell in cells) > 0.55
   assert "of 2 |" in text and (tmp_path / "zero_shot.md").read_text().strip() == text
   for wrong in ((), (4, 1), (0, 4)):
     with pytest.raises(ValueError, match=r"draws=\(.*\) must be positive and rise; 1,4,16,64"):
