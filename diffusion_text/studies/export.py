@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_text.experiment import run as runs
-from diffusion_text.experiment.build import build
+from diffusion_text.experiment.build import Experiment, build
 from diffusion_text.experiment.checks import trained_directory
 from diffusion_text.experiment.registry import nearest
 from diffusion_text.model.linear_maps import plain
@@ -64,12 +64,7 @@ def export(
   architecture = architecture_of(plain(experiment.model.network, {})[0])
   checked_config(FAMILIES[name], architecture)
   tokenizer = experiment.tokenizer
-  if keep_tokens_of is not None and not _tokenizer_files(tokenizer):
-    raise ValueError(
-      f"--keep_tokens_of={keep_tokens_of} needs a tokenizer.json, and the tokenizer of {workdir} is"
-      f" of kind {tokenizer.name!r}; leave the flag out"
-    )
-  used = None if keep_tokens_of is None else needed(experiment, keep_tokens_of)
+  used = None if keep_tokens_of is None else _used(experiment, keep_tokens_of, workdir)
   trained = runs.load(workdir)
   params = plain(experiment.model.network, trained.params["network"])[1]
   table = np.asarray(params["embedding"])
@@ -106,6 +101,17 @@ def _family_name(family: str | None, record: dict[str, Any], workdir: str) -> st
       else f"--family is not set, and {workdir} was not converted; use one of {known}, {OWN}"
     )
   return name
+
+
+def _used(experiment: Experiment, source: str, workdir: str) -> set[int]:
+  """The ids that a text needs. Raises ValueError for a tokenizer that cannot have fewer tokens."""
+  tokenizer = experiment.tokenizer
+  if not _tokenizer_files(tokenizer):
+    raise ValueError(
+      f"--keep_tokens_of={source} needs a tokenizer.json, and the tokenizer of {workdir} is of kind"
+      f" {tokenizer.name!r}; leave the flag out"
+    )
+  return needed(experiment, source)
 
 
 def _plain_workdir(workdir: str, output: str) -> str:

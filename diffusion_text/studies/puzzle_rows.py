@@ -109,7 +109,9 @@ def countdown_puzzle(train_size: int = 50_000, test_size: int = 500) -> Puzzle:
   return _text_puzzle("Countdown, 3 numbers", task, COUNTDOWN, COUNTDOWN_PROMPT, COUNTDOWN_ANSWER)
 
 
-def _text_puzzle(name: str, task: Countdown3 | Sudoku4, alphabet: str, prompt: int, answer: int):
+def _text_puzzle(
+  name: str, task: Countdown3 | Sudoku4, alphabet: str, prompt: int, answer: int
+) -> Puzzle:
   """A task in characters; problems and answers that are shorter than their room are filled up."""
   numbers = {character: number for number, character in enumerate(alphabet)}
 

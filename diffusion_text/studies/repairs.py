@@ -242,7 +242,13 @@ class Repairs(NamedTuple):
   calls: float
 
 
-def judged(chain: Chain, right, made, where: Bool[np.ndarray, "B L"], calls: float) -> Repairs:
+def judged(
+  chain: Chain,
+  right: Int[np.ndarray, "B L"],
+  made: Int[np.ndarray, "B L"],
+  where: Bool[np.ndarray, "B L"],
+  calls: float,
+) -> Repairs:
   """What became of the errors that stood at `where` in rows [B, L] that were `right`."""
   same, count = made == right, int(where[0].sum())
   damaged = (~same & ~where).sum(axis=1) / max(where.shape[1] - count, 1)

@@ -209,7 +209,9 @@ def sampled(
   return mean_and_error(chain.invalid(ids)), pooled_entropy(ids)
 
 
-def table(settings: Settings, lengths: Sequence[Length], drawn: Sequence[Any], found: list[Gap]):
+def table(
+  settings: Settings, lengths: Sequence[Length], drawn: Sequence[Any], found: list[Gap]
+) -> str:
   """Both tables in Markdown, with the slopes below them."""
   rows = []
   for line, ((share, error), tokens) in zip(lengths, drawn, strict=True):

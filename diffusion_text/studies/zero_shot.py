@@ -161,7 +161,7 @@ def pruned(costs: Float[np.ndarray, "D C B"], width: float) -> Pruned:
     behind = costs[:draw] - costs[:draw, best, columns][:, None]
     error = behind.std(0, ddof=1) / draw**0.5
     out = (behind.mean(0) > width * error) & (np.arange(len(alive))[:, None] != best)
-    alive &= ~(out & open_rows)
+    alive &= ~out
   mean = np.where(alive, costs.mean(0), np.inf)
   return Pruned(mean.argmin(0), spent)
 

@@ -1,6 +1,8 @@
 """Weights with the tokens of a text alone: the same text, the same logits, smaller tables. Files of
 them: convert_test.py."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ pytest.importorskip("tokenizers", reason="needs the package tokenizers (extra: p
 from diffusion_text.data.fewer_tokens import used_tokens
 from diffusion_text.data.tokenizer_json import load_tokenizer
 from diffusion_text.model.pretrained import read
+from diffusion_text.studies import export
 from diffusion_text.studies.kept_tokens import kept_tokens, renumbered
 from diffusion_text.testing.small_transformer import rows_of
 from diffusion_text.types import Inputs
@@ -47,6 +50,13 @@ def test_logits_of_the_tokens_that_stay_are_what_they_were(kind, checkpoint):  #
     assert old[architecture.mask_id] == before.architecture.mask_id
   params = {**params, "embedding": np.roll(params["embedding"], 1, axis=0)}
   assert np.abs(logits_of(after._replace(params=params), lost) - full).max() > 1e-2
+
+
+def test_a_tokenizer_that_has_no_file_is_refused():
+  bytes_alone = SimpleNamespace(tokenizer=SimpleNamespace(name="bytes"))
+  said = r"keep_tokens_of=corpus needs a tokenizer.json, .* runs/a is of kind 'bytes'; leave"
+  with pytest.raises(ValueError, match=said):
+    export._used(bytes_alone, "corpus", "runs/a")
 
 
 def test_ids_of_a_config_are_renumbered():
