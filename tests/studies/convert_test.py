@@ -1,5 +1,6 @@
 """From weights to a workdir and back: what is scored, drawn, trained and written again."""
 
+import filecmp
 import json
 import runpy
 
@@ -139,6 +140,7 @@ def test_a_mask_inside_the_vocabulary_is_read_and_never_drawn(checkpoint, tmp_pa
   again = runs.load(second)
   jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
   assert again.experiment.tokenizer.fingerprint == trained.experiment.tokenizer.fingerprint
+  assert filecmp.cmp(folder / "tokenizer.json", tmp_path / "out" / "tokenizer.json", shallow=False)
 
   said, kept = export(workdir, str(tmp_path / "kept"), keep_tokens_of="corpus"), tmp_path / "kept"
   check_tokens_that_stay(said, kept, trained.experiment.tokenizer, tensors)
@@ -213,13 +215,11 @@ def test_the_commands(checkpoint, tmp_path):
     assert done.returncode == 0 and "'<end>' (id 1)" in done.stdout, done.stderr
     again = commands.run("convert", *flags)
     assert again.returncode == 2 and "holds a run already" in again.stderr.splitlines()[-1]
-    output = f"--output={tmp_path / 'out'}"
-    done = commands.run("export", f"--workdir={tmp_path / 'run'}", output)
-    assert done.returncode == 0 and "as llama" in done.stdout, done.stderr
     (tmp_path / "words.txt").write_text(TEXT)
     fewer = (f"--output={tmp_path / 'fewer'}", f"--keep_tokens_of={tmp_path / 'words.txt'}")
     done = commands.run("export", f"--workdir={tmp_path / 'run'}", *fewer)
-    assert done.returncode == 0 and "tokens are kept" in done.stdout, done.stderr
+    assert done.returncode == 0 and "as llama" in done.stdout, done.stderr
+    assert "tokens are kept" in done.stdout
     talk = [flags[1], "--message=It", "--answer=2", "--length=48", "--steps=2"]
     done = commands.run("chat", *talk, "--template=plain")
     assert done.returncode == 0 and "you: It\nmodel: " in done.stdout, done.stderr
@@ -228,9 +228,6 @@ def test_the_commands(checkpoint, tmp_path):
     assert wrong.returncode == 2 and "give --template=chatml|llama3|plain" in line, line
   finally:
     commands.close()
-  assert (tmp_path / "out" / "tokenizer.json").read_text() == (
-    folder / "tokenizer.json"
-  ).read_text()
 
 
 def test_weights_of_block_diffusion_are_read_block_by_block(checkpoint, tmp_path):
