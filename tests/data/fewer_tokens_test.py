@@ -1,6 +1,7 @@
 """A tokenizer with fewer tokens encodes the text for which it was made as before, and any other."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def trained(kind):
     made.decoder = library.decoders.ByteLevel()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     trainer = library.trainers.BpeTrainer(
-      vocab_size=360, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+      vocab_size=360, initial_alphabet=alphabet, show_progress=False
     )
   else:
     made = library.Tokenizer(library.models.WordPiece(unk_token="<unknown>"))
@@ -37,6 +38,7 @@ def trained(kind):
       vocab_size=160, special_tokens=[*SPECIAL, "<unknown>"], show_progress=False
     )
   made.train_from_iterator([TEXT, OTHER, "café"] * 3, trainer)
+  made.add_special_tokens(SPECIAL)  # of BPE they are the last ids, of WordPiece the first
   ends = [(token, made.token_to_id(token)) for token in SPECIAL[:2]]
   made.post_processor = library.processors.TemplateProcessing(
     single="<begin> $A <end>", special_tokens=ends
@@ -92,6 +94,13 @@ def test_merges_without_their_parts_would_be_noticed(monkeypatch):
   assert len(fewer.encode(TEXT)) > len(tokenizer.encode(TEXT))
 
 
+def test_bytes_and_characters_of_ascii_stay():
+  """Of tokenizers that write bytes as text; pieces within a word are as good as others."""
+  spelled = SimpleNamespace(byte_level=False)
+  stay = [module._always(token, spelled, "##") for token in ("<0x0A>", "a", "##a", "é", "<0xZZ>")]
+  assert stay == [True, True, True, False, False]
+
+
 def test_ids_of_other_processors_are_renumbered():
   """[token, id] of BERT's and RoBERTa's, also in a sequence."""
   processor = {"type": "Sequence", "processors": [{"sep": ["<end>", 7], "cls": ["<begin>", 5]}]}
@@ -109,4 +118,4 @@ def test_tokenizers_of_other_kinds_are_refused():
   with pytest.raises(
     ValueError, match=r"'<end>' should become id 5, and the library .* makes it 1"
   ):
-    module._check(trained("BPE"), {"<begin>": 0, "<end>": 5})
+    module._check(trained("WordPiece"), {"<begin>": 0, "<end>": 5})

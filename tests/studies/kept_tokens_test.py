@@ -52,6 +52,18 @@ def test_logits_of_the_tokens_that_stay_are_what_they_were(kind, checkpoint):  #
   assert np.abs(logits_of(after._replace(params=params), lost) - full).max() > 1e-2
 
 
+def test_a_mask_without_a_task_stays(checkpoint):  # noqa: F811
+  """A token like any other that a text does not need, which noise has become."""
+  folder = checkpoint("llama")[0]
+  before, tokenizer = read(folder, noise_id=1), load_tokenizer(folder, size=V)
+  used = used_tokens(tokenizer, [LINE])
+  _, old, _, _ = kept_tokens(tokenizer, used, before.architecture, before.params)
+  gone = min(set(range(V)) - set(old.tolist()))
+  masked = before.architecture._replace(mask_id=gone)
+  _, old, architecture, _ = kept_tokens(tokenizer, used, masked, before.params)
+  assert old[architecture.mask_id] == gone
+
+
 def test_a_tokenizer_that_has_no_file_is_refused():
   bytes_alone = SimpleNamespace(tokenizer=SimpleNamespace(name="bytes"))
   said = r"keep_tokens_of=corpus needs a tokenizer.json, .* runs/a is of kind 'bytes'; leave"

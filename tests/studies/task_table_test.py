@@ -19,6 +19,8 @@ from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import Experiment
 from diffusion_text.sampler.records import Sample
 from diffusion_text.studies import compare, costs, exams, task_report, task_table, tasks
+from diffusion_text.studies.exam_contract import How
+from diffusion_text.studies.targets import source_ids
 from tests.conftest import ROOT
 
 BASE = """
@@ -123,22 +125,24 @@ def test_a_finished_cell_is_not_run_again_and_another_table_is_refused(table, me
 
 
 def test_a_workdir_answers_and_right_answers_are_seen_to_be_right(table, measured, monkeypatch):
-  """With samples that are the known rows the whole way from row to verdict gives a reward of 1.
-  Mutant: rows of another prompt give 0."""
+  """With samples that are the known rows the whole way from row to verdict gives a reward of 1, and
+  so does the consensus of three of which the first is wrong. Mutant: rows of another prompt."""
+  pytest.importorskip("sacrebleu", reason="sacrebleu is in the extras 'metrics' and 'test'")
   trained = runs.load(str(table.workdir / "addition/mdlm-seed0"))
   task = tasks.task_of(trained)
   examples = task.examples("test")
   end, encode = trained.experiment.tokenizer.separator, trained.experiment.tokenizer.encode
-  shift = [0]
+  starts = [tuple(source_ids(trained.experiment, each.prompt)) for each in examples]
+  shift = {"first": 0, "later": 0}  # of the samples of a prompt: whose answer it is
 
   def known(self, params, keys, batch, **_):
-    ids = np.full(batch.ids.shape, end, np.int32)
+    ids, seen = np.full(batch.ids.shape, end, np.int32), set()
     for row in range(len(ids)):
-      example = examples[min(row, 2)]
-      answer = examples[(min(row, 2) + shift[0]) % 4].answers[0]
-      text = encode(f"{example.prompt}\n{answer}")
+      place = starts.index(tuple(batch.ids[row][batch.observed[row]]))
+      answer = examples[(place + shift["later" if place in seen else "first"]) % 4].answers[0]
+      seen.add(place)
+      text = encode(f"{examples[place].prompt}\n{answer}")
       ids[row, : len(text)] = text
-      assert (batch.ids[row][batch.observed[row]] == ids[row][batch.observed[row]]).all()
     zeros = jnp.zeros(len(ids))
     return Sample(ids=ids, calls=1, row_calls=zeros, token_layers=zeros, attention=zeros,
                   committed=None, log_prob=None, features=None, fills=0)  # fmt: skip
@@ -146,9 +150,11 @@ def test_a_workdir_answers_and_right_answers_are_seen_to_be_right(table, measure
   monkeypatch.setattr(Experiment, "sample", known)
   one, written = tasks.answered(trained, split="test", num=3, seed=0)
   assert one.scores["right"] == Score(1.0, 0.0) and one.reasons == [""] * 3
-  assert written.endless == 0 and one.texts == [each.answers[0] for each in examples[:3]]
-  shift[0] = 1
-  assert tasks.answered(trained, split="test", num=3, seed=0)[0].scores["right"].value < 1
+  right = [each.answers[0] for each in examples[:3]]
+  assert written.endless == written.altered == 0 and one.texts == right
+  shift["first"] = 1
+  found, _ = tasks.answered_by_consensus(trained, task, How(num=3, mbr=(1, 3)), 0, None)
+  assert found[1].scores["right"].value < 1 and found[3].texts == right
 
 
 def test_baselines_by_hand():
