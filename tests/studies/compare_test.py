@@ -18,6 +18,7 @@ from diffusion_text.experiment.summary import AnyVocabulary
 from diffusion_text.studies import compare, jobs
 from diffusion_text.studies.comparison import QUALITY, caption, notes, quality, table
 from diffusion_text.train.workdir import flatten
+from tests.commands import Forked
 from tests.conftest import ROOT, environment
 
 CONFIGS = ROOT / "configs"
@@ -280,10 +281,15 @@ def test_table_ranks_as_it_comes_and_keeps_failures_below():
   )
 
 
-def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_failure(tmp_path):
+def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_failure(
+  tmp_path, request
+):
   (tmp_path / "base.py").write_text(BASE)
   (tmp_path / "fails.py").write_text(FAILS)
   workdir = tmp_path / "run"
+
+  forked = Forked(environment(tmp_path), tmp_path)
+  request.addfinalizer(forked.close)
 
   def call(configs, *more, **variables):
     flags = (
@@ -294,11 +300,13 @@ def test_the_command_makes_a_table_a_plot_skips_what_is_done_and_survives_a_fail
       "--max_rows=8",
       *more,
     )
-    command = [sys.executable, "-m", "experiments.compare", f"--configs={configs}", *flags]
-    env = environment(tmp_path) | variables
-    done = subprocess.run(
-      command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+    if variables:
+      command = [sys.executable, "-m", "experiments.compare", f"--configs={configs}", *flags]
+      env = environment(tmp_path) | variables
+      how = {"capture_output": True, "text": True, "timeout": 300}
+      done = subprocess.run(command, cwd=ROOT, env=env, check=False, **how)
+    else:
+      done = forked.run("compare", f"--configs={configs}", *flags)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done.returncode, done.stdout + done.stderr
 
