@@ -185,7 +185,8 @@ def config_of(tmp_path, **low_rank):
   config.model.layers = 1
   config.data.update({"length": 32, "cache_dir": str(tmp_path / "cache")})
   config.train.update({"steps": 12, "batch_size": 8, "save_every": 6, "evaluate_every": 100})
-  config.train.log_every, config.evaluate.batch_size = 1, 8
+  config.train.log_every = 1
+  config.evaluate.update({"batch_size": 8, "max_rows": 16})
   config.optimizer.learning_rate = 0.03
   if low_rank:
     runs.override(config, [(f"model.low_rank.{key}", value) for key, value in low_rank.items()])
