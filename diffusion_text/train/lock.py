@@ -8,6 +8,8 @@ living run touches its lock every `BEAT` seconds. No clock of another machine is
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import getpass
 import json
 import logging
@@ -17,6 +19,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from diffusion_text.train import multihost
@@ -119,16 +122,14 @@ class WorkdirLock:
     return True
 
   def _set_aside(self, text: str) -> None:
-    """Removes a dead run's lock; of several processes that try, one succeeds."""
-    aside = self._path.with_name(f"{FILE}.dead.{self._own['id']}")
-    try:
-      self._path.rename(aside)
-    except FileNotFoundError:
-      return
-    if _identity(aside.read_text()) != _identity(text):  # another process was quicker
-      aside.rename(self._path)
-      return
-    aside.unlink()
+    """Removes a dead run's lock. Those that try take turns, so that nobody removes the lock of a
+    run that was quicker: the directory would be free for a moment, and a third run begin.
+    """
+    with _in_turn(self.workdir):
+      now = _read(self._path)
+      if now is None or _identity(now) != _identity(text):
+        return
+      self._path.unlink(missing_ok=True)
     log.warning("%s: took over the lock of a run that is dead (%s)", self.workdir, _who(text))
 
   def _is_dead(self, text: str) -> bool:
@@ -170,6 +171,23 @@ class WorkdirLock:
 
   def _is_ours(self) -> bool:
     return _identity(_read(self._path) or "{}") == self._own["id"]
+
+
+@contextlib.contextmanager
+def _in_turn(workdir: str) -> Iterator[None]:
+  """Within it no other process of this kind is within it. The kernel ends the turn of a process
+  that dies. Stores and file systems without such turns go without.
+  """
+  if is_remote(workdir):
+    yield
+    return
+  directory = os.open(workdir, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):
+      fcntl.flock(directory, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(directory)  # which ends the turn
 
 
 def _this_process() -> dict[str, Any]:

@@ -108,6 +108,18 @@ def test_a_directory_on_a_network_is_locked_too(tmp_path):
   assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_lock_that_was_taken_over_is_not_touched_by_those_who_saw_the_dead_one(tmp_path):
+  """Not even for a moment, in which a third run would begin. A rename and back changes ctime."""
+  _left_behind(tmp_path, started="1")
+  dead = (tmp_path / FILE).read_text()
+  with WorkdirLock(str(tmp_path), beat=60.0):
+    late, before = WorkdirLock(str(tmp_path)), (tmp_path / FILE).stat()
+    late._set_aside(dead)
+    after = (tmp_path / FILE).stat()
+    assert (before.st_ino, before.st_ctime_ns) == (after.st_ino, after.st_ctime_ns)
+  assert not list(tmp_path.iterdir())
+
+
 def test_of_many_that_find_a_dead_run_one_gets_the_workdir(tmp_path):
   _left_behind(tmp_path, started="1")
   locks = [WorkdirLock(str(tmp_path)) for _ in range(8)]
