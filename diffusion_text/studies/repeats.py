@@ -91,7 +91,7 @@ class Law:
 
 def fitted(curves: Mapping[int, Curve]) -> Law | None:
   """The law that is nearest to the curves in squares, each up to its best evaluation. None: these
-  are fewer than five evaluations, and the law has four numbers.
+  are fewer than five, while the law has four numbers, or there is one text only.
 
   curves: U -> the curve of one system.
   """
@@ -102,7 +102,7 @@ def fitted(curves: Mapping[int, Curve]) -> Law | None:
     for unique, curve in curves.items()
     for epochs, bound in list(zip(curve.epochs, curve.bounds))[: curve.best + 1]
   ]
-  if len(points) < 5:
+  if len(points) < 5 or len(curves) < 2:
     return None
   lowest = min(bound for *_, bound in points)
 
@@ -119,16 +119,16 @@ def fitted(curves: Mapping[int, Curve]) -> Law | None:
 
 
 def crossing(first: Curve, second: Curve) -> float | None:
-  """The epochs after which the lowest bound so far of `second` is that of `first` or below; between
-  two evaluations the logarithm of the epochs is a line. None: in no evaluation.
+  """The epochs from which on the lowest bound so far of `second` is that of `first` or below; the
+  logarithm of the epochs is a line between two evaluations. None: it is above at the last one.
   """
   ahead = np.minimum.accumulate(second.bounds) - np.minimum.accumulate(first.bounds)
-  below = np.flatnonzero(ahead <= 0)
-  if not len(below):
-    return None
-  place = int(below[0])
-  if place == 0:
+  above = np.flatnonzero(ahead > 0)
+  if not len(above):
     return first.epochs[0]
+  place = int(above[-1]) + 1
+  if place == len(ahead):
+    return None
   share = ahead[place - 1] / (ahead[place - 1] - ahead[place])
   earlier, later = np.log(first.epochs[place - 1 : place + 1])
   return float(np.exp(earlier + share * (later - earlier)))
@@ -235,7 +235,7 @@ def report(curves: Mapping[str, Mapping[int, Curve]]) -> str:
   for system, each in curves.items():
     law = fitted(each)
     numbers = (
-      "too few evaluations before the best for a law"
+      "too few texts, or evaluations before the best, for a law"
       if law is None
       else f"E = {law.floor:.2f}, A = {law.scale:.3g}, a = {law.power:.2f}, R* = {law.repeats:.3g}"
     )

@@ -184,5 +184,5 @@ def test_right_answers_are_compared_prompt_by_prompt(folder, bench, monkeypatch)
   assert found.cells()[-3:] == ("0.500 ± 0.289", "-0.250 ± 0.250", "2.000")
   header = study._shown([found]).splitlines()[0]
   assert header.endswith("| right answers | more than float | entropy of answers |")
-  with pytest.raises(ValueError, match="which is no task; train with"):
+  with pytest.raises(ValueError, match="which has neither tasks nor pairs; train with"):
     study.Bench(str(folder / "run"), short)

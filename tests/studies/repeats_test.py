@@ -51,7 +51,8 @@ def test_crossings_by_hand():
   first = curve([1, 4, 16, 64], [5.0, 3.0, 4.0, 6.0])
   assert repeats.crossing(first, curve([1, 4, 16, 64], [6.0, 3.5, 5.0, 2.5])) == pytest.approx(32)
   assert repeats.crossing(first, curve([1, 4, 16, 64], [6.0, 5.0, 3.5, 3.1])) is None
-  assert repeats.crossing(first, curve([1, 4, 16, 64], [4.0, 5.0, 3.5, 3.1])) == 1
+  assert repeats.crossing(first, curve([1, 4, 16, 64], [4.0, 5.0, 3.5, 3.1])) is None  # at first
+  assert repeats.crossing(first, curve([1, 4, 16, 64], [4.0, 2.0, 3.5, 3.1])) == 1
   assert repeats.predicted({10: 4.0, 20: 8.0}, 40) == pytest.approx(16)
   assert repeats.predicted({10: 4.0}, 40) is None
 
