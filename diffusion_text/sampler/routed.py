@@ -44,7 +44,8 @@ class Routed:
 
   A token that an earlier call had kept is guessed from the other tokens alone, and its guess
   decides whether it is kept again. Then it stays what it was (RDM), or with `rewrites` it becomes
-  the guess (MDM, arXiv 2410.14157).
+  the guess (the code of MDM, arXiv 2410.14157). That needs a network whose answers at visible
+  tokens mean something: a loss of masked tokens alone does not train them.
 
   The score is the log-probability (leave-one-out, before temperature and top_p) of the guess that
   was **drawn**, plus Gumbel noise times noise_scale · (1 - rate), as published. So it seeks modes
@@ -63,7 +64,9 @@ class Routed:
     0.0, "of the Gumbel noise on the scores; 0 keeps the best whatever the key", ge=0
   )
   rewrites: bool = option(
-    False, "a token that is kept again becomes its new guess; False: it stays as it is"
+    False,
+    "a token that is kept again becomes its new guess, which the loss must have trained at visible"
+    " tokens; False: it stays as it is",
   )
 
   extra_calls: ClassVar[int] = 0

@@ -14,7 +14,6 @@ CHOICES = [  # config, key, value
   ("bd3lm", "sampler.skip", True),
   ("md4", "process.schedule", None),  # linear
   ("md4", "sampler.spacing", "cosine"),
-  ("mdm", "sampler.rewrites", True),
   ("llada", "sampler.temperature", 0.0),
   ("llada", "data.short_rows", 0.01),
   ("llada_moe", "sampler.temperature", 0.0),
