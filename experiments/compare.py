@@ -10,6 +10,7 @@ tasks.md, tasks.csv and tasks.png have the scores, with baselines. --tasks=? lis
   python -m experiments.compare --configs=mdlm,bd3lm --tasks=countdown3,sudoku4 --seeds=3 \
       --steps=500 --workdir=runs/tasks [--task_option=sudoku4.clues=8] [--mbr=1,4]
 
+What follows @ differs from the config of the name: --configs=mdm,mdm@objective.focusing=0.
 A system with results is skipped and one that was stopped goes on; one that fails is reported, the
 others go on, and the exit code is 1.
 """
@@ -24,7 +25,7 @@ from absl import flags
 from experiments import parts
 from experiments.flags import config_flag, run, workdir_flag
 
-CONFIGS = flags.DEFINE_list("configs", [], "names of files in configs/, or paths of config files")
+CONFIGS = flags.DEFINE_list("configs", [], "names of files in configs/, or paths; values after @")
 BASE = config_flag("configs/comparison.py", name="base")  # what all share
 WORKDIR = workdir_flag(required=False)
 BUDGET = flags.DEFINE_float("budget", None, "CPU-seconds of training each; default 600", 1.0)

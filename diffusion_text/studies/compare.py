@@ -35,6 +35,7 @@ from diffusion_text.experiment.run import (
   generate,
   load,
   open_rows,
+  override,
   read_run_config,
   score,
   train_workdir,
@@ -48,11 +49,13 @@ from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch
 
 FEWEST_STEPS = 20  # below this a budget trains nothing
+MARK = "@"  # between the name of a config and the values in which a system differs from it
 
 
 def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Name -> config file, for names of files in `directory` and paths of any other files. Raises
-  ValueError for a name that is unknown or given twice, and for no names at all.
+  """Name -> config file, for names of files in `directory` and paths of any other files. Each may
+  have values behind it that differ from the file's, as in mdm@objective.focusing=0, which are part
+  of its name. Raises ValueError for a name that is unknown or given twice, and for no names at all.
   """
   known = {
     path.stem: path
@@ -60,16 +63,18 @@ def config_files(names: Sequence[str], directory: pathlib.Path) -> dict[str, pat
     if path.stem not in ("__init__", "base")
   }
   files: dict[str, pathlib.Path] = {}
-  for name in names:
+  for system in names:
+    name, *values = system.split(MARK)
     path = known.get(name, pathlib.Path(name))
     if name not in known and not (path.suffix == ".py" and path.is_file()):
       raise ValueError(
         f"--configs: {name!r} is unknown{registry.nearest(name, known)}; use some of"
         f" {', '.join(known)}, or the path of a config file"
       )
-    if path.stem in files:
-      raise ValueError(f"--configs has {path.stem!r} twice; each needs a name of its own")
-    files[path.stem] = path
+    own = MARK.join([path.stem, *values])
+    if own in files:
+      raise ValueError(f"--configs has {own!r} twice; each needs a name of its own")
+    files[own] = path
   if not files:
     raise ValueError(f"--configs is empty; use some of {', '.join(known)}")
   return files
@@ -187,8 +192,9 @@ class Comparison:
 
   def system(self, name: str) -> tuple[ConfigDict, dict[str, Any]]:
     """(merged config, what of the system's file is set aside). A file may have a function
-    `fit_to_size(config)`, which is called once the sizes are those of the base. Raises ValueError
-    for a file that gives no config.
+    `fit_to_size(config)`, which is called once the sizes are those of the base. The values of the
+    name come last, and are the system's own. Raises ValueError for a file that gives no config, and
+    for a value of no section.
     """
     path = self.files[name]
     try:
@@ -202,9 +208,12 @@ class Comparison:
         f"{path} gives no config ({type(error).__name__}: {error}); see configs/mdlm.py for what"
         f" one is"
       ) from error
-    return merged, set_aside(
-      system, module["base"].config() if "base" in module else self.base, merged
-    )
+    usual = module["base"].config() if "base" in module else self.base
+    aside = set_aside(system, usual, merged)
+    values = [registry.named_value(value, "configs") for value in name.split(MARK)[1:]]
+    override(merged, values)
+    merged.owns = (*merged.owns, *(key for key, _ in values))
+    return merged, aside
 
   def claim(self, *, write: bool = True) -> None:
     """Raises ValueError if the workdir holds another comparison, or results of a system whose

@@ -25,12 +25,10 @@ from diffusion_text import train
 from diffusion_text.core.options import member, option
 from diffusion_text.data.corpora import Austen
 from diffusion_text.experiment.build import build
-from diffusion_text.experiment.registry import named_value
-from diffusion_text.experiment.run import override, train_workdir
+from diffusion_text.experiment.run import train_workdir
 from diffusion_text.studies.compare import Comparison, config_files
 from diffusion_text.studies.measures import check_rising, markdown, write
 
-MARK = "@"  # between the name of a config and the values that differ
 HEADER = ("characters", "system", "best, bits/char", "after epochs", "last, bits/char")
 HEADER = (*HEADER, "last on its own text, bits/char")
 
@@ -175,17 +173,15 @@ def config_of(
   steps: int,
   evaluations: int,
 ) -> ConfigDict:
-  """The config of a run: the base on the text of a folder, what the system owns, and the values
-  that its name gives, as in autoregressive@model.dropout=0.1.
+  """The config of a run: the base on the text of a folder, and what the system owns, which are also
+  the values that its name gives, as in autoregressive@model.dropout=0.1.
   """
-  name, *values = system.split(MARK)
   shared = ConfigDict(base.to_dict())
   shared.data.update({"corpus": "folder", "path": str(text), "tokenizer": "bytes"})
   shared.data.vocab_size = None
-  config, _ = Comparison(text, shared, files, steps=steps).system(pathlib.Path(name).stem)
+  config, _ = Comparison(text, shared, files, steps=steps).system(system)
   config.train.update({"steps": steps, "save_every": steps, "keep": 1, "log_every": 1})
   config.train.evaluate_every = max(1, steps // evaluations)
-  override(config, [named_value(value, "configs") for value in values])
   return config
 
 
@@ -274,16 +270,16 @@ def run(
       before anything is trained.
   """
   check_rising("characters", settings.characters, "10000,20000")
-  files = config_files(list(dict.fromkeys(each.split(MARK)[0] for each in systems)), configs)
+  files = config_files(systems, configs)
   runs = []
   for characters in settings.characters:
     text = text_of(workdir / f"text_{characters}", characters)
     steps = steps_of(characters, settings.epochs, base)
-    for system in systems:
+    for system in files:
       config = config_of(system, base, files, text, steps, settings.evaluations)
       build(config)  # refuses now what would be refused later
       runs.append((system, characters, config, workdir / f"{system}_{characters}"))
-  curves: dict[str, dict[int, Curve]] = {system: {} for system in systems}
+  curves: dict[str, dict[int, Curve]] = {system: {} for system in files}
   for system, characters, config, where in runs:
     curves[system][characters] = measure(config, where, config.train.steps / settings.epochs)
   text = report(curves)

@@ -110,6 +110,18 @@ def test_every_system_fits_the_size_of_the_base(name, tmp_path):
   build(merged, tokenizer=AnyVocabulary(64), devices=jax.devices()[:1])
 
 
+def test_a_name_may_have_values_which_make_a_system_of_its_own(tmp_path):
+  other = "mdm@objective.focusing=0.5@model.dropout=0.1"
+  made = comparison(tmp_path, ("mdm", other))
+  plain, changed = (made.system(name)[0] for name in made.files)
+  assert list(made.files) == ["mdm", other]
+  assert differing([plain, changed]) == {"objective.focusing", "model.dropout", "owns"}
+  assert (changed.objective.focusing, changed.model.dropout) == (0.5, 0.1)
+  assert all(compare.is_own(key, changed.owns) for key in ("model.dropout", "objective.name"))
+  with pytest.raises(ValueError, match="has no modle; its sections are"):
+    comparison(tmp_path, ("mdm@modle.dropout=0.1",)).claim()
+
+
 def test_the_base_is_left_alone(tmp_path):
   made = comparison(tmp_path)
   before = config_json(made.base)
