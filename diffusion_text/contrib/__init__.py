@@ -19,6 +19,7 @@ CONTRIB: dict[str, dict[str, str]] = {
     "gaussian_curriculum": "diffusion_text.contrib.gaussian_curriculum:GaussianCurriculum",
     "joint_layer": "diffusion_text.contrib.joint_layer:JointLayer",
     "mask_agnostic": "diffusion_text.contrib.mask_agnostic:MaskAgnostic",
+    "masked_inputs": "diffusion_text.contrib.masked_inputs:MaskedInputs",
     "masked_mean": "diffusion_text.contrib.masked_mean:MaskedMean",
     "predicted_times": "diffusion_text.contrib.predicted_times:PredictedTimesLosses",
     "reinforced_conditioning": (

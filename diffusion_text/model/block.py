@@ -180,7 +180,9 @@ class Block(nnx.Module):
   ) -> tuple[Float[Array, "B N D"], Stores | None, Routing | None]:
     """The next stream of the tokens that are computed, the stores with these tokens in them, and
     the losses of a router."""
-    rate = self.config.dropout
+    config = self.config
+    attention_rate = 0.0 if config.dropout_in == "mlp" else config.dropout
+    mlp_rate = 0.0 if config.dropout_in == "attention" else config.dropout
     attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
     if self.time_input is not None:
       x = x + self.time_input(shared.condition)
@@ -188,17 +190,17 @@ class Block(nnx.Module):
       before, after = self._before, self._after
       h, stores = self.attention(before(self.attention_norm, x), shared, number, stores)
       x = shared.of_each(x)
-      x = after(self.attention_norm, x + dropout(h, rate, attention_key))
+      x = after(self.attention_norm, x + dropout(h, attention_rate, attention_key))
       h, routing = self._mlp(before(self.mlp_norm, x), shared)
-      return after(self.mlp_norm, x + dropout(h, rate, mlp_key)), stores, routing
+      return after(self.mlp_norm, x + dropout(h, mlp_rate, mlp_key)), stores, routing
     modulation = self.modulation(shared.condition)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
     h = self.attention_norm(x) * (1 + scale_a) + shift_a
     h, stores = self.attention(h, shared, number, stores)
     gate_a, shift_m, scale_m, gate_m = map(shared.of_each, (gate_a, shift_m, scale_m, gate_m))
-    x = shared.of_each(x) + gate_a * dropout(h, rate, attention_key)
+    x = shared.of_each(x) + gate_a * dropout(h, attention_rate, attention_key)
     h, routing = self._mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m, shared)
-    return x + gate_m * dropout(h, rate, mlp_key), stores, routing
+    return x + gate_m * dropout(h, mlp_rate, mlp_key), stores, routing
 
   def values(
     self, x: Float[Array, "B L D"], condition: Float[Array, "B L1 C"] | None

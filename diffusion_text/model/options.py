@@ -159,6 +159,9 @@ class TransformerOptions:
     False, "adaln: the time shifts and scales the last norm too, as in DiT; without gate"
   )
   dropout: float = option(0.0, "probability with which a branch's number is dropped", ge=0, lt=1)
+  dropout_in: Literal["both", "attention", "mlp"] = option(
+    "both", "the branches of a layer with dropout: attention and MLP, or one of them"
+  )
   dtype: Literal["float32", "bfloat16"] = option(
     "float32", "of the network's matmuls; parameters, logits and losses are float32"
   )

@@ -244,6 +244,22 @@ def test_dropout_needs_a_key():
   assert np.abs(first - other).max() > 1e-3
 
 
+@pytest.mark.parametrize("branch,last", [("attention", "out"), ("mlp", "down")])
+def test_dropout_in_one_branch_is_in_no_other(branch, last):
+  """Where what the branch adds is 0 nothing is dropped; in the other branch something is."""
+
+  def dropped(where):
+    network = small_transformer(dropout=0.5, dropout_in=where)
+    params = noisy_parameters(network)
+    silent = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: 0 * leaf if {branch, last} <= {*names_of(path)} else leaf, params
+    )
+    ask = jax.jit(lambda key: network.apply(silent, rows_of(Inputs(IDS)), key=key).features)
+    return np.abs(ask(jax.random.key(0)) - ask(jax.random.key(1))).max() > 1e-3
+
+  assert not dropped(branch) and dropped("mlp" if branch == "attention" else "attention")
+
+
 def test_positions_are_relative():
   """Rotary attention sees differences of positions only: shifting all of them changes nothing."""
   network = small_transformer()

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from diffusion_text.context import NextToken
 from diffusion_text.contrib import CONTRIB
 from diffusion_text.contrib.anchored import Anchored
 from diffusion_text.contrib.coupled import Coupled
 from diffusion_text.contrib.mask_agnostic import MaskAgnostic
+from diffusion_text.contrib.masked_inputs import MaskedInputs
 from diffusion_text.contrib.masked_mean import MaskedMean
 from diffusion_text.contrib.reinforced_conditioning import ReinforcedConditioning
 from diffusion_text.contrib.settled_tokens import SettledTokens
@@ -27,7 +29,7 @@ from diffusion_text.process.uniform import Uniform
 from diffusion_text.testing.check_objective import check_objective
 from diffusion_text.testing.exact_model import exact_model
 from diffusion_text.testing.languages import Enumerable
-from diffusion_text.timing import Hyperschedule
+from diffusion_text.timing import AtNoise, Hyperschedule
 
 LANGUAGE = Enumerable.dirichlet(0, 0.5, 3, 4)
 MASKED = Masked(vocab_size=3)
@@ -35,6 +37,7 @@ VECTORS = Embedding(vocab_size=3, width=4)
 HYBRID, WAVE = Mixed(vocab_size=3, mixing="gamma"), Hyperschedule(kind="wave", width=1)
 # That the reported bound is tight is a law of processes and timings, tested there.
 LAWS = ("options", "fits", "shapes", "weights", "observed", "microbatches", "costs", "groups")
+NEXT_TOKEN = {"timing": AtNoise(), "context": NextToken(), "answer_shift": 1}
 ROWS = {  # objective, process, options of the exact model
   "bound": (Bound(auxiliary=0.01, auxiliary_steps=10), MASKED, {}),
   "cross_entropy": (CrossEntropy(weighting="inverse_time", focusing=1.0), MASKED, {}),
@@ -44,6 +47,7 @@ ROWS = {  # objective, process, options of the exact model
   "anchored": (Anchored(threshold=1), MASKED, {"staged": True}),
   "mask_agnostic": (MaskAgnostic(appended=2), MASKED, {}),
   "coupled": (Coupled(weighting="linear", linear_steps=50), MASKED, {}),
+  "masked_inputs": (MaskedInputs(), MASKED, NEXT_TOKEN),
   "masked_mean": (MaskedMean(weighting="inverse_time"), MASKED, {}),
   "unrolled": (Unrolled(draws=True), Uniform(vocab_size=3, prediction="posterior"), {}),
   "settled_tokens": (SettledTokens(block=2), HYBRID, {"timing": WAVE}),
