@@ -29,6 +29,7 @@ from diffusion_text.experiment import run as runs
 from diffusion_text.experiment.build import Experiment, build, config_json
 from diffusion_text.experiment.checks import checkpoints
 from diffusion_text.objective import engine
+from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.convert import convert
 from diffusion_text.studies.measures import markdown, pooled_entropy, write
 from diffusion_text.train import latest_step
@@ -103,7 +104,9 @@ MEANING = {
 
 
 class Line(NamedTuple):
-  """What came of a start: numbers of HEADER, and the entropy of as many rows of held-out text."""
+  """What came of a start: numbers of HEADER, the entropy of as many rows of held-out text, and the
+  log-SNR at which the bound decodes tokens (of a process that has one: where the bound on
+  validation text is lowest, unless the config says where)."""
 
   start: str
   updates: int
@@ -115,6 +118,7 @@ class Line(NamedTuple):
   entropy: float | None
   moved: float | None
   text_entropy: float | None
+  decode_at: float | None = None
 
 
 def run(
@@ -149,7 +153,7 @@ def report(lines: list[Line]) -> str:
   """The table."""
   rows = [
     (
-      MEANING[line.start],
+      MEANING[line.start] + _decoding(line),
       str(line.updates),
       f"{line.tokens:,}",
       f"{line.nats:.3f} ± {line.nats_error:.3f}",
@@ -162,6 +166,11 @@ def report(lines: list[Line]) -> str:
   if lines[0].text_entropy is not None:
     rows.append(("held-out text", "", "", "", "", f"{lines[0].text_entropy:.2f}", ""))
   return markdown(HEADER, rows)
+
+
+def _decoding(line: Line) -> str:
+  """Where the bound of a line decodes tokens, in words; nothing for a process without a log-SNR."""
+  return "" if line.decode_at is None else f", decoded at log-SNR {line.decode_at:.2f}"
 
 
 def _line(
@@ -180,8 +189,9 @@ def _line(
     runs.train_workdir(experiment, str(workdir), terminal=False)
     del experiment
   trained = runs.load(str(workdir), _fewer_calls(own, settings))
-  held = {"split": "test", "num_draws": settings.draws, "max_rows": settings.rows}
-  likelihood = runs.score(trained.experiment, trained.params, **held)
+  how = {"num_draws": settings.draws, "max_rows": settings.rows}
+  scored, decode_at = chosen_decoding(trained, **how)
+  likelihood = runs.score(scored.experiment, scored.params, split="test", **how)
   return Line(
     start=name,
     updates=trained.step,  # fewer than asked for, where a limit of time ends the run
@@ -193,6 +203,7 @@ def _line(
     entropy=_entropy(trained, settings.samples),
     moved=None if first is None else moved(first, trained.params["network"]),
     text_entropy=_text_entropy(trained.experiment, settings.samples),
+    decode_at=decode_at,
   )
 
 
