@@ -23,10 +23,10 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from diffusion_text import types
+from diffusion_text.data import token_arrays
 from diffusion_text.data.chat_template import ChatTemplate, Message
 from diffusion_text.data.packing import PADDING_SEGMENT
 from diffusion_text.data.text_files import Row, text_problem
-from diffusion_text.data.token_arrays import say_once
 
 KEYS = ("role", "content")  # of a message
 ANSWERS = "assistant"  # the role whose messages are answers
@@ -231,7 +231,7 @@ def conversation_rows(
       " use a larger length"
     )
   if not fits.all():
-    say_once(
+    token_arrays.say_once(
       f"data: {len(sizes) - fits.sum()} of {len(sizes)} conversations are longer than a row of"
       f" {length} tokens and are left out; the longest has {sizes.max()}; a larger data.length"
       " keeps all"
