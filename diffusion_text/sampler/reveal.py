@@ -4,6 +4,7 @@ may send them back.
   score    (each token's distribution) -> a number; the highest are revealed first
   budget   (view, proposal, waiting) -> bool [B, u]: the tokens that are committed at this call
   draw     bans, temperature, top_k and top_p of the draw
+  avoid    pairs of neighbours that are not written
   revise   (view, proposal, committed) -> Change: what becomes of other tokens
   end      which ends of text may be committed, and whether a row stops behind one
 
@@ -27,13 +28,14 @@ from diffusion_text.core.numerics import at_ids, likeliest, select
 from diffusion_text.core.options import member, option, part
 from diffusion_text.core.prng import draw_categorical, fold, streams
 from diffusion_text.sampler.answers import on_tokens
+from diffusion_text.sampler.avoided import AVOIDED
 from diffusion_text.sampler.budget import BUDGETS, EvenShare
 from diffusion_text.sampler.ends import behind_end, may_end
 from diffusion_text.sampler.lost_tokens import need_schedule
 from diffusion_text.sampler.parts import Candidates, Part, Score, at_least_one
 from diffusion_text.sampler.revise import REVISIONS
 from diffusion_text.sampler.score import SCORES, Entropy
-from diffusion_text.sampler.transform import LogitsTransform, without
+from diffusion_text.sampler.transform import LogitsTransform, without, without_own
 from diffusion_text.schedules.discrete import time_of
 from diffusion_text.types import Canvas, Keys, Model, Params, Prediction, Process, Query, State
 
@@ -147,6 +149,7 @@ class Reveal:
   repetition_penalty: float = option(
     0.0, "taken from the log-probability of the left neighbour's id, where it is known; nats", ge=0
   )
+  avoid: Any = part(AVOIDED, None, "pairs of neighbours that are not written; None: any are")
   revise: Any = part(REVISIONS, None, "what becomes of other tokens; None: nothing")
   end_id: int | None = option(None, "the id of the end of text, where an option asks for it", ge=0)
   end: Literal["free", "banned", "late"] = option(
@@ -299,6 +302,8 @@ class Reveal:
     if not self.draws_all:
       ids, log_prob = self._drawn(view, t, committed)
       proposal = proposal._replace(ids=ids, log_prob=log_prob)
+    if self.avoid is not None:
+      committed &= ~self.avoid.taken_back(view, proposal.ids, proposal.log_prob, committed)
     text = select(committed, model.process.clean(params["process"], proposal.ids), canvas.state)
     state = state._replace(
       waiting=state.waiting & ~committed,
@@ -382,12 +387,15 @@ class Reveal:
     return on_tokens(view.model, view.params, view.prediction, where, one, *rows, few=True)
 
   def _law(self, process: Process) -> Callable[..., Float[Array, "n V"]]:
-    """(process params, output, state, t, left neighbour) -> log-probabilities [n, V] of tokens."""
+    """(process params, output, state, t, left neighbour, ids that it must not be) ->
+    log-probabilities [n, V] of tokens.
+    """
     predicted = process.leave_one_out if self._reads == "active" else process.posterior
 
-    def law(of_process, output, state, t, left):
+    def law(of_process, output, state, t, left, avoided):
       log_p = predicted(of_process, state, t, output)
-      return without(log_p, self._bans, self.repetition_penalty, left)
+      log_p = without(log_p, self._bans, self.repetition_penalty, left)
+      return log_p if avoided is None else without_own(log_p, avoided)
 
     return law
 
@@ -406,8 +414,9 @@ class Reveal:
   def _leaves(self, view: View, t: Float[Array, "B u"]) -> tuple[Any, Any]:
     """(what the law reads of each token, what its draw reads)."""
     left = self._left(view) if self.repetition_penalty else None
+    avoided = None if self.avoid is None else self.avoid.ids(view)
     heat = self.heat(view) if self.cooling is not None else None
-    return (view.canvas.state, t, left), (view.keys, heat)
+    return (view.canvas.state, t, left, avoided), (view.keys, heat)
 
   @property
   def draws_all(self) -> bool:
@@ -472,8 +481,8 @@ class Reveal:
 
   @property
   def _parts(self) -> list[Part]:
-    parts = [*self._scores, self.budget]
-    return parts if self.revise is None else [*parts, self.revise]
+    parts = [*self._scores, self.budget, self.avoid, self.revise]
+    return [each for each in parts if each is not None]
 
   @property
   def _reads(self) -> Literal["committed", "waiting", "active"]:

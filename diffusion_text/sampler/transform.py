@@ -79,6 +79,13 @@ def without(
   return jax.nn.log_softmax(log_p, axis=-1)
 
 
+def without_own(log_p: Float[Array, "n V"], ids: Int[Array, "n M"]) -> Float[Array, "n V"]:
+  """Log-probabilities of each token without the ids of its own; normalised. ids: -1 is none."""
+  rows, outside = jnp.arange(log_p.shape[0])[:, None], log_p.shape[-1]
+  changed = log_p.at[rows, jnp.where(ids < 0, outside, ids)].set(NEVER, mode="drop")
+  return jax.nn.log_softmax(changed, axis=-1)
+
+
 GREEDY = LogitsTransform(temperature=0.0)
 
 
