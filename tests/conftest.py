@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (found by its name, below)
@@ -29,6 +30,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # not cut into parts for several threads takes a sixth less. Other versions may not know the flags.
 FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 FLAGS = FLAGS if jax.__version__.startswith("0.10.") else ""
+
+
+def of_one_thread(context, pool):
+  """Nothing; the context, into which one program is lowered, needs no locks between threads."""
+  del pool
+  context.enable_multithreading(False)
+
+
+# JAX keeps the context of each program, made for many threads. So kept, they slow each other, and
+# the compiler with them: the 900th program of a process took twice as long as the first.
+mlir.JaxIrContext.set_thread_pool = of_one_thread
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What is small is done sooner than handed over.
