@@ -32,6 +32,7 @@ from diffusion_text.schedules.gaussian import (
 )
 from diffusion_text.testing.languages import Enumerable
 from diffusion_text.types import DataFacts, Inputs
+from tests.conftest import jit_well
 
 TOY = Enumerable.dirichlet(1, 0.7, 4, 2)
 V = TOY.vocab_size
@@ -91,18 +92,27 @@ def params_of(process):
 
 
 def clues(row: Row, process, params, inputs: Inputs, t):
-  """log N(z_i; alpha x_v, (k sigma)²) + constant by its definition, of what the network reads."""
+  """log N(z_i; alpha x_v, (k sigma)²) of what the network reads, less what no token changes: of the
+  square |z - alpha x_v|², |z|² is left out.
+  """
   gain = process.path(t[..., None])
   read = np.asarray(inputs.vectors, np.float64)
   alpha, sigma = np.asarray(gain.alpha, np.float64), np.asarray(gain.sigma, np.float64)
+  x = vectors(process, params)
   if row.softened:
     state = np.log(np.maximum(read, 1e-37))
+    state, x = (each - each.mean(-1, keepdims=True) for each in (state, x))
   else:
     scale = process.noise_scale * np.sqrt(alpha**2 * row.size + sigma**2 * row.noise)
     state = read * scale
-  miss = state[..., None, :] - alpha[..., None] * vectors(process, params)
-  miss = miss - miss.mean(-1, keepdims=True) if row.softened else miss
-  return -np.sum((miss / (process.noise_scale * sigma[..., None])) ** 2, axis=-1) / 2
+  square = alpha * np.sum(x**2, axis=-1) / 2
+  return alpha * (state @ x.T - square) / (process.noise_scale * sigma) ** 2
+
+
+@functools.cache
+def folded(number):
+  """The keys of a draw, which most tests ask for."""
+  return fold(KEYS, number)
 
 
 def vectors(process, params) -> np.ndarray:
@@ -120,6 +130,7 @@ def exact(process, language, found) -> tuple[np.ndarray, np.ndarray]:
   return jnp.asarray(np.log(np.maximum(said, 1e-37)), jnp.float32), both
 
 
+@functools.cache
 def drawn_times(process):
   """(t, dt/dτ) [ROWS]: log-SNRs spread by a law that is dense where tokens become known.
 
@@ -156,7 +167,7 @@ def bound_draws(row: Row, process, language=TOY, start=None, seed=2, t=None, bou
   t, speed = drawn_times(process) if t is None else t
   t, speed = (np.broadcast_to(x.reshape(ROWS, -1), ids.shape) for x in (t, speed))
   t = jnp.asarray(t, jnp.float32)
-  state = process.corrupt(params, fold(KEYS, seed), process.clean(params, ids), t)
+  state = process.corrupt(params, folded(seed), process.clean(params, ids), t)
   found = clues(row, process, params, process.inputs(params, state, t), t)
   logits, chance = exact(process, language, found)
   rates = [
@@ -168,7 +179,7 @@ def bound_draws(row: Row, process, language=TOY, start=None, seed=2, t=None, bou
   if start is not None:
     rates = np.where(np.asarray(t) > float(start), rates, 0.0)
   first = 0.0 if start is None else start
-  terms = process.boundary_terms(params, fold(KEYS, 30 + seed), ids, first) if boundary else 0.0
+  terms = process.boundary_terms(params, folded(30 + seed), ids, first) if boundary else 0.0
   return (speed * rates + np.asarray(terms, np.float64)).sum(1)
 
 
@@ -325,7 +336,7 @@ def check_step(process, options=None):
   state = process.corrupt(params, KEYS, process.clean(params, ids), t)
   output = jnp.where(ids[..., None] == jnp.arange(V), 0.0, -200.0)
   options = StepOptions() if options is None else options
-  after = process.step_towards(params, fold(KEYS, 9), state, output, t, s, options)
+  after = process.step_towards(params, folded(9), state, output, t, s, options)
   gain = jax.tree.map(np.asarray, process.schedule(s[0, :, None]))
   scale = process.noise_scale * gain.sigma
   noise = (np.asarray(after) - gain.alpha * vectors(process, params)[[1, 3]]) / scale
@@ -407,7 +418,7 @@ def check_language(row: Row, process, options, steps=96):
   params = params_of(process)
   state = process.prior(params, KEYS)
 
-  @jax.jit
+  @jit_well
   def stepped(number, state, logits, t, s):
     return process.step_towards(params, fold(KEYS, 100 + number), state, logits, t, s, options)
 
