@@ -1,29 +1,28 @@
 r"""Trains several systems under one roof, and writes one table and one plot. Everything but the
 system comes from --base.
 
-  python -m experiments.compare --configs=mdlm,md4,bd3lm,autoregressive --budget=600 \
-      --workdir=runs/compare [--jobs=2]
+  python -m experiments.compare --configs=mdlm,md4 --budget=600 --workdir=runs/compare [--jobs=2]
 
 With --tasks every system is trained on every task, once for each seed, and answers test prompts:
 tasks.md, tasks.csv and tasks.png have the scores, with baselines. --tasks=? lists the tasks.
 
-  python -m experiments.compare --configs=mdlm,bd3lm --tasks=countdown3,sudoku4 --seeds=3 \
-      --steps=500 --workdir=runs/tasks [--task_option=sudoku4.clues=8] [--mbr=1,4]
+  python -m experiments.compare --configs=mdlm,bd3lm --tasks=sudoku4 --steps=500 --workdir=runs/t \
+      [--seeds=3] [--task_option=sudoku4.clues=8] [--mbr=1,4]
 
 What follows @ differs from the config of the name: --configs=mdm,mdm@objective.focusing=0.
 A system with results is skipped and one that was stopped goes on; one that fails is reported, the
-others go on, and the exit code is 1.
+others go on, and the exit code is 1. As several processes (launch/) it needs --steps.
 """
 
 import pathlib
 import shlex
 import sys
 
-import jax
 from absl import flags
 
 from experiments import parts
 from experiments.flags import config_flag, run, workdir_flag
+from experiments.processes import connect
 
 CONFIGS = flags.DEFINE_list("configs", [], "names of files in configs/, or paths; values after @")
 BASE = config_flag("configs/comparison.py", name="base")  # what all share
@@ -46,6 +45,7 @@ ONLY = flags.DEFINE_string("only", None, "measure this system in this process (h
 
 def main(_):
   from diffusion_text.studies import compare, exams, task_table
+  from diffusion_text.train.multihost import is_first
 
   if TASKS.value == ["?"]:
     return print(exams.listing())
@@ -54,13 +54,12 @@ def main(_):
   calls = CALLS.value or (["32"] if TASKS.value else ["8", "32", "128"])
   common = {"workdir": pathlib.Path(WORKDIR.value), "base": BASE.value, "steps": STEPS.value}
   if not TASKS.value:
+    files = compare.config_files(CONFIGS.value, ROOT / "configs")
+    budget = BUDGET.value or (600.0 if STEPS.value is None else None)
     made = compare.Comparison(
-      files=compare.config_files(CONFIGS.value, ROOT / "configs"),
-      budget=BUDGET.value or (600.0 if STEPS.value is None else None),
-      calls=tuple(map(int, calls)),
-      **common,
+      files=files, budget=budget, calls=tuple(map(int, calls)), **common,
       **{flag.name: flag.value for flag in (NUM_SAMPLES, NUM_DRAWS, MAX_ROWS)},
-    )
+    )  # fmt: skip
   else:
     made = task_table.of_flags(
       TASKS.value, OPTIONS.value, CONFIGS.value, ROOT / "configs", calls, BUDGET.value, **common,
@@ -68,13 +67,12 @@ def main(_):
     )  # fmt: skip
   if ONLY.value:
     return made.run_one(ONLY.value)
-  # Of this process only: the accelerator is for those that it starts.
-  jax.config.update("jax_platforms", "cpu")
   command = ["python", "-m", "experiments.compare", *parts.ARGV[1:]]
   text, failed = made.run_all([sys.executable, *command[1:]], JOBS.value, shlex.join(command))
-  print(f"\n{text}")
+  if is_first():
+    print(f"\n{text}")
   sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, lambda: connect(alone=ONLY.value is not None))

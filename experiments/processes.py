@@ -34,8 +34,13 @@ STALL_TIMEOUT = flags.DEFINE_float(
 )
 
 
-def connect():
-  """Joins the other processes, if there are any; before anything is computed."""
+def connect(alone: bool = False):
+  """Joins the other processes, if there are any; before anything is computed.
+
+  alone: whether this process is the child of one that may have others.
+  """
+  if alone:
+    return
   from diffusion_text.train import multihost as processes
 
   timeouts = {"start_timeout": START_TIMEOUT.value, "heartbeat_timeout": HEARTBEAT_TIMEOUT.value}

@@ -182,6 +182,27 @@ def test_two_processes_train_as_one_and_sample(tmp_path):
   assert {key: value for key, value in two.items() if key in one} == pytest.approx(one, rel=1e-6)
 
 
+def test_two_processes_compare_as_one(tmp_path):
+  """One table, with the bound and the texts of one process."""
+  sizes = {"layers": 1, "width": 16, "heads": 1, "kv_heads": 1, "mlp_width": 16}
+  base = [f"--base.model.{key}={value}" for key, value in sizes.items()]
+  base += ["--base.data.length=16", "--base.data.tokenizer=bytes", "--base.data.vocab_size=256"]
+  base += ["--base.train.batch_size=8", "--base.evaluate.batch_size=8"]
+  base += ["--base.evaluate.max_rows=8"]
+  how = ("--configs=mdlm", "--calls=2", "--num_samples=2", "--max_rows=8", "--num_draws=1", *base)
+  command = (sys.executable, "-m", "experiments.compare", *how)
+  found = {}
+  for processes in (1, 2):
+    workdir = tmp_path / str(processes)
+    run = ("local", "-n", processes, "--", *command, "--steps=2", f"--workdir={workdir}")
+    out = launch(*run, env=environment(tmp_path))
+    assert out.count("| mdlm |") == 1
+    found[processes] = json.loads((workdir / "mdlm" / "results.json").read_text())
+    found[processes]["texts"] = (workdir / "mdlm" / "samples_2_calls.txt").read_text()
+  assert found[1]["bits_per_char"] == pytest.approx(found[2]["bits_per_char"], rel=1e-6)
+  assert found[1]["texts"] == found[2]["texts"]
+
+
 TRAIN = (
   "python",
   "-m",

@@ -23,6 +23,7 @@ from diffusion_text.experiment.run import Trained, held_out, score
 from diffusion_text.objective import Bound, engine
 from diffusion_text.studies.variance import NoiseVariance, measure
 from diffusion_text.timing import ExactCount, Shared
+from diffusion_text.train.sharding import replicated
 from diffusion_text.types import Batch, Params, Progress, Timing
 
 ROWS = 64  # of validation text, or a whole batch, by which a level is chosen
@@ -65,7 +66,7 @@ def decodings(
   require(process, LogSNRRange, "--decoding", "only Gaussian processes decode at a log-SNR")
   highest, lowest = process.log_snr_range()
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=replicated(experiment.mesh))
   def nats(level: Any, params: Params, key: Any, batch: Batch, progress: Progress):
     values = engine.nats(experiment.scoring, params, key, batch, progress, decode_at=level)
     return jnp.sum(values, axis=1), jnp.sum(experiment.text_weights(batch), axis=1)

@@ -44,7 +44,8 @@ from diffusion_text.experiment.settings import DataSettings
 from diffusion_text.studies.benchmark import hardware
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.comparison import caption, notes, plot, quality, table
-from diffusion_text.studies.jobs import core_groups, run_all
+from diffusion_text.studies.jobs import check_jobs, core_groups, run_all, run_together
+from diffusion_text.train.multihost import everywhere, is_alone, is_first
 from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch
 
@@ -231,17 +232,28 @@ class Comparison:
     run_one(self, name)
 
   def run_all(self, command: Sequence[str], jobs: int, shown: str) -> tuple[str, Mapping[str, str]]:
-    """(the table as markdown, what failed and why) of all systems, each in a process of its own.
+    """(the table as markdown, what failed and why) of all systems, each in a process of its own; or
+    by all processes of this run together, one system after the other.
 
     command: of such a process, to which --only is added; jobs: processes at a time; shown: the
     command of the whole, for the table.
+
+    Raises ValueError for more jobs than cores, and for a budget of several processes.
     """
-    core_groups(jobs)  # refused now, if there are too few
+    check_jobs(jobs)
+    if not is_alone() and self.budget is not None:
+      raise ValueError(
+        f"--budget={self.budget:g} counts the CPU time of one process, and this run has"
+        f" {jax.process_count()}; use --steps"
+      )
     self.claim(write=False)
     corpus = corpus_quality(self)
     self.claim()
     names = list(self.files)
-    failed = run_all(names, self.workdir, lambda name: [*command, f"--only={name}"], jobs)
+    if is_alone():
+      failed = run_all(names, self.workdir, lambda name: [*command, f"--only={name}"], jobs)
+    else:
+      failed = run_together(names, self.workdir, self.run_one)
     return report(self, failed, corpus, shown), failed
 
   def data(self) -> DataSettings:
@@ -253,14 +265,17 @@ class Comparison:
     that changes with `base.data`.
     """
     path = self.workdir / f"tokenizer-{zlib.crc32(config_json(self.base.data).encode()):08x}"
-    if not path.exists():
+    if not everywhere(path.exists()):
       self.workdir.mkdir(parents=True, exist_ok=True)
       write(path, self.data().make_tokenizer().to_bytes())
+      everywhere(True)  # the others read what process 0 has written
     return tokenizer_from_bytes(path.read_bytes())
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file whole or not at all. Of several processes the first one writes."""
+  if not is_first():
+    return
   draft = path.with_name(path.name + ".tmp")
   draft.write_bytes(content.encode() if isinstance(content, str) else content)
   draft.replace(path)
@@ -409,12 +424,11 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   tokenizer = comparison.tokenizer()
   steps = comparison.steps if saved is None else saved.train.steps
   steps = steps or steps_within(build(config, tokenizer=tokenizer), comparison.budget)
-  config.train.steps, config.train.save_every = (
-    steps,
-    max(config.train.save_every, steps // 5),
-  )  # saving is CPU time too
+  config.train.steps = steps
+  config.train.save_every = max(config.train.save_every, steps // 5)  # saving is CPU time too
   experiment = build(config, tokenizer=tokenizer)
-  print(plan.summary(experiment), flush=True)
+  if is_first():
+    print(plan.summary(experiment), flush=True)
   done = train.latest_step(checkpoints(str(directory)))
   before = (0.0, 0.0) if done is None else used(train.read_metrics(directory), done)
   result = train_workdir(
@@ -423,7 +437,8 @@ def measure(comparison: Comparison, name: str) -> dict[str, Any]:
   if result.status != "finished":
     raise SystemExit(result.exit_code)
   how = {"num_draws": comparison.num_draws, "max_rows": comparison.max_rows}
-  trained, decode_at = chosen_decoding(load(str(directory)), **how)
+  trained = load(str(directory), all_devices=not is_alone())
+  trained, decode_at = chosen_decoding(trained, **how)
   bound = score(trained.experiment, trained.params, split="test", **how)
   if not math.isfinite(bound.nats_per_token):
     raise ValueError(f"the bound on the test split is {bound.nats_per_token} nats per token")
@@ -494,10 +509,11 @@ def report(
   }
   write(comparison.workdir / "comparison.json", json.dumps(summary, indent=2))
   write(comparison.workdir / "comparison.md", text + "\n")
-  plot(
-    comparison.workdir / "comparison.png",
-    rows,
-    corpus,
-    f"{comparison.amount}, seed {comparison.base.seed}\n{where}",
-  )
+  if is_first():
+    plot(
+      comparison.workdir / "comparison.png",
+      rows,
+      corpus,
+      f"{comparison.amount}, seed {comparison.base.seed}\n{where}",
+    )
   return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -11,9 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from diffusion_text import train
+from diffusion_text.train.multihost import everywhere, gather, is_alone
+
+log = logging.getLogger(__name__)
 
 
 def own_cores() -> list[int]:
@@ -21,6 +26,16 @@ def own_cores() -> list[int]:
   if hasattr(os, "sched_getaffinity"):
     return sorted(os.sched_getaffinity(0))
   return list(range(os.cpu_count() or 1))
+
+
+def check_jobs(jobs: int) -> None:
+  """Leaves the accelerator to the processes that this one starts.
+
+  Raises ValueError if there are fewer cores than jobs.
+  """
+  core_groups(jobs)
+  if is_alone():
+    jax.config.update("jax_platforms", "cpu")
 
 
 def core_groups(jobs: int) -> list[list[int]]:
@@ -81,6 +96,25 @@ def run_all(
       process.wait()
     signal.signal(signal.SIGTERM, before)
   return failed
+
+
+def run_together(
+  names: Sequence[str], workdir: pathlib.Path, run_one: Callable[[str], None]
+) -> dict[str, str]:
+  """An empty mapping, as of `run_all`, once every system without results was measured by all
+  processes of this run together, one system after the other.
+
+  A system that fails ends the run: its processes may have failed at different places. The same
+  command goes on where it ended.
+  """
+  for name in names:
+    path = workdir / name / "results.json"
+    there = gather(b"1" if path.exists() else b"")
+    if not there[0]:  # process 0 writes results, and the others may see them later
+      run_one(name)
+      everywhere(True)  # the others read what process 0 has written
+      log.info("%s: done", name)
+  return {}
 
 
 def reason(directory: pathlib.Path, code: int) -> str:

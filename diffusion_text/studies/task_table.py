@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from diffusion_text import train
@@ -22,8 +23,9 @@ from diffusion_text.experiment.build import Experiment, build, config_json
 from diffusion_text.experiment.run import checkpoints, load, train_workdir
 from diffusion_text.studies import compare, exams
 from diffusion_text.studies.exam_contract import Exam, How
-from diffusion_text.studies.jobs import core_groups, run_all
+from diffusion_text.studies.jobs import check_jobs, run_all
 from diffusion_text.studies.task_report import write_table
+from diffusion_text.train.multihost import is_alone
 from diffusion_text.types import Sampler
 
 BASELINE = "autoregressive"  # of the same size and tokens, in every table
@@ -167,8 +169,16 @@ class TaskTable:
       raise
 
   def run_all(self, command: Sequence[str], jobs: int, shown: str) -> tuple[str, Mapping[str, str]]:
-    """(the tables as markdown, what failed and why) of all cells, see `Comparison.run_all`."""
-    core_groups(jobs)
+    """(the tables as markdown, what failed and why) of all cells, see `Comparison.run_all`.
+
+    Raises ValueError for several processes, which answer no prompts together.
+    """
+    check_jobs(jobs)
+    if not is_alone():
+      raise ValueError(
+        f"--tasks is answered by one process, and this run has {jax.process_count()}; start it"
+        " once, as in srun --ntasks=1"
+      )
     self.claim()
     names = list(self.cells)
     failed = run_all(names, self.workdir, lambda name: [*command, f"--only={name}"], jobs)

@@ -102,6 +102,11 @@ def is_first() -> bool:
   return jax.process_index() == 0 if jax.distributed.is_initialized() else True
 
 
+def is_alone() -> bool:
+  """True if this run is one process, which is found out without touching its devices."""
+  return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def verdict(error: Exception, refused: bool) -> tuple[str, int]:
   """(message, exit code) of an error that ends this process.
 
@@ -113,7 +118,7 @@ def verdict(error: Exception, refused: bool) -> tuple[str, int]:
     error: The error.
     refused: True for an error that tells the user what to change.
   """
-  if not (jax.distributed.is_initialized() and jax.process_count() > 1):
+  if is_alone():
     return str(error), 2 if refused else 1
   message = f"process {jax.process_index()} of {jax.process_count()}: {error}"
   lost: BaseException | None = error

@@ -141,7 +141,7 @@ def test_estimators_that_fit(tmp_path):
   assert scoring_study.estimators(experiment)[0][1] == Shared()
 
 
-def test_where_to_decode(tmp_path):
+def test_where_to_decode(tmp_path, monkeypatch):
   """The least of the levels is chosen and is what is scored then, with the same noise; a config's
   own choice stays.
   """
@@ -151,7 +151,19 @@ def test_where_to_decode(tmp_path):
   params, _ = jax.jit(experiment.init)(jax.random.key(0))
   trained = runs.Trained(experiment, params, 0)
   how = {"num_draws": 1, "max_rows": 8}
+  whole = []  # whether a process of several would see the numbers of all rows
+
+  def scored(*args, nats_fn=None, **how):
+    def watched(*args):
+      said = nats_fn(*args)
+      whole.append(all(each.sharding.is_fully_replicated for each in said))
+      return said
+
+    return runs.score(*args, nats_fn=watched, **how)
+
+  monkeypatch.setattr(scoring_study, "score", scored)
   tried = dict(scoring_study.decodings(trained, **how, count=4))
+  assert whole and all(whole)
   assert list(tried) == [10.0, 5.0, 0.0, -5.0]
   chosen, level = scoring_study.chosen_decoding(trained, **how)
   assert level < 5 and chosen.experiment.evaluate.decode_at == level

@@ -86,6 +86,12 @@ def test_systems_differ_in_nothing_but_what_they_are(tmp_path):
   assert slipped(merged[0]) == ["optimizer.learning_rate"]
 
 
+def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(compare, "is_alone", lambda: False)
+  with pytest.raises(ValueError, match="--budget=30 counts the CPU time of one process"):
+    comparison(tmp_path, ("mdlm",), budget=30.0, steps=None).run_all([], 1, "")
+
+
 def test_own_parts_are_the_systems_own_and_what_is_set_aside_is_said(tmp_path):
   merged, aside = comparison(tmp_path, ("md4",)).system("md4")
   system = runpy.run_path(str(CONFIGS / "md4.py"))["get_config"]()
