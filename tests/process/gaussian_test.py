@@ -155,6 +155,12 @@ def drawn_times(process):
   return time(log_snr), slope * total[-1] / np.interp(log_snr, grid, density)
 
 
+@functools.cache
+def ends_of(process):
+  """`boundary_terms`, compiled once: called as it is, its loop would be compiled at each call."""
+  return jax.jit(process.boundary_terms)
+
+
 def bound_draws(row: Row, process, language=TOY, start=None, seed=2, t=None, boundary=True):
   """[ROWS] draws of the bound in nats per sequence.
 
@@ -179,7 +185,7 @@ def bound_draws(row: Row, process, language=TOY, start=None, seed=2, t=None, bou
   if start is not None:
     rates = np.where(np.asarray(t) > float(start), rates, 0.0)
   first = 0.0 if start is None else start
-  terms = process.boundary_terms(params, folded(30 + seed), ids, first) if boundary else 0.0
+  terms = ends_of(process)(params, folded(30 + seed), ids, first) if boundary else 0.0
   return (speed * rates + np.asarray(terms, np.float64)).sum(1)
 
 
