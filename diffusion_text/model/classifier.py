@@ -12,8 +12,6 @@ from diffusion_text.core.options import internal, member, option
 from diffusion_text.model.layers import embed_inputs
 from diffusion_text.types import Inputs, Key, Params
 
-WAVES = 16  # frequencies of the time that a timed classifier is shown
-
 
 @member
 class Classifier:
@@ -27,10 +25,9 @@ class Classifier:
   classes: int = option(..., "C, the number of classes", ge=2)
   width: int = option(64, "D, the width of the embedding and of the hidden layer", ge=1)
   window: int = option(1, "tokens of the convolution; odd, so that it has a middle", ge=1)
-  pool: Literal["mean", "max"] = option(
-    "mean", "over positions; with max, few positions get a gradient"
+  pool: Literal["mean", "max", "none"] = option(
+    "mean", "over positions; with max, few positions get a gradient; none: each has an answer"
   )
-  timed: bool = option(False, "it is shown the time of each token, for noisy states")
   input_size: int = internal()
 
   def __post_init__(self):
@@ -42,7 +39,7 @@ class Classifier:
 
   def init(self, key: Key) -> Params:
     """float32 arrays by name; the last map is zero: before training, all classes are as likely."""
-    embedding, convolution, hidden, time = jax.random.split(key, 4)
+    embedding, convolution, hidden, _ = jax.random.split(key, 4)  # of four, as ever
 
     def wide(key, *shape):
       return jax.random.normal(key, shape) * shape[0] ** -0.5
@@ -58,14 +55,10 @@ class Classifier:
       "hidden": {"kernel": wide(hidden, width, width), "bias": jnp.zeros(width)},
       "out": {"kernel": jnp.zeros((width, self.classes)), "bias": jnp.zeros(self.classes)},
     }
-    if self.timed:
-      params["time"] = {"kernel": wide(time, 2 * WAVES, width)}
     return params
 
-  def apply(
-    self, params: Params, inputs: Inputs, t: Float[Array, "B L"] | None = None
-  ) -> Float[Array, "B C"]:
-    """Logits float32. t: the time of each token, read if `timed`.
+  def apply(self, params: Params, inputs: Inputs) -> Float[Array, "B *L C"]:
+    """Logits float32 of each row, or of each token where pool is "none".
 
     Raises:
       ValueError: for vectors that do not fit the table.
@@ -76,11 +69,8 @@ class Classifier:
     around = [padded[:, i : i + x.shape[1]] for i in range(self.window)]
     around = jnp.concatenate(around, axis=-1)
     h = around @ params["convolution"]["kernel"] + params["convolution"]["bias"]
-    if self.timed:
-      angles = t[..., None] * (2.0 ** jnp.linspace(0.0, 6.0, WAVES))
-      waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-      h = h + waves @ params["time"]["kernel"]
     h = jax.nn.gelu(h)
-    pooled = jnp.mean(h, axis=1) if self.pool == "mean" else jnp.max(h, axis=1)
+    pool = {"mean": jnp.mean, "max": jnp.max}.get(self.pool)
+    pooled = h if pool is None else pool(h, axis=1)
     hidden = jax.nn.gelu(pooled @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     return hidden @ params["out"]["kernel"] + params["out"]["bias"]

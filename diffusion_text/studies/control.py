@@ -11,8 +11,9 @@ learns from the whole split and sees no labels. `control_exam` makes lines of a 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,8 @@ from diffusion_text.types import Batch, Inputs, Key, Loss, Params, Process, Prog
 
 GUIDE, EVALUATOR, HELD_OUT = range(3)  # parts of the labelled rows
 BATCH = 32  # rows drawn, classified or scored at a time
-# (key, ids [B, L]) -> what a classifier is shown of these rows, and their times [B, L] (None: clean
-# text).
-Read = Callable[[Key, Array], tuple[Inputs, Array | None]]
+# (key, ids [B, L]) -> what a classifier is shown of these rows.
+Read = Callable[[Key, Array], Inputs]
 
 
 @runtime_checkable
@@ -61,13 +61,26 @@ class TextGuide:
     return params["strength"] * jax.nn.log_softmax(logits)[:, self.target]
 
 
+def shown_tokens(
+  process: Any, params: Params, vectors: Float[Array, "B u E"], t: Float[Array, "B u"]
+) -> Inputs:
+  """The tokens as far as noised vectors show them, as rows of probabilities [B, u, V]: what Bayes'
+  rule makes of each vector alone, where all tokens are equally frequent. params: of the process.
+
+  So a classifier of clean text reads noised vectors. One of the vectors themselves has to find out
+  first which tokens they are of, and one that learns from noised rows sees little of them at most
+  times: both stayed at chance (docs/results.md).
+  """
+  return Inputs(vectors=jax.nn.softmax(process.evidence(params, vectors, t)))
+
+
 @member
 class VectorGuide:
-  """log p(target | z_t) of a classifier of noised vectors; its parameters are {"network",
-  "strength", "process"}.
+  """log p(target | z_t) of a classifier that reads noised vectors as `shown_tokens`; its parameters
+  are {"network", "strength", "process"}.
   """
 
-  classifier: Classifier = option(..., "of noised vectors")
+  classifier: Classifier = option(..., "of clean text")
   target: int = option(..., "the class that is sought", ge=0)
   process: Any = option(..., "the process that adds the noise")
 
@@ -75,8 +88,8 @@ class VectorGuide:
     self, params: Params, vectors: Float[Array, "B u E"], t: Float[Array, "B u"]
   ) -> Float[Array, " B"]:
     """Nats times the strength, which is a parameter, so that one program serves all strengths."""
-    inputs = self.process.inputs(params["process"], vectors, t)
-    logits = self.classifier.apply(params["network"], inputs, t)
+    inputs = shown_tokens(self.process, params["process"], vectors, t)
+    logits = self.classifier.apply(params["network"], inputs)
     return params["strength"] * jax.nn.log_softmax(logits)[:, self.target]
 
 
@@ -87,9 +100,9 @@ class Judged:
   classifier: Classifier
   params: Params
 
-  def log_prob(self, inputs: Inputs, t: Float[Array, "B L"] | None = None) -> Float[Array, "B C"]:
+  def log_prob(self, inputs: Inputs) -> Float[Array, "B C"]:
     """log p(c | row)."""
-    return jax.nn.log_softmax(self.classifier.apply(self.params, inputs, t))
+    return jax.nn.log_softmax(self.classifier.apply(self.params, inputs))
 
   def answers(self, ids: Int[np.ndarray, "N L"]) -> Int[np.ndarray, " N"]:
     """The likeliest class of each row of clean tokens."""
@@ -117,16 +130,15 @@ class Settings:
       raise ValueError(f"num={self.num} must be a multiple of {BATCH} rows; use {more}")
 
   def guide(self, process: Process, classes: int) -> Classifier:
-    """What is trained to steer: a bag of tokens, of clean text or of noised vectors.
+    """What is trained to steer: a bag of tokens, of clean text.
 
     Raises:
       ValueError: for latents of a process that has none.
     """
-    if self.guidance == "logits":
-      return Classifier(classes=classes, input_size=process.vocab_size)
-    require(process, NoisesVectors, "guidance='latents'", "guidance='logits' serves every process")
-    size = process.input_sizes.vectors
-    return Classifier(classes=classes, input_size=size, width=128, timed=True)
+    if self.guidance == "latents":
+      fix = "guidance='logits' serves every process"
+      require(process, NoisesVectors, "guidance='latents'", fix)
+    return Classifier(classes=classes, input_size=process.vocab_size)
 
   def sampler(self, experiment: Experiment, guide: Classifier, target: int) -> Sampler:
     """The generator's own sampler under control."""
@@ -161,7 +173,7 @@ def train_classifier(
   learning_rate: float = 1e-2,
 ) -> Judged:
   """The classifier after `steps` updates of AdamW, in one compiled scan, on rows drawn so that
-  every class is equally frequent.
+  every class is equally frequent; on any rows where each token has a label, label [N, L].
 
   read: what the classifier is shown of the rows.
   """
@@ -175,15 +187,12 @@ def train_classifier(
 
   def loss(params: Params, frozen: Params, key: Key, batch: Batch, progress: Progress) -> Loss:
     del frozen, progress
-    logp = jax.nn.log_softmax(classifier.apply(params, *read(key, batch.ids)))
-    nats = -jnp.take_along_axis(logp, batch.extras["label"][:, None], axis=1)
-    return Loss(jnp.sum(nats), jnp.float32(len(nats)), {})
+    logp = jax.nn.log_softmax(classifier.apply(params, read(key, batch.ids)))
+    nats = -jnp.take_along_axis(logp, batch.extras["label"][..., None], axis=-1)
+    return Loss(jnp.sum(nats), jnp.float32(nats.size), {})
 
   step = train.make_train_step(loss, optimizer, seed=seed)
-  rng = np.random.default_rng(seed)
-  of_class = [np.flatnonzero(rows.label == label) for label in range(classifier.classes)]
-  classes = rng.integers(0, classifier.classes, (steps, batch_size))
-  picked = np.array([[rng.choice(of_class[label]) for label in batch] for batch in classes])
+  picked = _picked(rows.label, classifier.classes, (steps, batch_size), seed)
 
   def start() -> tuple[Params, Params]:
     return classifier.init(train.named_key(seed, "classifier", 0)), {}
@@ -199,37 +208,45 @@ def train_classifier(
   return Judged(classifier, run(rows.ids, rows.label, picked))
 
 
-def clean(key: Key, ids: Int[Array, "B L"]) -> tuple[Inputs, None]:
+def _picked(
+  label: Int[np.ndarray, "..."], classes: int, shape: tuple[int, int], seed: int
+) -> Int[np.ndarray, "S B"]:
+  """The rows of each update, see `train_classifier`."""
+  rng = np.random.default_rng(seed)
+  if label.ndim > 1:
+    return rng.integers(0, len(label), shape)
+  of_class = [np.flatnonzero(label == each) for each in range(classes)]
+  drawn = rng.integers(0, classes, shape)
+  return np.array([[rng.choice(of_class[each]) for each in batch] for batch in drawn])
+
+
+def clean(key: Key, ids: Int[Array, "B L"]) -> Inputs:
   """What a classifier of text is shown: the tokens themselves."""
   del key
-  return Inputs(ids=ids), None
+  return Inputs(ids=ids)
 
 
 def noised(process: Process, params: Params) -> Read:
-  """What a classifier of states is shown: each row noised to a time of its own. params: the whole
-  tree of the generator.
+  """What a classifier of states is shown: the tokens that each row shows, noised to a time of its
+  own. params: the whole tree of the generator.
   """
   of_process = params["process"]
 
-  def read(key: Key, ids: Array) -> tuple[Inputs, Array]:
+  def read(key: Key, ids: Array) -> Inputs:
     time_key, key = jax.random.split(key)
     t = jnp.broadcast_to(jax.random.uniform(time_key, (ids.shape[0], 1)), ids.shape)
     keys = position_keys(key, *ids.shape)
     state = process.corrupt(of_process, keys, process.clean(of_process, ids), t)
-    return process.inputs(of_process, state, t), t
+    return shown_tokens(process, of_process, state, t)
 
   return read
 
 
 def train_guide(generator: Trained, settings: Settings, rows: LabelledRows, classes: int) -> Judged:
-  """The guide, trained on clean text or, for latents, on the generator's noised vectors. Raises
-  ValueError as `Settings.guide` does.
-  """
-  process = generator.experiment.model.process
-  classifier = settings.guide(process, classes)
-  read = noised(process, generator.params) if classifier.timed else clean
+  """The guide, trained on clean text. Raises ValueError as `Settings.guide` does."""
+  classifier = settings.guide(generator.experiment.model.process, classes)
   how = {"seed": settings.seed, "steps": settings.classifier_steps}
-  return train_classifier(classifier, rows, read=read, **how)
+  return train_classifier(classifier, rows, read=clean, **how)
 
 
 def drawn(
@@ -248,6 +265,22 @@ def drawn(
   return np.concatenate([np.asarray(each.ids) for each in results]), int(results[0].calls)
 
 
+class Drawn(NamedTuple):
+  """Rows that were drawn in one way.
+
+  Attributes:
+    label: What steered; "": nothing.
+    ids: int32 [num, L].
+    calls: Network calls of a row.
+    guide_right: See `guide_right`; NaN where nothing steered.
+  """
+
+  label: str
+  ids: Int[np.ndarray, "num L"]
+  calls: int
+  guide_right: float = math.nan
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
   """What was drawn, with what says whether it is of the source that was sought.
@@ -258,7 +291,7 @@ class Study:
     rows: labelled, in three parts.
     evaluator: a classifier that has learned from the second part.
     guide: the classifier that steered, which has learned from the first part; None: nothing did.
-    samples: (strength, ids [num, L], network calls of a row), unguided first.
+    samples: What was drawn, unguided first.
   """
 
   tokenizer: Any
@@ -266,7 +299,7 @@ class Study:
   rows: LabelledRows
   evaluator: Judged
   guide: Judged | None = None
-  samples: Sequence[tuple[float, np.ndarray, int]] = ()
+  samples: Sequence[Drawn] = ()
 
   @property
   def held_out(self) -> LabelledRows:
@@ -274,8 +307,8 @@ class Study:
     return self.rows.of_part(HELD_OUT)
 
   def by_guide(self, ids: Int[np.ndarray, "N L"]) -> Score:
-    """The share of rows that the guide takes for the target; NaN if none reads clean text."""
-    if self.guide is None or self.guide.classifier.timed:
+    """The share of rows that the guide takes for the target; NaN if there is none."""
+    if self.guide is None:
       return Score(float("nan"), None)
     return mean_score(self.guide.answers(ids) == self.target)
 
@@ -316,21 +349,46 @@ def evaluated(experiment: Experiment, settings: Settings) -> Study:
 def unsteered(generator: Trained, settings: Settings) -> Study:
   """Rows that nothing steers. Raises ValueError as `sources_of` does."""
   plain = drawn(generator, settings, generator.experiment.sampler, {})
-  return dataclasses.replace(evaluated(generator.experiment, settings), samples=[(0.0, *plain)])
+  return dataclasses.replace(evaluated(generator.experiment, settings), samples=[Drawn("", *plain)])
 
 
 def steer(generator: Trained, settings: Settings) -> Study:
-  """Trains the two classifiers and draws without control and at every strength.
+  """Trains the two classifiers and draws without control, at every strength, and at the last one
+  with a guide that has learned from labels in another order: the control.
 
   Raises:
     ValueError: as `sources_of`, and for a generator that cannot be steered so.
   """
   study = evaluated(generator.experiment, settings)
-  classes = study.evaluator.classifier.classes
-  guide = train_guide(generator, settings, study.rows.of_part(GUIDE), classes)
+  classes, own = study.evaluator.classifier.classes, study.rows.of_part(GUIDE)
+  guide = train_guide(generator, settings, own, classes)
+  order = np.random.default_rng(settings.seed).permutation(len(own.label))
+  wrong = train_guide(generator, settings, own._replace(label=own.label[order]), classes)
   sampler = settings.sampler(generator.experiment, guide.classifier, study.target)
+  last = settings.strengths[-1]
+  lines = [(0.0, "", guide), *((each, f"strength {each:g}", guide) for each in settings.strengths)]
+  lines.append((last, f"labels shuffled, strength {last:g}", wrong))
   of_process, samples = generator.params["process"], []
-  for strength in (0.0, *settings.strengths):
-    read = {"network": guide.params, "strength": jnp.float32(strength), "process": of_process}
-    samples.append((strength, *drawn(generator, settings, sampler, read)))
+  for strength, label, each in lines:
+    read = {"network": each.params, "strength": jnp.float32(strength), "process": of_process}
+    right = guide_right(generator, settings, each, study.held_out) if strength else math.nan
+    samples.append(Drawn(label, *drawn(generator, settings, sampler, read), right))
   return dataclasses.replace(study, guide=guide, samples=samples)
+
+
+def guide_right(generator: Trained, settings: Settings, guide: Judged, rows: LabelledRows) -> float:
+  """How often a guide is right about rows, read as it reads them when it steers, as a mean over
+  the classes: clean, or where it steers latents noised to all times.
+  """
+  process, latents = generator.experiment.model.process, settings.guidance == "latents"
+  read = noised(process, generator.params) if latents else clean
+
+  @jax.jit
+  def answers(number: Array, ids: Array) -> Array:
+    key = jax.random.fold_in(train.named_key(0, "guide", 0), number)
+    return jnp.argmax(guide.log_prob(read(key, ids)), axis=1)
+
+  count = len(rows.ids) // BATCH * BATCH
+  parts = [np.asarray(answers(i, rows.ids[i : i + BATCH])) for i in range(0, count, BATCH)]
+  found, label = np.concatenate(parts), rows.label[:count]
+  return float(np.mean([np.mean(found[label == c] == c) for c in np.unique(label)]))

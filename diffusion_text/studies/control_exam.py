@@ -5,6 +5,7 @@ not the guide, what the text costs under an autoregressive judge, and how varied
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ class ControlExam(control.Settings):
   @property
   def columns(self) -> tuple[str, ...]:
     """Success first."""
-    return ("success", "success_of_guide", "judge_nats", "token_entropy", "distinct_2")
+    quality = ("judge_nats", "token_entropy", "distinct_2")
+    return ("success", "success_of_guide", "guide_right", *quality)
 
   def data(self, shared: Mapping[str, Any]) -> dict[str, Any]:
     """That of the base."""
@@ -46,18 +48,21 @@ class ControlExam(control.Settings):
     Judge(load(self.judge))
 
   def taken(self, trained: Trained, how: How, seed: int, sampler: Sampler) -> Taken:
-    """A line without control, and one for each strength unless the system cannot be steered."""
+    """A line without control, one for each strength, and one with a guide of shuffled labels; the
+    first alone if the system cannot be steered.
+    """
     experiment = dataclasses.replace(trained.experiment, sampler=sampler)
     generator = dataclasses.replace(trained, experiment=experiment)
     settings, why_not = dataclasses.replace(self, seed=seed), self.refusal(experiment)
     steered = (control.unsteered if why_not else control.steer)(generator, settings)
     judge = Judge(load(self.judge))
     lines, texts = [], []
-    for strength, ids, calls in steered.samples:
-      label = f"strength {strength:g}" if strength else ""
-      lines.append(Line(label, self._scores(steered, judge, ids), calls))
-      texts.append(f"--- {label or 'unguided'}")
-      texts += [experiment.tokenizer.decode(row) for row in ids]
+    for each in steered.samples:
+      scores = self._scores(steered, judge, each.ids)
+      scores["guide_right"] = Score(each.guide_right, None)
+      lines.append(Line(each.label, scores, each.calls))
+      texts.append(f"--- {each.label or 'unguided'}")
+      texts += [experiment.tokenizer.decode(row) for row in each.ids]
     held_out = steered.held_out
     right = np.mean(steered.evaluator.answers(held_out.ids) == held_out.label)
     numbers = {"evaluator_right": float(right), "not_steered": why_not}
@@ -78,8 +83,9 @@ class ControlExam(control.Settings):
       f"{self.num} rows for each strength of control by {self.guidance}; a system with one line"
       f" cannot be steered so. success: rows that a classifier takes for the source {self.target};"
       " it has another architecture, seed and text than the guide, whose own opinion is"
-      f" success_of_guide. judge_nats: per token of the run {self.judge}, lower is better;"
-      " token_entropy and distinct_2 are of the tokens."
+      " success_of_guide, and which is right about guide_right of held-out rows: a mean over"
+      " sources, of rows as it reads them when it steers. judge_nats: per token of the run"
+      f" {self.judge}, lower is better; token_entropy and distinct_2 are of the tokens."
     )
 
   def _scores(
@@ -89,6 +95,7 @@ class ControlExam(control.Settings):
     return {
       "success": mean_score(found.evaluator.answers(ids) == found.target),
       "success_of_guide": found.by_guide(ids),
+      "guide_right": Score(math.nan, None),
       "judge_nats": Score(*estimate(*judge.nats(texts))),
       "token_entropy": Score(token_entropy(ids), None),
       "distinct_2": Score(distinct_n(ids, 2), None),

@@ -91,16 +91,16 @@ def test_a_classifier_reads_soft_tokens_as_it_reads_tokens_and_knows_its_window(
     Classifier(classes=2, input_size=6, pool="sum")
 
 
-def test_a_classifier_of_noised_vectors_is_surer_of_clearer_ones():
+def test_a_classifier_of_text_reads_noised_vectors_and_is_surer_of_clearer_ones():
   process = Embedding(vocab_size=4, schedule=LogSNR(log_snr_max=6.0, log_snr_min=-6.0), width=8)
   of_process = process.init(jax.random.key(0), DataFacts(length=6, vocab_size=4))
   label = np.arange(64) % 2
   ids = np.random.default_rng(0).integers(0, 2, (64, 6)) + 2 * label[:, None]
   ids, label = ids.astype(np.int32), label.astype(np.int32)
   judged = control.train_classifier(
-    Classifier(classes=2, input_size=8, width=16, timed=True),
+    Classifier(classes=2, input_size=4, width=16),
     LabelledRows(ids, label, label),
-    read=control.noised(process, {"process": of_process}),
+    read=control.clean,
     seed=0,
     steps=150,
     batch_size=32,
@@ -110,7 +110,7 @@ def test_a_classifier_of_noised_vectors_is_surer_of_clearer_ones():
   def answers(t):
     keys = position_keys(jax.random.key(1), *ids.shape)
     state = process.corrupt(of_process, keys, process.clean(of_process, ids), t)
-    return judged.log_prob(process.inputs(of_process, state, t), t)
+    return judged.log_prob(control.shown_tokens(process, of_process, state, t))
 
   right = []
   for time in (0.1, 0.95):
@@ -150,19 +150,23 @@ def test_control_is_a_part_of_the_table_and_steers_a_generator_that_knows_nothin
   monkeypatch.setattr(control_exam, "load", {"a run": judge}.get)
   exam.check(generator.experiment)
   taken = exam.taken(generator, How(), 0, generator.experiment.sampler)
-  (free, steered), (own,) = (
+  (free, steered, wrong), (own,) = (
     taken.lines,
     exam.baselines(How(), lambda: generator.experiment).values(),
   )
-  assert [line.label for line in taken.lines] == ["", "strength 16"]
+  assert [line.label for line in taken.lines] == [
+    *("", "strength 16", "labels shuffled, strength 16")
+  ]
   assert all(set(each) == set(exam.columns) for each in (free.scores, steered.scores, own))
   # The evaluator has only seen rows of one novel; where the guide is content with most of the
   # letters, it need not be.
   by_guide = [line.scores["success_of_guide"].value for line in taken.lines]
   assert by_guide[1] >= by_guide[0] + 0.2 and steered.scores["success"] > free.scores["success"]
+  assert steered.scores["guide_right"].value > 0.9 and np.isnan(own["guide_right"].value)
+  assert wrong.scores["success"].value < steered.scores["success"].value
   assert own["success"].value > 0.9 and taken.numbers["evaluator_right"] > 0.9
   assert steered.scores["judge_nats"].value == pytest.approx(free.scores["judge_nats"].value)
-  assert taken.text.count("---") == 2 and exam.legend(How()).startswith("32 rows for each")
+  assert taken.text.count("---") == 3 and exam.legend(How()).startswith("32 rows for each")
   with pytest.raises(ValueError, match="target='third' is no source"):
     dataclasses.replace(exam, target="third").check(generator.experiment)
   monkeypatch.setattr(control_exam, "load", {"a run": generator}.get)
@@ -188,9 +192,10 @@ def test_latents_are_steered_too(tmp_path, monkeypatch):
     inner_steps=3,
   )
   steered = control.steer(untrained(config), settings)
-  free, guided = (
-    np.mean(steered.evaluator.answers(ids) == steered.target) for _, ids, _ in steered.samples
+  free, guided, _ = (
+    np.mean(steered.evaluator.answers(each.ids) == steered.target) for each in steered.samples
   )
+  assert steered.samples[1].guide_right > 0.8
   assert guided > free + 0.2, (free, guided)
 
 
