@@ -51,6 +51,8 @@ class Settings:
   rows: int = option(512, "texts", ge=2)
   draws: tuple[int, ...] = option((1, 4, 16, 64), "of the bound of each text under each class")
   width: float = option(3.0, "standard errors behind the best after which a class is out", gt=0)
+  labelled: int = option(8000, "with --path: pairs that classifiers learn from", ge=64)
+  classifier_steps: int = option(400, "with --path: updates of each classifier", ge=1)
   seed: int = option(0, "of everything", ge=0)
 
 

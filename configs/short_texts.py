@@ -1,0 +1,16 @@
+"""The base of generators and judges of short texts with records, for `experiments.controls` and
+`experiments.zero_shot`: what `configs/comparison.py` shares, in rows of about 40 words.
+
+Ours: docs/results.md, "Six controls".
+  python -m experiments.controls --path=e2e-nlg --workdir=runs/records
+"""
+
+from configs import comparison
+
+
+def get_config(size: str = "micro"):
+  c = comparison.get_config(size)
+  c.train.update({"steps": 700, "batch_size": 64, "log_every": 20})
+  c.train.update({"evaluate_every": 350, "save_every": 175})
+  c.evaluate.update({"batch_size": 64, "max_rows": 128})
+  return c
