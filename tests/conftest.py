@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
+from jax.extend.mlir import ir
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (found by its name, below)
@@ -39,10 +39,8 @@ def of_one_thread(context, pool):
 
 
 # JAX keeps the context of each program, made for many threads. So kept, they slow each other, and
-# the compiler with them: the 900th program of a process took twice as long as the first. Other
-# versions may have no such class.
-if hasattr(mlir, "JaxIrContext"):
-  mlir.JaxIrContext.set_thread_pool = of_one_thread
+# the compiler with them: the 900th program of a process took twice as long as the first.
+ir.Context.set_thread_pool = of_one_thread
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What is small is done sooner than handed over.
