@@ -3,6 +3,8 @@
 
 Ours: docs/results.md, "Six controls".
   python -m experiments.controls --path=e2e-nlg --workdir=runs/records
+Masked diffusion alone, on the bundled novels:
+  python -m experiments.train --config=configs/short_texts.py --workdir=runs/short_texts
 """
 
 from configs import comparison

@@ -190,7 +190,8 @@ def test_members_of_a_user_train_and_sample_from_a_config():
     build(changed({"process.hieght": 1}, config), tokenizer=ANY)
 
 
-NOT_SYSTEMS = ("comparison", "control", "quickstart")  # bases, into which systems are merged
+# Bases, into which systems are merged.
+NOT_SYSTEMS = ("comparison", "control", "quickstart", "short_texts")
 
 
 @pytest.mark.parametrize("size", ["micro", "small"])

@@ -29,11 +29,13 @@ MISTAKES = {
   ("inspect", "--options=proces"): "did you mean 'process'",
   ("tasks", "--task=countdwn3"): "did you mean 'countdown3'",
   ("tasks", "--task=countdown3", "--option=tain_size=3"): "did you mean 'train_size'",
-  ("compare", "--configs=mdlmm", "--workdir=x"): "'mdlmm' is unknown; did you mean 'mdlm'",
+  ("compare", ALONE, "--configs=mdlmm", "--workdir=x"): "'mdlmm' is unknown; did you mean 'mdlm'",
   ("decoders", "--workdir=x", "--chain=phras"): "did you mean 'phrase'",
   ("faults", "--workdir=x", "--kinds=trian"): "did you mean 'train'",
   ("recurrent_depth", "--workdir=x", "--tasks=txt"): "--tasks=txt is unknown; did you mean 'text'",
-  ("compare", "--workdir=x", "--tasks=scan", "--steps=1", "--mbr=1,z"): "--mbr=1,z: each must be",
+  ("compare", ALONE, "--workdir=x", "--tasks=scan", "--steps=1", "--mbr=1,z"): (
+    "--mbr=1,z: each must be"
+  ),
   ("costs", "--workdir=x", "--workdirs=y", "--bounds=3,z"): "--bounds=3,z: each must be a number",
   ("calibration", "--workdir=x", "--powers=1,z"): "--powers=1,z: rows must be whole numbers, and",
   ("judge", "--judge=x", "--temperatures=z"): "--temperatures=z: each must be a number",
