@@ -39,7 +39,8 @@ class Classifier:
 
   def init(self, key: Key) -> Params:
     """float32 arrays by name; the last map is zero: before training, all classes are as likely."""
-    embedding, convolution, hidden, _ = jax.random.split(key, 4)  # of four, as ever
+    # A fourth key is not used. With three the parameters of a seed would be others.
+    embedding, convolution, hidden, _ = jax.random.split(key, 4)
 
     def wide(key, *shape):
       return jax.random.normal(key, shape) * shape[0] ** -0.5

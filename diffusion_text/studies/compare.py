@@ -44,7 +44,7 @@ from diffusion_text.experiment.settings import DataSettings
 from diffusion_text.studies.benchmark import hardware
 from diffusion_text.studies.bound_variance import chosen_decoding
 from diffusion_text.studies.comparison import caption, notes, plot, quality, table
-from diffusion_text.studies.jobs import check_jobs, core_groups, run_all, run_together
+from diffusion_text.studies.jobs import core_groups, leave_accelerator, run_all, run_together
 from diffusion_text.train.multihost import everywhere, is_alone, is_first
 from diffusion_text.train.workdir import flatten
 from diffusion_text.types import Batch
@@ -240,7 +240,8 @@ class Comparison:
 
     Raises ValueError for more jobs than cores, and for a budget of several processes.
     """
-    check_jobs(jobs)
+    core_groups(jobs)  # refused now, if there are too few
+    leave_accelerator()
     if not is_alone() and self.budget is not None:
       raise ValueError(
         f"--budget={self.budget:g} counts the CPU time of one process, and this run has"

@@ -390,5 +390,9 @@ def guide_right(generator: Trained, settings: Settings, guide: Judged, rows: Lab
 
   count = len(rows.ids) // BATCH * BATCH
   parts = [np.asarray(answers(i, rows.ids[i : i + BATCH])) for i in range(0, count, BATCH)]
-  found, label = np.concatenate(parts), rows.label[:count]
+  return mean_over_classes(np.concatenate(parts), rows.label[:count])
+
+
+def mean_over_classes(found: Int[np.ndarray, "..."], label: Int[np.ndarray, "..."]) -> float:
+  """The share of labels that were found, a mean over the classes that occur."""
   return float(np.mean([np.mean(found[label == c] == c) for c in np.unique(label)]))

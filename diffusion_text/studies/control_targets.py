@@ -49,10 +49,11 @@ class Sought(NamedTuple):
   Attributes:
     name: Its name.
     classes: Of the guide.
-    label: (words) -> the label of a text, or one for each of its words and one for what follows.
+    label: (text) -> its label, or one for each of its words and one for what follows them.
     target: int32 [num] or [num, L], the labels that are sought.
     weight: float32 of the same shape, how much each counts.
-    success: (one text for each row) -> float64 [num], how far each is what was sought.
+    success: (one text for each row) -> float64 [num], how far each is what was sought; None: a
+      classifier is to say so.
   """
 
   name: str
@@ -60,7 +61,7 @@ class Sought(NamedTuple):
   label: Callable[[Text], int | Sequence[int]]
   target: Int[np.ndarray, "..."]
   weight: Float[np.ndarray, "..."]
-  success: Callable[[Sequence[Words]], Float[np.ndarray, " num"]]
+  success: Callable[[Sequence[Words]], Float[np.ndarray, " num"]] | None
 
 
 def one_label(

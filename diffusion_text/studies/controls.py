@@ -32,7 +32,7 @@ from diffusion_text.experiment.run import Trained
 from diffusion_text.model.classifier import Classifier
 from diffusion_text.sampler.control import LogitControl
 from diffusion_text.studies import record_texts
-from diffusion_text.studies.control import Judged, clean, train_classifier
+from diffusion_text.studies.control import Judged, clean, mean_over_classes, train_classifier
 from diffusion_text.studies.control_targets import (
   BEGIN,
   KINDS,
@@ -172,8 +172,7 @@ class Study:
 def balanced(judged: Judged, rows: LabelledRows) -> float:
   """The share of rows, or of tokens, whose label is right, a mean over the classes that occur."""
   answer = jax.jit(lambda ids: jnp.argmax(judged.log_prob(Inputs(ids=ids)), axis=-1))
-  found = np.asarray(answer(rows.ids))
-  return float(np.mean([np.mean(found[rows.label == c] == c) for c in np.unique(rows.label)]))
+  return mean_over_classes(np.asarray(answer(rows.ids)), rows.label)
 
 
 def classifier_of(study: Study, sought: Sought, *, evaluator: bool = False) -> Classifier:
@@ -275,10 +274,10 @@ def infilled(study: Study) -> list[Line]:
   open_ &= place < sizes[:, None]
   ids = study.draw(sampler_of(study), lambda first: {}, Batch(batch.ids, ~open_))
   lines = []
-  for name in ("the next text's words", "none needed"):
+  for name, distance in (("the next text's words", 1), ("none needed", 0)):
     filled = batch.ids.copy()
     for row in range(len(texts)):
-      source = (row + 1) % len(texts) if name.startswith("the") else row
+      source = (row + distance) % len(texts)
       own, other = open_[row], open_[source]
       if own.sum() == other.sum():
         filled[row, own] = ids[source, other]

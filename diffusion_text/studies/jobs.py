@@ -28,12 +28,10 @@ def own_cores() -> list[int]:
   return list(range(os.cpu_count() or 1))
 
 
-def check_jobs(jobs: int) -> None:
-  """Leaves the accelerator to the processes that this one starts.
-
-  Raises ValueError if there are fewer cores than jobs.
+def leave_accelerator() -> None:
+  """Keeps this process on the CPU, so that those that it starts find the accelerator free. Several
+  processes start none and keep theirs.
   """
-  core_groups(jobs)
   if is_alone():
     jax.config.update("jax_platforms", "cpu")
 

@@ -69,6 +69,14 @@ def words_of(text: str) -> tuple[str, ...]:
   return tuple(_WORD.findall(text.lower()))
 
 
+def places(words: Sequence[str], wanted: Sequence[str]) -> list[int]:
+  """Where the words `wanted` stand one after the other; nowhere if there are none."""
+  size = len(wanted)
+  if not size:
+    return []
+  return [i for i in range(len(words) - size + 1) if tuple(words[i : i + size]) == tuple(wanted)]
+
+
 def parsed(record: str, text: str) -> Text:
   """A row of the data."""
   found = ((field.strip(), value.lower()) for field, value in _VALUE.findall(record))
@@ -214,12 +222,18 @@ def trained(
   that was stopped goes on.
 
   Raises:
-    ValueError: For a workdir of another config.
+    ValueError: For a workdir of another config, or of other texts.
     SystemExit: If training was stopped, with the exit code of the loop.
   """
   data = workdir / "data"
-  if not (data / "tokenizer").exists():
+  known = data / "tokenizer"
+  if not known.exists():
     write(texts, data, untold, base.seed)
+  elif known.read_bytes() != texts.tokenizer.to_bytes():
+    raise ValueError(
+      f"{workdir} holds models of other texts, with other words ({known}); use another --workdir,"
+      " or the --path that they were trained on"
+    )
   files = config_files(list(SYSTEMS), configs)
   found = {}
   for system in SYSTEMS:

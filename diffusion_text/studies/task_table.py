@@ -23,7 +23,7 @@ from diffusion_text.experiment.build import Experiment, build, config_json
 from diffusion_text.experiment.run import checkpoints, load, train_workdir
 from diffusion_text.studies import compare, exams
 from diffusion_text.studies.exam_contract import Exam, How
-from diffusion_text.studies.jobs import check_jobs, run_all
+from diffusion_text.studies.jobs import core_groups, leave_accelerator, run_all
 from diffusion_text.studies.task_report import write_table
 from diffusion_text.train.multihost import is_alone
 from diffusion_text.types import Sampler
@@ -173,7 +173,8 @@ class TaskTable:
 
     Raises ValueError for several processes, which answer no prompts together.
     """
-    check_jobs(jobs)
+    core_groups(jobs)  # refused now, if there are too few
+    leave_accelerator()
     if not is_alone():
       raise ValueError(
         f"--tasks is answered by one process, and this run has {jax.process_count()}; start it"

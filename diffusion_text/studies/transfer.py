@@ -34,7 +34,7 @@ from diffusion_text.studies.controls import (
   written,
 )
 from diffusion_text.studies.measures import markdown, mean_and_error, write
-from diffusion_text.studies.record_texts import Text
+from diffusion_text.studies.record_texts import Text, places
 from diffusion_text.types import Batch, Inputs, Params
 
 HEADER = ("text", "value", "rest kept", "acceptable", "all three, multiplied", "words changed")
@@ -54,12 +54,6 @@ class Source(NamedTuple):
   rest: tuple[tuple[str, ...], ...]
 
 
-def said(words: Words, value: Sequence[str]) -> bool:
-  """Whether these words stand in the text one after the other."""
-  size = len(value)
-  return any(tuple(words[i : i + size]) == tuple(value) for i in range(len(words) - size + 1))
-
-
 def sources(texts: Sequence[Text], field: str, value: str, num: int) -> list[Source]:
   """At most `num` texts that say another value of the field, and at least two other values."""
   found = []
@@ -67,8 +61,8 @@ def sources(texts: Sequence[Text], field: str, value: str, num: int) -> list[Sou
     record = dict(text.record)
     own = record.pop(field, value)
     rest = tuple(map(record_texts.words_of, record.values()))
-    kept = tuple(each for each in rest if said(text.words, each))
-    if own != value and said(text.words, record_texts.words_of(own)) and len(kept) > 1:
+    kept = tuple(each for each in rest if places(text.words, each))
+    if own != value and places(text.words, record_texts.words_of(own)) and len(kept) > 1:
       found.append(Source(text.words, kept))
   return found[:num]
 
@@ -129,7 +123,7 @@ def scores(
     nats: What a judge asks for a word of each.
     most: The most that an acceptable text costs.
   """
-  kept = [all(said(own, each) for each in source.rest) for own, source in zip(words, found)]
+  kept = [all(places(own, each) for each in source.rest) for own, source in zip(words, found)]
   return Scores(value, np.array(kept, np.float64), (nats <= most).astype(np.float64))
 
 

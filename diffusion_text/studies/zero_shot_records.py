@@ -62,7 +62,7 @@ Exchange = Callable[[Text, dict[str, list[str]], np.random.Generator], Exchanged
 def other_value(
   text: Text, values: dict[str, list[str]], rng: np.random.Generator
 ) -> Exchanged | None:
-  """One value of the record in place of another of its field."""
+  """One value of the record replaced by another value of its field."""
   place = int(rng.integers(len(text.record)))
   field, own = text.record[place]
   others = [value for value in values[field] if value != own]
@@ -74,11 +74,11 @@ def other_value(
 def other_names(
   text: Text, values: dict[str, list[str]], rng: np.random.Generator
 ) -> Exchanged | None:
-  """The two places of a record exchanged in the text: who is near whom."""
+  """The two names of a record exchanged in the text: who is near whom."""
   del values, rng
   record = dict(text.record)
   names = [record_texts.words_of(record.get(field, "")) for field in ("name", "near")]
-  places = [_places(text.words, name) for name in names]
+  places = [record_texts.places(text.words, name) for name in names]
   if not all(len(each) == 1 for each in places):
     return None
   (first, one), (second, two) = sorted(zip((each[0] for each in places), names))
@@ -114,14 +114,6 @@ EXCHANGES: dict[str, Exchange] = {
   "the two names": other_names,
   "two words of a kind": other_order,
 }
-
-
-def _places(words: Sequence[str], wanted: Sequence[str]) -> list[int]:
-  """Where the words `wanted` stand one after the other; nowhere if there are none."""
-  size = len(wanted)
-  if not size:
-    return []
-  return [i for i in range(len(words) - size + 1) if tuple(words[i : i + size]) == tuple(wanted)]
 
 
 class Question(NamedTuple):
@@ -222,7 +214,9 @@ def looked_for(asked: Question) -> Float[np.ndarray, " B"]:
   """
 
   def said(record: Sequence[tuple[str, str]], words: Sequence[str]) -> int:
-    return sum(bool(_places(words, record_texts.words_of(value))) for _, value in record)
+    return sum(
+      bool(record_texts.places(words, record_texts.words_of(value))) for _, value in record
+    )
 
   found = [
     (said(true.record, true.words), said(wrong.record, wrong.words))

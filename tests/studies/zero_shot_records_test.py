@@ -1,11 +1,15 @@
 """Pairs of a record and a text, and what is exchanged in the wrong ones; which words decide."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_text.studies import record_texts, zero_shot_records
 from diffusion_text.studies.record_texts import Text, Texts
 from diffusion_text.studies.zero_shot_records import Costs, Exchanged, Question
+from tests.conftest import ROOT
 
 
 def made(number):
@@ -49,6 +53,14 @@ def test_wrong_pairs_differ_in_what_is_exchanged_and_in_nothing_else():
   without = made(1)._replace(record=(("name", "bob"),))
   assert zero_shot_records.other_names(without, {}, np.random.default_rng(0)) is None
   assert zero_shot_records.other_order(Text((), ("is", "a")), {}, np.random.default_rng(0)) is None
+
+
+def test_models_of_other_texts_are_not_read(tmp_path):
+  """Their tokens would be other words."""
+  record_texts.write(TEXTS, tmp_path / "data", 0.5, 0)
+  other = dataclasses.replace(TEXTS, tokenizer=record_texts.word_tokenizer(["ann"], ["any"]))
+  with pytest.raises(ValueError, match="holds models of other texts, with other words"):
+    record_texts.trained(other, ConfigDict({"seed": 0}), ROOT / "configs", tmp_path)
 
 
 def test_costs_are_those_of_each_pair_with_the_same_noise_or_with_its_own(monkeypatch):
