@@ -185,20 +185,20 @@ def test_weights_become_the_start_of_a_config(places, tmp_path, name, kind, says
 
 def test_the_table_of_starts_trains_scores_and_samples(places, tmp_path, monkeypatch):
   """DiffuLLaMA from weights, through the code of experiments.train, evaluate and sample. The bound
-  is of the run as its decoding was chosen: here one that finds all tokens equally likely."""
+  is of the run as its decoding was chosen: here one that is very sure, and mostly wrong."""
   settings = adaptation.Settings(steps=2, rows=8, samples=2, sampler_steps=2)
 
   def chosen(trained, *, num_draws, max_rows):
     assert (num_draws, max_rows) == (settings.draws, settings.rows)
-    nothing = jax.tree.map(jnp.zeros_like, trained.params)
-    return dataclasses.replace(trained, params=nothing), -1.5
+    sure = jax.tree.map(lambda leaf: 100 * leaf, trained.params)
+    return dataclasses.replace(trained, params=sure), -1.5
 
   monkeypatch.setattr(adaptation, "chosen_decoding", chosen)
   folder, config = tmp_path / "table", config_of(places, "diffullama")
   text = adaptation.run(str(places["llama"]), config, ["weights"], settings, folder)
   line = json.loads((folder / "adaptation.json").read_text())["lines"][0]
   assert "| weights, decoded at log-SNR -1.50 | 2 |" in text
-  assert line["nats"] == pytest.approx(np.log(V), abs=0.8) and line["nats_error"] > 0
+  assert line["nats"] > 50 and line["nats_error"] > 0  # even odds cost 5.7
   assert text.splitlines()[-1].startswith("| held-out text |") and 1 < line["text_entropy"] < 6
   assert line["tokens"] == 2 * 8 * LENGTH and 0 < line["moved"] < 0.2 and line["entropy"] > 1
   for starts, match in [

@@ -101,8 +101,8 @@ def test_what_cannot_be_measured_is_refused():
     noise_variance("x", [np.zeros((2, 2))], [np.zeros(2)])
 
 
-def small(home, **changes):
-  """An experiment of a small network on one device. changes: dotted keys and their values."""
+def small(home, devices=1, **changes):
+  """An experiment of a small network. changes: dotted keys and their values."""
   config = base.config("micro")
   sizes = {
     "data.length": 32,
@@ -111,10 +111,10 @@ def small(home, **changes):
     "evaluate.batch_size": 8,
     "evaluate.max_rows": 8,
     "data.cache_dir": str(home / "cache"),
-    "mesh.fsdp": 1,
+    "mesh.fsdp": devices,
   }
   runs.override(config, {**sizes, **changes}.items())
-  return build(config, devices=jax.devices()[:1])
+  return build(config, devices=jax.devices()[:devices])
 
 
 def test_estimators_that_fit(tmp_path):
@@ -141,7 +141,7 @@ def test_estimators_that_fit(tmp_path):
   assert scoring_study.estimators(experiment)[0][1] == Shared()
 
 
-def test_where_to_decode(tmp_path, monkeypatch):
+def test_where_to_decode(tmp_path):
   """The least of the levels is chosen and is what is scored then, with the same noise; a config's
   own choice stays.
   """
@@ -151,19 +151,7 @@ def test_where_to_decode(tmp_path, monkeypatch):
   params, _ = jax.jit(experiment.init)(jax.random.key(0))
   trained = runs.Trained(experiment, params, 0)
   how = {"num_draws": 1, "max_rows": 8}
-  whole = []  # whether a process of several would see the numbers of all rows
-
-  def scored(*args, nats_fn=None, **how):
-    def watched(*args):
-      said = nats_fn(*args)
-      whole.append(all(each.sharding.is_fully_replicated for each in said))
-      return said
-
-    return runs.score(*args, nats_fn=watched, **how)
-
-  monkeypatch.setattr(scoring_study, "score", scored)
   tried = dict(scoring_study.decodings(trained, **how, count=4))
-  assert whole and all(whole)
   assert list(tried) == [10.0, 5.0, 0.0, -5.0]
   chosen, level = scoring_study.chosen_decoding(trained, **how)
   assert level < 5 and chosen.experiment.evaluate.decode_at == level
@@ -175,6 +163,28 @@ def test_where_to_decode(tmp_path, monkeypatch):
   assert scoring_study.chosen_decoding(runs.Trained(own, params, 0), **how)[1] == -1.0
   with pytest.raises(ValueError, match="which Masked does not offer; only Gaussian"):
     scoring_study.decodings(runs.Trained(small(tmp_path), {}, 0), **how)
+
+
+def test_each_of_several_processes_sees_the_bounds_of_all_rows(tmp_path, monkeypatch):
+  """As it must, to take their mean: two devices share the rows out, and each has all bounds."""
+  process = {"name": "embedding", "width": 8, "schedule": {"name": "log_snr"}}
+  experiment = small(tmp_path, devices=2, **{"process": process, "model.layers": 1})
+  params = experiment.fresh_state().params
+  whole = []
+
+  def scored(*args, nats_fn=None, **how):
+    def watched(params, key, batch, progress):
+      assert len(batch.ids.sharding.device_set) == 2 and not batch.ids.is_fully_replicated
+      said = nats_fn(params, key, batch, progress)
+      whole.append([each.is_fully_replicated for each in said])
+      return said
+
+    return runs.score(*args, nats_fn=watched, **how)
+
+  monkeypatch.setattr(scoring_study, "score", scored)
+  trained = runs.Trained(experiment, params, 0)
+  scoring_study.decodings(trained, num_draws=1, max_rows=8, count=1)
+  assert whole == [[True, True]]
 
 
 @pytest.fixture(scope="module")

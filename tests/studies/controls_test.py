@@ -163,6 +163,9 @@ def test_a_hole_is_filled_from_both_sides_and_the_control_is_the_next_texts(text
   assert own.success[0] == pytest.approx(expected) == other.success[0]
   assert own.judge[0] == pytest.approx(np.mean([3 + len(each) for each in words]) * 64 /
                                        sum(len(each) + 1 for each in words))  # fmt: skip
+  # A writer that knows each text: its own words are right, and those of the next text are not.
+  other, own = controls.infilled(study_of(texts, lambda batch, classifier: batch.ids))
+  assert own.success[0] == 1 and other.success[0] < 0.8
 
 
 def test_the_lines_of_a_control_and_a_guide_that_is_not_at_chance(texts, monkeypatch):
