@@ -19,6 +19,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from diffusion_text import train
@@ -31,6 +32,8 @@ from diffusion_text.studies.measures import check_rising, markdown, write
 
 HEADER = ("characters", "system", "best, bits/char", "after epochs", "last, bits/char")
 HEADER = (*HEADER, "last on its own text, bits/char")
+TRIED = tuple(np.geomspace(0.5, 50_000, 21).tolist())  # R*, for what the curves allow
+TINY = 1e-9  # squares that are rounding, bits² per character
 
 
 @member
@@ -40,6 +43,9 @@ class Settings:
   characters: tuple[int, ...] = option((10_000, 20_000, 40_000), "of different text, U")
   epochs: int = option(200, "times that each text is read", ge=2)
   evaluations: int = option(50, "of each run, at equal distances", ge=2)
+  foretold: int | None = option(
+    None, "characters whose crossing is told from all shorter texts; None: of the longest", ge=1
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +86,56 @@ class Law:
   power: float
   repeats: float
 
-  def bound(self, unique: float, epochs: float) -> float:
+  def bound(
+    self, unique: float | Float[np.ndarray, " n"], epochs: float | Float[np.ndarray, " n"]
+  ) -> float | Float[np.ndarray, " n"]:
     """Bits per character after so many epochs of so many characters."""
-    again = max(epochs - 1.0, 0.0)
-    worth = unique * (min(epochs, 1.0) - self.repeats * math.expm1(-again / self.repeats))
+    again = np.maximum(np.subtract(epochs, 1.0), 0.0)
+    worth = unique * (np.minimum(epochs, 1.0) - self.repeats * np.expm1(-again / self.repeats))
     return self.floor + self.scale * worth**-self.power
+
+
+def points_of(curves: Mapping[int, Curve]) -> list[tuple[int, float, float]]:
+  """(U, epochs, bound) of the evaluations of each curve up to its best.
+
+  curves: U -> the curve of one system.
+  """
+  return [
+    (unique, epochs, bound)
+    for unique, curve in curves.items()
+    for epochs, bound in list(zip(curve.epochs, curve.bounds))[: curve.best + 1]
+  ]
+
+
+def nearest(
+  points: Sequence[tuple[int, float, float]], repeats: float | None = None
+) -> tuple[Law, float]:
+  """(the law that is nearest to the points in squares, the sum of these squares).
+
+  Args:
+    points: (U, epochs, bound).
+    repeats: R* of the law; None: it is found like the other three numbers.
+  """
+  from scipy.optimize import least_squares  # here, because it is slow to import
+
+  unique, epochs, bounds = np.array(points, float).T
+  lowest = float(bounds.min())
+
+  def law(x: np.ndarray) -> Law:
+    found = math.exp(x[3]) if repeats is None else repeats
+    return Law(lowest / (1 + math.exp(-x[0])), math.exp(x[1]), math.exp(x[2]), found)
+
+  def away(x: np.ndarray) -> Float[np.ndarray, " n"]:
+    return law(x).bound(unique, epochs) - bounds
+
+  limits = np.array([[-8.0, -20.0, -5.0, -2.0], [8.0, 20.0, 1.5, 12.0]])
+  if repeats is None:
+    starts = [(0.0, 2.0, -1.0, start) for start in (1.0, 3.5, 6.0)]
+  else:
+    limits, starts = limits[:, :3], [(0.0, 2.0, -1.0)]
+  found = [least_squares(away, start, bounds=limits) for start in starts]
+  best = min(found, key=lambda each: each.cost)
+  return law(best.x), 2 * float(best.cost)
 
 
 def fitted(curves: Mapping[int, Curve]) -> Law | None:
@@ -93,27 +144,30 @@ def fitted(curves: Mapping[int, Curve]) -> Law | None:
 
   curves: U -> the curve of one system.
   """
-  from scipy.optimize import least_squares  # here, because it is slow to import
+  points = points_of(curves)
+  return None if len(points) < 5 or len(curves) < 2 else nearest(points)[0]
 
-  points = [
-    (unique, epochs, bound)
-    for unique, curve in curves.items()
-    for epochs, bound in list(zip(curve.epochs, curve.bounds))[: curve.best + 1]
-  ]
-  if len(points) < 5 or len(curves) < 2:
-    return None
-  lowest = min(bound for *_, bound in points)
 
-  def law(x: np.ndarray) -> Law:
-    return Law(lowest / (1 + math.exp(-x[0])), math.exp(x[1]), math.exp(x[2]), math.exp(x[3]))
+def plausible(curves: Mapping[int, Curve]) -> tuple[float, float]:
+  """(least, largest) R* among TRIED with which, the other three numbers refitted, the squares are
+  at most 1 + 4 / (n - 4) times the least, for n evaluations: two standard errors if evaluations
+  were wrong independently of each other, which those of one run are not. 0 or inf: also the
+  smallest, or the largest, that is tried.
 
-  def away(x: np.ndarray) -> list[float]:
-    return [law(x).bound(unique, epochs) - bound for unique, epochs, bound in points]
+  curves: those of a system that has a law.
+  """
+  points = points_of(curves)
+  best, least = nearest(points)
+  allowed = least * (1 + 4 / (len(points) - 4)) + TINY
+  near = [each for each in TRIED if nearest(points, each)[1] <= allowed]
+  low, high = min([best.repeats, *near]), max([best.repeats, *near])
+  return 0.0 if low <= TRIED[0] else low, math.inf if high >= TRIED[-1] else high
 
-  limits = ([-8.0, -20.0, -5.0, -2.0], [8.0, 20.0, 1.5, 12.0])
-  starts = [(0.0, 2.0, -1.0, repeats) for repeats in (1.0, 3.5, 6.0)]
-  found = [least_squares(away, start, bounds=limits) for start in starts]
-  return law(min(found, key=lambda each: each.cost).x)
+
+def without_one(curves: Mapping[int, Curve]) -> dict[int, float]:
+  """U -> R* of the law of all other texts, where they have one."""
+  laws = {u: fitted({v: c for v, c in curves.items() if v != u}) for u in curves}
+  return {unique: law.repeats for unique, law in laws.items() if law is not None}
 
 
 def crossing(first: Curve, second: Curve) -> float | None:
@@ -140,6 +194,14 @@ def predicted(crossings: Mapping[int, float], unique: int) -> float | None:
     return None
   power, start = np.polyfit(np.log(list(crossings)), np.log(list(crossings.values())), 1)
   return float(np.exp(start + power * np.log(unique)))
+
+
+def law_crossing(first: Law, second: Law, unique: float, most: float = 1e5) -> float | None:
+  """The epochs from which on one law is below another, up to `most`; None: it is above there."""
+  epochs = np.geomspace(1.0, most, 20_001)
+  above = np.flatnonzero(second.bound(unique, epochs) > first.bound(unique, epochs))
+  place = int(above[-1]) + 1 if len(above) else 0
+  return None if place == len(epochs) else float(epochs[place])
 
 
 def text_of(folder: pathlib.Path, characters: int) -> pathlib.Path:
@@ -225,26 +287,54 @@ def lines(curves: Mapping[str, Mapping[int, Curve]]) -> list[tuple[str, ...]]:
   return found
 
 
-def report(curves: Mapping[str, Mapping[int, Curve]]) -> str:
-  """The table, what the law says of each system, and where each other system crosses the first."""
+def law_line(curves: Mapping[int, Curve]) -> str:
+  """What the law of a system says, and how firmly the curves say it."""
+  law = fitted(curves)
+  if law is None:
+    return "too few texts, or evaluations before the best, for a law"
+  low, high = plausible(curves)
+  text = f"E = {law.floor:.2f}, A = {law.scale:.3g}, a = {law.power:.2f}, R* = {law.repeats:.3g}"
+  text += f" ({low:.3g} to {high:.3g} fit about as well)"
+  others = [f"{each:.3g} without U = {u:,}" for u, each in without_one(curves).items()]
+  return "; R* = ".join([text, *others])
+
+
+def crossing_line(
+  first: Mapping[int, Curve], second: Mapping[int, Curve], foretold: int | None
+) -> str:
+  """After how many epochs `second` is below `first` with each text, and what follows for `foretold`
+  characters, or for the longest text, from the texts that are shorter.
+  """
+  places = {each: crossing(first[each], curve) for each, curve in second.items()}
+  said = ", ".join(f"U = {u:,}: {epochs_of(at)}" for u, at in places.items())
+  asked = max(places) if foretold is None else foretold
+  shorter = [each for each in places if each < asked]
+  known = {each: places[each] for each in shorter if places[each] is not None}
+  guesses = {}
+  if len(known) > 1:
+    guesses["a power law of their crossings"] = predicted(known, asked)
+  laws = [fitted({each: curves[each] for each in shorter}) for curves in (first, second)]
+  if None not in laws:
+    guesses["their two laws"] = law_crossing(*laws, asked)
+  found = ", ".join(f"{epochs_of(at)} by {how}" for how, at in guesses.items())
+  return f"{said}; for U = {asked:,} from shorter texts {found}" if found else said
+
+
+def epochs_of(at: float | None) -> str:
+  """The cell of a crossing."""
+  return "never" if at is None else f"{at:.3g}"
+
+
+def report(curves: Mapping[str, Mapping[int, Curve]], foretold: int | None = None) -> str:
+  """The table, what the law says of each system, and where each other system crosses the first,
+  and is told to cross it with `foretold` characters.
+  """
   parts = [markdown(HEADER, lines(curves), left=(1,))]
-  for system, each in curves.items():
-    law = fitted(each)
-    numbers = (
-      "too few texts, or evaluations before the best, for a law"
-      if law is None
-      else f"E = {law.floor:.2f}, A = {law.scale:.3g}, a = {law.power:.2f}, R* = {law.repeats:.3g}"
-    )
-    parts.append(f"{system}: {numbers}")
+  parts += [f"{system}: {law_line(each)}" for system, each in curves.items()]
   (first, own), *others = curves.items()
   for system, each in others:
-    places = {unique: crossing(own[unique], curve) for unique, curve in each.items()}
-    said = [f"U = {u:,}: {'never' if at is None else f'{at:.3g}'}" for u, at in places.items()]
-    *before, last = places
-    known = {u: places[u] for u in before if places[u] is not None}
-    guess = predicted(known, last)
-    more = "" if guess is None else f"; for the last, {guess:.3g} follows from the others"
-    parts.append(f"{system} is below {first} after epochs: {', '.join(said)}{more}")
+    said = crossing_line(own, each, foretold)
+    parts.append(f"{system} is below {first} after epochs: {said}")
   return "\n\n".join(parts)
 
 
@@ -282,7 +372,7 @@ def run(
   curves: dict[str, dict[int, Curve]] = {system: {} for system in files}
   for system, characters, config, where in runs:
     curves[system][characters] = measure(config, where, config.train.steps / settings.epochs)
-  text = report(curves)
+  text = report(curves, settings.foretold)
   plain = {s: {u: dataclasses.asdict(c) for u, c in each.items()} for s, each in curves.items()}
   write(workdir, "repeats", text, curves=plain)
   return text

@@ -38,6 +38,30 @@ def test_the_law_of_known_curves_is_found():
   assert repeats.fitted({1000: curve([1, 2, 3], [3.0, 2.0, 1.0])}) is None
 
 
+def bent(law, epochs):
+  """Curves of a law, each bound wrong by 0.1 in turn."""
+  return {
+    unique: curve(
+      epochs,
+      [law.bound(unique, each) + 0.1 * (-1) ** place for place, each in enumerate(epochs)],
+    )
+    for unique in (1000, 2000, 4000)
+  }
+
+
+def test_how_firmly_curves_say_their_r_star():
+  """Curves that end long before R* say a range without end. Mutant: the other numbers are not
+  refitted."""
+  law, epochs = repeats.Law(1.5, 40.0, 0.4, 20.0), [1, 3, 9, 27, 81, 82]
+  low, high = repeats.plausible(bent(law, epochs))
+  assert 5 < low < 19 and 40 < high < 80
+  early = bent(law, [0.25, 0.5, 1, 2, 2.1, 2.2])
+  assert repeats.plausible(early)[1] == np.inf
+  without = repeats.without_one(bent(law, epochs))
+  assert list(without) == [1000, 2000, 4000]
+  assert all(each == pytest.approx(20, rel=0.5) for each in without.values())
+
+
 def test_an_epoch_is_worth_its_text_and_endless_ones_r_star_more():
   law = repeats.Law(0.0, 1.0, 1.0, 30.0)
   assert 1 / law.bound(100, 1) == pytest.approx(100) and 1 / law.bound(100, 0.5) == pytest.approx(
@@ -55,6 +79,17 @@ def test_crossings_by_hand():
   assert repeats.crossing(first, curve([1, 4, 16, 64], [4.0, 2.0, 3.5, 3.1])) == 1
   assert repeats.predicted({10: 4.0, 20: 8.0}, 40) == pytest.approx(16)
   assert repeats.predicted({10: 4.0}, 40) is None
+
+
+def test_the_crossing_of_two_laws_by_hand():
+  """A / D' of R* = 1 and 1e9 with twice the A: the second is worth all epochs, and is level where
+  R = 1 + 2 · (1 - e^-R), at 2.72 + 1 epochs. Mutant: the first epoch counts as a repeat."""
+  few, many = repeats.Law(0.0, 1.0, 1.0, 1.0), repeats.Law(0.0, 2.0, 1.0, 1e9)
+  epochs = repeats.law_crossing(few, many, 100)
+  again = epochs - 1
+  assert 1 + again == pytest.approx(2 * (2 - np.exp(-again)), rel=2e-3)
+  assert repeats.law_crossing(many, few, 100, most=2.0) == 1
+  assert repeats.law_crossing(few, repeats.Law(0.6, 2.0, 1.0, 1e9), 1, most=10.0) is None
 
 
 def trained(experiment, workdir, terminal):
