@@ -293,8 +293,10 @@ def law_line(curves: Mapping[int, Curve]) -> str:
   if law is None:
     return "too few texts, or evaluations before the best, for a law"
   low, high = plausible(curves)
-  text = f"E = {law.floor:.2f}, A = {law.scale:.3g}, a = {law.power:.2f}, R* = {law.repeats:.3g}"
-  text += f" ({low:.3g} to {high:.3g} fit about as well)"
+  unique, epochs, bounds = np.array(points_of(curves)).T
+  away = float(np.sqrt(np.mean((law.bound(unique, epochs) - bounds) ** 2)))
+  text = f"E = {law.floor:.2f}, A = {law.scale:.3g}, a = {law.power:.2f}, {away:.3f} bits away on"
+  text += f" average, R* = {law.repeats:.3g} ({low:.3g} to {high:.3g} fit about as well)"
   others = [f"{each:.3g} without U = {u:,}" for u, each in without_one(curves).items()]
   return "; R* = ".join([text, *others])
 

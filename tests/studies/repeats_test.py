@@ -55,6 +55,9 @@ def test_how_firmly_curves_say_their_r_star():
   law, epochs = repeats.Law(1.5, 40.0, 0.4, 20.0), [1, 3, 9, 27, 81, 82]
   low, high = repeats.plausible(bent(law, epochs))
   assert 5 < low < 19 and 40 < high < 80
+  assert "0.096 bits away on average, R* = 20.2 (15.8 to 50 fit" in repeats.law_line(
+    bent(law, epochs)
+  )
   early = bent(law, [0.25, 0.5, 1, 2, 2.1, 2.2])
   assert repeats.plausible(early)[1] == np.inf
   without = repeats.without_one(bent(law, epochs))
