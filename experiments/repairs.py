@@ -3,23 +3,38 @@ when it goes on from there, with a network that knows the chain.
 
   python -m experiments.repairs --workdir=runs/repairs
   python -m experiments.repairs --workdir=runs/repairs --chain=branchy --time=0.2
+
+With --workdirs the networks are those of trained runs and the rows are their held-out text; it is
+said, too, whether a network sees the errors, and what is repaired by place and by its chances:
+
+  python -m experiments.repairs --workdirs=runs/mdlm,runs/udlm --workdir=runs/repairs --errors=1,4
 """
 
 import pathlib
+
+from absl import flags
 
 from experiments.flags import run, workdir_flag
 from experiments.settings import settings_flags
 
 WORKDIR = workdir_flag()
+WORKDIRS = flags.DEFINE_list("workdirs", [], "trained runs of one text, in place of a chain")
 SETTINGS = settings_flags("repairs")
 
 
 def main(_):
   from diffusion_text.studies import repairs
+
+  settings, workdir = repairs.Settings(**SETTINGS()), pathlib.Path(WORKDIR.value)
+  if WORKDIRS.value:
+    from diffusion_text.experiment.run import load
+    from diffusion_text.studies import trained_repairs
+
+    runs = {pathlib.Path(name).name: load(name) for name in WORKDIRS.value}
+    return print(trained_repairs.run(settings, runs, workdir))
   from diffusion_text.testing.chain_network import chain_model
 
-  settings = repairs.Settings(**SETTINGS())
-  print(repairs.run(settings, chain_model, pathlib.Path(WORKDIR.value)))
+  print(repairs.run(settings, chain_model, workdir))
 
 
 if __name__ == "__main__":

@@ -134,9 +134,7 @@ def lines(settings: Settings, chain: Chain) -> Iterator[Line]:
   yield Line("uniform", "grid", (uniform, grid), start)
   renoising = Renoising(steps=calls, strategy="rescale", eta=0.1)
   yield Line("uniform", "renoising, rescale 0.1", (uniform, renoising), start)
-  corrects = SelfCorrecting(
-    steps=1, corrections=calls - 1, patience=calls, correction_time=CORRECTION_TIME
-  )
+  corrects = self_correction(calls)
   peaked = Mixed(vocab_size=size, share=0.2)
   yield Line("uniform", "self-correction", (uniform, corrects), whole)
   yield Line("mixed, peaked 0.2", "grid", (peaked, grid), start)
@@ -151,6 +149,13 @@ def lines(settings: Settings, chain: Chain) -> Iterator[Line]:
     noised = Start(min(max(time, 0.001), 1.0), noised=True)
     yield Line("embedding", f"grid, noised {name}", (vectors, grid), noised)
   yield Line("uniform", "grid, frequencies only (control)", (uniform, grid), start, knows=False)
+
+
+def self_correction(calls: int) -> SelfCorrecting:
+  """One step to clean text, and corrections with the other calls."""
+  return SelfCorrecting(
+    steps=1, corrections=calls - 1, patience=calls, correction_time=CORRECTION_TIME
+  )
 
 
 def running_confidence(masked: Masked, settings: Settings, length: int) -> Line:
@@ -191,11 +196,11 @@ def planted(
 
 
 def begun(loop: Loop, start: Start, params: Params, fixed: Fixed, text: Int[Array, "B L"]) -> Carry:
-  """The carry of a loop that begins with a text, in place of noise."""
+  """The carry of a loop that begins with a text, in place of noise; observed tokens stay clean."""
   process, of_process = loop.model.process, params["process"]
   state = process.clean(of_process, text)
   if start.noised:
-    times = jnp.full(text.shape, start.time)
+    times = jnp.where(fixed.active, start.time, 0.0)
     state = process.corrupt(of_process, streams(fixed.keys, "noised"), state, times)
   carry = loop.start(params, fixed)._replace(state=state)
   own = loop.sampler.init(loop.model, params, loop.canvas(fixed, carry))
@@ -213,10 +218,17 @@ def begun(loop: Loop, start: Start, params: Params, fixed: Fixed, text: Int[Arra
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def corrected(
-  loop: Loop, start: Start, params: Params, keys: Keys, text: Int[Array, "B L"]
+  loop: Loop,
+  start: Start,
+  params: Params,
+  keys: Keys,
+  text: Int[Array, "B L"],
+  observed: Bool[Array, "B L"] | None = None,
 ) -> tuple[Int[Array, "B L"], Int[Array, " B"]]:
-  """(the text after the sampler has gone on from it, the calls of each row)."""
-  fixed = loop.fixed(params, keys, Batch(jnp.zeros_like(text)))
+  """(the text after the sampler has gone on from it, the calls of each row). observed: tokens that
+  it may not change; None: none.
+  """
+  fixed = loop.fixed(params, keys, Batch(text, observed))
   carry = begun(loop, start, params, fixed, text)
   made = loop.finish(params, fixed, loop.until_clean(params, fixed, carry))
   return made.ids, made.row_calls
