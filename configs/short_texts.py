@@ -1,7 +1,8 @@
 """The base of generators and judges of short texts with records, for `experiments.controls` and
 `experiments.zero_shot`: what `configs/comparison.py` shares, in rows of about 40 words.
 
-Ours: docs/results.md, "Six controls".
+Ours: docs/results.md, "Six controls" and "Texts in other words"; what stands here repairs planted
+errors there, too.
   python -m experiments.controls --path=e2e-nlg --workdir=runs/records
 Masked diffusion alone, on the bundled novels:
   python -m experiments.train --config=configs/short_texts.py --workdir=runs/short_texts

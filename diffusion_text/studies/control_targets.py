@@ -37,6 +37,7 @@ class Settings:
   labelled: int = option(12_000, "labelled texts, of which a guide learns from a third", ge=90)
   classifier_steps: int = option(300, "updates of each classifier", ge=1)
   seed: int = option(0, "of classifiers and samples", ge=0)
+  paraphrase_steps: int = option(1200, "updates of the model that paraphrases", ge=1)
 
   def __post_init__(self):
     if self.num % ROWS:

@@ -432,13 +432,15 @@ def of_workdir(workdir: str, searched: Sequence[Sequence[str]]) -> Line:
   from diffusion_text.experiment import run as runs
 
   trained = runs.load(workdir)
+  left, right = (last_layer(trained, [group[side] for group in searched]) for side in (0, 1))
+  name, layer = pathlib.Path(workdir).name, str(trained.experiment.model.network.layers)
+  return Line(name, "as converted", "mean", layer, "0", recall_at_1(left, right))
+
+
+def last_layer(trained: Any, texts: Sequence[str]) -> Float[np.ndarray, "S D"]:
+  """Unit vectors of texts: the mean over tokens of the last layer of a run, without noise."""
   model, tokenizer = trained.experiment.model, trained.experiment.tokenizer
   begin = model.context.reads_noisy
-  both = [
-    sentences([group[side] for group in searched], tokenizer, trained.experiment.data.length, begin)
-    for side in (0, 1)
-  ]
+  rows = sentences(texts, tokenizer, trained.experiment.data.length, begin)
   layer = model.network.layers - 1
-  left, right = (embed(model, trained.params, rows, layers=(layer,)) for rows in both)
-  found = recall_at_1(left[layer, "mean"], right[layer, "mean"])
-  return Line(pathlib.Path(workdir).name, "as converted", "mean", str(layer + 1), "0", found)
+  return embed(model, trained.params, rows, layers=(layer,))[layer, "mean"]
