@@ -149,7 +149,7 @@ def shown(values: tuple[float, float] | None, form: str) -> str:
 def lines(
   name: str, own: Costs, first: Costs, right: list[tuple[float, float] | None], classes: Classes
 ) -> list[tuple[str, ...]]:
-  """The lines of a run, of each class with scored tokens and of all tokens.
+  """The lines of a run, of all tokens and of each class of which two rows have a scored token.
 
   Args:
     name: of the run.
@@ -161,7 +161,7 @@ def lines(
   found = []
   for column, label in enumerate((*classes.names, "all")):
     weight = own.weight[:, column]
-    if not weight.any():
+    if (weight > 0).sum() < 2:  # there is no error over rows
       continue
     cost = estimate(own.nats[:, column], weight)
     more = None if own is first else estimate(own.nats[:, column] - first.nats[:, column], weight)

@@ -104,6 +104,12 @@ def test_differences_are_taken_row_by_row(made, tmp_path):
   last = [line for line in kept if line[:2] == ["two", "all"]]
   assert last[0][4].startswith(f"{more:+.4f} ± ") and float(last[0][2]) == scored.sum()
   assert all(line[4] == "–" for line in kept if line[0] == "one")
+  classes = rare_tokens.Classes.of(first.experiment.facts.token_counts(), SETTINGS.edges)
+  number = list(classes.names).index("1 to 2")
+  own = rare_tokens.costs(first, classes, SETTINGS)
+  own.weight[1:, number] = 0  # one row has no error
+  assert "1 to 2" in [line[1] for line in kept]
+  assert "1 to 2" not in [line[1] for line in rare_tokens.lines("x", own, own, [], classes)]
 
 
 def test_runs_of_other_rows_are_refused(made, tmp_path):
