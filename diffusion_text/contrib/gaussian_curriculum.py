@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.context.rows import soft
 from diffusion_text.core.capability import require
-from diffusion_text.core.numerics import select
+from diffusion_text.core.numerics import expm1, select
 from diffusion_text.core.options import internal, member, option
 from diffusion_text.core.prng import draw_integer, draw_normal, fold, position_keys, stream
 from diffusion_text.objective import engine
@@ -120,7 +120,7 @@ def largest_normals(keys: Keys, number: int, count: int) -> Float[Array, "... {c
   draw = jax.vmap(functools.partial(jax.random.exponential, shape=(count,)))
   spacings = draw(keys.reshape(-1)).reshape(*keys.shape, count) / (number - jnp.arange(count))
   total = jnp.maximum(jnp.cumsum(spacings, axis=-1), jnp.finfo(jnp.float32).tiny)
-  tail = -jnp.expm1(-total)
+  tail = -expm1(-total)
   return jnp.where(tail < 0.5, -ndtri(jnp.minimum(tail, 0.5)), ndtri(jnp.exp(-total)))
 
 

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_text.core.capability import require
-from diffusion_text.core.numerics import TINY, cross_entropy, mean_cross_entropy
+from diffusion_text.core.numerics import TINY, cross_entropy, expm1, mean_cross_entropy
 from diffusion_text.core.options import member, option
 from diffusion_text.objective import engine
 from diffusion_text.objective.base import OneReading
@@ -166,7 +166,7 @@ class CrossEntropy(OneReading):
     cost = cost + spread if self.weigh_smoothing else cost
     if self.focusing:  # never below TINY: a power below 1 has no slope at 0
       easy = jnp.maximum(cross_entropy(logits, ids), TINY)
-      cost = (-jnp.expm1(-easy)) ** self.focusing * cost
+      cost = (-expm1(-easy)) ** self.focusing * cost
     return cost if self.weigh_smoothing else cost + spread
 
   def spread(self, logits: Float[Array, "*n V"]) -> Float[Array, "*n"]:

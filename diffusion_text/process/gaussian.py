@@ -47,7 +47,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.numerics import steep_cross_entropy
+from diffusion_text.core.numerics import expm1, steep_cross_entropy
 from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.core.prng import draw_categorical, draw_normal, fold, wrap_keys
 from diffusion_text.process.base import PerToken, by_position
@@ -505,7 +505,7 @@ class Gaussian(PerToken):
     there = self.schedule(s[..., None])
     residual = (state - here.alpha * target) / here.sigma
     # ρ_d² = 1 - SNR_t / SNR_s, without forming the ratio: it is nearly 1 for small steps.
-    posterior = jnp.maximum(-jnp.expm1(here.log_snr - there.log_snr), 0.0)
+    posterior = jnp.maximum(-expm1(here.log_snr - there.log_snr), 0.0)
     fresh = jnp.float32(options.eta**2) * posterior
     if options.rho is not None:
       fresh = jnp.float32(options.rho**2)

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.numerics import NEVER, cross_entropy
+from diffusion_text.core.numerics import NEVER, cross_entropy, expm1
 from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import Absorbing, is_token
@@ -111,7 +111,7 @@ class Masked(Absorbing):
     cost = cross_entropy(output, clean_state)
     if self.prediction == "score":
       log_sum = self._log_normaliser(output)
-      cost = cost + jnp.expm1(log_sum) - log_sum
+      cost = cost + expm1(log_sum) - log_sum
     return jnp.where(self.has_loss(params, state, t), self._hazard(t) * cost, 0.0)
 
   def _hazard(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:

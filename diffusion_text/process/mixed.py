@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion_text.core.numerics import expm1
 from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.process.discrete import WithMask
 from diffusion_text.process.mixture import LEAST, Mixture, Shares
@@ -54,11 +55,11 @@ def mix(mixing: str, share: float, level: Level, onset: float = 1.0) -> Shares:
   if mixing == "epsilon":
     scrambled = share * noise
     if onset != 1:
-      scrambled = share * -jnp.expm1(_log_alpha(level) / onset)
+      scrambled = share * -expm1(_log_alpha(level) / onset)
     return Shares(alpha * (1 - scrambled), noise, alpha * scrambled)
   log_alpha = _log_alpha(level)
-  lost = jnp.where(alpha > 0, -jnp.expm1((1 - share) * log_alpha), float(share < 1))
-  scrambled = -jnp.exp((1 - share) * log_alpha) * jnp.expm1(share * log_alpha)
+  lost = jnp.where(alpha > 0, -expm1((1 - share) * log_alpha), float(share < 1))
+  scrambled = -jnp.exp((1 - share) * log_alpha) * expm1(share * log_alpha)
   return Shares(alpha, lost, jnp.where(alpha > 0, scrambled, 1 - lost))
 
 

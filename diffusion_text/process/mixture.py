@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.numerics import LEAST as TINIEST
-from diffusion_text.core.numerics import NEVER, at_ids
+from diffusion_text.core.numerics import NEVER, at_ids, expm1
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import Discrete, is_token
 from diffusion_text.schedules.discrete import Schedule, on_grid
@@ -67,7 +67,7 @@ def excess(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
   small = jnp.abs(log_ratio) < 0.03
   near = jnp.where(small, log_ratio, 0.0)
   far = jnp.where(small, 1.0, log_ratio)
-  return jnp.where(small, near**2 / 2 * (1 + near / 3 * (1 + near / 4)), jnp.expm1(far) - far)
+  return jnp.where(small, near**2 / 2 * (1 + near / 3 * (1 + near / 4)), expm1(far) - far)
 
 
 def log_share(share: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -120,7 +120,7 @@ def compare(
   other = jax.nn.softplus(clean - log_base[..., None])
   predicted = jnp.logaddexp(clean, log_base[..., None])
   true = jnp.maximum(shares.clean + base, LEAST)
-  shift = shares.clean * jnp.expm1(log_p_true) / true  # q̂ / q - 1 at the true token, in (-1, 0]
+  shift = shares.clean * expm1(log_p_true) / true  # q̂ / q - 1 at the true token, in (-1, 0]
   far = jnp.logaddexp(log_clean + log_p_true, log_base) - jnp.log(true)
   true = jnp.where(shift > -0.5, jnp.log1p(jnp.maximum(shift, -0.5)), far)
   own = jnp.where(state == clean_state, true, at_ids(other, jnp.minimum(state, vocab_size - 1)))

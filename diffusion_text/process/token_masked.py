@@ -53,7 +53,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_text.core.numerics import LEAST, NEVER, TINY, cross_entropy
+from diffusion_text.core.numerics import LEAST, NEVER, TINY, cross_entropy, expm1
 from diffusion_text.core.options import internal, member, option, part
 from diffusion_text.core.prng import draw_categorical, draw_uniform, fold
 from diffusion_text.process.discrete import Absorbing, is_token
@@ -162,7 +162,7 @@ class TokenMasked(Absorbing):
     self, masked: Bool[Array, "*n"], log_noise: Float[Array, "*n"]
   ) -> Float[Array, "*n"]:
     """log alpha where the token is visible. (The other branch has a pole.)"""
-    return jnp.log(jnp.maximum(-jnp.expm1(jnp.where(masked, -1.0, log_noise)), LEAST))
+    return jnp.log(jnp.maximum(-expm1(jnp.where(masked, -1.0, log_noise)), LEAST))
 
   def evidence(
     self, params: Params, state: Int[Array, "*n"], t: Float[Array, "*n"]
@@ -282,7 +282,7 @@ class TokenMasked(Absorbing):
   def _reveal(self, shape: Array, t: Array, s: Array) -> Array:
     """r = 1 - noise(s) / noise(t), of shapes and times that broadcast: 1 exactly at s = 0."""
     before = self._log_noise(shape, self.schedule(s))
-    return -jnp.expm1(before - self._log_noise(shape, self.schedule(t)))
+    return -expm1(before - self._log_noise(shape, self.schedule(t)))
 
 
 def _bulge(level: Level) -> Array:

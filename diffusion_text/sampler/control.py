@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_text.core.capability import require
-from diffusion_text.core.numerics import select
+from diffusion_text.core.numerics import expm1, select
 from diffusion_text.core.options import member, option
 from diffusion_text.sampler.grid import Turn
 from diffusion_text.schedules.gaussian import Path
@@ -265,7 +265,7 @@ class LatentControl(Controlled):
     start, state = self.sampler.step(model, params, canvas, state, prediction, query, needs)
     process, of_classifier = model.process, params[self.group]
     here, there = process.schedule(turn.t[..., None]), process.schedule(turn.s[..., None])
-    less = -jnp.expm1(jnp.minimum(here.log_snr - there.log_snr, 0.0))
+    less = -expm1(jnp.minimum(here.log_snr - there.log_snr, 0.0))
     variance = (process.noise_scale * there.sigma) ** 2 * less
     time = jnp.where(canvas.active, turn.s, 0.0)
     moves = canvas.active & needs & (turn.s > 0) & (turn.t > turn.s)

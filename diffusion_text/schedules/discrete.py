@@ -12,13 +12,14 @@ t is a float32 array in [0, 1] of any shape; results have its shape.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_text.core.numerics import LEAST, TINY
+from diffusion_text.core.numerics import LEAST, TINY, expm1
 from diffusion_text.core.options import member, option
 
 
@@ -88,7 +89,7 @@ class Polynomial(Schedule):
   def __call__(self, t: Float[Array, "*n"]) -> Level:
     """alpha and 1 - alpha, with finite gradients at t = 0."""
     safe = jnp.maximum(t, TINY**2)  # the logarithm below needs a positive time
-    return Level(-jnp.expm1(self.power * jnp.log(safe)), jnp.where(t > 0, safe**self.power, 0.0))
+    return Level(-expm1(self.power * jnp.log(safe)), jnp.where(t > 0, safe**self.power, 0.0))
 
 
 @member
@@ -111,12 +112,12 @@ class Geometric(Schedule):
   def __call__(self, t: Float[Array, "*n"]) -> Level:
     """alpha and 1 - alpha, without cancellation at either end."""
     log_ratio = jnp.log(self.sigma_max / self.sigma_min)
-    total = -jnp.expm1(self.sigma_min - self.sigma_max)  # 1 - exp(-(sigma(1) - sigma(0)))
-    rise = self.sigma_min * jnp.expm1(t * log_ratio)  # sigma(t) - sigma(0), accurate near t = 0
-    rest = -self.sigma_max * jnp.expm1((t - 1) * log_ratio)  # sigma(1) - sigma(t), near t = 1
+    total = -math.expm1(self.sigma_min - self.sigma_max)  # 1 - exp(-(sigma(1) - sigma(0)))
+    rise = self.sigma_min * expm1(t * log_ratio)  # sigma(t) - sigma(0), accurate near t = 0
+    rest = -self.sigma_max * expm1((t - 1) * log_ratio)  # sigma(1) - sigma(t), near t = 1
     # exp(-rise) - exp(-(rise + rest)) as a product: no cancellation, and nothing can overflow.
-    alpha = -jnp.exp(-rise) * jnp.expm1(-rest) / total
-    noise = jnp.minimum(-jnp.expm1(-rise) / total, 1.0)
+    alpha = -jnp.exp(-rise) * expm1(-rest) / total
+    noise = jnp.minimum(-expm1(-rise) / total, 1.0)
     return Level(jnp.minimum(alpha, 1.0), jnp.where(t >= 1, 1.0, noise))
 
 

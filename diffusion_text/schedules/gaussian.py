@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion_text.core.numerics import expm1
 from diffusion_text.core.options import member, option, part
 
 
@@ -264,7 +265,7 @@ class Arctangent(Curve):
     """λ of the curve."""
     angle = jnp.arctan2(jnp.sqrt(u), self.slope * jnp.sqrt(rest))
     log_width = jnp.log1p((self.ratio - 1) * (2 / math.pi) * angle)
-    return -4 * log_width - jnp.log(-jnp.expm1(-4 * log_width))
+    return -4 * log_width - jnp.log(-expm1(-4 * log_width))
 
   def when(self, log_snr: float) -> float:
     """The u of a log-SNR; 2 if the curve ends before that log-SNR."""

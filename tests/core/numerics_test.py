@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_text.core.numerics import cross_entropy, likeliest, steep_cross_entropy
+from diffusion_text.core.numerics import cross_entropy, expm1, likeliest, steep_cross_entropy
 from diffusion_text.core.prng import draw_categorical, position_keys
 from diffusion_text.process.embedding import Embedding
 
@@ -40,6 +40,15 @@ def test_no_token_costs_less_than_nothing():
   cost = jax.jit(lambda keys: process.reconstruction(params, keys, ids))
   found = np.asarray(cost(position_keys(jax.random.key(0), 8, 8)))
   assert (found >= 0).all() and found.max() < 1e-6
+
+
+def test_the_slope_of_expm1_keeps_its_digits():
+  """Where e^x is small, too; and its own slope."""
+  x = np.float32([-20, -14, -5, -1e-4, 0, 1e-4, 3])
+  slope = jax.grad(expm1)
+  for found in (jax.vmap(slope)(x), jax.vmap(jax.grad(slope))(x)):
+    np.testing.assert_allclose(found, np.exp(np.float64(x)), rtol=2e-6)
+  np.testing.assert_allclose(expm1(jnp.asarray(x)), np.expm1(np.float64(x)), rtol=2e-6)
 
 
 def test_the_likeliest_is_the_first_of_the_largest():

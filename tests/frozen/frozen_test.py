@@ -60,8 +60,11 @@ PROCESS_TOLERANCE = {"d3pm_uniform": 1e-5}
 # with other settings than the files were made with.
 NETWORK_TOLERANCE = 1e-4
 SUM_TOLERANCE = 5e-6
-# The total variation of two readings has a kink where they agree.
-GRADIENT_TOLERANCE = {"mask_agnostic": 1e-3}
+# Files whose rates at t = 1 are 2 % off, as JAX 0.10 differentiates e^x - 1 as (e^x - 1) + 1.
+WRONG_AT_NOISE = ("hdlm",)
+# The total variation of two readings has a kink where they agree; that of trec is a sum of many
+# weights that JAX 0.12 sums otherwise.
+GRADIENT_TOLERANCE = {"mask_agnostic": 1e-3, "trec": 3e-4}
 # Groups of parameters that had another name.
 RENAMED = {"time_predictor": "timing"}
 # What configs chose when they were frozen, where they have changed their choice since.

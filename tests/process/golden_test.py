@@ -17,6 +17,7 @@ import pytest
 from diffusion_text.core.numerics import at_ids
 from diffusion_text.process.masked import Masked
 from diffusion_text.process.mixed import Mixed
+from diffusion_text.process.mixture import LATEST
 from diffusion_text.process.uniform import Uniform
 from diffusion_text.schedules.discrete import Cosine, Linear, reveal_probability
 from diffusion_text.testing.languages import Enumerable
@@ -119,6 +120,20 @@ def test_limits(limit, process):
   want = bound(process, says=poor)
   assert got == pytest.approx(want, rel=5e-4 if limit.time_steps else 1e-4)
   assert want > TOY_B.entropy + 0.05
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_masks_arrive_at_the_noisy_end_as_the_closed_form_says(share):
+  """-(alpha^(1-p))' / (1 - alpha^(1-p)) with alpha = 1 - t; a slope of e^x - 1 that is taken as a
+  sum is 2 % off for p = 0.01.
+  """
+  process = Mixed(V, Linear(), mixing="gamma", share=share)
+  t = jnp.float32([LATEST, 0.5])
+  state = jnp.full(2, process.mask_id)
+  found = process.bound_weight({}, jnp.zeros(2, jnp.int32), state, t)
+  alpha = 1 - np.float64(t)
+  want = (1 - share) * alpha**-share / (1 - alpha ** (1 - share))
+  np.testing.assert_allclose(found, want, rtol=2e-6)
 
 
 def test_a_share_that_does_not_vanish():
