@@ -120,7 +120,7 @@ def test_answers_are_cut_by_the_network():
     return prediction.features, prediction.stages[0].features, prediction.hidden
 
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a[:, 3:7], b, atol=1e-6), parts(whole), parts(some)
+    lambda a, b: np.testing.assert_allclose(a[:, 3:7], b, atol=5e-6), parts(whole), parts(some)
   )
   assert none.features.shape == (3, 0, 32) and set(none.hidden) == {0, 1, 2}
   np.testing.assert_array_equal(jax.jit(lambda p: p.logits)(whole).shape, (3, 10, 11))
