@@ -6,13 +6,12 @@ time the text is decided, and whether a learned timing makes all stretches cost 
 
 import pathlib
 
-from absl import flags
-
 from experiments.flags import run, workdir_flag
 from experiments.settings import settings_flags
+from experiments.workdirs import workdirs_flag
 
 WORKDIR = workdir_flag()
-WORKDIRS = flags.DEFINE_list("workdirs", [], "trained runs")
+WORKDIRS = workdirs_flag("trained runs")
 SETTINGS = settings_flags("cost_profile")
 
 
@@ -20,10 +19,8 @@ def main(_):
   from diffusion_text.experiment.run import load
   from diffusion_text.studies import cost_profile
 
-  if not WORKDIRS.value:
-    raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
   settings = cost_profile.Settings(**SETTINGS())
-  runs = {pathlib.Path(name).name: load(name) for name in WORKDIRS.value}
+  runs = {name: load(workdir) for name, workdir in WORKDIRS().items()}
   print(cost_profile.run(settings, runs, pathlib.Path(WORKDIR.value)))
 
 

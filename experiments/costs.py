@@ -17,9 +17,10 @@ import pathlib
 from absl import flags
 
 from experiments.flags import run, workdir_flag
+from experiments.workdirs import workdirs_flag
 
 WORKDIR = workdir_flag()
-WORKDIRS = flags.DEFINE_list("workdirs", [], "runs whose metrics are read")
+WORKDIRS = workdirs_flag("runs whose metrics are read")
 BOUNDS = flags.DEFINE_list("bounds", [], "bits per character; default the lowest that all have")
 BUDGETS = flags.DEFINE_list("budgets", [], "operations at which sizes are compared")
 
@@ -27,10 +28,8 @@ BUDGETS = flags.DEFINE_list("budgets", [], "operations at which sizes are compar
 def main(_):
   from diffusion_text.studies import costs
 
-  if not WORKDIRS.value:
-    raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
   bounds, budgets = list(map(float, BOUNDS.value)), list(map(float, BUDGETS.value))
-  runs = [costs.read(pathlib.Path(name)) for name in WORKDIRS.value]
+  runs = [costs.read(pathlib.Path(workdir), name) for name, workdir in WORKDIRS().items()]
   print(costs.report(runs, bounds, budgets, pathlib.Path(WORKDIR.value)))
 
 

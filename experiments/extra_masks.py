@@ -7,13 +7,12 @@ still right (mask-agnostic loss, arXiv 2511.21338).
 
 import pathlib
 
-from absl import flags
-
 from experiments.flags import run, workdir_flag
 from experiments.settings import settings_flags
+from experiments.workdirs import workdirs_flag
 
 WORKDIR = workdir_flag()
-WORKDIRS = flags.DEFINE_list("workdirs", [], "runs on a task that are asked")
+WORKDIRS = workdirs_flag("runs on a task that are asked")
 SETTINGS = settings_flags("extra_masks")
 
 
@@ -21,10 +20,8 @@ def main(_):
   from diffusion_text.experiment.run import load
   from diffusion_text.studies import extra_masks
 
-  if not WORKDIRS.value:
-    raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
   settings = extra_masks.Settings(**SETTINGS())
-  runs = {pathlib.Path(name).name: load(name) for name in WORKDIRS.value}
+  runs = {name: load(workdir) for name, workdir in WORKDIRS().items()}
   print(extra_masks.run(settings, runs, pathlib.Path(WORKDIR.value)))
 
 

@@ -10,15 +10,15 @@ the judge's features, small samples) stand beside. Held-out text is the last row
 """
 
 import math
-import pathlib
 
 from absl import flags
 
 from experiments.flags import run
 from experiments.paths import path_flag
+from experiments.workdirs import workdirs_flag
 
 JUDGE = path_flag("judge", "workdir of an autoregressive run", required=True)
-WORKDIRS = flags.DEFINE_list("workdirs", [], "directories of the runs to judge")
+WORKDIRS = workdirs_flag("directories of the runs to judge")
 TEMPERATURES = flags.DEFINE_list("temperatures", ["0.7", "0.85", "1.0"], "of the samplers")
 NUM = flags.DEFINE_integer("num", 64, "samples at each temperature", lower_bound=20)
 STEPS = flags.DEFINE_integer("steps", None, "of the samplers; default the runs'", lower_bound=1)
@@ -30,17 +30,16 @@ def main(_):
   from diffusion_text.studies import judge
 
   temperatures = [float(text) for text in TEMPERATURES.value]
-  if not WORKDIRS.value:
-    raise ValueError("--workdirs is empty; give the directories of the runs to judge")
+  workdirs = WORKDIRS()
   by = judge.Judge(runs.load(JUDGE.value))
   text, reference = judge.held_out_texts(by, NUM.value)
   rows = []
-  for workdir in WORKDIRS.value:
+  for name, workdir in workdirs.items():
     trained = runs.load(workdir)
     for temperature in temperatures:
       how = {"num": NUM.value, "seed": SEED.value, "steps": STEPS.value}
       texts = judge.sampled(trained, temperature, **how)
-      rows.append(judge.judged(by, pathlib.Path(workdir).name, temperature, texts, reference))
+      rows.append(judge.judged(by, name, temperature, texts, reference))
   print(judge.report(rows, judge.judged(by, "held-out text", math.nan, text, reference)))
 
 

@@ -9,13 +9,12 @@ The other runs are held against the first, row by row.
 
 import pathlib
 
-from absl import flags
-
 from experiments.flags import run, workdir_flag
 from experiments.settings import settings_flags
+from experiments.workdirs import workdirs_flag
 
 WORKDIR = workdir_flag()
-WORKDIRS = flags.DEFINE_list("workdirs", [], "runs of the same data and tokenizer")
+WORKDIRS = workdirs_flag("runs of the same data and tokenizer")
 SETTINGS = settings_flags("rare_tokens")
 
 
@@ -23,10 +22,8 @@ def main(_):
   from diffusion_text.experiment.run import load
   from diffusion_text.studies import rare_tokens
 
-  if not WORKDIRS.value:
-    raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
   settings = rare_tokens.Settings(**SETTINGS())
-  runs = {pathlib.Path(name).name: load(name) for name in WORKDIRS.value}
+  runs = {name: load(workdir) for name, workdir in WORKDIRS().items()}
   print(rare_tokens.run(settings, runs, pathlib.Path(WORKDIR.value)))
 
 

@@ -16,9 +16,10 @@ from absl import flags
 
 from experiments.flags import run, workdir_flag
 from experiments.settings import settings_flags
+from experiments.workdirs import workdirs_flag
 
 WORKDIR = workdir_flag()
-WORKDIRS = flags.DEFINE_list("workdirs", [], "trained runs of one text, in place of a chain")
+WORKDIRS = workdirs_flag("trained runs of one text, in place of a chain", required=False)
 SETTINGS = settings_flags("repairs")
 
 
@@ -26,11 +27,16 @@ def main(_):
   from diffusion_text.studies import repairs
 
   settings, workdir = repairs.Settings(**SETTINGS()), pathlib.Path(WORKDIR.value)
-  if WORKDIRS.value:
+  if workdirs := WORKDIRS():
+    if flags.FLAGS["chain"].present:
+      raise ValueError(
+        f"--chain={settings.chain} is for networks that know a chain, and the runs of --workdirs"
+        " have texts; leave one of the two out"
+      )
     from diffusion_text.experiment.run import load
     from diffusion_text.studies import trained_repairs
 
-    runs = {pathlib.Path(name).name: load(name) for name in WORKDIRS.value}
+    runs = {name: load(workdir) for name, workdir in workdirs.items()}
     return print(trained_repairs.run(settings, runs, workdir))
   from diffusion_text.testing.chain_network import chain_model
 

@@ -29,6 +29,7 @@ def main(_):
   from diffusion_text.experiment import run as runs
   from diffusion_text.experiment.decoding import decoding_of
   from diffusion_text.studies import run_report
+  from diffusion_text.studies.measures import names
 
   if not WORKDIRS.value:
     raise ValueError("--workdir is not set; give the workdir of a run, or several")
@@ -38,12 +39,11 @@ def main(_):
   chosen = {}
   for workdir in workdirs:  # every mistake before anything is computed
     experiment = runs.load_experiment(workdir)
-    names = [None, *DECODERS.value]
-    each = [decoding_of(experiment, decoder=name) for name in names]
+    each = [decoding_of(experiment, decoder=name) for name in (None, *DECODERS.value)]
     chosen[workdir] = dict(zip(["its own decoding", *DECODERS.value], each))
   how = {"split": SPLIT.value, "max_rows": MAX_ROWS.value, "num": NUM.value, "seed": SEED.value}
   pages = []
-  for name, (workdir, decodings) in zip(run_report.names([*chosen]), chosen.items()):
+  for name, (workdir, decodings) in zip(names([*chosen]), chosen.items()):
     pages.append(run_report.read(workdir, runs.load(workdir), decodings, name=name, **how))
   run_report.write(pages, SPLIT.value, output)
   print(f"report: {output}")

@@ -9,14 +9,14 @@ reference is never seen.
 """
 
 import json
-import pathlib
 
 from absl import flags
 
 from experiments.flags import run
 from experiments.paths import path_flag
+from experiments.workdirs import workdirs_flag
 
-WORKDIRS = flags.DEFINE_list("workdirs", [], "directories of runs on pairs or a task")
+WORKDIRS = workdirs_flag("directories of runs on pairs or a task")
 PATH = path_flag("path", "file or folder of the pairs; default the runs' own")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which pairs")
 NUM = flags.DEFINE_integer("num", None, "only the first sources; default all", lower_bound=1)
@@ -38,12 +38,11 @@ def main(_):
   from diffusion_text.studies import exams, task_report, tasks
   from diffusion_text.studies.exam_contract import How
 
-  if not WORKDIRS.value:
-    raise ValueError("--workdirs is empty; name one run or more, as in --workdirs=runs/a,runs/b")
+  workdirs = WORKDIRS()
   mbr = tuple(map(int, MBR.value))
   how = How(num=NUM.value, mbr=mbr, scorer=SCORER.value, split=SPLIT.value)
   found, asked = [], None
-  for workdir in WORKDIRS.value:
+  for name, workdir in workdirs.items():
     trained = runs.load(workdir, {"data.path": PATH.value}.items() if PATH.value else ())
     exam = tasks.exam_of(trained)
     asked = tasks.exam_of_both(asked or exam, exam)
@@ -51,7 +50,7 @@ def main(_):
     numbers, text = exams.measured(
       exam, trained, how, seed=SEED.value, sampler=sampler, num_draws=NUM_DRAWS.value
     )
-    found.append({"system": pathlib.Path(workdir).name, "seed": SEED.value, **numbers})
+    found.append({"system": name, "seed": SEED.value, **numbers})
     for line in text.splitlines()[: SHOW.value]:
       print(f"{found[-1]['system']}: {line}")
   if JSON.value:

@@ -64,9 +64,13 @@ class Run:
   points: tuple[Point, ...]
 
 
-def read(workdir: pathlib.Path) -> Run:
+def read(workdir: pathlib.Path, name: str) -> Run:
   """The evaluations in the metrics of a workdir. An evaluation before the first update is left out,
   as its cost is 0.
+
+  Args:
+    workdir: Of the run.
+    name: What the run is called.
 
   Raises:
     ValueError: If there are no evaluations.
@@ -86,7 +90,7 @@ def read(workdir: pathlib.Path) -> Run:
       f"{workdir} has no evaluation in its metrics; train with a train.evaluate_every below"
       f" train.steps={experiment.train.steps}"
     )
-  return Run(workdir.name, plan.count_parameters(experiment), tuple(points))
+  return Run(name, plan.count_parameters(experiment), tuple(points))
 
 
 def cost_to(run: Run, bound: float, cost: str) -> float | None:

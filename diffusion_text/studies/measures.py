@@ -1,5 +1,5 @@
 """What several studies share: means with their errors, the entropy of tokens, pairs of neighbours,
-tables in Markdown, and the files of a result.
+names of runs, tables in Markdown, and the files of a result.
 """
 
 from __future__ import annotations
@@ -42,6 +42,18 @@ def check_rising(name: str, numbers: Sequence[int], usual: str) -> None:
   """Raises ValueError for numbers of a setting that are not positive and rising, or are none."""
   if not numbers or min(numbers) < 1 or list(numbers) != sorted(set(numbers)):
     raise ValueError(f"{name}={tuple(numbers)} must be positive and rise; {usual} is usual")
+
+
+def names(workdirs: Sequence[str]) -> list[str]:
+  """The last part of each workdir's path; whole paths if two would be called the same."""
+  last = [workdir.rstrip("/").rpartition("/")[2] for workdir in workdirs]
+  return last if len(set(last)) == len(last) else list(workdirs)
+
+
+def joined(pairs: Sequence[tuple[float, float]]) -> str:
+  """The cell of several (mean, standard error): the means, and the largest of the errors."""
+  means = " / ".join(f"{mean:.3f}" for mean, _ in pairs)
+  return f"{means} (± {max(error for _, error in pairs):.3f})"
 
 
 def markdown(

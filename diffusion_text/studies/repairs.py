@@ -43,7 +43,7 @@ from diffusion_text.sampler.revise import RunningConfidence
 from diffusion_text.sampler.score import Random
 from diffusion_text.sampler.self_correcting import SelfCorrecting
 from diffusion_text.studies.chains import SMOOTHING, Chain, chain_of
-from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
+from diffusion_text.studies.measures import joined, markdown, mean_and_error, pooled_entropy, write
 from diffusion_text.timing import Shared
 from diffusion_text.types import Batch, Keys, Params, Timing
 
@@ -293,10 +293,7 @@ def cells(line: Line, found: Sequence[Repairs]) -> tuple[str, ...]:
   """The cells of a line of the table: a share for each number of errors, and after them the largest
   of their standard errors.
   """
-  shares = []
-  for pairs in zip(*(each[1:4] for each in found), strict=True):
-    means = " / ".join(f"{mean:.3f}" for mean, _ in pairs)
-    shares.append(f"{means} (± {max(error for _, error in pairs):.3f})")
+  shares = [joined(pairs) for pairs in zip(*(each[1:4] for each in found), strict=True)]
   time = f"{line.start.time:.2f}" if line.sampler != NOBODY else "–"
   entropies = " / ".join(f"{each.entropy:.3f}" for each in found)
   calls = f"{np.mean([each.calls for each in found]):.1f}"

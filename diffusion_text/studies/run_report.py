@@ -69,12 +69,6 @@ def device_time(hours: float) -> str:
   return f"{60 * hours:.1f} device minutes" if hours < 1 else f"{hours:.3g} device hours"
 
 
-def names(workdirs: Sequence[str]) -> list[str]:
-  """The last part of each workdir's path; whole paths if two would be called the same."""
-  last = [workdir.rstrip("/").rpartition("/")[2] for workdir in workdirs]
-  return last if len(set(last)) == len(last) else list(workdirs)
-
-
 def read(
   workdir: str,
   trained: Trained,

@@ -36,7 +36,7 @@ from diffusion_text.sampler.loop import Loop
 from diffusion_text.sampler.lost_tokens import visible_may_be_wrong
 from diffusion_text.sampler.remasking import Remasking
 from diffusion_text.sampler.renoising import Renoising
-from diffusion_text.studies.measures import markdown, mean_and_error, pooled_entropy, write
+from diffusion_text.studies.measures import joined, markdown, mean_and_error, pooled_entropy, write
 from diffusion_text.studies.repairs import (
   CORRECTION_TIME,
   NOBODY,
@@ -280,17 +280,11 @@ def gone_on(
   return np.asarray(made), float(np.mean(calls))
 
 
-def shown(pairs: Sequence[tuple[float, float]]) -> str:
-  """Shares, and the largest of their standard errors."""
-  means = " / ".join(f"{mean:.3f}" for mean, _ in pairs)
-  return f"{means} (± {max(error for _, error in pairs):.3f})"
-
-
 def cells(found: Sequence[Found]) -> tuple[str, ...]:
   """Repaired, damaged, entropy and calls, for each number of errors."""
   entropies = " / ".join(f"{each.entropy:.3f}" for each in found)
   calls = f"{np.mean([each.calls for each in found]):.1f}"
-  pairs = (shown([each[number] for each in found]) for number in (0, 1))
+  pairs = (joined([each[number] for each in found]) for number in (0, 1))
   return (*pairs, entropies, calls)
 
 
@@ -334,7 +328,7 @@ def measured(
     errors.append(Planted(ids, where, *chances(trained, ids, rows, settings.time)))
   seen = [mean_and_error(less_likely(each.said, each.where, rows)) for each in errors]
   told = [share(each.right > each.said, each.where) for each in errors]
-  tables.detected.append((name, shown(seen), shown(told)))
+  tables.detected.append((name, joined(seen), joined(told)))
   numbers.append({"run": name, "seen": seen, "told": told})
   for label, sampler, start in samplers(settings):
     if not fits(sampler, trained.experiment.model):
@@ -344,7 +338,7 @@ def measured(
       for each in errors
     ]
     tables.repaired.append((name, label, f"{start.time:.2f}", *cells(found)))
-    tables.parts.append((name, label, *map(shown, found[-1].parts)))
+    tables.parts.append((name, label, *map(joined, found[-1].parts)))
     numbers.append({"run": name, "sampler": label, "found": [each._asdict() for each in found]})
   return numbers
 
@@ -353,7 +347,7 @@ def run(settings: Settings, runs: Mapping[str, Trained], workdir: pathlib.Path) 
   """The tables, written as trained_repairs.md and trained_repairs.json.
 
   Args:
-    settings: the study's; `chain` is not read.
+    settings: the study's, but for `chain`, which the command refuses beside runs.
     runs: name -> run, all of the same text and tokens.
     workdir: where to.
 
@@ -374,8 +368,8 @@ def run(settings: Settings, runs: Mapping[str, Trained], workdir: pathlib.Path) 
     errors = Planted(ids, where, said, frequencies(rows.ids, rows))
     nobody.append(Found.of(rows, errors, ids, 0.0))
     often.append((less_likely(said, where, rows), share(errors.right > said, where)))
-  seen = shown([mean_and_error(each) for each, _ in often])
-  tables.detected.append(("frequencies (control)", seen, shown([told for _, told in often])))
+  seen = joined([mean_and_error(each) for each, _ in often])
+  tables.detected.append(("frequencies (control)", seen, joined([told for _, told in often])))
   tables.repaired.append(("–", NOBODY, "–", *cells(nobody)))
   text = ""
   for name, trained in runs.items():

@@ -37,6 +37,9 @@ MISTAKES = {
     "--mbr=1,z: each must be"
   ),
   ("costs", "--workdir=x", "--workdirs=y", "--bounds=3,z"): "--bounds=3,z: each must be a number",
+  ("rare_tokens", "--workdir=x"): "--workdirs is empty; name one run or more",
+  ("cost_profile", "--workdir=x", "--workdirs=a,a/"): "--workdirs=a,a/ names a run twice",
+  ("repairs", "--workdir=x", "--workdirs=y", "--chain=branchy"): "--chain=branchy is for networks",
   ("calibration", "--workdir=x", "--powers=1,z"): "--powers=1,z: rows must be whole numbers, and",
   ("judge", "--judge=x", "--temperatures=z"): "--temperatures=z: each must be a number",
   ("export", "--workdir=nowhere", "--output=x"): "no checkpoint in nowhere",

@@ -10,6 +10,7 @@ import pytest
 from diffusion_text.experiment.film import Film
 from diffusion_text.experiment.player import OPEN, Shown
 from diffusion_text.studies import run_report
+from diffusion_text.studies.measures import names
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 # One row of four tokens: the first is given, the third is written, made noise again and rewritten.
@@ -73,8 +74,8 @@ def test_a_page_says_what_was_run_side_by_side(tmp_path):
 
 
 def test_runs_are_called_by_the_end_of_their_paths_unless_two_share_it():
-  assert run_report.names(["runs/a", "/x/b/"]) == ["a", "b"]
-  assert run_report.names(["runs/a", "old/a"]) == ["runs/a", "old/a"]
+  assert names(["runs/a", "/x/b/"]) == ["a", "b"]
+  assert names(["runs/a", "old/a"]) == ["runs/a", "old/a"]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: pages are not played")

@@ -79,7 +79,7 @@ def test_a_cell_is_trained_scored_and_answered(table, measured):
 
 def test_what_the_bound_of_a_cell_costs_is_read_from_its_metrics(table, measured):
   """Two updates of 4 rows of 16 tokens, an evaluation after each."""
-  one = costs.read(table.workdir / "addition/mdlm-seed0")
+  one = costs.read(table.workdir / "addition/mdlm-seed0", "mdlm-seed0")
   assert one.parameters == measured["parameters"]
   assert [point[:2] for point in one.points] == [(1, 64), (2, 128)]
   first, second = one.points
