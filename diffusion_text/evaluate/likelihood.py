@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from diffusion_text.types import Array, Batch, Key, Params, Progress
 
-# (params, key, batch, progress) -> (nats [B], weight [B]), sums over each row.
+# (params, key, batch, progress) -> (nats [B], weight [B]), sums over each row, or [B, K], over each
+# of its K parts.
 NatsFn = Callable[[Params, Key, Batch, Progress], tuple[Array, Array]]
 
 
@@ -113,13 +114,13 @@ class Rows(NamedTuple):
   """The bound of each of R rows, the mean over draws.
 
   Attributes:
-    nats: float64 [R], of the row.
-    weight: float64 [R], its scored tokens.
+    nats: float64 [R], of the row, or [R, K], of its parts.
+    weight: float64 [R], its scored tokens, or [R, K], those of its parts.
     sizes: (characters, bytes) of the text of each batch.
   """
 
-  nats: Float[np.ndarray, " R"]
-  weight: Float[np.ndarray, " R"]
+  nats: Float[np.ndarray, "R ..."]
+  weight: Float[np.ndarray, "R ..."]
   sizes: Sequence[tuple[float, float]]
 
 

@@ -1,4 +1,4 @@
-"""Where a bound is paid: nats by stretch of the clock, and by place in the row.
+"""The nats of a bound by stretch of the clock, and by place in the row.
 
 A timing that is learned from what tokens cost gives each stretch of its clock a time that costs
 more or less alike (time warping, CDCD, arXiv 2211.15089, section 3.3; Plaid, arXiv 2305.18619, for
@@ -23,7 +23,7 @@ from diffusion_text.core.prng import make_key, stream
 from diffusion_text.evaluate.likelihood import by_row, estimate
 from diffusion_text.experiment.run import Trained, held_out
 from diffusion_text.objective import engine
-from diffusion_text.studies.measures import markdown, write
+from diffusion_text.studies.measures import joined, markdown, write
 from diffusion_text.types import Batch, Key, Model, Params, Progress
 
 
@@ -38,21 +38,21 @@ class Settings:
   seed: int = option(0, "of times and noise", ge=0)
 
 
-class Paid(NamedTuple):
-  """What each of B rows pays, float32 [B, 2 K + 1]: in K stretches of the clock, at the ends of
-  time, and in K stretches of the row.
+class Parts(NamedTuple):
+  """The nats of B rows in parts, float32 [B, 2 K + 2]: K stretches of the clock, the ends of time,
+  K stretches of the row, and the whole.
 
   Attributes:
-    nats: in each of these.
-    weight: the scored tokens over which the nats are spread: all of the row for the clock and the
-      ends, those of the place for a place.
+    nats: of each part.
+    weight: the scored tokens by which the nats of a part are divided: those of the place for a
+      stretch of the row, those of the row for all other parts.
   """
 
   nats: Array
   weight: Array
 
 
-def paid(
+def parts_of(
   model: Model,
   params: Params,
   key: Key,
@@ -61,51 +61,62 @@ def paid(
   *,
   stretches: int,
   decode_at: float | None = None,
-) -> Paid:
-  """One draw of what rows pay; the key and `decode_at` are those of `engine.nats`."""
+) -> Parts:
+  """The parts of one draw of the bound of each row.
+
+  Args:
+    model: whose bound it is.
+    params: its parameters.
+    key: of times and noise; the draw is that of `engine.nats` with this key.
+    batch: the rows.
+    progress: which of several draws this is.
+    stretches: K.
+    decode_at: the log-SNR at which tokens are decoded; None: the path's own end.
+  """
   nats = engine.nats(model, params, key, batch, progress, decode_at=decode_at)
   start = engine.start_time(model, decode_at)
   ends = engine.boundary_terms(model, params, key, batch, progress, start)
   weight = engine.scored_weights(model.process.in_positions(batch))
   tau = engine.draw_times(model, params, stream(key, "times"), batch, progress).tau
-  rows, length = nats.shape
+  length = nats.shape[1]
   clock = jnp.repeat(tau, length // tau.shape[1], axis=1)
   at_clock = jax.nn.one_hot(jnp.ceil(clock * stretches).astype(int) - 1, stretches)
   at_place = jax.nn.one_hot(jnp.arange(length) * stretches // length, stretches)
   by_clock = jnp.einsum("bn,bnk->bk", nats - ends, at_clock)
-  by_place = jnp.einsum("bn,nk->bk", nats, at_place)
-  whole = jnp.broadcast_to(jnp.sum(weight, axis=1, keepdims=True), (rows, stretches + 1))
-  return Paid(
-    jnp.hstack([by_clock, jnp.sum(ends, axis=1, keepdims=True), by_place]),
-    jnp.hstack([whole, jnp.einsum("bn,nk->bk", weight, at_place)]),
+  by_place, of_place = (jnp.einsum("bn,nk->bk", each, at_place) for each in (nats, weight))
+  at_ends, whole, of_row = (jnp.sum(each, axis=1, keepdims=True) for each in (ends, nats, weight))
+  return Parts(
+    jnp.hstack([by_clock, at_ends, by_place, whole]),
+    jnp.hstack([*[of_row] * (stretches + 1), of_place, of_row]),
   )
 
 
 class Profile(NamedTuple):
-  """(nats per token, its standard error) of each stretch of the clock, of the ends of time, and of
-  each stretch of the row.
+  """(nats per token, its standard error) of each stretch of the clock, of the ends of time, of each
+  stretch of the row, and of the whole bound.
   """
 
   clock: list[tuple[float, float]]
   ends: tuple[float, float]
   places: list[tuple[float, float]]
+  bound: tuple[float, float]
 
 
 def profile(trained: Trained, settings: Settings) -> Profile:
-  """The profile of a run; rows are drawn, not tokens."""
+  """The profile of a run; its standard errors are over rows."""
   experiment, number = trained.experiment, settings.stretches
 
   @jax.jit
   def nats_fn(params: Params, key: Key, batch: Batch, progress: Progress):
     how = {"stretches": number, "decode_at": experiment.evaluate.decode_at}
-    return paid(experiment.scoring, params, key, batch, progress, **how)
+    return parts_of(experiment.scoring, params, key, batch, progress, **how)
 
   with jax.set_mesh(experiment.mesh):
     batches = held_out(experiment, settings.split, settings.rows)
     key = make_key(settings.seed)
     found = by_row(nats_fn, trained.params, batches, key, settings.draws)
   columns = [estimate(*each) for each in zip(found.nats.T, found.weight.T)]
-  return Profile(columns[:number], columns[number], columns[number + 1 :])
+  return Profile(columns[:number], columns[number], columns[number + 1 : -1], columns[-1])
 
 
 def unevenness(parts: list[tuple[float, float]]) -> float:
@@ -117,22 +128,17 @@ def unevenness(parts: list[tuple[float, float]]) -> float:
   return float(np.sqrt(max(spread, 0.0)) / np.mean(means))
 
 
-def cells(parts: list[tuple[float, float]]) -> str:
-  """What stretches cost, and the largest of the errors."""
-  means = " / ".join(f"{mean:.3f}" for mean, _ in parts)
-  return f"{means} (± {max(error for _, error in parts):.3f})"
-
-
 def report(profiles: Mapping[str, Profile]) -> str:
   """The two tables, by the clock from clean text to noise, and by place from left to right."""
   clock, places = [], []
   for name, each in profiles.items():
-    ends = f"{each.ends[0]:.3f} ± {each.ends[1]:.3f}"
-    clock.append((name, cells(each.clock), f"{unevenness(each.clock):.3f}", ends))
-    places.append((name, cells(each.places), f"{unevenness(each.places):.3f}"))
-  header = ("run", "nats/token, by the clock from clean text to noise", "uneven by", "at the ends")
+    ends, bound = (f"{mean:.3f} ± {error:.3f}" for mean, error in (each.ends, each.bound))
+    clock.append((name, joined(each.clock), f"{unevenness(each.clock):.3f}", ends, bound))
+    places.append((name, joined(each.places), f"{unevenness(each.places):.3f}"))
+  header = ("run", "nats/token, by the clock from clean text to noise", "uneven by")
+  header = (*header, "at the ends of time", "bound, nats/token")
   other = ("run", "nats/token, by place from left to right", "uneven by")
-  return f"{markdown(header, clock, left=(0,))}\n\n{markdown(other, places, left=(0,))}"
+  return f"{markdown(header, clock)}\n\n{markdown(other, places)}"
 
 
 def run(settings: Settings, runs: Mapping[str, Trained], workdir: pathlib.Path) -> str:

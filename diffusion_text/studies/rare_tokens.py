@@ -87,16 +87,15 @@ def costs(trained: Trained, classes: Classes, settings: Settings) -> Costs:
     values = engine.nats(
       experiment.scoring, params, key, batch, progress, decode_at=experiment.evaluate.decode_at
     )
-    both = jnp.stack([values, engine.scored_weights(batch)])
-    by_class = jnp.einsum("xbn,bnk->xbk", both, own)
-    return by_class[0].reshape(-1), by_class[1].reshape(-1)
+    both = (values, engine.scored_weights(batch))
+    return tuple(jnp.einsum("bn,bnk->bk", each, own) for each in both)
 
   with jax.set_mesh(experiment.mesh):
     batches = held_out(experiment, settings.split, settings.rows)
     key = make_key(settings.seed)
     found = by_row(nats_fn, trained.params, batches, key, settings.draws)
-  by_class = [values.reshape(-1, number) for values in (found.nats, found.weight)]
-  return Costs(*(np.hstack([x, x.sum(1, keepdims=True)]) for x in by_class))
+  by_class = (found.nats, found.weight)
+  return Costs(*(np.hstack([each, each.sum(1, keepdims=True)]) for each in by_class))
 
 
 def exchanged(
