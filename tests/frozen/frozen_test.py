@@ -62,8 +62,8 @@ NETWORK_TOLERANCE = 1e-4
 SUM_TOLERANCE = 5e-6
 # Files whose rates at t = 1 are 2 % off, as JAX 0.10 differentiates e^x - 1 as (e^x - 1) + 1.
 WRONG_AT_NOISE = ("hdlm",)
-# The total variation of two readings has a kink where they agree; that of trec is a sum of many
-# weights that JAX 0.12 sums otherwise.
+# mask_agnostic: the total variation of two readings has a kink where they agree. trec: JAX 0.12
+# rounds otherwise than 0.10, and its norm of the gradient differs by 1.2e-4.
 GRADIENT_TOLERANCE = {"mask_agnostic": 1e-3, "trec": 3e-4}
 # Groups of parameters that had another name.
 RENAMED = {"time_predictor": "timing"}

@@ -97,8 +97,8 @@ SAMPLED = {
   "adaptive_correction": (MIXED, AdaptiveCorrection(steps=4, eta=0.5)),
   "guessed_times": (VECTORS, GuessedTimes(steps=4)),
   "joint": (MASKED, Joint(steps=2)),
-  # Its network of random weights makes of a difference by rounding one a thousand times as large at
-  # each step: after four steps tokens differ.
+  # Two steps: with the random weights of these networks a step makes a rounding error a hundred to
+  # a thousand times as large, so that after four steps tokens differ.
   "predicted_times": (VECTORS, PredictedTimes(steps=2)),
   "redraw": (Uniform(vocab_size=V, prediction="posterior"), Redraw(steps=3, share=0.5)),
   "speculative": (MASKED, Speculative(drafts=3), None, AnyOrder()),
